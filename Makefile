@@ -1,0 +1,50 @@
+# make setup | demo | test | style | bench.  Every target sets up what it needs in .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+BIN := .venv/bin
+SETUP := .venv/.setup-done
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
+CXX ?= c++
+
+.PHONY: setup demo test test-native style format bench clean
+
+setup: $(SETUP)
+
+# Builds against the torch of .venv; rebuilt when the native sources or the build files change.
+$(SETUP): pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel cmake ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/digits.py
+
+test: setup test-native
+	$(BIN)/python -m pytest
+
+# The formulas of csrc/math/ need neither torch nor Python.
+test-native:
+	mkdir -p build/tests
+	for source in tests/csrc/test_*.cpp; do \
+	  name=build/tests/$$(basename $$source .cpp); \
+	  $(CXX) -std=c++20 -O1 -g -Wall -Wextra -fsanitize=address,undefined -ffp-contract=off \
+	    -fno-sanitize-recover=all $$source -o $$name && ./$$name || exit 1; \
+	done
+
+style: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/csrc/*')
+	$(BIN)/mypy adapruner
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/csrc/*')
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf build dist .venv *.egg-info adapruner/_C*.so

@@ -1,0 +1,96 @@
+"""Pruning performance controller (PPC): keeps the model good enough for the selection to mean something.
+
+It sets the pace at which the gates sharpen (slope k) and the keep ratio comes down, holds it back when
+the held-out loss falls behind its best, and says which epoch's selection did best at the ratio wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Share of the way (after warm-up) at which the keep ratio has come down to the one wanted: the rest of
+# the epochs trains at that ratio, where selections can be compared.
+RAMP = 0.5
+
+
+@dataclass
+class Controller:
+    """The pace of a run.
+
+    Args:
+        epochs: epochs of the run.
+        warmup_epochs: epochs at the start in which gates rest.
+        keep_ratio: r.
+        slope: first and last k.
+        tolerance: the held-out loss has fallen behind when it is above its best by more than this
+            share of it, and by more than twice its standard error.
+
+    Attributes:
+        progress: from 0 at the end of the warm-up to 1.
+        best: the lowest held-out loss so far.
+    """
+
+    epochs: int
+    warmup_epochs: int
+    keep_ratio: float
+    slope: tuple[float, float]
+    tolerance: float = 0.1
+    progress: float = 0.0
+    best: float | None = None
+    behind: bool = False
+
+    @property
+    def ratio_now(self) -> float:
+        """The scheduled keep ratio, from 1 down to r."""
+        return 1 - (1 - self.keep_ratio) * min(1.0, self.progress / RAMP)
+
+    @property
+    def slope_now(self) -> float:
+        """The slope k."""
+        first, last = self.slope
+        return first + (last - first) * self.progress
+
+    def step(
+        self, epoch: int, validation_loss: float | None, standard_error: float = 0.0
+    ) -> str:
+        """Take in the end of ``epoch`` and set the pace of the next one.
+
+        Args:
+            epoch: the one that has ended, from 0.
+            validation_loss: mean held-out loss, or None where there is none.
+            standard_error: of that mean.
+
+        Returns:
+            "warm-up", "advance", "pause" (behind for the first epoch) or "back off" (still behind).
+        """
+        was_behind, self.behind = self.behind, self._falls_behind(validation_loss, standard_error)
+        if epoch < self.warmup_epochs:
+            return "warm-up"
+        # The last epoch ends the way, whatever the number of them.
+        stride = 1.0 / max(self.epochs - self.warmup_epochs - 1, 1)
+        if not self.behind:
+            self.progress = min(1.0, self.progress + stride)
+            return "advance"
+        if not was_behind:
+            return "pause"
+        self.progress = max(0.0, self.progress - stride)
+        return "back off"
+
+    def _falls_behind(self, loss: float | None, standard_error: float) -> bool:
+        if loss is None:
+            return False
+        if not math.isfinite(loss):
+            return True
+        if self.best is None or loss < self.best:
+            self.best = loss
+            return False
+        return loss > self.best + max(self.tolerance * self.best, 2 * standard_error)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = asdict(self)
+        return {name: state[name] for name in ("progress", "best", "behind")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.progress, self.best, self.behind = state["progress"], state["best"], state["behind"]

@@ -1,0 +1,221 @@
+"""A torch DataLoader that follows the selection from epoch to epoch and carries the ids along."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data import Dataset as TorchDataset
+
+from adapruner.data.base import Source
+from adapruner.data.order import batches, epoch_order, epoch_seed
+
+
+class UnreadableSampleError(RuntimeError):
+    """A sample cannot be read, and the run is to stop at such ones."""
+
+
+class Unreadable(NamedTuple):
+    """A sample that could not be read, and why."""
+
+    index: int
+    reason: str
+
+
+class Follows(Protocol):
+    """What a loader asks of the one who decides what an epoch reads."""
+
+    epoch: int
+    seed: int
+
+    def reads(self) -> np.ndarray: ...
+
+    def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None: ...
+
+
+class PrunedLoader:
+    """Yields ``(inputs, targets, ids)`` for the samples that the current epoch reads.
+
+    Each iteration is one epoch: it asks the pruner what to read, in the order of
+    :func:`adapruner.data.order.epoch_order`. Random augmentation is seeded by (seed, epoch, index),
+    through the generators of torch, NumPy and ``random`` of the process that reads the sample; the
+    caller's are left as they were. A sample that cannot be read is left out of its batch and
+    reported to the pruner.
+
+    Args:
+        source: the samples.
+        follows: the pruner.
+        batch_size: samples in a batch.
+        num_workers: reading processes, kept from epoch to epoch; 0 reads in this one.
+        collate_fn: makes a batch of a list of ``(input, target)``.
+        pin_memory: as in :class:`torch.utils.data.DataLoader`.
+        drop_last: leave out a last batch that is not full.
+        on_error: "skip" or "raise".
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        follows: Follows,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        on_error: str = "skip",
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1; found {batch_size!r}")
+        if on_error not in ("skip", "raise"):
+            raise ValueError(f'on_error must be "skip" or "raise"; found {on_error!r}')
+        self.source = source
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self._follows = follows
+        self._on_error = on_error
+        self._any_read = False
+        self._loader: DataLoader[Any] = DataLoader(
+            _Reader(source, follows.seed),
+            batch_sampler=_Plan(self),
+            num_workers=num_workers,
+            collate_fn=_Collate(collate_fn),
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            # Its own, so that the caller's generator is not drawn from.
+            generator=torch.Generator().manual_seed(epoch_seed(follows.seed, 0)),
+        )
+
+    def __len__(self) -> int:
+        """Number of batches in the current epoch."""
+        full, rest = divmod(int(self._follows.reads().sum()), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+        for batch, ids, unreadable in self._loader:
+            self._report(unreadable, len(ids))
+            if len(ids):
+                inputs, targets = batch
+                yield inputs, targets, ids
+
+    def _report(self, unreadable: list[Unreadable], read: int) -> None:
+        if unreadable and self._on_error == "raise":
+            raise UnreadableSampleError(
+                f"sample {unreadable[0].index} cannot be read: {unreadable[0].reason}"
+            )
+        if not (read or self._any_read):
+            # Nothing at all could be read so far: more likely the code than the data.
+            raise UnreadableSampleError(
+                f"none of the first {len(unreadable)} samples can be read; the first one, sample "
+                f"{unreadable[0].index}: {unreadable[0].reason}"
+            )
+        self._any_read = True
+        if unreadable:
+            self._follows.exclude(unreadable)
+
+    def plan(self) -> list[tuple[int, np.ndarray]]:
+        """(epoch, indices) of every batch of the current epoch."""
+        follows = self._follows
+        order = epoch_order(follows.reads(), follows.seed, follows.epoch)
+        return [(follows.epoch, batch) for batch in batches(order, self.batch_size, self.drop_last)]
+
+
+def evaluation_loader(
+    source: Source,
+    indices: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] = default_collate,
+) -> DataLoader[Any]:
+    """Reads ``indices`` in order, the same way every time: (batch, ids, unreadable samples)."""
+    keys = [[(0, index) for index in batch.tolist()] for batch in batches(indices, batch_size)]
+    return DataLoader(
+        _Reader(source, seed),
+        batch_sampler=keys,
+        num_workers=num_workers if keys else 0,
+        collate_fn=_Collate(collate_fn),
+        generator=torch.Generator().manual_seed(epoch_seed(seed, 0)),
+    )
+
+
+class _Plan:
+    """The batch sampler: asked anew at the start of every epoch."""
+
+    def __init__(self, loader: PrunedLoader) -> None:
+        self._of = loader
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch, batch in self._of.plan():
+            yield [(epoch, index) for index in batch.tolist()]
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+
+class _Reader(TorchDataset[Any]):
+    """Reads (epoch, index) keys, each under its own seed, and catches what cannot be read."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self._source = source
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
+        if self._source.deterministic:
+            return [self._read(index) for _, index in keys]
+        samples = []
+        with _own_generators():
+            for epoch, index in keys:
+                _seed_generators(epoch_seed(self._seed, epoch, index))
+                samples.append(self._read(index))
+        return samples
+
+    def _read(self, index: int) -> Any:
+        try:
+            inputs, target = self._source[index]
+        except Exception as error:  # whatever a dataset raises for a sample that it cannot give
+            return Unreadable(index, f"{type(error).__name__}: {error}")
+        return index, (inputs, target)
+
+
+class _Collate:
+    """A batch, its ids, and the samples that could not be read."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        self._collate_fn = collate_fn
+
+    def __call__(self, samples: list[Any]) -> tuple[Any, torch.Tensor, list[Unreadable]]:
+        unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
+        read = [sample for sample in samples if not isinstance(sample, Unreadable)]
+        ids = torch.tensor([index for index, _ in read], dtype=torch.int64)
+        return (self._collate_fn([pair for _, pair in read]) if read else None), ids, unreadable
+
+
+def _seed_generators(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (augmentations draw from it)
+
+
+@contextmanager
+def _own_generators() -> Iterator[None]:
+    """Keep the caller's generators as they are; in a worker they are its own to seed."""
+    if get_worker_info() is not None:
+        yield
+        return
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002

@@ -1,0 +1,106 @@
+"""From whatever holds the samples to a :class:`Source`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+from torch.utils.data import Subset, TensorDataset
+
+from adapruner.data.arrays import ArraySource
+from adapruner.data.base import Source, Transform, stated_fingerprint
+from adapruner.data.hugging_face import HuggingFaceSource, is_hugging_face
+from adapruner.data.image_folder import (
+    ImageFolderDatasetSource,
+    ImageFolderSource,
+    is_image_folder_dataset,
+)
+from adapruner.data.map_style import DatasetSource, SubsetSource, checked_length
+
+__all__ = [
+    "ArraySource",
+    "DatasetSource",
+    "HuggingFaceSource",
+    "ImageFolderDatasetSource",
+    "ImageFolderSource",
+    "Source",
+    "SubsetSource",
+    "as_source",
+]
+
+
+def as_source(
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    fingerprint: str | None = None,
+    columns: tuple[str, str] | None = None,
+    mode: str | None = "RGB",
+) -> Source:
+    """A :class:`Source` of the samples in ``data``.
+
+    Args:
+        data: the path of an image folder, ROOT/CLASS/…/IMAGE; a tuple ``(inputs, targets)`` of
+            tensors or NumPy arrays, or a ``TensorDataset`` of two; one split of a Hugging Face
+            dataset; any map-style dataset of ``(input, target)`` pairs; a ``Subset`` of any of
+            these; or a Source, returned as it is.
+        transform: applied to each input as it is read.
+        fingerprint: a string that identifies the samples (a name and version, say) instead of
+            what is found out from ``data``. Hashed, unless it is a fingerprint already.
+        columns: the input and the target column of a Hugging Face dataset; guessed where None.
+        mode: the PIL mode to which images of a folder or of a Hugging Face dataset are converted;
+            None leaves each as it is.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the folder is missing, or a file.
+        TypeError: ``data`` is none of these, or has no length.
+        ValueError: ``data`` is empty or does not fit together; the message says how.
+
+    Example:
+        >>> source = as_source((torch.rand(8, 3), torch.arange(8) % 2))
+        >>> len(source), source.targets.tolist()
+        (8, [0, 1, 0, 1, 0, 1, 0, 1])
+    """
+    if columns is not None and not isinstance(data, Subset) and not is_hugging_face(data):
+        raise ValueError(
+            f"columns are for Hugging Face datasets, got them with {type(data).__name__}"
+        )
+    if isinstance(data, Source):
+        return _changed(data, transform, fingerprint)
+    if isinstance(data, (str, os.PathLike)):
+        return ImageFolderSource(data, transform, fingerprint, mode)
+    if isinstance(data, tuple) or type(data) is TensorDataset:
+        inputs, targets = _two_arrays(data)
+        return ArraySource(inputs, targets, transform, fingerprint)
+    if is_hugging_face(data):
+        return HuggingFaceSource(data, transform, fingerprint, columns, mode)
+    if isinstance(data, Subset):
+        base = as_source(data.dataset, columns=columns, mode=mode)
+        return SubsetSource(data, base, transform, fingerprint)
+    checked_length(data)
+    if is_image_folder_dataset(data):
+        return ImageFolderDatasetSource(data, transform, fingerprint)
+    return DatasetSource(data, transform, fingerprint)
+
+
+def _changed(source: Source, transform: Transform | None, fingerprint: str | None) -> Source:
+    if transform is None and fingerprint is None:
+        return source
+    changed = copy.copy(source)
+    if transform is not None:
+        if source.transform is not None:
+            raise ValueError("this source has a transform already; compose the two beforehand")
+        changed.transform, changed.deterministic = transform, False
+    if fingerprint is not None:
+        changed._fingerprint = stated_fingerprint(fingerprint)
+    return changed
+
+
+def _two_arrays(data: Any) -> tuple[Any, Any]:
+    arrays = data if isinstance(data, tuple) else data.tensors
+    if len(arrays) != 2:
+        raise ValueError(
+            f"expected two arrays, (inputs, targets), got a {type(data).__name__} of {len(arrays)}"
+        )
+    return arrays[0], arrays[1]

@@ -1,0 +1,147 @@
+"""The gates of a run: one logit per sample, its age, and the small state they share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adapruner import ops
+from adapruner.methods import Method
+from adapruner.ops import _C
+
+_SLOTS: dict[str, int] = _C.state_slots
+
+
+class Gates:
+    """Gate logits m, ages and state, on one device, stepped by the native operators.
+
+    Args:
+        num_samples: N.
+        keep_ratio: r, the ratio wanted, in (0, 1].
+        method: the constants of the objective.
+        device: where the gates live.
+        track_losses: whether to keep the last loss of every sample (4 more bytes a sample).
+
+    Attributes:
+        logits: m, float32 ``[N]``; 1 at the start; −inf for a sample that is excluded.
+        age: epochs since the last visit, uint8 ``[N]``; 255 before the first.
+        state: int64, laid out by ``csrc/math/state.h``.
+        last_loss: float32 ``[N]``, NaN where no loss was seen, or None.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        keep_ratio: float,
+        method: Method,
+        device: torch.device | str = "cpu",
+        track_losses: bool = False,
+    ) -> None:
+        self.logits = torch.ones(num_samples, dtype=torch.float32, device=device)
+        self.age = torch.full((num_samples,), ops.NEVER_VISITED, dtype=torch.uint8, device=device)
+        self.last_loss = (
+            torch.full((num_samples,), float("nan"), device=device) if track_losses else None
+        )
+        self.state = torch.zeros(_C.state_size, dtype=torch.int64, device=device)
+        self._reals = self.state.view(torch.float64)  # the same memory
+        self.set_real("keep_ratio", keep_ratio)
+        self.set_real("balance", method.balance)
+        self.set_real("balance_gain", method.balance_gain)
+        self.set_real("easy_weight", method.easy_weight)
+        self.set_real("step_size", method.step_size)
+        self.set_real("loss_scale", 1.0)
+        self.set_integer("age_cap", method.age_cap)
+        self.set_integer("population", num_samples)
+        self.set_slope(method.slope[0])
+
+    def integer(self, slot: str) -> int:
+        """An integer slot of the state."""
+        return int(self.state[_SLOTS[slot]])
+
+    def real(self, slot: str) -> float:
+        """A real slot of the state."""
+        return float(self._reals[_SLOTS[slot]])
+
+    def set_integer(self, slot: str, value: int) -> None:
+        self.state[_SLOTS[slot]] = value
+
+    def set_real(self, slot: str, value: float) -> None:
+        self._reals[_SLOTS[slot]] = value
+
+    @property
+    def mean_gate(self) -> float:
+        """s̄, the mean gate over all samples that can be read."""
+        return self.integer("gate_sum") / ops.GATE_SUM_ONE / max(self.integer("population"), 1)
+
+    @property
+    def open_share(self) -> float:
+        """ρ, the share of samples with m > 0."""
+        return self.integer("open_count") / max(self.integer("population"), 1)
+
+    def set_slope(self, slope: float) -> None:
+        """Set k and bring the sums to it, by a pass over m."""
+        self.use_sums(slope, ops.topk_mask(self.logits, 0, slope).sums)
+
+    def use_sums(self, slope: float, sums: Tensor) -> None:
+        """Set k, with the sums that a top-k at this slope has just found."""
+        self.set_real("slope", slope)
+        self.state[_SLOTS["gate_sum"]] = sums[0]
+        self.state[_SLOTS["open_count"]] = sums[1]
+
+    def visit(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
+        """Step the gates of a batch."""
+        ops.gate_update(
+            self.logits,
+            self.age,
+            self.state,
+            self.last_loss,
+            ids,
+            losses.pressure,
+            losses.sample_loss,
+        )
+
+    def exclude(self, indices: Tensor) -> None:
+        """Take samples (int64) out of the running: their gates close for good. Twice is once."""
+        closed = indices[self.logits[indices] != -torch.inf].unique()
+        if closed.numel():
+            self.logits[closed] = -torch.inf
+            self.set_integer("population", self.integer("population") - closed.numel())
+            self.set_slope(self.real("slope"))
+
+    def end_epoch(self) -> None:
+        """Let every visited sample grow an epoch older and start new sums of losses."""
+        self.age += self.age < ops.OLDEST
+        self.set_real("loss_sum", 0.0)
+        self.set_integer("loss_count", 0)
+        self.set_integer("not_finite_count", 0)
+
+    def training_loss(self) -> float | None:
+        """Mean of the finite losses since the start of the epoch; None where there was none."""
+        count = self.integer("loss_count")
+        return self.real("loss_sum") / count if count else None
+
+    def not_finite(self) -> list[int]:
+        """Ids whose loss was not finite in this epoch: the first ones, as many as are noted."""
+        count = min(self.integer("not_finite_count"), _C.not_finite_capacity)
+        start = _SLOTS["not_finite_ids"]
+        return sorted(set(self.state[start : start + count].tolist()))
+
+    def any_unvisited(self) -> bool:
+        """Whether a sample that can be read has never been visited."""
+        unvisited = self.age == ops.NEVER_VISITED
+        return bool((unvisited & (self.logits != -torch.inf)).any())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        tensors = {"gate_logits": self.logits, "age": self.age, "state": self.state}
+        if self.last_loss is not None:
+            tensors["last_loss"] = self.last_loss
+        return tensors
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                found = list(tensors[name].shape) if name in tensors else "nothing"
+                raise ValueError(
+                    f"the state to load has {found} for {name}; expected shape {list(tensor.shape)}"
+                )
+            tensor.copy_(tensors[name])

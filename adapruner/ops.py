@@ -1,0 +1,229 @@
+"""The native operators: one typed wrapper each, with its fake (shape-only) kernel.
+
+Loading this module loads the native library, which registers ``torch.ops.adapruner.*`` with their CPU
+kernels and autograd. Their contracts stand in ``csrc/ops.cpp``. B is the batch, N the dataset.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    from adapruner import _C
+except ImportError as error:
+    raise ImportError(
+        f"adapruner's native library cannot be loaded ({error}). It is compiled against the torch "
+        f"that was there when adapruner was installed; this is torch {torch.__version__}. "
+        "Reinstall with: pip install --no-build-isolation --force-reinstall --no-deps adapruner"
+    ) from error
+
+NEVER_VISITED: int = _C.never_visited
+OLDEST: int = _C.oldest
+GATE_SUM_ONE = 2**30
+
+
+class MaskedLoss(NamedTuple):
+    """What the loss operators give."""
+
+    loss: Tensor  # scalar
+    sample_loss: Tensor  # [B]
+    pressure: Tensor  # [B] float32
+
+
+class TopK(NamedTuple):
+    """A selection, and what the same pass tells of the gates at the slope given."""
+
+    selected: Tensor  # topk_mask, segmented_topk: uint8 [ceil(N / 8)]; topk_indices: int64 [k]
+    sums: Tensor  # int64 [2]: Σ round(σ(slope·m)·2³⁰), number of m > 0
+
+
+def masked_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    ids: Tensor,
+    gate_logits: Tensor,
+    state: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    overwrite_logits: bool = False,
+) -> MaskedLoss:
+    """Cross entropy weighted by the gates, and the selection pressure, in one pass.
+
+    Args:
+        logits: ``[B, C]`` or ``[B, C, ...]``, float32, float64, bfloat16 or float16.
+        target: ``[B]`` or ``[B, ...]``, any integer type, classes in ``[0, C)`` or ``ignore_index``.
+        ids: ``[B]``, any integer type, dataset indices in ``[0, N)``; repeats are allowed.
+        gate_logits: m, float32 ``[N]``.
+        state: the run's state, int64, see :class:`adapruner.selection.Gates`.
+        weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`.
+        ignore_index: target value of rows that do not count.
+        label_smoothing: in ``[0, 1]``.
+        overwrite_logits: allow the gradient to be written over ``logits`` in the forward pass, which
+            saves a tensor of their size. Autograd then refuses the backward pass where an earlier
+            operation (a softmax, say) needs the logits' values, and backward runs once. Logits that
+            need no gradient, and traced ones (``torch.compile`` plans memory itself), stay as they are.
+
+    Returns:
+        ``loss`` = 1/B · Σ s_i·ℓ_i; ``sample_loss`` ℓ ``[B]``, the mean over a sample's rows that are
+        not ignored; ``pressure`` ``[B]``. The last two are not differentiable.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype.
+        ValueError: shapes or devices do not fit together, or ``label_smoothing`` is out of range.
+        IndexError: a target or id is out of range; the message names the first.
+    """
+    differentiable = logits.requires_grad and torch.is_grad_enabled()
+    if overwrite_logits and differentiable and not torch.compiler.is_compiling():
+        return MaskedLoss(
+            *torch.ops.adapruner.masked_cross_entropy_(
+                logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing
+            )
+        )
+    loss, sample_loss, pressure, _ = torch.ops.adapruner.masked_cross_entropy(
+        logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing, differentiable
+    )
+    return MaskedLoss(loss, sample_loss, pressure)
+
+
+def masked_loss(sample_loss: Tensor, ids: Tensor, gate_logits: Tensor, state: Tensor) -> MaskedLoss:
+    """The same for any task, from its per-sample losses.
+
+    Args:
+        sample_loss: ℓ ≥ 0, ``[B]``, unreduced, with its graph; any floating type.
+        ids: ``[B]``, any integer type.
+        gate_logits: m, float32 ``[N]``.
+        state: the run's state, int64.
+
+    Raises:
+        ValueError: shapes do not fit, or a loss is negative; the message names the first.
+        IndexError: an id is out of range.
+    """
+    loss, pressure, _ = torch.ops.adapruner.masked_loss(sample_loss, ids, gate_logits, state)
+    return MaskedLoss(loss, sample_loss.detach(), pressure)
+
+
+def gate_update(
+    gate_logits: Tensor,
+    age: Tensor,
+    state: Tensor,
+    last_loss: Tensor | None,
+    ids: Tensor,
+    pressure: Tensor,
+    sample_loss: Tensor,
+) -> None:
+    """One visit of each distinct id, in place: m, its age, and the sums in the state. O(B).
+
+    Args:
+        gate_logits: m, float32 ``[N]``.
+        age: epochs since the last visit, uint8 ``[N]``; :data:`NEVER_VISITED` before the first.
+        state: int64; in warm-up (its slot "resting") gates and ages stay as they are.
+        last_loss: float32 ``[N]`` that takes the last loss of every sample, or None.
+        ids: ``[B]``, any integer type; the pressures of a repeated id are summed.
+        pressure: ``[B]``, any floating type; where it is not finite the gate is left alone.
+        sample_loss: ``[B]``, any floating type.
+    """
+    torch.ops.adapruner.gate_update(
+        gate_logits, age, state, last_loss, ids, pressure, sample_loss
+    )
+
+
+def topk_mask(gate_logits: Tensor, k: int, slope: float) -> TopK:
+    """The k largest gate logits as a bit mask; equal ones go to the lower index. Exact."""
+    return TopK(*torch.ops.adapruner.topk_mask(gate_logits, k, slope))
+
+
+def topk_indices(gate_logits: Tensor, k: int, slope: float) -> TopK:
+    """The k largest gate logits as ascending int64 indices; equal ones go to the lower index."""
+    return TopK(*torch.ops.adapruner.topk_indices(gate_logits, k, slope))
+
+
+def segmented_topk(gate_logits: Tensor, segments: Tensor, quotas: Tensor, slope: float) -> TopK:
+    """The ``quotas[j]`` largest gate logits of each segment j as a bit mask.
+
+    Args:
+        gate_logits: float32 ``[N]``.
+        segments: ``[N]``, any integer type; −1 is in no segment and never kept.
+        quotas: int64 ``[S]``, each at most the size of its segment.
+        slope: slope at which the returned sums are taken.
+    """
+    return TopK(*torch.ops.adapruner.segmented_topk(gate_logits, segments, quotas, slope))
+
+
+def _loss_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("adapruner::masked_cross_entropy")
+def _(  # type: ignore[no-untyped-def]
+    logits, target, ids, gate_logits, state, weight=None, ignore_index=-100, label_smoothing=0.0,
+    compute_gradient=True,
+):  # fmt: skip
+    losses = logits.new_empty(logits.shape[:1], dtype=_loss_dtype(logits))
+    if compute_gradient:
+        gradient = logits.new_empty(logits.movedim(1, -1).shape).movedim(-1, 1)
+    else:
+        gradient = logits.new_empty(0)
+    return losses.new_empty(()), losses, logits.new_empty(logits.shape[:1], dtype=torch.float32), gradient
+
+
+@torch.library.register_fake("adapruner::masked_cross_entropy_")
+def _(  # type: ignore[no-untyped-def]
+    logits, target, ids, gate_logits, state, weight=None, ignore_index=-100, label_smoothing=0.0
+):  # fmt: skip
+    losses = logits.new_empty(logits.shape[:1], dtype=_loss_dtype(logits))
+    return losses.new_empty(()), losses, logits.new_empty(logits.shape[:1], dtype=torch.float32)
+
+
+@torch.library.register_fake("adapruner::masked_loss")
+def _(sample_loss, ids, gate_logits, state):  # type: ignore[no-untyped-def]
+    return (
+        sample_loss.new_empty((), dtype=_loss_dtype(sample_loss)),
+        sample_loss.new_empty(sample_loss.shape, dtype=torch.float32),
+        sample_loss.new_empty(sample_loss.shape),
+    )
+
+
+@torch.library.register_fake("adapruner::scale_gradient")
+def _(gradient, upstream):  # type: ignore[no-untyped-def]
+    return torch.empty_like(gradient)
+
+
+@torch.library.register_fake("adapruner::scale_gradient_")
+def _(gradient, upstream):  # type: ignore[no-untyped-def]
+    return None
+
+
+@torch.library.register_fake("adapruner::gate_update")
+def _(gate_logits, age, state, last_loss, ids, pressure, sample_loss):  # type: ignore[no-untyped-def]
+    return None
+
+
+def _fake_mask(gate_logits: Tensor) -> tuple[Tensor, Tensor]:
+    size = (gate_logits.shape[0] + 7) // 8
+    return (
+        gate_logits.new_empty(size, dtype=torch.uint8),
+        gate_logits.new_empty(2, dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("adapruner::topk_mask")
+def _(gate_logits, k, slope):  # type: ignore[no-untyped-def]
+    return _fake_mask(gate_logits)
+
+
+@torch.library.register_fake("adapruner::topk_indices")
+def _(gate_logits, k, slope):  # type: ignore[no-untyped-def]
+    return (
+        gate_logits.new_empty(k, dtype=torch.int64),
+        gate_logits.new_empty(2, dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("adapruner::segmented_topk")
+def _(gate_logits, segments, quotas, slope):  # type: ignore[no-untyped-def]
+    return _fake_mask(gate_logits)

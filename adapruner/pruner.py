@@ -1,0 +1,475 @@
+"""Pruner: dataset pruning in a training loop of one's own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from adapruner import ops
+from adapruner.controller import Controller
+from adapruner.data.loader import PrunedLoader
+from adapruner.data.sources import as_source
+from adapruner.gates import Gates
+from adapruner.methods import DEFAULT_METHOD, find_method
+from adapruner.result import PruneResult
+from adapruner.selection import Selection, check_keep_ratio, keep_count, unpack
+
+
+class Pruner:
+    """Learns which samples to keep while the user's own loop trains the model.
+
+    One call of :meth:`loss` (or :meth:`weigh`) for each batch, one :meth:`step` at the end of each
+    epoch, :meth:`result` in the end. An epoch is meant to read the samples that :meth:`reads` marks;
+    the loader of :meth:`loader` does. The optimiser is the user's and never touched.
+
+    Args:
+        num_samples: N, the number of samples of the dataset.
+        keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
+        epochs: epochs of the run, at least 1.
+        warmup_epochs: epochs at the start that train on everything, unweighted, while gates rest;
+            0 for a model that is trained already. About a tenth of ``epochs`` where None.
+        method: "balanced", or "adapruner", the published objective.
+        seed: of the order, the exploration and the augmentation.
+        labels: integers ``[N]``; given, every class keeps its share, exactly.
+        held_out: dataset indices that the loop does not train on: they take their losses from
+            :meth:`observe` and compete among themselves for their own share.
+        explore: share of N of pruned samples that each epoch reads besides, so that one can return.
+        normalize_loss: divide losses by their running mean in the pressure, for losses that are not
+            on the scale of cross entropy.
+        track_losses: keep the last loss of every sample for the result (4 bytes a sample).
+        device: where the gates live; that of the losses.
+
+    Example:
+        >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
+        >>> model = torch.nn.Linear(5, 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> pruner = Pruner(64, keep_ratio=0.5, epochs=4)
+        >>> loader = pruner.loader((x, y), batch_size=16)
+        >>> for epoch in range(4):
+        ...     for inputs, targets, ids in loader:
+        ...         loss = pruner.loss(model(inputs), targets, ids)
+        ...         loss.backward(); optimizer.step(); optimizer.zero_grad()
+        ...     pruner.step()
+        >>> len(pruner.result().indices)
+        32
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        keep_ratio: float = 0.7,
+        epochs: int = 20,
+        *,
+        warmup_epochs: int | None = None,
+        method: str = DEFAULT_METHOD,
+        seed: int = 0,
+        labels: Any | None = None,
+        held_out: Any | None = None,
+        explore: float = 0.02,
+        normalize_loss: bool = False,
+        track_losses: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_whole("num_samples", num_samples, 1)
+        _check_whole("epochs", epochs, 1)
+        _check_whole("seed", seed, 0)
+        keep_ratio = check_keep_ratio(keep_ratio, num_samples)
+        if warmup_epochs is None:
+            warmup_epochs = min(max(round(0.1 * epochs), 1), epochs - 1)
+        _check_whole("warmup_epochs", warmup_epochs, 0)
+        if warmup_epochs >= epochs:
+            raise ValueError(
+                f"warmup_epochs must be less than epochs ({epochs}), so that gates learn; "
+                f"found {warmup_epochs}"
+            )
+        if not 0 <= explore <= 1:
+            raise ValueError(f"explore must be a share in [0, 1]; found {explore}")
+        if torch.device(device).type != "cpu":
+            raise ValueError(
+                f"this build of adapruner has CPU kernels only; expected device 'cpu', found '{device}'"
+            )
+        constants = find_method(method)
+        self.num_samples = num_samples
+        self.keep_ratio = keep_ratio
+        self.epochs = epochs
+        self.warmup_epochs = warmup_epochs
+        self.method = method
+        self.seed = seed
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.gates = Gates(num_samples, keep_ratio, constants, device, track_losses)
+        self.selection = Selection(
+            num_samples,
+            keep_ratio,
+            seed=seed,
+            labels=None if labels is None else _check_labels(labels, num_samples),
+            held_out=None if held_out is None else _check_held_out(held_out, num_samples),
+            explore=explore,
+        )
+        self.controller = Controller(epochs, warmup_epochs, keep_ratio, constants.slope)
+        self._normalize = normalize_loss
+        self.gates.set_integer("scale_running", int(normalize_loss))
+        self.gates.set_integer("resting", int(warmup_epochs > 0))
+        self._settings = {
+            "keep_ratio": keep_ratio,
+            "epochs": epochs,
+            "warmup_epochs": warmup_epochs,
+            "method": method,
+            "seed": seed,
+            "balance": None if labels is None else "class",
+            "explore": explore,
+            "normalize_loss": normalize_loss,
+        }
+        self._reads = self.selection.reads()
+        self._best: tuple[float, int, Tensor] | None = None  # held-out loss, epoch, bit mask
+        self._unreadable: dict[int, str] = {}
+        self._not_finite: list[int] = []
+        self.fingerprint = ""
+        self._dataset: dict[str, Any] = {"num_samples": num_samples}
+        self._evaluated = 0
+        self._started = time.perf_counter()
+
+    def reads(self) -> np.ndarray:
+        """Bools ``[N]``: the samples that the current epoch trains on."""
+        return self._reads
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch has been stepped."""
+        return self.epoch >= self.epochs
+
+    def loader(
+        self,
+        dataset: Any,
+        batch_size: int = 128,
+        *,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        on_error: str = "skip",
+    ) -> PrunedLoader:
+        """A loader of ``(inputs, targets, ids)`` that reads what the current epoch trains on.
+
+        Args:
+            dataset: anything that :func:`adapruner.data.as_source` takes, of N samples.
+            batch_size, num_workers, collate_fn, pin_memory, drop_last: as in
+                :class:`torch.utils.data.DataLoader`.
+            on_error: "skip" leaves samples out that cannot be read and lists them in the result;
+                "raise" stops at the first one.
+
+        Raises:
+            ValueError: the dataset has another length than N.
+        """
+        source = as_source(dataset)
+        if len(source) != self.num_samples:
+            raise ValueError(
+                f"the dataset has {len(source)} samples; this pruner was made for {self.num_samples}"
+            )
+        self.fingerprint = source.fingerprint()
+        self._dataset = {
+            "num_samples": self.num_samples,
+            "kind": source.kind,
+            "root": source.root,
+            "class_names": source.class_names,
+        }
+        return PrunedLoader(
+            source,
+            self,
+            batch_size,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            pin_memory=pin_memory,
+            drop_last=drop_last,
+            on_error=on_error,
+        )
+
+    def loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        ids: Tensor,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        overwrite_logits: bool = False,
+    ) -> Tensor:
+        """The training loss of a batch: cross entropy weighted by the gates, which take a step.
+
+        Gates step once for each call with gradients enabled, whatever becomes of the loss; not under
+        ``no_grad``, and not when activation checkpointing calls again.
+
+        Args:
+            logits: ``[B, C]`` or ``[B, C, ...]``.
+            target: ``[B]`` or ``[B, ...]``, integers.
+            ids: ``[B]``, dataset indices of the samples.
+            weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+            overwrite_logits: see :func:`adapruner.ops.masked_cross_entropy`.
+
+        Returns:
+            Scalar, with its graph.
+        """
+        losses = ops.masked_cross_entropy(
+            logits,
+            target,
+            ids,
+            self.gates.logits,
+            self.gates.state,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            overwrite_logits=overwrite_logits,
+        )
+        self._visit(ids, losses)
+        return losses.loss
+
+    def weigh(self, sample_loss: Tensor, ids: Tensor) -> Tensor:
+        """The training loss of a batch from its per-sample losses, for any task.
+
+        Args:
+            sample_loss: ℓ ≥ 0, ``[B]``, unreduced, with its graph.
+            ids: ``[B]``, dataset indices of the samples.
+
+        Returns:
+            1/B · Σ s_i·ℓ_i, scalar, with its graph.
+        """
+        losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
+        self._visit(ids, losses)
+        return losses.loss
+
+    def observe(self, sample_loss: Tensor, ids: Tensor) -> None:
+        """Take in losses of an evaluation, of samples that are held out, as a visit of their gates.
+
+        Args:
+            sample_loss: ℓ ≥ 0, ``[B]``.
+            ids: ``[B]``, dataset indices of the samples.
+        """
+        losses = ops.masked_loss(
+            sample_loss.detach(), ids, self.gates.logits, self.gates.state
+        )
+        self.gates.visit(ids, losses)
+        self._evaluated += len(ids)
+
+    def _visit(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
+        if torch.is_grad_enabled() and not _in_recomputation():
+            self.gates.visit(ids, losses)
+
+    def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
+        """Note (index, reason) of samples that cannot be read; they are never kept."""
+        for index, reason in unreadable:
+            self._unreadable.setdefault(index, reason)
+        indices = torch.tensor([index for index, _ in unreadable], dtype=torch.int64)
+        self.gates.exclude(indices)
+        if self._best is not None and unpack(self._best[2], self.num_samples)[indices].any():
+            self._best = None
+
+    def step(
+        self, validation_loss: float | None = None, standard_error: float = 0.0
+    ) -> dict[str, Any]:
+        """End the epoch: choose what the next one reads.
+
+        Args:
+            validation_loss: mean loss on held-out data; given, the pace is held back when it falls
+                behind, and the selection with the lowest one is chosen in the end.
+            standard_error: of that mean.
+
+        Returns:
+            The epoch's entry of the history.
+
+        Raises:
+            RuntimeError: the run has ended already.
+            ValueError: fewer samples can be read than are to be kept.
+        """
+        if self.finished:
+            raise RuntimeError(f"this run has ended after {self.epochs} epochs")
+        gates, selection, controller = self.gates, self.selection, self.controller
+        warming_up = self.epoch < self.warmup_epochs
+        kept = selection.kept_count
+        entry: dict[str, Any] = {
+            "epoch": self.epoch,
+            "phase": "warm-up" if warming_up else "prune",
+            "samples_read": int((self._reads & (gates.logits != -torch.inf).numpy()).sum()),
+            "samples_evaluated": self._evaluated,
+            "kept": kept,
+            "explored": len(selection.explored),
+            "keep_ratio": kept / self.num_samples,
+            "slope": gates.real("slope"),
+            "mean_gate": gates.mean_gate,
+            "open_share": gates.open_share,
+            "training_loss": gates.training_loss(),
+            "validation_loss": None if validation_loss is None else float(validation_loss),
+        }
+        self._not_finite += [i for i in gates.not_finite() if i not in self._not_finite]
+        self._note_best(entry["validation_loss"])
+        entry["decision"] = controller.step(
+            self.epoch, entry["validation_loss"], float(standard_error)
+        )
+        self._end_gate_epoch(warming_up)
+        # Nothing is pruned before every sample was visited once.
+        pruning = not warming_up and not gates.any_unvisited()
+        last = self.epoch + 1 == self.epochs
+        ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
+        selection.select(gates, ratio, controller.slope_now)
+        self.epoch += 1
+        selection.explore_pruned(gates, self.epoch)
+        self._reads = selection.reads()
+        entry["seconds"] = time.perf_counter() - self._started
+        self._started, self._evaluated = time.perf_counter(), 0
+        self.history.append(entry)
+        return entry
+
+    def _note_best(self, validation_loss: float | None) -> None:
+        """Remember the selection of this epoch if it is at the ratio wanted and the best so far."""
+        at_target = self.selection.kept_count == keep_count(self.keep_ratio, self.num_samples)
+        if not at_target or self.epoch < self.warmup_epochs or validation_loss is None:
+            return
+        all_readable = bool((self.gates.logits[self.selection.kept_indices()] != -torch.inf).all())
+        if all_readable and (self._best is None or validation_loss <= self._best[0]):
+            self._best = (validation_loss, self.epoch, self.selection.mask.clone())
+
+    def _end_gate_epoch(self, warming_up: bool) -> None:
+        gates = self.gates
+        mean_loss = gates.training_loss()
+        if self._normalize and mean_loss:
+            gates.set_real("loss_scale", mean_loss)
+            gates.set_integer("scale_running", 0)
+        gates.end_epoch()
+        if warming_up and self.epoch + 1 == self.warmup_epochs:
+            gates.set_integer("resting", 0)
+
+    def result(self) -> PruneResult:
+        """The outcome.
+
+        Raises:
+            RuntimeError: the run has not ended.
+        """
+        if not self.finished:
+            raise RuntimeError(
+                f"the run has {self.epochs - self.epoch} of {self.epochs} epochs to go; call step() "
+                "at the end of each"
+            )
+        mask, selected_epoch = self.selection.mask, None
+        if self._best is not None:
+            _, selected_epoch, mask = self._best
+        indices = torch.from_numpy(np.flatnonzero(unpack(mask, self.num_samples)))
+        # Held back to the end: no epoch has trained at the ratio wanted.
+        target = keep_count(self.keep_ratio, self.num_samples)
+        at_target = any(e["phase"] == "prune" and e["kept"] == target for e in self.history)
+        read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in self.history)
+        return PruneResult(
+            indices=indices,
+            gate_logits=self.gates.logits.cpu().clone(),
+            keep_ratio=self.keep_ratio,
+            fingerprint=self.fingerprint,
+            config=dict(self._settings),
+            dataset=dict(self._dataset),
+            history=[dict(entry) for entry in self.history],
+            selected_epoch=selected_epoch,
+            forced=not at_target,
+            sample_losses=None if self.gates.last_loss is None else self.gates.last_loss.clone(),
+            unreadable=sorted(self._unreadable.items()),
+            not_finite=sorted(self._not_finite),
+            saved={
+                "samples": self.num_samples - len(indices),
+                "samples_read": read,
+                "samples_read_full": self.epochs * self.num_samples,
+            },
+            versions={
+                "adapruner": importlib.metadata.version("adapruner"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to go on from the start of the current epoch: tensors and plain values."""
+        best = self._best
+        return {
+            "settings": dict(self._settings),
+            "epoch": self.epoch,
+            "history": [dict(entry) for entry in self.history],
+            "controller": self.controller.state_dict(),
+            "gates": {name: tensor.clone() for name, tensor in self.gates.state_dict().items()},
+            "mask": self.selection.mask.clone(),
+            "explored": self.selection.explored.clone(),
+            "best": None if best is None else {"loss": best[0], "epoch": best[1], "mask": best[2]},
+            "unreadable": [list(item) for item in self._unreadable.items()],
+            "not_finite": list(self._not_finite),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`.
+
+        Raises:
+            ValueError: it is from a run of other settings or another number of samples.
+        """
+        for name, value in self._settings.items():
+            if state["settings"].get(name) != value:
+                raise ValueError(
+                    f"the state is from a run with {name}={state['settings'].get(name)!r}; "
+                    f"this one has {name}={value!r}"
+                )
+        self.gates.load_state_dict(state["gates"])
+        self.epoch = state["epoch"]
+        self.history = [dict(entry) for entry in state["history"]]
+        self.controller.load_state_dict(state["controller"])
+        self.selection.mask = state["mask"].clone()
+        self.selection.explored = state["explored"].clone()
+        best = state["best"]
+        self._best = None if best is None else (best["loss"], best["epoch"], best["mask"].clone())
+        self._unreadable = {index: reason for index, reason in state["unreadable"]}
+        self._not_finite = list(state["not_finite"])
+        self._reads = self.selection.reads()
+        self._started = time.perf_counter()
+
+
+def _in_recomputation() -> bool:
+    """Whether this is activation checkpointing's second call of a forward pass that had gradients.
+
+    Its recomputation runs within a backward pass. The reentrant kind alone runs the first call
+    without gradients, so that its second call is the one that counts.
+    """
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    node = torch._C._current_autograd_node()
+    return node is None or "CheckpointFunction" not in node.name()
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a whole number; found {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; found {value}")
+
+
+def _check_labels(labels: Any, num_samples: int) -> Tensor:
+    tensor = torch.as_tensor(labels)
+    if tensor.dim() != 1 or len(tensor) != num_samples:
+        raise ValueError(
+            f"labels must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
+        )
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"labels must be integers; found {tensor.dtype}")
+    if tensor.numel() and int(tensor.min()) < 0:
+        raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
+    return tensor.to(torch.int64).cpu()
+
+
+def _check_held_out(held_out: Any, num_samples: int) -> Tensor:
+    tensor = torch.as_tensor(held_out, dtype=torch.int64).flatten().cpu()
+    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_samples:
+        raise ValueError(f"held_out must hold dataset indices in [0, {num_samples})")
+    if tensor.unique().numel() != tensor.numel():
+        raise ValueError("held_out holds an index twice")
+    if tensor.numel() >= num_samples:
+        raise ValueError("held_out leaves no sample to train on")
+    return tensor

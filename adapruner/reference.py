@@ -1,0 +1,151 @@
+"""The slow, plain, float64 version of every operator: the oracle of tests and benchmarks.
+
+Written from docs/method.md alone, one sample at a time where that is clearer, sharing no code with
+the native core.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+EPSILON = 1e-5
+
+
+@dataclass
+class ReferenceGates:
+    """Gates in float64; the names are those of docs/method.md.
+
+    Attributes:
+        m: gate logits, float64 ``[N]``.
+        age: epochs since the last visit of each sample, None before the first.
+    """
+
+    m: Tensor
+    keep_ratio: float
+    slope: float
+    balance: float = 1.0
+    balance_gain: float = 50.0
+    easy_weight: float = 1.0
+    step_size: float = 0.05
+    age_cap: int = 16
+    resting: bool = False
+    loss_scale: float = 1.0
+    age: list[int | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.m = self.m.double()
+        self.age = self.age or [None] * self.m.numel()
+
+    @property
+    def gates(self) -> Tensor:
+        """s, float64 ``[N]``."""
+        return torch.sigmoid(self.slope * self.m)
+
+    @property
+    def mean_gate(self) -> float:
+        return self.gates.mean().item()
+
+    @property
+    def open_share(self) -> float:
+        return (self.m > 0).double().mean().item()
+
+    def balance_term(self) -> float:
+        """2λ·(s̄ − r)."""
+        weight = self.balance + self.balance_gain * abs(self.open_share - self.keep_ratio)
+        return 2 * weight * (self.mean_gate - self.keep_ratio)
+
+    def pressure(self, sample_loss: Tensor) -> Tensor:
+        """ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r), float64 ``[B]``; NaN where ℓ is not finite."""
+        scaled = sample_loss.detach().double() / self.loss_scale
+        value = scaled - self.easy_weight * torch.log(scaled + EPSILON) + self.balance_term()
+        return torch.where(scaled.isfinite(), value, torch.nan)
+
+    def update(self, ids: list[int], pressure: list[float]) -> None:
+        """One visit of each distinct id, from the values before the call."""
+        if self.resting:
+            return
+        m, s = self.m.clone(), self.gates
+        total: dict[int, float] = {}
+        for i, value in zip(ids, pressure, strict=True):
+            if math.isfinite(value):
+                total[i] = total.get(i, 0.0) + value
+            elif self.age[i] is None:
+                self.age[i] = 1
+        for i, value in total.items():
+            span = min(max(self.age[i] or 1, 1), self.age_cap)
+            self.m[i] = m[i] - self.step_size * span * self.slope * s[i] * (1 - s[i]) * value
+            self.age[i] = 0
+
+    def end_epoch(self) -> None:
+        self.age = [None if age is None else age + 1 for age in self.age]
+
+
+def sample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """ℓ float64 ``[B]``, and whether a sample has any row that is not ignored, bool ``[B]``."""
+    loss = functional.cross_entropy(
+        logits.double(),
+        target.long(),
+        weight=None if weight is None else weight.double(),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction="none",
+    )
+    rows = (target != ignore_index).reshape(target.shape[0], math.prod(target.shape[1:]))
+    loss = loss.reshape(rows.shape)
+    count = rows.sum(1)
+    total = torch.where(rows, loss, torch.zeros_like(loss)).sum(1)
+    return total / count.clamp(min=1), count > 0
+
+
+def masked_cross_entropy(
+    gates: ReferenceGates,
+    logits: Tensor,
+    target: Tensor,
+    ids: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (with its graph on the logits), ℓ and pressure, all float64."""
+    sample_loss, any_row = sample_cross_entropy(
+        logits, target, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing
+    )
+    loss = masked_loss(gates, sample_loss, ids)
+    pressure = torch.where(any_row, gates.pressure(sample_loss), torch.inf)
+    return loss, sample_loss.detach(), pressure
+
+
+def masked_loss(gates: ReferenceGates, sample_loss: Tensor, ids: Tensor) -> Tensor:
+    """1/B · Σ s_i·ℓ_i, float64; 0 for an empty batch."""
+    s = torch.ones_like(gates.gates) if gates.resting else gates.gates
+    weighted = s[ids.long()] * sample_loss.double()
+    return weighted.sum() / max(len(ids), 1)
+
+
+def topk_indices(m: Tensor, k: int) -> Tensor:
+    """The k largest, equal ones to the lower index, as ascending int64 indices."""
+    values = (m.double() + 0.0).tolist()
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    return torch.tensor(sorted(order[:k]), dtype=torch.int64)
+
+
+def segmented_topk(m: Tensor, segments: Tensor, quotas: list[int]) -> Tensor:
+    """The quotas[j] largest of each segment j, as ascending int64 indices."""
+    chosen: list[int] = []
+    for segment, quota in enumerate(quotas):
+        members = torch.nonzero(segments == segment).flatten()
+        chosen += members[topk_indices(m[members], quota)].tolist()
+    return torch.tensor(sorted(chosen), dtype=torch.int64)

@@ -1,0 +1,249 @@
+"""The words, numbers and tables of a report, each one read from the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from adapruner.report.values import (
+    ABSENT,
+    class_counts,
+    class_name,
+    compared,
+    count,
+    duration,
+    number,
+    setting,
+    share,
+    size,
+)
+
+if TYPE_CHECKING:
+    from adapruner.report.gallery import Found, Gallery
+    from adapruner.result import PruneResult
+
+MOST_ROWS = 1000  # of a table in the page; a result may list millions of samples
+
+
+class Tile(NamedTuple):
+    """A number in the headline with what it means."""
+
+    label: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; ``text_columns`` are aligned left and may wrap, the others are numbers."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    text_columns: frozenset[int] = frozenset()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the top of the report says."""
+
+    kept: str
+    total: str
+    kept_share: str
+    pruned_share: str
+    percent: float  # for the length of the bar
+    asked: str
+    dataset: str
+    selection: str
+    forced: str  # "" where the last top-k was not forced
+    tiles: list[Tile]
+
+
+def headline(result: PruneResult) -> Headline:
+    """Kept K of N, and what that saves."""
+    kept, total = result.indices.numel(), result.num_samples
+    return Headline(
+        kept=count(kept),
+        total=count(total),
+        kept_share=share(kept, total),
+        pruned_share=share(total - kept, total),
+        percent=100 * kept / total if total else 100,
+        asked=f"{result.keep_ratio:g}",
+        dataset=_dataset(result),
+        selection=_selection(result),
+        forced=_forced(result),
+        tiles=_tiles(result),
+    )
+
+
+def _dataset(result: PruneResult) -> str:
+    parts = [str(result.dataset.get(key) or "") for key in ("kind", "root")]
+    names = result.dataset.get("class_names")
+    if names:
+        parts.append(f"{count(len(names))} classes" if len(names) > 1 else "1 class")
+    return " · ".join(part for part in parts if part) or "unnamed dataset"
+
+
+def _selection(result: PruneResult) -> str:
+    if result.selected_epoch is not None:
+        return f"that of epoch {result.selected_epoch}, chosen on held-out data"
+    return "the last top-k"
+
+
+def _forced(result: PruneResult) -> str:
+    if not result.forced:
+        return ""
+    held = sum(entry.get("decision") in ("pause", "back off") for entry in result.history)
+    epochs = f" It paused or backed off in {held} of {len(result.history)} epochs." if held else ""
+    return (
+        "The controller held the pace back until the epochs ran out; the last top-k then forced "
+        f"the ratio.{epochs} More epochs or a higher keep ratio would let the selection settle."
+    )
+
+
+def _tiles(result: PruneResult) -> list[Tile]:
+    saved, total = result.saved, result.num_samples
+    samples = saved.get("samples")
+    samples = total - result.indices.numel() if samples is None else samples
+    num_bytes, read, seconds = (saved.get(key) for key in ("bytes", "samples_read", "seconds"))
+    read_full, seconds_full = saved.get("samples_read_full"), saved.get("seconds_full")
+    return [
+        Tile("Samples saved", count(samples), f"{share(samples, total)} of {count(total)}"),
+        Tile("Disk saved", size(num_bytes), "the files of the pruned samples")
+        if num_bytes is not None
+        else Tile("Disk saved", ABSENT, "not known for this dataset"),
+        _cost("Samples read by the run", read, read_full, count, ""),
+        _cost("Time of the run", seconds, seconds_full, duration, "about "),
+    ]
+
+
+def _cost(label: str, value: Any, full: Any, text: Callable[[float], str], about: str) -> Tile:
+    if value is None:
+        return Tile(label, ABSENT, "not recorded")
+    if full is None:
+        return Tile(label, text(value), "no ordinary run to compare with")
+    detail = f"{compared(value, full)} an ordinary run ({about}{text(full)})"
+    return Tile(label, text(value), detail)
+
+
+def _cut(rows: Iterable[Sequence[str]], total: int, where: str) -> tuple[list[list[str]], str]:
+    """The first ``MOST_ROWS`` rows, and a note on those left out."""
+    shown = [list(row) for _, row in zip(range(MOST_ROWS), rows, strict=False)]
+    left = total - len(shown)
+    return shown, f"{count(left)} more are in the result, in {where}." if left else ""
+
+
+def classes(result: PruneResult) -> Table | None:
+    """Kept of all samples per class, the least kept class first; None without targets."""
+    if result.targets is None or not result.num_samples:
+        return None
+    labels, totals, kept = (column.tolist() for column in class_counts(result))
+    order = sorted(range(len(labels)), key=lambda place: kept[place] / totals[place])
+    rows = (
+        [
+            class_name(result, labels[place]),
+            count(kept[place]),
+            count(totals[place]),
+            share(kept[place], totals[place]),
+        ]
+        for place in order
+    )
+    shown, note = _cut(rows, len(labels), "targets and indices")
+    return Table(["class", "kept", "samples", "share kept"], shown, frozenset({0}), note)
+
+
+def _with_paths(table: Table, found: Found, indices: Sequence[int]) -> Table:
+    """``table`` with the path of each row's sample after the index, where paths are known."""
+    paths = getattr(found.source, "paths", None)
+    if not paths:
+        return table
+    known = [str(paths[index]) if 0 <= index < len(paths) else ABSENT for index in indices]
+    rows = [[row[0], path, *row[1:]] for row, path in zip(table.rows, known, strict=False)]
+    moved = frozenset({1} | {place + 1 for place in table.text_columns})
+    return Table([table.columns[0], "path", *table.columns[1:]], rows, moved, table.note)
+
+
+def unreadable(result: PruneResult, found: Found) -> Table:
+    """The samples that could not be read, with the reasons."""
+    rows = ([str(index), reason] for index, reason in result.unreadable)
+    shown, note = _cut(rows, len(result.unreadable), "unreadable")
+    table = Table(["index", "reason"], shown, frozenset({1}), note)
+    return _with_paths(table, found, [index for index, _ in result.unreadable])
+
+
+def not_finite(result: PruneResult, found: Found) -> Table:
+    """The samples that had a loss that was not finite."""
+    targets = result.targets
+    rows = (
+        [
+            str(index),
+            ABSENT if targets is None else class_name(result, int(targets[index])),
+            number(float(result.gate_logits[index])),
+        ]
+        for index in result.not_finite
+    )
+    shown, note = _cut(rows, len(result.not_finite), "not_finite")
+    table = Table(["index", "class", "gate logit"], shown, frozenset({1}), note)
+    return _with_paths(table, found, result.not_finite)
+
+
+def ranking(gallery: Gallery) -> Table:
+    """A gallery without pictures."""
+    rows = [
+        [str(s.index), s.class_name, s.gate_logit, s.loss, "kept" if s.kept else "pruned"]
+        for s in gallery.samples
+    ]
+    return Table(["index", "class", "gate logit", "loss", "outcome"], rows, frozenset({1, 4}))
+
+
+def settings(result: PruneResult) -> Table:
+    """Settings of the run, its dataset, and the versions that it ran with."""
+    dataset = {key: value for key, value in result.dataset.items() if key != "class_names"}
+    groups = {
+        "run": result.config,
+        "dataset": {**dataset, "samples": result.num_samples, "fingerprint": result.fingerprint},
+        "versions": result.versions,
+    }
+    rows = [
+        [group, str(name), setting(value)]
+        for group, entries in groups.items()
+        for name, value in sorted(entries.items())  # the order that a loaded result has
+    ]
+    return Table(["group", "name", "value"], rows, frozenset({0, 1, 2}))
+
+
+def _fixed(places: int) -> Callable[[float], str]:
+    """To so many places, so that a column lines up."""
+    return lambda value: f"{value:.{places}f}" if math.isfinite(value) else number(value)
+
+
+_HISTORY: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "epoch": ("epoch", str),
+    "phase": ("phase", str),
+    "kept": ("kept", count),
+    "explored": ("explored", count),
+    "samples_read": ("read", count),
+    "keep_ratio": ("scheduled", _fixed(3)),
+    "slope": ("slope", _fixed(2)),
+    "mean_gate": ("mean gate", _fixed(3)),
+    "open_share": ("open gates", _fixed(3)),
+    "training_loss": ("training loss", number),
+    "validation_loss": ("held-out loss", number),
+    "decision": ("decision", str),
+    "seconds": ("seconds", _fixed(1)),
+}
+_HISTORY_TEXT = ("phase", "decision")
+
+
+def history(result: PruneResult) -> Table:
+    """A row per epoch; columns that no epoch has are left out."""
+    keys = [key for key in _HISTORY if any(entry.get(key) is not None for entry in result.history)]
+    rows = [[_cell(key, entry.get(key)) for key in keys] for entry in result.history]
+    text = frozenset(place for place, key in enumerate(keys) if key in _HISTORY_TEXT)
+    return Table([_HISTORY[key][0] for key in keys], rows, text)
+
+
+def _cell(key: str, value: Any) -> str:
+    return ABSENT if value is None else _HISTORY[key][1](value)

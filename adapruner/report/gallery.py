@@ -1,0 +1,143 @@
+"""Which samples the galleries show, and where their pictures come from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapruner.data.sources import Source, as_source
+from adapruner.report.style import printable
+from adapruner.report.thumbnails import thumbnail
+from adapruner.report.values import ABSENT, class_name, finite_losses, number
+
+if TYPE_CHECKING:
+    from adapruner.result import PruneResult
+
+MOST_SAMPLES = 24  # in one gallery
+
+
+class Found(NamedTuple):
+    """A source of pictures, or the reason why there is none."""
+
+    source: Source | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a gallery, as text; ``picture`` is a ``data:`` address, "" where none is."""
+
+    index: int
+    class_name: str
+    gate_logit: str
+    loss: str
+    kept: bool
+    picture: str
+    problem: str  # why there is no picture
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Samples in order, and why none of them has a picture, "" where some have."""
+
+    samples: list[Sample]
+    no_pictures: str
+
+
+def find_source(result: PruneResult, source: Any | None) -> Found:
+    """The source to draw from: the one given, the result's own, or the image folder it names.
+
+    Raises:
+        DatasetMismatchError: ``source`` is given and is another dataset than the result's.
+        TypeError, ValueError: ``source`` is nothing that ``as_source`` takes.
+    """
+    if source is not None:
+        return Found(_checked(result, as_source(source)))
+    if result.source is not None:
+        return Found(result.source)
+    root = result.dataset.get("root")
+    if not root:
+        return Found(None, "no dataset was given, and the result does not say where its own is")
+    if not os.path.isdir(root):
+        return Found(None, f"no dataset was given, and the folder {root} is not there")
+    return _image_folder(result, root)
+
+
+def _checked(result: PruneResult, source: Source) -> Source:
+    from adapruner.result import DatasetMismatchError
+
+    if result.fingerprint:  # a Pruner that never saw its dataset leaves none
+        result.check_dataset(source.fingerprint())
+    if len(source) != result.num_samples:
+        raise DatasetMismatchError(
+            f"this result belongs to a dataset of {result.num_samples} samples, "
+            f"the dataset given has {len(source)}"
+        )
+    return source
+
+
+def _image_folder(result: PruneResult, root: str) -> Found:
+    try:
+        folder = as_source(root)
+        unchanged = folder.fingerprint() == result.fingerprint
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        return Found(None, f"the folder {root} cannot be read: {error}")
+    if not unchanged:
+        return Found(None, f"the folder {root} is not, or no longer, just the dataset pruned")
+    return Found(folder)
+
+
+def extremes(result: PruneResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the most and of the least wanted readable samples, at most ``MOST_SAMPLES`` each.
+
+    The most (least) wanted one comes first. No sample is in both: of few samples each gets half.
+    Equal gate logits rank as in the selection, the lower index as the more wanted one.
+    """
+    logits = result.gate_logits.double().numpy()
+    order = np.argsort(-logits, kind="stable")
+    unreadable = np.array([index for index, _ in result.unreadable], dtype=np.int64)
+    order = order[np.isfinite(logits[order]) & ~np.isin(order, unreadable)]
+    most = min(MOST_SAMPLES, (len(order) + 1) // 2)
+    least = min(MOST_SAMPLES, len(order) // 2)
+    return order[:most], order[len(order) - least :][::-1]
+
+
+def gallery(result: PruneResult, indices: NDArray[np.int64], found: Found) -> Gallery:
+    """The samples at ``indices`` with their pictures, where ``found`` has any."""
+    kept, losses = result.kept, finite_losses(result)
+    samples = []
+    for index in indices.tolist():
+        picture, problem = _picture(found, index)
+        name = ABSENT if result.targets is None else class_name(result, int(result.targets[index]))
+        samples.append(
+            Sample(
+                index=index,
+                class_name=name,
+                gate_logit=f"{float(result.gate_logits[index]):.3f}".replace("-", "−"),
+                loss=number(float(losses[index]), digits=3),
+                kept=bool(kept[index]),
+                picture=picture,
+                problem=printable(problem),
+            )
+        )
+    without = samples and not any(sample.picture for sample in samples)
+    return Gallery(samples, samples[0].problem if without else "")
+
+
+def _picture(found: Found, index: int) -> tuple[str, str]:
+    """(address, problem), one of which is "": no sample is bad enough to lose the report for."""
+    if found.source is None:
+        return "", found.reason
+    try:
+        image = found.source.image(index)
+        if image is None:
+            return "", "this kind of dataset has no pictures"
+        return thumbnail(image), ""
+    except ImportError:
+        raise
+    except Exception as error:  # decoders raise what they like: SyntaxError, struct.error, …
+        return "", f"{type(error).__name__}: {error}"

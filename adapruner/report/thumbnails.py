@@ -1,0 +1,95 @@
+"""Small pictures of samples as ``data:`` addresses, from whatever a dataset calls an image."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adapruner.extras import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SIDE = 128  # pixels, at most; about twice what the page shows, for sharp screens
+
+
+def thumbnail(image: Any) -> str:
+    """``image`` as the address of a PNG of at most ``SIDE`` pixels a side: ``data:image/png;…``.
+
+    Args:
+        image: a PIL image of any mode, or an array or tensor: ``[H, W]``, ``[C, H, W]`` or
+            ``[H, W, C]`` with C of 1, 3 or 4, of any real dtype. Where both readings of the axes
+            fit, a tensor has its channels first and an array last. ``uint8`` is shown as it is,
+            floats within [0, 1] times 255; other values are stretched from least to greatest.
+
+    Raises:
+        ValueError: ``image`` has another shape or nothing in it.
+        TypeError: ``image`` is nothing of these.
+    """
+    picture = _rgb(image)
+    width, height = picture.size
+    if not width or not height:
+        raise ValueError(f"cannot draw an image of {width} x {height} pixels")
+    enlargement = SIDE // max(width, height)
+    resampling = require("PIL.Image", extra="report").Resampling
+    if enlargement > 1:  # whole steps of nearest pixels keep tiny images crisp
+        picture = picture.resize((width * enlargement, height * enlargement), resampling.NEAREST)
+    else:
+        picture.thumbnail((SIDE, SIDE), resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _rgb(image: Any) -> Image:
+    """A new PIL image in mode RGB, transparent parts over white."""
+    pil = require("PIL.Image", extra="report")
+    if isinstance(image, pil.Image):
+        # Modes of more than 8 bits a channel (I, I;16, F): PIL's own conversion only clips them.
+        wide = image.mode.startswith(("I", "F"))
+        picture = _from_array(np.asarray(image), channels_first=False) if wide else image
+    elif isinstance(image, torch.Tensor):
+        values = image.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+        picture = _from_array(values.numpy(), channels_first=True)
+    elif isinstance(image, np.ndarray):
+        picture = _from_array(image, channels_first=False)
+    else:
+        raise TypeError(f"expected a PIL image, an array or a tensor, got {type(image).__name__}")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = pil.alpha_composite(pil.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _from_array(values: NDArray[Any], channels_first: bool) -> Image:
+    """Gray, RGB or RGBA image from ``[H, W]``, ``[C, H, W]`` or ``[H, W, C]``."""
+    shape = values.shape
+    if values.ndim == 3:
+        possible = (1, 3, 4)
+        first = shape[0] in possible and (channels_first or shape[2] not in possible)
+        if first:
+            values = np.moveaxis(values, 0, 2)
+        if values.shape[2] == 1:
+            values = values[:, :, 0]
+    drawable = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))
+    if not drawable or not values.size:
+        raise ValueError(f"cannot draw an image of shape {list(shape)}")
+    picture: Image = require("PIL.Image", extra="report").fromarray(_to_bytes(values))
+    return picture
+
+
+def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    real = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    low, high = float(real.min()), float(real.max())
+    if values.dtype == np.bool_ or (values.dtype.kind == "f" and low >= 0 and high <= 1):
+        low, high = 0.0, 1.0
+    scaled = (real - low) / (high - low if high > low else 1.0)
+    return np.ascontiguousarray(np.rint(255 * scaled).astype(np.uint8))

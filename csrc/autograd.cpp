@@ -1,0 +1,166 @@
+// Autograd of the operators. Gradients are formed in the forward pass; backward applies the
+// upstream gradient, and nothing else of the gates is in the graph.
+#include <ATen/FunctionalTensorWrapper.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/mul.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/library.h>
+
+namespace adapruner {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+
+template <typename Signature>
+auto find_operator(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+void refuse_second_derivative() {
+  TORCH_CHECK(!at::GradMode::is_enabled(),
+              "adapruner's masked cross entropy forms its gradient in the forward pass and has no "
+              "second derivative (create_graph=True); use masked_loss over "
+              "torch.nn.functional.cross_entropy(..., reduction=\"none\") instead");
+}
+
+// True for an ordinary CPU tensor equal to 1; false for anything that is being traced or elsewhere.
+bool is_plain_one(const Tensor& upstream) {
+  return upstream.is_cpu() && !upstream.unsafeGetTensorImpl()->is_python_dispatch() &&
+         !at::functionalization::impl::isFunctionalTensor(upstream) &&
+         upstream.item<double>() == 1.0;
+}
+
+class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
+                               const Tensor& ids, const Tensor& gate_logits, const Tensor& state,
+                               const OptionalTensor& weight, int64_t ignore_index,
+                               double label_smoothing, bool compute_gradient) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    static auto op =
+        find_operator<std::tuple<Tensor, Tensor, Tensor, Tensor>(
+            const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+            const OptionalTensor&, int64_t, double, bool)>("adapruner::masked_cross_entropy");
+    auto [loss, sample_loss, pressure, gradient] =
+        op.call(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing,
+                compute_gradient);
+    ctx->saved_data["computed"] = compute_gradient;
+    ctx->save_for_backward({gradient});
+    ctx->mark_non_differentiable({sample_loss, pressure, gradient});
+    return {loss, sample_loss, pressure, gradient};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    refuse_second_derivative();
+    TORCH_CHECK(ctx->saved_data["computed"].toBool(),
+                "masked_cross_entropy was called with compute_gradient=False and cannot be "
+                "differentiated");
+    static auto scale =
+        find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
+    const Tensor gradient = ctx->get_saved_variables()[0];
+    variable_list gradients(9);
+    gradients[0] = is_plain_one(upstream[0]) ? gradient : scale.call(gradient, upstream[0]);
+    return gradients;
+  }
+};
+
+class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEntropyInPlace> {
+ public:
+  static variable_list forward(AutogradContext* ctx, Tensor logits, const Tensor& target,
+                               const Tensor& ids, const Tensor& gate_logits, const Tensor& state,
+                               const OptionalTensor& weight, int64_t ignore_index,
+                               double label_smoothing) {
+    Tensor loss, sample_loss, pressure;
+    {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
+          Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+          const OptionalTensor&, int64_t, double)>("adapruner::masked_cross_entropy_");
+      std::tie(loss, sample_loss, pressure) = op.call(logits, target, ids, gate_logits, state,
+                                                      weight, ignore_index, label_smoothing);
+    }
+    // Whatever saved these logits for its own backward pass must see that they are gone.
+    torch::autograd::impl::bump_version(logits);
+    ctx->saved_data["used"] = false;
+    ctx->save_for_backward({logits.detach()});
+    ctx->mark_non_differentiable({sample_loss, pressure});
+    return {loss, sample_loss, pressure};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    refuse_second_derivative();
+    TORCH_CHECK(!ctx->saved_data["used"].toBool(),
+                "backward a second time through a loss that has overwritten its logits; leave out "
+                "overwrite_logits=True to keep the graph");
+    ctx->saved_data["used"] = true;
+    static auto scale = find_operator<void(Tensor&, const Tensor&)>("adapruner::scale_gradient_");
+    Tensor gradient = ctx->get_saved_variables()[0];
+    scale.call(gradient, upstream[0]);
+    variable_list gradients(8);
+    gradients[0] = gradient;
+    return gradients;
+  }
+};
+
+class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& sample_loss, const Tensor& ids,
+                               const Tensor& gate_logits, const Tensor& state) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
+        const Tensor&, const Tensor&, const Tensor&, const Tensor&)>("adapruner::masked_loss");
+    auto [loss, pressure, gradient] = op.call(sample_loss, ids, gate_logits, state);
+    ctx->save_for_backward({gradient});
+    ctx->mark_non_differentiable({pressure, gradient});
+    return {loss, pressure, gradient};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    // Linear in the losses, so that this product is all there is to second derivatives.
+    return {at::mul(ctx->get_saved_variables()[0], upstream[0]), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> masked_cross_entropy_autograd(
+    const Tensor& logits, const Tensor& target, const Tensor& ids, const Tensor& gate_logits,
+    const Tensor& state, const OptionalTensor& weight, int64_t ignore_index, double label_smoothing,
+    bool compute_gradient) {
+  auto out = MaskedCrossEntropy::apply(logits, target, ids, gate_logits, state, weight,
+                                       ignore_index, label_smoothing, compute_gradient);
+  return {out[0], out[1], out[2], out[3]};
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_cross_entropy__autograd(
+    Tensor& logits, const Tensor& target, const Tensor& ids, const Tensor& gate_logits,
+    const Tensor& state, const OptionalTensor& weight, int64_t ignore_index,
+    double label_smoothing) {
+  TORCH_CHECK(!(at::GradMode::is_enabled() && logits.requires_grad() && logits.is_leaf()),
+              "masked_cross_entropy_ cannot overwrite a leaf tensor that requires grad");
+  auto out = MaskedCrossEntropyInPlace::apply(logits, target, ids, gate_logits, state, weight,
+                                              ignore_index, label_smoothing);
+  return {out[0], out[1], out[2]};
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_loss_autograd(const Tensor& sample_loss,
+                                                        const Tensor& ids,
+                                                        const Tensor& gate_logits,
+                                                        const Tensor& state) {
+  auto out = MaskedLoss::apply(sample_loss, ids, gate_logits, state);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adapruner, Autograd, m) {
+  m.impl("masked_cross_entropy", masked_cross_entropy_autograd);
+  m.impl("masked_cross_entropy_", masked_cross_entropy__autograd);
+  m.impl("masked_loss", masked_loss_autograd);
+}
+
+}  // namespace adapruner

@@ -1,0 +1,133 @@
+// Argument checks of the operators, once, for every device. What depends on values that live on the
+// device (labels, ids) is checked by the device's own code.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "math/state.h"
+
+namespace adapruner {
+
+inline void check_integers(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_TYPE(at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false), name,
+                   " must hold integers (uint8, int8, int16, int32 or int64); found ",
+                   tensor.scalar_type());
+}
+
+inline void check_floats(const at::Tensor& tensor, const char* name) {
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 ||
+                       type == at::kHalf,
+                   name, " must be float32, float64, bfloat16 or float16; found ", type);
+}
+
+inline void check_device(const at::Tensor& tensor, const at::Tensor& like, const char* name) {
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, " is on ", tensor.device(),
+                    "; expected ", like.device(), ", where the first argument is");
+}
+
+inline void check_gate_logits(const at::Tensor& gate_logits) {
+  TORCH_CHECK_TYPE(gate_logits.scalar_type() == at::kFloat, "gate_logits must be float32; found ",
+                   gate_logits.scalar_type());
+  TORCH_CHECK_VALUE(gate_logits.dim() == 1, "gate_logits must have one dimension [N]; found shape ",
+                    gate_logits.sizes());
+}
+
+inline void check_state(const at::Tensor& state) {
+  TORCH_CHECK_TYPE(state.scalar_type() == at::kLong, "state must be int64; found ",
+                   state.scalar_type());
+  TORCH_CHECK_VALUE(state.dim() == 1 && state.size(0) == kStateSize && state.is_contiguous(),
+                    "state must be a contiguous tensor of shape [", kStateSize, "]; found shape ",
+                    state.sizes());
+}
+
+// ids [B], gate_logits [N] and state, as every operator on a batch takes them.
+inline void check_gates(const at::Tensor& ids, int64_t batch, const at::Tensor& gate_logits,
+                        const at::Tensor& state) {
+  check_integers(ids, "ids");
+  TORCH_CHECK_VALUE(ids.dim() == 1 && ids.size(0) == batch, "ids must have shape [", batch,
+                    "], one dataset index per sample of the batch; found shape ", ids.sizes());
+  check_gate_logits(gate_logits);
+  check_state(state);
+}
+
+inline void check_cross_entropy(const at::Tensor& logits, const at::Tensor& target,
+                                const at::Tensor& ids, const at::Tensor& gate_logits,
+                                const at::Tensor& state, const std::optional<at::Tensor>& weight,
+                                double label_smoothing) {
+  check_floats(logits, "logits");
+  TORCH_CHECK_VALUE(logits.dim() >= 2, "logits must have shape [B, C] or [B, C, ...]; found shape ",
+                    logits.sizes());
+  TORCH_CHECK_VALUE(logits.size(1) >= 1, "logits must have at least one class in dimension 1; found ",
+                    "shape ", logits.sizes());
+  check_integers(target, "target");
+  auto expected = logits.sizes().vec();
+  expected.erase(expected.begin() + 1);
+  TORCH_CHECK_VALUE(target.sizes() == at::IntArrayRef(expected), "target must have shape ",
+                    at::IntArrayRef(expected), ", that of logits without its classes; found shape ",
+                    target.sizes());
+  check_gates(ids, logits.size(0), gate_logits, state);
+  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1,
+                    "label_smoothing must be in [0, 1]; found ", label_smoothing);
+  for (const auto& [tensor, name] : {std::pair{&target, "target"}, {&ids, "ids"},
+                                     {&gate_logits, "gate_logits"}, {&state, "state"}}) {
+    check_device(*tensor, logits, name);
+  }
+  if (weight.has_value()) {
+    check_floats(*weight, "weight");
+    TORCH_CHECK_VALUE(weight->dim() == 1 && weight->size(0) == logits.size(1),
+                      "weight must have shape [", logits.size(1), "], one per class; found shape ",
+                      weight->sizes());
+    check_device(*weight, logits, "weight");
+  }
+}
+
+inline void check_masked_loss(const at::Tensor& sample_loss, const at::Tensor& ids,
+                              const at::Tensor& gate_logits, const at::Tensor& state) {
+  check_floats(sample_loss, "sample_loss");
+  TORCH_CHECK_VALUE(sample_loss.dim() == 1, "sample_loss must have one dimension [B], a loss per "
+                    "sample (reduction=\"none\", averaged over a sample's own rows); found shape ",
+                    sample_loss.sizes());
+  check_gates(ids, sample_loss.size(0), gate_logits, state);
+  check_device(ids, sample_loss, "ids");
+  check_device(gate_logits, sample_loss, "gate_logits");
+  check_device(state, sample_loss, "state");
+}
+
+inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& age,
+                              const at::Tensor& state,
+                              const std::optional<at::Tensor>& last_loss, const at::Tensor& ids,
+                              const at::Tensor& pressure, const at::Tensor& sample_loss) {
+  check_gates(ids, pressure.dim() == 1 ? pressure.size(0) : -1, gate_logits, state);
+  check_floats(pressure, "pressure");
+  check_floats(sample_loss, "sample_loss");
+  TORCH_CHECK_VALUE(sample_loss.sizes() == pressure.sizes(),
+                    "sample_loss must have the shape of pressure, ", pressure.sizes(), "; found ",
+                    sample_loss.sizes());
+  TORCH_CHECK_TYPE(age.scalar_type() == at::kByte, "age must be uint8; found ", age.scalar_type());
+  TORCH_CHECK_VALUE(age.sizes() == gate_logits.sizes(), "age must have the shape of gate_logits, ",
+                    gate_logits.sizes(), "; found ", age.sizes());
+  TORCH_CHECK_VALUE(gate_logits.is_contiguous() && age.is_contiguous(),
+                    "gate_logits and age are written in place and must be contiguous");
+  check_device(age, gate_logits, "age");
+  check_device(state, gate_logits, "state");
+  check_device(ids, gate_logits, "ids");
+  check_device(pressure, gate_logits, "pressure");
+  check_device(sample_loss, gate_logits, "sample_loss");
+  if (last_loss.has_value()) {
+    TORCH_CHECK_TYPE(last_loss->scalar_type() == at::kFloat, "last_loss must be float32; found ",
+                     last_loss->scalar_type());
+    TORCH_CHECK_VALUE(last_loss->sizes() == gate_logits.sizes() && last_loss->is_contiguous(),
+                      "last_loss must be contiguous, of the shape of gate_logits, ",
+                      gate_logits.sizes(), "; found ", last_loss->sizes());
+    check_device(*last_loss, gate_logits, "last_loss");
+  }
+}
+
+inline void check_topk(const at::Tensor& gate_logits, int64_t k) {
+  check_gate_logits(gate_logits);
+  TORCH_CHECK_VALUE(k >= 0 && k <= gate_logits.size(0), "k must be in [0, ", gate_logits.size(0),
+                    "], the number of gates; found ", k);
+}
+
+}  // namespace adapruner

@@ -1,0 +1,114 @@
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <vector>
+
+#include "../checks.h"
+#include "batch.h"
+
+namespace adapruner::cpu {
+namespace {
+
+// The distinct ids of a batch in order of first appearance, each with the sum of its pressures in
+// batch order. A hash table with linear probing: O(B), whatever N.
+class Visits {
+ public:
+  struct Visit {
+    int64_t id;
+    double pressure;
+  };
+
+  explicit Visits(int64_t capacity) {
+    size_t size = 16;
+    while (size < 2 * static_cast<size_t>(capacity)) size *= 2;
+    slots_.assign(size, -1);
+    visits_.reserve(capacity);
+  }
+
+  void add(int64_t id, double pressure) {
+    size_t slot = (static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u >> 20) & (slots_.size() - 1);
+    while (slots_[slot] >= 0 && visits_[slots_[slot]].id != id) {
+      slot = (slot + 1) & (slots_.size() - 1);
+    }
+    if (slots_[slot] >= 0) {
+      visits_[slots_[slot]].pressure += pressure;
+    } else {
+      slots_[slot] = static_cast<int64_t>(visits_.size());
+      visits_.push_back({id, pressure});
+    }
+  }
+
+  const std::vector<Visit>& visits() const { return visits_; }
+
+ private:
+  std::vector<int64_t> slots_;
+  std::vector<Visit> visits_;
+};
+
+void note_not_finite(int64_t* state, int64_t id) {
+  const int64_t count = state[kNotFiniteCount]++;
+  if (count < kNotFiniteCapacity) state[kNotFiniteIds + count] = id;
+}
+
+// Losses of the epoch: their sum, the loss scale where it follows them, the last one of each sample.
+void note_losses(const int64_t* id, const double* pressure, const double* loss, int64_t samples,
+                 int64_t* state, float* last_loss) {
+  double sum = read_double(state, kLossSum);
+  for (int64_t b = 0; b < samples; ++b) {
+    if (std::isinf(pressure[b])) continue;  // every row ignored: no loss
+    if (last_loss != nullptr) last_loss[id[b]] = static_cast<float>(loss[b]);
+    if (!std::isfinite(loss[b])) continue;
+    sum += loss[b];
+    ++state[kLossCount];
+  }
+  write_double(state, kLossSum, sum);
+  if (state[kScaleRunning] && sum > 0) {
+    write_double(state, kLossScale, sum / static_cast<double>(state[kLossCount]));
+  }
+}
+
+void step_gates(const std::vector<Visits::Visit>& visits, float* m, uint8_t* ages, int64_t* state) {
+  const double slope = read_double(state, kSlope);
+  for (const auto& visit : visits) {
+    const float before = m[visit.id];
+    const float after = stepped(state, before, ages[visit.id], visit.pressure);
+    m[visit.id] = after;
+    ages[visit.id] = 0;
+    state[kGateSum] += gate_fixed(slope, after) - gate_fixed(slope, before);
+    state[kOpenCount] += (after > 0) - (before > 0);
+  }
+}
+
+void gate_update_cpu(at::Tensor& gate_logits, at::Tensor& age, at::Tensor& state,
+                     const std::optional<at::Tensor>& last_loss, const at::Tensor& ids,
+                     const at::Tensor& pressure, const at::Tensor& sample_loss) {
+  check_gate_update(gate_logits, age, state, last_loss, ids, pressure, sample_loss);
+  const int64_t samples = ids.size(0);
+  const at::Tensor id_tensor = checked_ids(ids, gate_logits.size(0));
+  const at::Tensor pressures = pressure.to(at::kDouble).contiguous();
+  const at::Tensor losses = sample_loss.to(at::kDouble).contiguous();
+  const int64_t* id = id_tensor.const_data_ptr<int64_t>();
+  const double* p = pressures.const_data_ptr<double>();
+  uint8_t* ages = age.mutable_data_ptr<uint8_t>();
+  int64_t* s = state.mutable_data_ptr<int64_t>();
+
+  note_losses(id, p, losses.const_data_ptr<double>(), samples, s,
+              last_loss.has_value() ? last_loss->mutable_data_ptr<float>() : nullptr);
+  Visits visits(samples);
+  for (int64_t b = 0; b < samples; ++b) {
+    if (std::isfinite(p[b])) {
+      visits.add(id[b], p[b]);
+      continue;
+    }
+    if (std::isnan(p[b])) note_not_finite(s, id[b]);
+    if (!s[kResting] && ages[id[b]] == kNeverVisited) ages[id[b]] = 1;
+  }
+  if (!s[kResting]) step_gates(visits.visits(), gate_logits.mutable_data_ptr<float>(), ages, s);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adapruner, CPU, m) { m.impl("gate_update", gate_update_cpu); }
+
+}  // namespace adapruner::cpu

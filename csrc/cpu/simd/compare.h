@@ -1,0 +1,58 @@
+// Order-preserving keys of a few floats at a time, and comparisons with the results as bits, which
+// compilers do not make out of plain loops. Integers throughout: a thread that flushes subnormal
+// numbers to zero gets the same answers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace adapruner::ADAPRUNER_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
+
+// The bits of floats.
+inline Lanes load_bits(const float* x) {
+  Lanes bits;
+  std::memcpy(&bits, x, sizeof bits);
+  return bits;
+}
+
+inline Lanes spread(int32_t x) { return Lanes{} + x; }
+
+// signed_key(order_key(x)) of the floats that have these bits.
+inline Lanes keys_of(Lanes bits) {
+  const Lanes negative = bits >> 31;
+  return ((bits & 0x7fffffff) ^ negative) - negative;
+}
+
+// Bit j of the results: of lane j.
+inline uint64_t greater(Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+  return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)(a > b)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)(a > b)));
+#else
+  uint64_t bits = 0;
+  for (int j = 0; j < kLanes; ++j) bits |= static_cast<uint64_t>(a[j] > b[j]) << j;
+  return bits;
+#endif
+}
+
+inline uint64_t is_nan(Lanes bits) { return greater(bits & 0x7fffffff, spread(0x7f800000)); }
+
+}  // namespace
+}  // namespace adapruner::ADAPRUNER_ISA

@@ -1,0 +1,41 @@
+// Cross entropy of many rows of logits: loss and gradient of each in one go.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "dispatch.h"
+
+namespace adapruner {
+
+// T: float, double, c10::BFloat16, c10::Half. Arithmetic is in Acc: double for double, else float.
+template <typename T>
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+struct CrossEntropyRows {
+  const T* logits;             // [rows, classes], contiguous
+  const int64_t* targets;      // [rows], in [0, classes) where row_scale is not negative
+  const Acc<T>* row_scale;     // [rows]: factor of the row's gradient; negative: row ignored
+  const Acc<T>* class_weight;  // [classes], or null for ones
+  Acc<T> total_weight;         // sum of the class weights
+  double smoothing;
+  int64_t classes;
+  Acc<T>* row_loss;  // [rows], written; 0 where the row is ignored
+  T* gradient;       // [rows, classes], written; may be `logits` itself; null: not wanted
+};
+
+#define ADAPRUNER_DECLARE(isa)                                                               \
+  namespace isa {                                                                            \
+  void cross_entropy_rows(const CrossEntropyRows<float>&, int64_t begin, int64_t end);       \
+  void cross_entropy_rows(const CrossEntropyRows<double>&, int64_t begin, int64_t end);      \
+  void cross_entropy_rows(const CrossEntropyRows<c10::BFloat16>&, int64_t begin, int64_t end); \
+  void cross_entropy_rows(const CrossEntropyRows<c10::Half>&, int64_t begin, int64_t end);   \
+  }
+ADAPRUNER_FOR_EACH_ISA(ADAPRUNER_DECLARE)
+#undef ADAPRUNER_DECLARE
+
+}  // namespace adapruner

@@ -1,0 +1,160 @@
+#include "topk.h"
+
+#include <cstring>
+
+#include "../../math/gate.h"
+#include "compare.h"
+
+namespace adapruner::ADAPRUNER_ISA {
+namespace {
+
+constexpr int64_t kWord = 64;
+
+// f(values, i, valid) for the 64 values from each i on; `valid` has the bits of those that exist.
+// The last, short word is read from a copy, so that no read leaves x.
+template <typename F>
+void each_word(const float* x, int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kWord <= n; i += kWord) f(x + i, i, ~uint64_t{0});
+  if (i < n) {
+    float rest[kWord] = {};
+    std::memcpy(rest, x + i, static_cast<size_t>(n - i) * sizeof(float));
+    f(static_cast<const float*>(rest), i, (uint64_t{1} << (n - i)) - 1);
+  }
+}
+
+// The bits of test(lanes) over the 64 values at x.
+template <typename Test>
+inline uint64_t word_of(const float* x, const Test& test) {
+  uint64_t word = 0;
+#pragma GCC unroll 16
+  for (int j = 0; j < kWord; j += kLanes) word |= test(load_bits(x + j)) << j;
+  return word;
+}
+
+// Keys above the given one.
+inline uint64_t above(const float* x, uint32_t key) {
+  const Lanes bound = spread(signed_key(key));
+  return word_of(x, [&](Lanes bits) { return greater(keys_of(bits), bound); });
+}
+
+inline uint64_t nans(const float* x) { return word_of(x, is_nan); }
+
+inline int64_t bytes_at(int64_t i, int64_t n) { return n - i < kWord ? (n - i + 7) / 8 : 8; }
+
+// The bits of values i … i + 63 of the n that a mask is for.
+inline uint64_t read_word(const uint8_t* mask, int64_t i, int64_t n) {
+  uint64_t word = 0;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  if (n - i >= kWord) {
+    std::memcpy(&word, mask + i / 8, sizeof word);
+    return word;
+  }
+#endif
+  for (int64_t b = 0; b < bytes_at(i, n); ++b) word |= uint64_t{mask[i / 8 + b]} << (8 * b);
+  return word;
+}
+
+inline void write_word(uint8_t* mask, int64_t i, int64_t n, uint64_t word) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  if (n - i >= kWord) {
+    std::memcpy(mask + i / 8, &word, sizeof word);
+    return;
+  }
+#endif
+  for (int64_t b = 0; b < bytes_at(i, n); ++b)
+    mask[i / 8 + b] = static_cast<uint8_t>(word >> (8 * b));
+}
+
+}  // namespace
+
+int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset,
+                     uint8_t* mask, BandEntry* band, BracketCounts& counts, bool& nan) {
+  int64_t appended = 0, from_high_count = 0, above_low_count = 0;
+  uint64_t any_nan = 0;
+  each_word(x, n, [&](const float* values, int64_t i, uint64_t valid) {
+    const uint64_t from_high = valid & above(values, bracket.high - 1);
+    const uint64_t above_low = valid & above(values, bracket.low);
+    any_nan |= nans(values);
+    write_word(mask, i, n, from_high);
+    from_high_count += __builtin_popcountll(from_high);
+    above_low_count += __builtin_popcountll(above_low);
+    for (uint64_t rest = above_low & ~from_high; rest != 0; rest &= rest - 1) {
+      const int j = __builtin_ctzll(rest);
+      band[appended++] = {order_key(values[j]), offset + static_cast<uint32_t>(i + j)};
+    }
+  });
+  counts.from_high += from_high_count;
+  counts.above_low += above_low_count;
+  nan |= any_nan != 0;
+  return appended;
+}
+
+void sum_gates(const float* x, int64_t n, double slope, int64_t* sums) {
+  int64_t gates = 0, open = 0;
+#pragma omp simd reduction(+ : gates, open)
+  for (int64_t i = 0; i < n; ++i) {
+    gates += gate_fixed(slope, x[i]);
+    open += x[i] > 0;
+  }
+  sums[0] += gates;
+  sums[1] += open;
+}
+
+void count_ties(const float* x, int64_t n, uint32_t key, TieCounts& counts) {
+  int64_t above_count = 0, equal_count = 0;
+  each_word(x, n, [&](const float* values, int64_t, uint64_t valid) {
+    const uint64_t larger = above(values, key), from = above(values, key - 1);
+    above_count += __builtin_popcountll(valid & larger);
+    equal_count += __builtin_popcountll(valid & from & ~larger);
+  });
+  counts.above += above_count;
+  counts.equal += equal_count;
+}
+
+int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t* mask) {
+  int64_t kept = 0;
+  each_word(x, n, [&](const float* values, int64_t i, uint64_t valid) {
+    const uint64_t found = valid & above(values, key - 1) & ~above(values, key);
+    if (found == 0) return;
+    uint64_t first = found;
+    if (__builtin_popcountll(found) > keep - kept) {
+      first = 0;
+      for (uint64_t rest = found; kept + __builtin_popcountll(first) < keep; rest &= rest - 1) {
+        first |= rest & (0 - rest);
+      }
+    }
+    kept += __builtin_popcountll(first);
+    write_word(mask, i, n, (read_word(mask, i, n) & ~found) | first);
+  });
+  return kept;
+}
+
+int64_t count_bits(const uint8_t* mask, int64_t bytes) {
+  int64_t count = 0;
+  for (int64_t b = 0; b < bytes; b += 8) {
+    count += __builtin_popcountll(read_word(mask, 8 * b, 8 * bytes));
+  }
+  return count;
+}
+
+void expand_bits(const uint8_t* mask, int64_t bytes, int64_t first, int64_t* indices,
+                 int64_t count) {
+  int64_t done = 0, b = 0;
+#if defined(__AVX512F__)
+  // Eight indices are written for every byte, so stop before there is no room for that.
+  const __m512i lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+  for (; b < bytes && done + 8 <= count; ++b) {
+    const __m512i places = _mm512_add_epi64(_mm512_set1_epi64(first + 8 * b), lanes);
+    _mm512_storeu_si512(indices + done, _mm512_maskz_compress_epi64(mask[b], places));
+    done += __builtin_popcount(mask[b]);
+  }
+#endif
+  for (; b < bytes; ++b) {
+    for (unsigned rest = mask[b]; rest != 0; rest &= rest - 1) {
+      indices[done++] = first + 8 * b + __builtin_ctz(rest);
+    }
+  }
+}
+
+}  // namespace adapruner::ADAPRUNER_ISA

@@ -1,0 +1,56 @@
+// Loops over gate logits for the exact top-k. A mask has bit i % 8 of byte i / 8 for value i; its
+// spare bits are written as 0. Counts and sums are added to what is there.
+#pragma once
+
+#include <cstdint>
+
+#include "../../math/topk.h"
+#include "dispatch.h"
+
+namespace adapruner {
+
+// A value between the bounds of a bracket, to be decided later.
+struct BandEntry {
+  uint32_t key;
+  uint32_t offset;
+};
+
+// Keys low ≤ high that the threshold is hoped to lie between; kLowestKey − 1 and kHighestKey + 1
+// leave a side open.
+struct Bracket {
+  uint32_t low;
+  uint32_t high;
+};
+
+struct BracketCounts {
+  int64_t from_high = 0;  // key ≥ high
+  int64_t above_low = 0;  // key > low
+};
+
+struct TieCounts {
+  int64_t above = 0;  // larger key
+  int64_t equal = 0;
+};
+
+#define ADAPRUNER_DECLARE(isa)                                                                      \
+  namespace isa {                                                                                   \
+  /* mask ← key ≥ high; counts; appends what lies strictly between the bounds to band, which has \
+     room for n more, with offsets from `offset` on; `nan` becomes true if there is one. Returns    \
+     the number appended. */                                                                        \
+  int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset,          \
+                       uint8_t* mask, BandEntry* band, BracketCounts& counts, bool& nan);           \
+  /* sums[0] += Σ gate_fixed(slope, x), sums[1] += number of x > 0. */                              \
+  void sum_gates(const float* x, int64_t n, double slope, int64_t* sums);                           \
+  void count_ties(const float* x, int64_t n, uint32_t key, TieCounts& counts);                      \
+  /* mask: of the values with that key the first `keep` are set, the others cleared. Returns the    \
+     number set. */                                                                                 \
+  int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t* mask);          \
+  int64_t count_bits(const uint8_t* mask, int64_t bytes);                                           \
+  /* indices[0, count) ← first + the places of the set bits, ascending; there are `count`. */       \
+  void expand_bits(const uint8_t* mask, int64_t bytes, int64_t first, int64_t* indices,             \
+                   int64_t count);                                                                  \
+  }
+ADAPRUNER_FOR_EACH_ISA(ADAPRUNER_DECLARE)
+#undef ADAPRUNER_DECLARE
+
+}  // namespace adapruner

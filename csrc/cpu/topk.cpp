@@ -1,0 +1,328 @@
+// Exact top-k without a sort. A sample of the gate logits brackets the threshold; one pass writes
+// the mask for what lies outside the bracket and stores what lies inside, the band, some 2–4 % of
+// all; the band is then decided exactly by digit histograms. Where the sample misled, digit
+// histograms over all values give a bracket that holds, and the pass is done again. Ties at a bound
+// of the bracket, which may be most of the data, are ranked by one more pass and never stored.
+#include "../math/topk.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "../checks.h"
+#include "partition.h"
+#include "simd/topk.h"
+
+namespace adapruner::cpu {
+namespace {
+
+constexpr int kDigitBits = 11;
+constexpr int kDigits = 1 << kDigitBits;
+using Histogram = std::vector<int64_t>;  // [kDigits]
+
+// Entries of a band in the order of their indices; not initialised where nothing was appended.
+class Band {
+ public:
+  BandEntry* begin() { return entries_.get(); }
+  BandEntry* end() { return entries_.get() + size_; }
+  int64_t size() const { return size_; }
+  void resize(int64_t size) { size_ = size; }
+
+  // Room for `more` at the end.
+  BandEntry* reserve(int64_t more) {
+    if (size_ + more > capacity_) {
+      capacity_ = std::max(2 * capacity_, size_ + more);
+      std::unique_ptr<BandEntry[]> larger(new BandEntry[capacity_]);
+      std::copy(begin(), end(), larger.get());
+      entries_ = std::move(larger);
+    }
+    return end();
+  }
+
+ private:
+  std::unique_ptr<BandEntry[]> entries_;
+  int64_t size_ = 0;
+  int64_t capacity_ = 0;
+};
+
+// What one task finds in its run of the values. A cache line apart from the next task's.
+struct alignas(64) Scan {
+  BracketCounts counts;
+  TieCounts ties;
+  int64_t sums[2] = {0, 0};
+  int64_t first_nan = -1;
+  Band band;
+};
+
+class Selection {
+ public:
+  Selection(const float* values, int64_t n, int64_t k, uint8_t* mask)
+      : values_(values), n_(n), k_(k), mask_(mask), partition_(n), scans_(partition_.tasks()) {}
+
+  // Writes the mask and sums [2].
+  void run(double slope, int64_t* sums) {
+    Bracket bracket = first_bracket();
+    scan<true>(bracket, slope);
+    for (const Scan& found : scans_) {
+      TORCH_CHECK_VALUE(found.first_nan < 0, "gate_logits[", found.first_nan,
+                        "] is NaN; a gate logit must be a number");
+    }
+    for (int i = 0; i < 2; ++i) {
+      sums[i] = 0;
+      for (const Scan& found : scans_) sums[i] += found.sums[i];
+    }
+    if (resolve(bracket)) return;
+    bracket = sure_bracket();
+    scan<false>(bracket, 0.0);
+    TORCH_INTERNAL_ASSERT(resolve(bracket), "the threshold left its bracket");
+  }
+
+ private:
+  // From the sample, where there is one; open on both sides for few values.
+  Bracket first_bracket() const {
+    constexpr uint32_t kBelowAll = kLowestKey - 1, kAboveAll = kHighestKey + 1;
+    if (k_ == 0) return {kAboveAll, kAboveAll};
+    if (k_ == n_) return {kBelowAll, kBelowAll};
+    const int64_t size = sample_size(n_);
+    if (size == 0) return {kBelowAll, kAboveAll};
+    std::vector<uint32_t> sample(size);
+    at::parallel_for(0, size, 4096, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        sample[i] = order_key(values_[sample_index(i, size, n_)]);
+      }
+    });
+    const SampleRanks ranks = bracket_ranks(k_, n_, size);
+    const auto largest = [&](int64_t begin, int64_t rank) {
+      std::nth_element(sample.begin() + begin, sample.begin() + rank - 1, sample.end(),
+                       std::greater<uint32_t>());
+      return std::min(std::max(sample[rank - 1], kBelowAll), kAboveAll);  // NaN has keys beyond
+    };
+    Bracket bracket{kBelowAll, kAboveAll};
+    if (ranks.high >= 1) bracket.high = largest(0, ranks.high);
+    if (ranks.low <= size) bracket.low = largest(std::max<int64_t>(ranks.high, 0), ranks.low);
+    return bracket;
+  }
+
+  // A bracket around the threshold that leaves a band within its limit.
+  Bracket sure_bracket() const {
+    KeyRange range{kLowestKey, kHighestKey};
+    int64_t rank = k_, inside = n_;
+    while (inside > band_limit() && range.low < range.high) {
+      const int shift = digit_shift(range, kDigitBits);
+      const Histogram histogram = count_digits([&](int64_t task, Histogram& counts) {
+        const uint32_t span = range.high - range.low;
+        for (int64_t i = partition_.begin(task); i < partition_.end(task); ++i) {
+          const uint32_t above_low = order_key(values_[i]) - range.low;
+          if (above_low <= span) ++counts[above_low >> shift];
+        }
+      });
+      const DigitRank found = find_digit(histogram.data(), kDigits, rank);
+      range = digit_range(range, shift, found.digit);
+      rank = found.rank;
+      inside = histogram[found.digit];
+    }
+    return {range.low, range.high};
+  }
+
+  // Entries of bands, of 8 bytes each, altogether: a byte per value at most.
+  int64_t band_limit() const { return std::max<int64_t>(n_ / 8, int64_t{1} << 16); }
+
+  template <bool kFirst>
+  void scan(const Bracket& bracket, double slope) {
+    std::atomic<int64_t> stored{0};
+    partition_.each_task([&](int64_t task) {
+      Scan& found = scans_[task];
+      found.counts = {};
+      found.band.resize(0);
+      const int64_t run = partition_.begin(task);
+      partition_.each_block(task, [&](int64_t begin, int64_t size) {
+        bool nan = false;
+        const int64_t appended = ADAPRUNER_DISPATCH(
+            scan_bracket, values_ + begin, size, bracket, static_cast<uint32_t>(begin - run),
+            mask_ + begin / 8, found.band.reserve(size), found.counts, nan);
+        // A band over its limit is of no use: stop storing, go on counting.
+        if (stored.fetch_add(appended, std::memory_order_relaxed) <= band_limit()) {
+          found.band.resize(found.band.size() + appended);
+        }
+        if (!kFirst) return;
+        if (nan && found.first_nan < 0) found.first_nan = first_nan(begin);
+        ADAPRUNER_DISPATCH(sum_gates, values_ + begin, size, slope, found.sums);
+      });
+    });
+  }
+
+  int64_t first_nan(int64_t i) const {
+    while (values_[i] == values_[i]) ++i;
+    return i;
+  }
+
+  // Finishes the mask after a scan; false if the threshold is not in the bracket, or the band was
+  // over its limit.
+  bool resolve(const Bracket& bracket) {
+    BracketCounts total;
+    int64_t stored = 0;
+    for (const Scan& found : scans_) {
+      total.from_high += found.counts.from_high;
+      total.above_low += found.counts.above_low;
+      stored += found.band.size();
+    }
+    if (total.from_high == k_) return true;
+    if (total.from_high > k_) return resolve_ties(bracket.high);
+    const int64_t inside = std::max<int64_t>(total.above_low - total.from_high, 0);
+    if (stored < inside) return false;
+    if (total.above_low >= k_) {
+      resolve_band({bracket.low + 1, bracket.high - 1}, k_ - total.from_high);
+      return true;
+    }
+    partition_.each_task([&](int64_t task) {
+      for (const BandEntry& entry : scans_[task].band) keep(task, entry);
+    });
+    return resolve_ties(bracket.low);
+  }
+
+  // Keeps the first of those with the given key, so many that k are kept, where every larger one is
+  // kept and no smaller one; false if the threshold is another one.
+  bool resolve_ties(uint32_t key) {
+    if (key < kLowestKey || key > kHighestKey) return false;
+    partition_.each_task([&](int64_t task) {
+      TieCounts& ties = scans_[task].ties = {};
+      partition_.each_block(task, [&](int64_t begin, int64_t size) {
+        ADAPRUNER_DISPATCH(count_ties, values_ + begin, size, key, ties);
+      });
+    });
+    TieCounts total;
+    for (const Scan& found : scans_) {
+      total.above += found.ties.above;
+      total.equal += found.ties.equal;
+    }
+    int64_t rest = k_ - total.above;
+    if (rest < 0 || rest > total.equal) return false;
+    std::vector<int64_t> share(scans_.size());
+    for (size_t task = 0; task < scans_.size(); ++task) {
+      share[task] = std::min(rest, scans_[task].ties.equal);
+      rest -= share[task];
+    }
+    partition_.each_task([&](int64_t task) {
+      int64_t left = share[task];
+      partition_.each_block(task, [&](int64_t begin, int64_t size) {
+        left -= ADAPRUNER_DISPATCH(rank_ties, values_ + begin, size, key, left, mask_ + begin / 8);
+      });
+    });
+    return true;
+  }
+
+  // Keeps the `rank` largest entries of the band, whose keys are all in range.
+  void resolve_band(KeyRange range, int64_t rank) {
+    for (;;) {
+      const int shift = digit_shift(range, kDigitBits);
+      const Histogram histogram = count_digits([&](int64_t task, Histogram& counts) {
+        for (const BandEntry& entry : scans_[task].band) {
+          ++counts[digit_of(entry.key, range.low, shift)];
+        }
+      });
+      const DigitRank found = find_digit(histogram.data(), kDigits, rank);
+      const uint32_t digit = static_cast<uint32_t>(found.digit);
+      rank = found.rank;
+      const uint32_t lowest_kept = rank == histogram[digit] ? digit : digit + 1;
+      partition_.each_task([&](int64_t task) {
+        Band& band = scans_[task].band;
+        BandEntry* undecided = band.begin();
+        for (const BandEntry& entry : band) {
+          const uint32_t its = digit_of(entry.key, range.low, shift);
+          if (its >= lowest_kept) {
+            keep(task, entry);
+          } else if (its == digit) {
+            *undecided++ = entry;
+          }
+        }
+        band.resize(undecided - band.begin());
+      });
+      if (lowest_kept == digit) return;
+      range = digit_range(range, shift, digit);
+      if (shift == 0) break;
+    }
+    for (int64_t task = 0; task < partition_.tasks(); ++task) {  // equal: the first ones
+      for (const BandEntry& entry : scans_[task].band) {
+        if (rank-- <= 0) return;
+        keep(task, entry);
+      }
+    }
+  }
+
+  void keep(int64_t task, const BandEntry& entry) {
+    const int64_t i = partition_.begin(task) + entry.offset;
+    mask_[i / 8] = static_cast<uint8_t>(mask_[i / 8] | 1u << (i % 8));
+  }
+
+  // The sum of the histograms that count(task, histogram) makes.
+  template <typename F>
+  Histogram count_digits(const F& count) const {
+    std::vector<Histogram> counts(partition_.tasks());
+    partition_.each_task([&](int64_t task) {
+      counts[task].assign(kDigits, 0);
+      count(task, counts[task]);
+    });
+    for (size_t task = 1; task < counts.size(); ++task) {
+      for (int digit = 0; digit < kDigits; ++digit) counts[0][digit] += counts[task][digit];
+    }
+    return std::move(counts[0]);
+  }
+
+  const float* values_;
+  int64_t n_;
+  int64_t k_;
+  uint8_t* mask_;
+  Partition partition_;
+  std::vector<Scan> scans_;
+};
+
+std::tuple<at::Tensor, at::Tensor> topk_mask_cpu(const at::Tensor& gate_logits, int64_t k,
+                                                 double slope) {
+  check_topk(gate_logits, k);
+  const at::Tensor values = gate_logits.contiguous();
+  const int64_t n = values.numel();
+  at::Tensor mask = at::empty({(n + 7) / 8}, values.options().dtype(at::kByte));
+  at::Tensor sums = at::empty({2}, values.options().dtype(at::kLong));
+  Selection(values.const_data_ptr<float>(), n, k, mask.mutable_data_ptr<uint8_t>())
+      .run(slope, sums.mutable_data_ptr<int64_t>());
+  return {mask, sums};
+}
+
+std::tuple<at::Tensor, at::Tensor> topk_indices_cpu(const at::Tensor& gate_logits, int64_t k,
+                                                    double slope) {
+  const auto [mask, sums] = topk_mask_cpu(gate_logits, k, slope);
+  at::Tensor indices = at::empty({k}, sums.options());
+  const uint8_t* bits = mask.const_data_ptr<uint8_t>();
+  int64_t* out = indices.mutable_data_ptr<int64_t>();
+  const Partition partition(gate_logits.numel());
+  std::vector<int64_t> start(partition.tasks() + 1, 0);
+  const auto run = [&](int64_t task) {
+    const int64_t first = partition.begin(task) / 8;
+    return std::pair{first, (partition.end(task) + 7) / 8 - first};
+  };
+  partition.each_task([&](int64_t task) {
+    const auto [first, bytes] = run(task);
+    start[task + 1] = ADAPRUNER_DISPATCH(count_bits, bits + first, bytes);
+  });
+  for (int64_t task = 0; task < partition.tasks(); ++task) start[task + 1] += start[task];
+  partition.each_task([&](int64_t task) {
+    const auto [first, bytes] = run(task);
+    ADAPRUNER_DISPATCH(expand_bits, bits + first, bytes, 8 * first, out + start[task],
+                       start[task + 1] - start[task]);
+  });
+  return {indices, sums};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adapruner, CPU, m) {
+  m.impl("topk_mask", topk_mask_cpu);
+  m.impl("topk_indices", topk_indices_cpu);
+}
+
+}  // namespace adapruner::cpu

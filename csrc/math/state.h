@@ -1,0 +1,49 @@
+// The state tensor: everything about a run's gates that is not per sample, on the gates' device, so
+// that a new slope recompiles nothing and a captured graph sees it. int64 [kStateSize]; slots marked
+// (f64) hold the bits of a double.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "platform.h"
+
+namespace adapruner {
+
+enum Slot : int {
+  kSlope = 0,       // (f64) k, slope of the gates
+  kGateSum,         // sum over the gates of gate_fixed(k, m)
+  kOpenCount,       // number of gates with m > 0
+  kPopulation,      // number of gates that s̄ and ρ are means over
+  kKeepRatio,       // (f64) r, the ratio wanted
+  kBalance,         // (f64) C of λ = C + γ·|ρ − r|
+  kBalanceGain,     // (f64) γ
+  kEasyWeight,      // (f64) weight of −log(ℓ + ε) in the pressure; 1 as published
+  kStepSize,        // (f64) η
+  kAgeCap,          // cap of a, the epochs since the last visit
+  kResting,         // 1 in warm-up: every weight is 1 and gates do not step
+  kLossScale,       // (f64) ℓ is divided by it in the pressure
+  kScaleRunning,    // 1: the loss scale follows the mean loss of the epoch so far
+  kLossSum,         // (f64) sum of the finite losses since the start of the epoch
+  kLossCount,       // their number
+  kNotFiniteCount,  // visits whose loss was not finite
+  kNotFiniteIds,    // the first of their ids
+};
+constexpr int kNotFiniteCapacity = 48;
+constexpr int kStateSize = kNotFiniteIds + kNotFiniteCapacity;
+
+// Ages of a sample, in epochs since its last visit: 0 in this epoch, capped below kNeverVisited.
+constexpr uint8_t kNeverVisited = 255;
+constexpr uint8_t kOldest = 254;
+
+ADAPRUNER_HD inline double read_double(const int64_t* state, Slot slot) {
+  double value;
+  std::memcpy(&value, state + slot, sizeof value);
+  return value;
+}
+
+ADAPRUNER_HD inline void write_double(int64_t* state, Slot slot, double value) {
+  std::memcpy(state + slot, &value, sizeof value);
+}
+
+}  // namespace adapruner

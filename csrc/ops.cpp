@@ -1,0 +1,63 @@
+// Every operator of torch.ops.adapruner: its schema and its contract. Device code is in csrc/cpu/,
+// autograd in csrc/autograd.cpp, argument checks in csrc/checks.h, formulas in csrc/math/.
+//
+// Shared arguments
+//   ids          [B] any integer type: dataset indices in [0, N), repeats allowed
+//   gate_logits  [N] float32: m
+//   state        [kStateSize] int64: slots of csrc/math/state.h
+// Shared results
+//   loss         scalar, 1/B · Σ s_i·ℓ_i; 0 for an empty batch; float64 for float64 input, else float32
+//   sample_loss  [B], dtype of loss: ℓ; 0 for a sample all of whose rows are ignored
+//   pressure     [B] float32: ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r) with ℓ' = ℓ / loss scale; NaN where ℓ is
+//                not finite, +inf where every row of the sample is ignored: both are no visits
+// Neither sample_loss nor pressure is differentiable.
+#include <torch/library.h>
+
+TORCH_LIBRARY(adapruner, m) {
+  // Masked cross entropy of logits [B, C] or [B, C, ...] (float32, float64, bfloat16, float16) with
+  // target [B] or [B, ...] (integers in [0, C) or ignore_index), weight [C], label_smoothing, as in
+  // torch.nn.functional.cross_entropy; ℓ_i is the mean over the rows of sample i not ignored.
+  // gradient: that of loss on logits, shape and dtype of logits; empty [0] unless compute_gradient.
+  m.def(
+      "masked_cross_entropy(Tensor logits, Tensor target, Tensor ids, Tensor gate_logits, "
+      "Tensor state, Tensor? weight=None, int ignore_index=-100, float label_smoothing=0.0, "
+      "bool compute_gradient=True) "
+      "-> (Tensor loss, Tensor sample_loss, Tensor pressure, Tensor gradient)");
+
+  // The same, the gradient written over logits. Autograd refuses a backward pass for which an
+  // earlier operation needs the logits; backward runs once.
+  m.def(
+      "masked_cross_entropy_(Tensor(a!) logits, Tensor target, Tensor ids, Tensor gate_logits, "
+      "Tensor state, Tensor? weight=None, int ignore_index=-100, float label_smoothing=0.0) "
+      "-> (Tensor loss, Tensor sample_loss, Tensor pressure)");
+
+  // The same from a given sample_loss [B] ≥ 0 (negative: ValueError). gradient [B]: s_i / B.
+  m.def(
+      "masked_loss(Tensor sample_loss, Tensor ids, Tensor gate_logits, Tensor state) "
+      "-> (Tensor loss, Tensor pressure, Tensor gradient)");
+
+  // A stored gradient times the upstream gradient (scalar); differentiable in neither.
+  m.def("scale_gradient(Tensor gradient, Tensor upstream) -> Tensor");
+  m.def("scale_gradient_(Tensor(a!) gradient, Tensor upstream) -> ()");
+
+  // One visit of each distinct id: m ← m − η·a·k·s·(1 − s)·Σ pressure, all from values before the
+  // call; age [N] uint8 becomes 0; gate sum and open count in state follow. O(B). Visits whose
+  // pressure is not finite leave the gate alone and end "never visited"; NaN is counted and listed.
+  // In warm-up (resting) gates and ages stay. sample_loss [B] adds to the epoch's loss sum, and is
+  // noted in last_loss [N] float32 where that is given (not for rows all ignored).
+  m.def(
+      "gate_update(Tensor(a!) gate_logits, Tensor(b!) age, Tensor(c!) state, "
+      "Tensor(d!)? last_loss, Tensor ids, Tensor pressure, Tensor sample_loss) -> ()");
+
+  // The k largest of gate_logits: exact; +0 and −0 equal; equal values to the lower index; NaN is a
+  // ValueError naming the first. mask [ceil(N / 8)] uint8, bit i % 8 of byte i / 8; indices [k] int64
+  // ascending; sums [2] int64: Σ round(σ(slope·m)·2³⁰) and the number of m > 0.
+  m.def("topk_mask(Tensor gate_logits, int k, float slope) -> (Tensor mask, Tensor sums)");
+  m.def("topk_indices(Tensor gate_logits, int k, float slope) -> (Tensor indices, Tensor sums)");
+
+  // The same with quotas [S] int64 for segments [N] of any integer type: the quotas[j] largest of
+  // those in segment j; −1: in no segment, never kept.
+  m.def(
+      "segmented_topk(Tensor gate_logits, Tensor segments, Tensor quotas, float slope) "
+      "-> (Tensor mask, Tensor sums)");
+}

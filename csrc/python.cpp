@@ -1,0 +1,52 @@
+// The Python module: loading it registers the operators; beside them it tells how it was built.
+#include <pybind11/pybind11.h>
+
+#include "cpu/simd/dispatch.h"
+#include "math/state.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("build_info", [] {
+    py::dict info;
+    info["compiler"] = ADAPRUNER_COMPILER;
+    info["torch"] = ADAPRUNER_TORCH_VERSION;
+#ifdef ADAPRUNER_X86_64
+    info["instruction_sets"] = py::make_tuple("baseline", "v3", "v4");
+#else
+    info["instruction_sets"] = py::make_tuple("baseline");
+#endif
+    info["instruction_set"] = adapruner::isa_name(adapruner::current_isa());
+#ifdef _OPENMP
+    info["openmp"] = true;
+#else
+    info["openmp"] = false;
+#endif
+    return info;
+  });
+
+  // csrc/math/state.h, so that the layout of the state tensor stands once.
+  py::dict slots;
+  slots["slope"] = int(adapruner::kSlope);
+  slots["gate_sum"] = int(adapruner::kGateSum);
+  slots["open_count"] = int(adapruner::kOpenCount);
+  slots["population"] = int(adapruner::kPopulation);
+  slots["keep_ratio"] = int(adapruner::kKeepRatio);
+  slots["balance"] = int(adapruner::kBalance);
+  slots["balance_gain"] = int(adapruner::kBalanceGain);
+  slots["easy_weight"] = int(adapruner::kEasyWeight);
+  slots["step_size"] = int(adapruner::kStepSize);
+  slots["age_cap"] = int(adapruner::kAgeCap);
+  slots["resting"] = int(adapruner::kResting);
+  slots["loss_scale"] = int(adapruner::kLossScale);
+  slots["scale_running"] = int(adapruner::kScaleRunning);
+  slots["loss_sum"] = int(adapruner::kLossSum);
+  slots["loss_count"] = int(adapruner::kLossCount);
+  slots["not_finite_count"] = int(adapruner::kNotFiniteCount);
+  slots["not_finite_ids"] = int(adapruner::kNotFiniteIds);
+  m.attr("state_slots") = slots;
+  m.attr("state_size") = adapruner::kStateSize;
+  m.attr("not_finite_capacity") = adapruner::kNotFiniteCapacity;
+  m.attr("never_visited") = adapruner::kNeverVisited;
+  m.attr("oldest") = adapruner::kOldest;
+}

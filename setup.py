@@ -1,0 +1,84 @@
+"""A thin bridge: runs CMake with Ninja on CMakeLists.txt, which alone says how to build."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 9)
+
+
+def find_torch():
+    """The torch to build against; it is only ever the one of this very environment."""
+    install = "install torch, then: pip install --no-build-isolation ."
+    try:
+        import torch
+    except ModuleNotFoundError:
+        sys.exit(f"adapruner: torch was not found while building the native core; {install}")
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        sys.exit(
+            f"adapruner: torch {torch.__version__} is too old; version {oldest} or later is needed"
+        )
+    return torch
+
+
+def find_program(name: str) -> str:
+    """A program by name, beside this Python first (pip puts cmake and ninja there)."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if found is None:
+        sys.exit(
+            f"adapruner: {name} was not found while building the native core; pip install {name}"
+        )
+    return found
+
+
+def find_compiler() -> str:
+    """The C++ compiler: $CXX, or the first usual one there is."""
+    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    sys.exit(
+        f"adapruner: no C++ compiler was found ({', '.join(names)}); install g++ 11 or clang 14 or "
+        "later, or name one in CXX"
+    )
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        torch = find_torch()
+        cmake, ninja, compiler = find_program("cmake"), find_program("ninja"), find_compiler()
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        home = Path(torch.__file__).resolve().parent
+        includes = [home / "include", home / "include" / "torch" / "csrc" / "api" / "include"]
+        build = Path(self.build_temp).resolve() / f"torch-{torch.__version__}"
+        settings = {
+            "CMAKE_MAKE_PROGRAM": ninja,
+            "CMAKE_CXX_COMPILER": compiler,
+            "CMAKE_INSTALL_PREFIX": str(output.parent.parent),
+            "TORCH_INCLUDES": ";".join(map(str, includes)),
+            "TORCH_LIBRARY_DIRS": str(home / "lib"),
+            "TORCH_VERSION": torch.__version__,
+            "PYTHON_INCLUDE": sysconfig.get_path("include"),
+            "MODULE_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
+        }
+        configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
+        configure += [f"-D{name}={value}" for name, value in settings.items()]
+        for command in (configure, [cmake, "--build", str(build), "--target", "install"]):
+            if subprocess.call(command):
+                sys.exit(
+                    "adapruner: building the native core failed; the messages above say where"
+                )
+
+
+setup(ext_modules=[Extension("adapruner._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
