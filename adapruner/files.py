@@ -59,6 +59,13 @@ def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], Non
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # The message is to name the destination: not the temporary file, and not nothing, as
+        # that of a full disk does.
+        inner = error.filename is None or str(error.filename).startswith(str(workplace))
+        if error.errno is not None and error.filename2 is None and inner:
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     _sync_folder(path.parent)

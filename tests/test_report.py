@@ -168,7 +168,7 @@ def test_a_forced_result_says_so(tmp_path):
 
 def test_galleries_name_the_right_samples(tmp_path):
     result = make()
-    page = write(tmp_path, result, Pictures())
+    page = write(tmp_path, result, Pictures(paths=[f"<{i}>.png" for i in range(N)]))
     logits = result.gate_logits.tolist()
     readable = [i for i in range(N) if i not in (5, 17)]
     best = sorted(readable, key=lambda i: (-logits[i], i))
@@ -178,6 +178,7 @@ def test_galleries_name_the_right_samples(tmp_path):
         samples = page.gallery(name)
         assert [int(s.all("b")[0].text()[1:]) for s in samples] == indices
         for index, sample in zip(indices, samples, strict=True):
+            assert sample.attributes["title"] == f"<{index}>.png"
             assert ("kept" in sample.classes) == (index in kept)
             assert ("pruned" in sample.text()) == (index not in kept)
             shown = sample.text().replace("−", "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
@@ -108,20 +109,19 @@ def _write_paths(result: PruneResult, destination: Path, source: Source | None) 
     if broken is not None:
         raise ValueError(f"a path with a line break cannot stand in a list of lines: {broken!r}")
     # fsencode, because a file name need not be valid UTF-8.
-    content = b"".join(os.fsencode(path) + b"\n" for path in paths)
-    replace_atomically(destination, lambda temporary: _write_bytes(temporary, content))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    _write_bytes(destination, b"".join(os.fsencode(path) + b"\n" for path in paths))
 
 
 def _write_npy(result: PruneResult, destination: Path, source: Source | None) -> None:
-    indices = result.indices.cpu().numpy().astype(np.int64)
+    # Through memory: np.save appends .npy to a name, and of a full disk gives no reason.
+    content = io.BytesIO()
+    np.save(content, result.indices.cpu().numpy().astype(np.int64), allow_pickle=False)
+    _write_bytes(destination, content.getvalue())
 
+
+def _write_bytes(destination: Path, content: bytes) -> None:
     def write(temporary: Path) -> None:
-        with open(temporary, "wb") as handle:  # a name would have .npy appended
-            np.save(handle, indices, allow_pickle=False)
+        temporary.write_bytes(content)
 
     replace_atomically(destination, write)
 

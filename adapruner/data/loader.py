@@ -71,7 +71,9 @@ class PrunedLoader:
         on_error: str = "skip",
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1; found {batch_size!r}")
+            raise ValueError(
+                f"batch_size must be a whole number of at least 1; found {batch_size!r}"
+            )
         if on_error not in ("skip", "raise"):
             raise ValueError(f'on_error must be "skip" or "raise"; found {on_error!r}')
         self.source = source

@@ -156,7 +156,7 @@ def classes(result: PruneResult) -> Table | None:
 
 def _with_paths(table: Table, found: Found, indices: Sequence[int]) -> Table:
     """``table`` with the path of each row's sample after the index, where paths are known."""
-    paths = getattr(found.source, "paths", None)
+    paths = found.source.paths if found.source is not None else None
     if not paths:
         return table
     known = [str(paths[index]) if 0 <= index < len(paths) else ABSENT for index in indices]

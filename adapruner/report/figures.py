@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_BARS = 40  # classes; beyond, bars are too thin to read and a curve says more
 _BINS = 40
+_MOST_MARKS = 50  # epochs
 _DECISIONS = {"warm-up": "muted", "advance": "third", "pause": "pruned", "back off": "ink"}
 
 
@@ -174,7 +175,7 @@ def keep_ratio(result: PruneResult) -> Figure:
     # A wide band under the line, so that both are seen where they agree, as they should.
     band: dict[str, Any] = {"lw": 6, "alpha": 0.35, "solid_capstyle": "butt"}
     axes.plot(epochs, scheduled, color=LIGHT["pruned"], label="scheduled", **band)
-    axes.plot(epochs, kept, color=LIGHT["kept"], marker="o", label="kept")
+    axes.plot(epochs, kept, color=LIGHT["kept"], marker=_marker(epochs, "o"), label="kept")
     axes.axhline(result.keep_ratio, color=LIGHT["muted"], lw=0.9, ls=(0, (1, 2)), label="asked for")
     axes.yaxis.set_major_formatter(_ticker().PercentFormatter(1, decimals=0))
     low = np.nanmin(np.concatenate([kept, scheduled, [result.keep_ratio]]))
@@ -192,13 +193,19 @@ def gates(result: PruneResult) -> Figure:
     figure = _figure()
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     mean, share = series(result, "mean_gate"), series(result, "open_share")
-    above.plot(epochs, mean, color=LIGHT["kept"], marker="o", label="mean gate")
+    above.plot(epochs, mean, color=LIGHT["kept"], marker=_marker(epochs, "o"), label="mean gate")
     if np.isfinite(share).any():
         label = "gates with m > 0"
         above.plot(epochs, share, color=LIGHT["third"], ls=(0, (3, 1.5)), label=label)
     above.set_ylim(0, 1.05)
     above.set_yticks([0, 0.5, 1])
-    below.plot(epochs, series(result, "slope"), color=LIGHT["pruned"], marker="o", label="slope")
+    below.plot(
+        epochs,
+        series(result, "slope"),
+        color=LIGHT["pruned"],
+        marker=_marker(epochs, "o"),
+        label="slope",
+    )
     below.set_ylim(bottom=0)
     below.set_ylabel("slope")
     above.set_ylabel("gate")
@@ -220,15 +227,16 @@ def losses(result: PruneResult) -> Figure:
     ratios = [1.75, 0.17 * max(len(rows), 1) + 0.08]
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
     training, held_out = series(result, "training_loss"), series(result, "validation_loss")
-    above.plot(epochs, training, color=LIGHT["kept"], marker="o", label="training")
+    above.plot(epochs, training, color=LIGHT["kept"], marker=_marker(epochs, "o"), label="training")
     if np.isfinite(held_out).any():
-        style: dict[str, Any] = {"marker": "s", "ls": (0, (3, 1.5))}
+        style: dict[str, Any] = {"marker": _marker(epochs, "s"), "ls": (0, (3, 1.5))}
         above.plot(epochs, held_out, color=LIGHT["pruned"], label="held out", **style)
     above.set_ylabel("loss")
     for row, name in enumerate(rows):
         at = [epoch for epoch, decision in zip(epochs, made, strict=True) if decision == name]
         colour = LIGHT[_DECISIONS.get(name, "ink")]
-        below.scatter(at, [row] * len(at), marker="s", s=12, color=colour, label=name)
+        mark = _marker(epochs, "s") or "|"
+        below.scatter(at, [row] * len(at), marker=mark, s=12, color=colour, label=name)
     below.set_yticks(range(len(rows)), [printable(name) for name in rows])
     below.set_ylim(len(rows) - 0.4, -0.6)
     _epoch_axis(above, result, label=False)
@@ -247,6 +255,11 @@ def _epochs(result: PruneResult, *keys: str) -> NDArray[np.float64]:
         raise NothingToShow(f"the history holds no {' or '.join(keys).replace('_', ' ')}")
     epochs = series(result, "epoch")
     return np.where(np.isnan(epochs), np.arange(len(epochs)), epochs)
+
+
+def _marker(epochs: NDArray[np.float64], shape: str) -> str:
+    """``shape`` for a mark at each epoch, or "" where marks would run into each other."""
+    return shape if len(epochs) <= _MOST_MARKS else ""
 
 
 def _epoch_axis(axes: Axes, result: PruneResult, label: bool = True) -> None:

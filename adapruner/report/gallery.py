@@ -32,6 +32,7 @@ class Sample:
     """One sample of a gallery, as text; ``picture`` is a ``data:`` address, "" where none is."""
 
     index: int
+    path: str  # "" where not known
     class_name: str
     gate_logit: str
     loss: str
@@ -109,6 +110,7 @@ def extremes(result: PruneResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 def gallery(result: PruneResult, indices: NDArray[np.int64], found: Found) -> Gallery:
     """The samples at ``indices`` with their pictures, where ``found`` has any."""
     kept, losses = result.kept, finite_losses(result)
+    paths = found.source.paths if found.source is not None else None
     samples = []
     for index in indices.tolist():
         picture, problem = _picture(found, index)
@@ -116,6 +118,7 @@ def gallery(result: PruneResult, indices: NDArray[np.int64], found: Found) -> Ga
         samples.append(
             Sample(
                 index=index,
+                path=str(paths[index]) if paths else "",
                 class_name=name,
                 gate_logit=f"{float(result.gate_logits[index]):.3f}".replace("-", "−"),
                 loss=number(float(losses[index]), digits=3),

@@ -84,7 +84,7 @@ ValueBins sampled_bins(const float* values, int64_t n, int bins) {
   const size_t margin = sample.size() / 200;
   const auto lowest = sample.begin() + margin, highest = sample.end() - 1 - margin;
   std::nth_element(sample.begin(), lowest, sample.end());
-  std::nth_element(lowest, highest, sample.end());
+  std::nth_element(std::min(lowest + 1, highest), highest, sample.end());
   return value_bins(*lowest, *highest, bins);
 }
 
