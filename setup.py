@@ -76,9 +76,7 @@ class CMakeBuild(build_ext):
         configure += [f"-D{name}={value}" for name, value in settings.items()]
         for command in (configure, [cmake, "--build", str(build), "--target", "install"]):
             if subprocess.call(command):
-                sys.exit(
-                    "adapruner: building the native core failed; the messages above say where"
-                )
+                sys.exit("adapruner: building the native core failed; the messages above say where")
 
 
 setup(ext_modules=[Extension("adapruner._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

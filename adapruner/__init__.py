@@ -1,15 +1,21 @@
-"""adapruner learns which samples of a training set are worth keeping."""
+"""adapruner learns which samples of a training set are worth keeping.
 
-from importlib.metadata import version as _version
+The names below are imported when they are first used: torch takes seconds to load, and
+``adapruner --help`` and ``python -m adapruner.info`` do without it.
+"""
 
-from adapruner.data.sources import as_source
-from adapruner.files import FileFormatError
-from adapruner.data.loader import UnreadableSampleError
-from adapruner.pruner import Pruner
-from adapruner.result import DatasetMismatchError, PruneResult
-from adapruner.training import fast_prune
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 
-__version__ = _version("adapruner")
+if TYPE_CHECKING:
+    from adapruner.data.loader import UnreadableSampleError
+    from adapruner.data.sources import as_source
+    from adapruner.files import FileFormatError
+    from adapruner.pruner import Pruner
+    from adapruner.result import DatasetMismatchError, PruneResult
+    from adapruner.training import fast_prune
+
+    __version__: str
 
 __all__ = [
     "DatasetMismatchError",
@@ -20,3 +26,34 @@ __all__ = [
     "as_source",
     "fast_prune",
 ]
+
+_HOMES = {
+    "DatasetMismatchError": "adapruner.result",
+    "FileFormatError": "adapruner.files",
+    "PruneResult": "adapruner.result",
+    "Pruner": "adapruner.pruner",
+    "UnreadableSampleError": "adapruner.data.loader",
+    "as_source": "adapruner.data.sources",
+    "fast_prune": "adapruner.training",
+}
+_MODULES = ("data", "ops", "report", "vision")
+
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of the package's
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("adapruner")
+        elif name in _HOMES:
+            value = getattr(_import_module(_HOMES[name]), name)
+        elif name in _MODULES:
+            return _import_module(f"adapruner.{name}")  # which sets the attribute
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES, "__version__"})

@@ -1,4 +1,4 @@
-"""Checkpoints: nested states of models and optimisers as named tensors and JSON, never as pickles."""
+"""Checkpoints: nested states of models and optimisers as tensors and JSON, never as pickles."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Pruning performance controller (PPC): keeps the model good enough for the selection to mean something.
+"""Pruning performance controller (PPC): keeps the model good enough for its losses to mean something.
 
-It sets the pace at which the gates sharpen (slope k) and the keep ratio comes down, holds it back when
-the held-out loss falls behind its best, and says which epoch's selection did best at the ratio wanted.
+It sets the pace at which the gates sharpen (slope k) and the keep ratio comes down, and holds it
+back when the held-out loss falls behind its best.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Share of the way (after warm-up) at which the keep ratio has come down to the one wanted: the rest of
-# the epochs trains at that ratio, where selections can be compared.
+# Share of the way (after warm-up) at which the keep ratio has come down to the one wanted: the rest
+# of the epochs trains at that ratio, where selections can be compared.
 RAMP = 0.5
 
 
@@ -52,9 +52,7 @@ class Controller:
         first, last = self.slope
         return first + (last - first) * self.progress
 
-    def step(
-        self, epoch: int, validation_loss: float | None, standard_error: float = 0.0
-    ) -> str:
+    def step(self, epoch: int, validation_loss: float | None, standard_error: float = 0.0) -> str:
         """Take in the end of ``epoch`` and set the pace of the next one.
 
         Args:

@@ -10,8 +10,8 @@ class Method:
     """Constants of the objective L = L_cls + L_sel + L_cmp (docs/method.md).
 
     Attributes:
-        easy_weight: w, the weight of L_sel: the pressure of a sample is ℓ − w·log(ℓ + ε) + the balance
-            term, which is least at ℓ ≈ w. The larger it is, the earlier easy samples go.
+        easy_weight: w, the weight of L_sel: the pressure of a sample is ℓ − w·log(ℓ + ε) + the
+            balance term, which is least at ℓ ≈ w. The larger it is, the earlier easy samples go.
         step_size: η, the step of a gate for each visit.
         slope: first and last slope k of the gates.
         balance: C of λ = C + γ·|ρ − r|, the weight of L_cmp.
@@ -28,9 +28,9 @@ class Method:
 
 
 METHODS = {
-    # As published: an easy sample (ℓ = 0.01: 4.6) is pressed harder than a mislabelled one (ℓ = 4: 2.6).
+    # As published: an easy sample (ℓ = 0.01) is pressed with 4.6, a mislabelled one (ℓ = 4) with 2.6.
     "adapruner": Method(easy_weight=1.0),
-    # The hardest go first, then the easiest: ℓ = 4 gives 3.7, ℓ = 0.01 gives 0.9, ℓ = 0.2 gives 0.5.
+    # The hardest go first, then the easiest: ℓ = 4 gives 3.7, ℓ = 0.01 gives 0.9, 0.2 gives 0.5.
     "balanced": Method(easy_weight=0.2),
 }
 DEFAULT_METHOD = "balanced"

@@ -85,7 +85,15 @@ def masked_cross_entropy(
             )
         )
     loss, sample_loss, pressure, _ = torch.ops.adapruner.masked_cross_entropy(
-        logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing, differentiable
+        logits,
+        target,
+        ids,
+        gate_logits,
+        state,
+        weight,
+        ignore_index,
+        label_smoothing,
+        differentiable,
     )
     return MaskedLoss(loss, sample_loss, pressure)
 
@@ -127,9 +135,7 @@ def gate_update(
         pressure: ``[B]``, any floating type; where it is not finite the gate is left alone.
         sample_loss: ``[B]``, any floating type.
     """
-    torch.ops.adapruner.gate_update(
-        gate_logits, age, state, last_loss, ids, pressure, sample_loss
-    )
+    torch.ops.adapruner.gate_update(gate_logits, age, state, last_loss, ids, pressure, sample_loss)
 
 
 def topk_mask(gate_logits: Tensor, k: int, slope: float) -> TopK:
@@ -168,7 +174,12 @@ def _(  # type: ignore[no-untyped-def]
         gradient = logits.new_empty(logits.movedim(1, -1).shape).movedim(-1, 1)
     else:
         gradient = logits.new_empty(0)
-    return losses.new_empty(()), losses, logits.new_empty(logits.shape[:1], dtype=torch.float32), gradient
+    return (
+        losses.new_empty(()),
+        losses,
+        logits.new_empty(logits.shape[:1], dtype=torch.float32),
+        gradient,
+    )
 
 
 @torch.library.register_fake("adapruner::masked_cross_entropy_")

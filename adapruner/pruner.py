@@ -253,9 +253,7 @@ class Pruner:
             sample_loss: ℓ ≥ 0, ``[B]``.
             ids: ``[B]``, dataset indices of the samples.
         """
-        losses = ops.masked_loss(
-            sample_loss.detach(), ids, self.gates.logits, self.gates.state
-        )
+        losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
         self.gates.visit(ids, losses)
         self._evaluated += len(ids)
 

@@ -334,13 +334,15 @@ def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:
 
 def _sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """ℓ ``[B]``, the mean over a sample's rows that are not ignored, without gates."""
-    rows = functional.cross_entropy(logits, target.long(), reduction="none").reshape(len(target), -1)
+    rows = functional.cross_entropy(logits, target.long(), reduction="none").reshape(
+        len(target), -1
+    )
     counted = (target.reshape(rows.shape) != -100).sum(1).clamp(min=1)
     return rows.sum(1) / counted
 
 
 def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
-    """A seeded part of the dataset's indices for the controller, ascending; None if it is too small."""
+    """A seeded part of the indices for the controller, ascending; None where it is too small."""
     count = min(int(HELD_OUT_SHARE * num_samples), HELD_OUT_MOST)
     if count < HELD_OUT_LEAST:
         return None
@@ -358,7 +360,8 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
 
 def _set_learning_rate(optimizer: Optimizer, done: float, warm: float = 0.15) -> None:
     """One cycle: up in a line over the share ``warm`` of the run, down in a cosine."""
-    factor = done / warm if done < warm else 0.5 + 0.5 * math.cos(math.pi * (done - warm) / (1 - warm))
+    falling = 0.5 + 0.5 * math.cos(math.pi * (done - warm) / (1 - warm))
+    factor = done / warm if done < warm else falling
     for group in optimizer.param_groups:
         group["lr"] = LEARNING_RATE * max(factor, 0.01)
 

@@ -43,20 +43,22 @@ class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> 
                                const OptionalTensor& weight, int64_t ignore_index,
                                double label_smoothing, bool compute_gradient) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    static auto op =
-        find_operator<std::tuple<Tensor, Tensor, Tensor, Tensor>(
-            const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-            const OptionalTensor&, int64_t, double, bool)>("adapruner::masked_cross_entropy");
+    static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor, Tensor>(
+        const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+        const OptionalTensor&, int64_t, double, bool)>("adapruner::masked_cross_entropy");
     auto [loss, sample_loss, pressure, gradient] =
         op.call(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing,
                 compute_gradient);
     ctx->saved_data["computed"] = compute_gradient;
     ctx->save_for_backward({gradient});
+    // Else backward is handed a zero for every output, one of them of the size of the logits.
+    ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({sample_loss, pressure, gradient});
     return {loss, sample_loss, pressure, gradient};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    if (!upstream[0].defined()) return variable_list(9);
     refuse_second_derivative();
     TORCH_CHECK(ctx->saved_data["computed"].toBool(),
                 "masked_cross_entropy was called with compute_gradient=False and cannot be "
@@ -82,18 +84,20 @@ class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEn
       static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
           Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
           const OptionalTensor&, int64_t, double)>("adapruner::masked_cross_entropy_");
-      std::tie(loss, sample_loss, pressure) = op.call(logits, target, ids, gate_logits, state,
-                                                      weight, ignore_index, label_smoothing);
+      std::tie(loss, sample_loss, pressure) =
+          op.call(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
     }
     // Whatever saved these logits for its own backward pass must see that they are gone.
     torch::autograd::impl::bump_version(logits);
     ctx->saved_data["used"] = false;
     ctx->save_for_backward({logits.detach()});
+    ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({sample_loss, pressure});
     return {loss, sample_loss, pressure};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    if (!upstream[0].defined()) return variable_list(8);
     refuse_second_derivative();
     TORCH_CHECK(!ctx->saved_data["used"].toBool(),
                 "backward a second time through a loss that has overwritten its logits; leave out "
@@ -117,11 +121,13 @@ class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
         const Tensor&, const Tensor&, const Tensor&, const Tensor&)>("adapruner::masked_loss");
     auto [loss, pressure, gradient] = op.call(sample_loss, ids, gate_logits, state);
     ctx->save_for_backward({gradient});
+    ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({pressure, gradient});
     return {loss, pressure, gradient};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    if (!upstream[0].defined()) return variable_list(4);
     // Linear in the losses, so that this product is all there is to second derivatives.
     return {at::mul(ctx->get_saved_variables()[0], upstream[0]), Tensor(), Tensor(), Tensor()};
   }

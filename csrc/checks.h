@@ -16,9 +16,9 @@ inline void check_integers(const at::Tensor& tensor, const char* name) {
 
 inline void check_floats(const at::Tensor& tensor, const char* name) {
   const auto type = tensor.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 ||
-                       type == at::kHalf,
-                   name, " must be float32, float64, bfloat16 or float16; found ", type);
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
+      " must be float32, float64, bfloat16 or float16; found ", type);
 }
 
 inline void check_device(const at::Tensor& tensor, const at::Tensor& like, const char* name) {
@@ -58,8 +58,9 @@ inline void check_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
   check_floats(logits, "logits");
   TORCH_CHECK_VALUE(logits.dim() >= 2, "logits must have shape [B, C] or [B, C, ...]; found shape ",
                     logits.sizes());
-  TORCH_CHECK_VALUE(logits.size(1) >= 1, "logits must have at least one class in dimension 1; found ",
-                    "shape ", logits.sizes());
+  TORCH_CHECK_VALUE(logits.size(1) >= 1,
+                    "logits must have at least one class in dimension 1; found ", "shape ",
+                    logits.sizes());
   check_integers(target, "target");
   auto expected = logits.sizes().vec();
   expected.erase(expected.begin() + 1);
@@ -69,8 +70,10 @@ inline void check_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
   check_gates(ids, logits.size(0), gate_logits, state);
   TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1,
                     "label_smoothing must be in [0, 1]; found ", label_smoothing);
-  for (const auto& [tensor, name] : {std::pair{&target, "target"}, {&ids, "ids"},
-                                     {&gate_logits, "gate_logits"}, {&state, "state"}}) {
+  for (const auto& [tensor, name] : {std::pair{&target, "target"},
+                                     {&ids, "ids"},
+                                     {&gate_logits, "gate_logits"},
+                                     {&state, "state"}}) {
     check_device(*tensor, logits, name);
   }
   if (weight.has_value()) {
@@ -85,7 +88,8 @@ inline void check_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
 inline void check_masked_loss(const at::Tensor& sample_loss, const at::Tensor& ids,
                               const at::Tensor& gate_logits, const at::Tensor& state) {
   check_floats(sample_loss, "sample_loss");
-  TORCH_CHECK_VALUE(sample_loss.dim() == 1, "sample_loss must have one dimension [B], a loss per "
+  TORCH_CHECK_VALUE(sample_loss.dim() == 1,
+                    "sample_loss must have one dimension [B], a loss per "
                     "sample (reduction=\"none\", averaged over a sample's own rows); found shape ",
                     sample_loss.sizes());
   check_gates(ids, sample_loss.size(0), gate_logits, state);
@@ -95,9 +99,9 @@ inline void check_masked_loss(const at::Tensor& sample_loss, const at::Tensor& i
 }
 
 inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& age,
-                              const at::Tensor& state,
-                              const std::optional<at::Tensor>& last_loss, const at::Tensor& ids,
-                              const at::Tensor& pressure, const at::Tensor& sample_loss) {
+                              const at::Tensor& state, const std::optional<at::Tensor>& last_loss,
+                              const at::Tensor& ids, const at::Tensor& pressure,
+                              const at::Tensor& sample_loss) {
   check_gates(ids, pressure.dim() == 1 ? pressure.size(0) : -1, gate_logits, state);
   check_floats(pressure, "pressure");
   check_floats(sample_loss, "sample_loss");

@@ -6,9 +6,10 @@
 //   gate_logits  [N] float32: m
 //   state        [kStateSize] int64: slots of csrc/math/state.h
 // Shared results
-//   loss         scalar, 1/B · Σ s_i·ℓ_i; 0 for an empty batch; float64 for float64 input, else float32
-//   sample_loss  [B], dtype of loss: ℓ; 0 for a sample all of whose rows are ignored
-//   pressure     [B] float32: ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r) with ℓ' = ℓ / loss scale; NaN where ℓ is
+//   loss         scalar, 1/B · Σ s_i·ℓ_i; 0 for an empty batch; float64 for float64 input, else
+//   float32 sample_loss  [B], dtype of loss: ℓ; 0 for a sample all of whose rows are ignored
+//   pressure     [B] float32: ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r) with ℓ' = ℓ / loss scale; NaN where ℓ
+//   is
 //                not finite, +inf where every row of the sample is ignored: both are no visits
 // Neither sample_loss nor pressure is differentiable.
 #include <torch/library.h>
@@ -50,8 +51,8 @@ TORCH_LIBRARY(adapruner, m) {
       "Tensor(d!)? last_loss, Tensor ids, Tensor pressure, Tensor sample_loss) -> ()");
 
   // The k largest of gate_logits: exact; +0 and −0 equal; equal values to the lower index; NaN is a
-  // ValueError naming the first. mask [ceil(N / 8)] uint8, bit i % 8 of byte i / 8; indices [k] int64
-  // ascending; sums [2] int64: Σ round(σ(slope·m)·2³⁰) and the number of m > 0.
+  // ValueError naming the first. mask [ceil(N / 8)] uint8, bit i % 8 of byte i / 8; indices [k]
+  // int64 ascending; sums [2] int64: Σ round(σ(slope·m)·2³⁰) and the number of m > 0.
   m.def("topk_mask(Tensor gate_logits, int k, float slope) -> (Tensor mask, Tensor sums)");
   m.def("topk_indices(Tensor gate_logits, int k, float slope) -> (Tensor indices, Tensor sums)");
 

@@ -23,7 +23,7 @@ class UnreadableSampleError(RuntimeError):
 class Unreadable(NamedTuple):
     """A sample that could not be read, and why."""
 
-    index: int
+    sample: int
     reason: str
 
 
@@ -108,13 +108,13 @@ class PrunedLoader:
     def _report(self, unreadable: list[Unreadable], read: int) -> None:
         if unreadable and self._on_error == "raise":
             raise UnreadableSampleError(
-                f"sample {unreadable[0].index} cannot be read: {unreadable[0].reason}"
+                f"sample {unreadable[0].sample} cannot be read: {unreadable[0].reason}"
             )
         if not (read or self._any_read):
             # Nothing at all could be read so far: more likely the code than the data.
             raise UnreadableSampleError(
                 f"none of the first {len(unreadable)} samples can be read; the first one, sample "
-                f"{unreadable[0].index}: {unreadable[0].reason}"
+                f"{unreadable[0].sample}: {unreadable[0].reason}"
             )
         self._any_read = True
         if unreadable:

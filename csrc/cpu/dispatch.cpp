@@ -9,7 +9,8 @@ namespace {
 
 Isa best_isa() {
 #ifdef ADAPRUNER_X86_64
-  // The sets that x86-64-v3 and -v4 add and that compilers use; the rest of each level comes with them.
+  // The sets that x86-64-v3 and -v4 add and that compilers use; the rest of each level comes with
+  // them.
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -51,7 +51,8 @@ void note_not_finite(int64_t* state, int64_t id) {
   if (count < kNotFiniteCapacity) state[kNotFiniteIds + count] = id;
 }
 
-// Losses of the epoch: their sum, the loss scale where it follows them, the last one of each sample.
+// Losses of the epoch: their sum, the loss scale where it follows them, the last one of each
+// sample.
 void note_losses(const int64_t* id, const double* pressure, const double* loss, int64_t samples,
                  int64_t* state, float* last_loss) {
   double sum = read_double(state, kLossSum);

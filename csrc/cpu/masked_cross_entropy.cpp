@@ -31,23 +31,25 @@ struct Losses {
 };
 
 // Targets checked, and the number of rows of each sample that are not ignored.
-std::vector<int64_t> count_rows(const Arguments& a, int64_t samples, int64_t rows, int64_t classes) {
+std::vector<int64_t> count_rows(const Arguments& a, int64_t samples, int64_t rows,
+                                int64_t classes) {
   const int64_t* target = a.target.const_data_ptr<int64_t>();
   std::vector<int64_t> counts(samples, 0);
   for (int64_t b = 0; b < samples; ++b) {
     for (int64_t i = b * rows; i < (b + 1) * rows; ++i) {
       if (target[i] == a.ignore_index) continue;
-      TORCH_CHECK_INDEX(target[i] >= 0 && target[i] < classes, "target[", b, "] (row ", i - b * rows,
-                        " of the sample) is ", target[i], "; expected a class in [0, ", classes,
-                        ") or ignore_index ", a.ignore_index);
+      TORCH_CHECK_INDEX(target[i] >= 0 && target[i] < classes, "target[", b, "] (row ",
+                        i - b * rows, " of the sample) is ", target[i],
+                        "; expected a class in [0, ", classes, ") or ignore_index ",
+                        a.ignore_index);
       ++counts[b];
     }
   }
   return counts;
 }
 
-// Losses of a batch, and the gradient into `gradient` ([B, R, C] contiguous; may share the memory of
-// a.logits; null: not wanted).
+// Losses of a batch, and the gradient into `gradient` ([B, R, C] contiguous; may share the memory
+// of a.logits; null: not wanted).
 template <typename T>
 Losses compute(const Arguments& a, T* gradient) {
   using A = Acc<T>;
@@ -134,17 +136,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy_
     const at::Tensor& logits, const at::Tensor& target, const at::Tensor& ids,
     const at::Tensor& gate_logits, const at::Tensor& state, const std::optional<at::Tensor>& weight,
     int64_t ignore_index, double label_smoothing, bool compute_gradient) {
-  const Arguments a = prepare(logits, target, ids, gate_logits, state, weight, ignore_index,
-                              label_smoothing);
+  const Arguments a =
+      prepare(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
   at::Tensor gradient =
-      compute_gradient
-          ? at::empty(logits.movedim(1, -1).sizes(), logits.options()).movedim(-1, 1)
-          : at::empty({0}, logits.options());
+      compute_gradient ? at::empty(logits.movedim(1, -1).sizes(), logits.options()).movedim(-1, 1)
+                       : at::empty({0}, logits.options());
   Losses out;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, logits.scalar_type(), "masked_cross_entropy", [&] {
-        out = compute<scalar_t>(
-            a, compute_gradient ? gradient.mutable_data_ptr<scalar_t>() : nullptr);
+        out = compute<scalar_t>(a,
+                                compute_gradient ? gradient.mutable_data_ptr<scalar_t>() : nullptr);
       });
   return {out.loss, out.sample_loss, out.pressure, gradient};
 }
@@ -153,13 +154,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy__cpu(
     at::Tensor& logits, const at::Tensor& target, const at::Tensor& ids,
     const at::Tensor& gate_logits, const at::Tensor& state, const std::optional<at::Tensor>& weight,
     int64_t ignore_index, double label_smoothing) {
-  const Arguments a = prepare(logits, target, ids, gate_logits, state, weight, ignore_index,
-                              label_smoothing);
+  const Arguments a =
+      prepare(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
   Losses out;
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kBFloat16, at::kHalf, logits.scalar_type(), "masked_cross_entropy_", [&] {
-        out = compute<scalar_t>(a, a.logits.mutable_data_ptr<scalar_t>());
-      });
+      at::kBFloat16, at::kHalf, logits.scalar_type(), "masked_cross_entropy_",
+      [&] { out = compute<scalar_t>(a, a.logits.mutable_data_ptr<scalar_t>()); });
   const at::Tensor rows_last = logits.movedim(1, -1);
   if (!rows_last.is_contiguous()) rows_last.copy_(a.logits.view(rows_last.sizes()));
   return {out.loss, out.sample_loss, out.pressure};

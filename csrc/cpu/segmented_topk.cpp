@@ -22,6 +22,7 @@
 
 #include "../checks.h"
 #include "../math/topk.h"
+#include "huge_pages.h"
 #include "partition.h"
 #include "simd/topk.h"
 
@@ -377,6 +378,7 @@ std::tuple<at::Tensor, at::Tensor> segmented_topk_cpu(const at::Tensor& gate_log
   const Segments groups{(native ? segments : segments.to(at::kLong)).contiguous(), limits.size(0)};
   const int64_t n = values.numel();
   at::Tensor mask = at::empty({(n + 7) / 8}, values.options().dtype(at::kByte));
+  advise_huge_pages(mask);
   at::Tensor sums = at::empty({2}, values.options().dtype(at::kLong));
   SegmentedSelection(values.const_data_ptr<float>(), n, groups, limits.const_data_ptr<int64_t>(),
                      mask.mutable_data_ptr<uint8_t>())

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "huge_pages.h"
 #include "partition.h"
 #include "simd/topk.h"
 
@@ -287,6 +288,7 @@ std::tuple<at::Tensor, at::Tensor> topk_mask_cpu(const at::Tensor& gate_logits, 
   const at::Tensor values = gate_logits.contiguous();
   const int64_t n = values.numel();
   at::Tensor mask = at::empty({(n + 7) / 8}, values.options().dtype(at::kByte));
+  advise_huge_pages(mask);
   at::Tensor sums = at::empty({2}, values.options().dtype(at::kLong));
   Selection(values.const_data_ptr<float>(), n, k, mask.mutable_data_ptr<uint8_t>())
       .run(slope, sums.mutable_data_ptr<int64_t>());
@@ -297,6 +299,7 @@ std::tuple<at::Tensor, at::Tensor> topk_indices_cpu(const at::Tensor& gate_logit
                                                     double slope) {
   const auto [mask, sums] = topk_mask_cpu(gate_logits, k, slope);
   at::Tensor indices = at::empty({k}, sums.options());
+  advise_huge_pages(indices);
   const uint8_t* bits = mask.const_data_ptr<uint8_t>();
   int64_t* out = indices.mutable_data_ptr<int64_t>();
   const Partition partition(gate_logits.numel());

@@ -1,7 +1,8 @@
 // Cross entropy of one row of logits x with target y, as torch.nn.functional.cross_entropy defines
 // it with class weights w and label smoothing α over C classes:
 //   ℓ = (1 − α)·w_y·(lse − x_y) + (α / C)·Σ_c w_c·(lse − x_c)
-//   ∂ℓ/∂x_j = A·softmax_j − B_j,  A = (1 − α)·w_y + α·W/C,  B_j = (1 − α)·w_y·[j = y] + α·w_j/C,  W = Σ_c w_c
+//   ∂ℓ/∂x_j = A·softmax_j − B_j,  A = (1 − α)·w_y + α·W/C,  B_j = (1 − α)·w_y·[j = y] + α·w_j/C,  W
+//   = Σ_c w_c
 #pragma once
 
 #include <cstdint>
@@ -24,13 +25,15 @@ ADAPRUNER_HD inline RowTerms<T> row_terms(T target_class_weight, T total_weight,
           static_cast<T>(smoothing / static_cast<double>(classes)), total_weight};
 }
 
-// `weighted_logits` = Σ_c w_c·x_c is read only where there is smoothing.
+// All of the logits less their maximum, so that large ones cancel nothing: `log_sum` = lse − max,
+// `target_logit` = x_y − max, `weighted_logits` = Σ_c w_c·(x_c − max), read only where there is
+// smoothing.
 template <typename T>
-ADAPRUNER_HD inline T row_loss(const RowTerms<T>& terms, T log_sum_exp, T target_logit,
+ADAPRUNER_HD inline T row_loss(const RowTerms<T>& terms, T log_sum, T target_logit,
                                T weighted_logits) {
-  T loss = terms.target_weight * (log_sum_exp - target_logit);
+  T loss = terms.target_weight * (log_sum - target_logit);
   if (terms.smooth_weight != 0) {
-    loss += terms.smooth_weight * (terms.total_weight * log_sum_exp - weighted_logits);
+    loss += terms.smooth_weight * (terms.total_weight * log_sum - weighted_logits);
   }
   return loss;
 }

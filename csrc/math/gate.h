@@ -10,8 +10,8 @@
 
 namespace adapruner {
 
-constexpr double kLossEpsilon = 1e-5;          // ε of log(ℓ + ε)
-constexpr double kFixedOne = 1073741824.0;     // 2³⁰, the fixed point of gate sums
+constexpr double kLossEpsilon = 1e-5;       // ε of log(ℓ + ε)
+constexpr double kFixedOne = 1073741824.0;  // 2³⁰, the fixed point of gate sums
 
 // s = σ(k·m) in (0, 1); m = −inf gives 0 to within 1e−304.
 ADAPRUNER_HD inline double gate(double slope, float gate_logit) {
@@ -20,7 +20,8 @@ ADAPRUNER_HD inline double gate(double slope, float gate_logit) {
 
 // round(s·2³⁰), half to even: summed as integers, so that no order of additions matters.
 ADAPRUNER_HD inline int64_t gate_fixed(double slope, float gate_logit) {
-  constexpr double kMagic = 6755399441055744.0;  // 1.5·2⁵²: the sum's low bits are the rounded value
+  constexpr double kMagic =
+      6755399441055744.0;  // 1.5·2⁵²: the sum's low bits are the rounded value
   const double shifted = gate(slope, gate_logit) * kFixedOne + kMagic;
   int64_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
@@ -32,15 +33,16 @@ ADAPRUNER_HD inline double sample_weight(const int64_t* state, float gate_logit)
   return state[kResting] ? 1.0 : gate(read_double(state, kSlope), gate_logit);
 }
 
-// 2λ·(s̄ − r) with λ = C + γ·|ρ − r|: the part of the pressure that all samples share. 0 without gates.
+// 2λ·(s̄ − r) with λ = C + γ·|ρ − r|: the part of the pressure that all samples share. 0 without
+// gates.
 ADAPRUNER_HD inline double balance_pressure(const int64_t* state) {
   const double population = static_cast<double>(state[kPopulation]);
   if (population <= 0) return 0.0;
   const double ratio = read_double(state, kKeepRatio);
   const double mean_gate = static_cast<double>(state[kGateSum]) / kFixedOne / population;
   const double open_share = static_cast<double>(state[kOpenCount]) / population;
-  const double lambda =
-      read_double(state, kBalance) + read_double(state, kBalanceGain) * std::fabs(open_share - ratio);
+  const double lambda = read_double(state, kBalance) +
+                        read_double(state, kBalanceGain) * std::fabs(open_share - ratio);
   return 2.0 * lambda * (mean_gate - ratio);
 }
 

@@ -1,6 +1,6 @@
 // The state tensor: everything about a run's gates that is not per sample, on the gates' device, so
-// that a new slope recompiles nothing and a captured graph sees it. int64 [kStateSize]; slots marked
-// (f64) hold the bits of a double.
+// that a new slope recompiles nothing and a captured graph sees it. int64 [kStateSize]; slots
+// marked (f64) hold the bits of a double.
 #pragma once
 
 #include <cstdint>

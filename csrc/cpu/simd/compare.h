@@ -22,8 +22,8 @@ constexpr int kLanes = 4;
 #endif
 typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
 
-// The bits of floats.
-inline Lanes load_bits(const float* x) {
+// The bits of floats, or integers as they are.
+inline Lanes load_bits(const void* x) {
   Lanes bits;
   std::memcpy(&bits, x, sizeof bits);
   return bits;

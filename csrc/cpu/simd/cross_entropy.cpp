@@ -40,15 +40,16 @@ A maximum(const A* x, int64_t n) {
   return result;
 }
 
+// Σ w_c·(x_c − shift).
 template <typename A>
-A weighted_sum(const A* x, const A* weight, int64_t n) {
+A weighted_sum(const A* x, A shift, const A* weight, int64_t n) {
   A result = 0;
   if (weight == nullptr) {
 #pragma omp simd reduction(+ : result)
-    for (int64_t j = 0; j < n; ++j) result += x[j];
+    for (int64_t j = 0; j < n; ++j) result += x[j] - shift;
   } else {
 #pragma omp simd reduction(+ : result)
-    for (int64_t j = 0; j < n; ++j) result += weight[j] * x[j];
+    for (int64_t j = 0; j < n; ++j) result += weight[j] * (x[j] - shift);
   }
   return result;
 }
@@ -121,11 +122,11 @@ void rows_of(const CrossEntropyRows<T>& rows, int64_t begin, int64_t end) {
     const A target_logit = x[target];
     const A target_class_weight = rows.class_weight == nullptr ? A(1) : rows.class_weight[target];
     const auto terms = row_terms<A>(target_class_weight, rows.total_weight, rows.smoothing, n);
-    const A weighted_logits =
-        terms.smooth_weight != 0 ? weighted_sum(x, rows.class_weight, n) : A(0);
     const A shift = maximum(x, n);
+    const A weighted_logits =
+        terms.smooth_weight != 0 ? weighted_sum(x, shift, rows.class_weight, n) : A(0);
     const A sum = exponentials(x, shift, e, n);
-    rows.row_loss[i] = row_loss(terms, shift + std::log(sum), target_logit, weighted_logits);
+    rows.row_loss[i] = row_loss(terms, std::log(sum), target_logit - shift, weighted_logits);
     if (g != nullptr) gradient_row(rows, terms, target, rows.row_scale[i], sum, e, g);
   }
 }

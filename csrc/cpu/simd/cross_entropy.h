@@ -28,12 +28,12 @@ struct CrossEntropyRows {
   T* gradient;       // [rows, classes], written; may be `logits` itself; null: not wanted
 };
 
-#define ADAPRUNER_DECLARE(isa)                                                               \
-  namespace isa {                                                                            \
-  void cross_entropy_rows(const CrossEntropyRows<float>&, int64_t begin, int64_t end);       \
-  void cross_entropy_rows(const CrossEntropyRows<double>&, int64_t begin, int64_t end);      \
+#define ADAPRUNER_DECLARE(isa)                                                                 \
+  namespace isa {                                                                              \
+  void cross_entropy_rows(const CrossEntropyRows<float>&, int64_t begin, int64_t end);         \
+  void cross_entropy_rows(const CrossEntropyRows<double>&, int64_t begin, int64_t end);        \
   void cross_entropy_rows(const CrossEntropyRows<c10::BFloat16>&, int64_t begin, int64_t end); \
-  void cross_entropy_rows(const CrossEntropyRows<c10::Half>&, int64_t begin, int64_t end);   \
+  void cross_entropy_rows(const CrossEntropyRows<c10::Half>&, int64_t begin, int64_t end);     \
   }
 ADAPRUNER_FOR_EACH_ISA(ADAPRUNER_DECLARE)
 #undef ADAPRUNER_DECLARE

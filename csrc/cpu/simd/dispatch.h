@@ -18,9 +18,9 @@ const char* isa_name(Isa isa);
 
 #ifdef ADAPRUNER_X86_64
 #define ADAPRUNER_FOR_EACH_ISA(DECLARE) DECLARE(isa_baseline) DECLARE(isa_v3) DECLARE(isa_v4)
-#define ADAPRUNER_DISPATCH(name, ...)                                                 \
-  (::adapruner::current_isa() == ::adapruner::Isa::kV4   ? isa_v4::name(__VA_ARGS__)  \
-   : ::adapruner::current_isa() == ::adapruner::Isa::kV3 ? isa_v3::name(__VA_ARGS__)  \
+#define ADAPRUNER_DISPATCH(name, ...)                                                \
+  (::adapruner::current_isa() == ::adapruner::Isa::kV4   ? isa_v4::name(__VA_ARGS__) \
+   : ::adapruner::current_isa() == ::adapruner::Isa::kV3 ? isa_v3::name(__VA_ARGS__) \
                                                          : isa_baseline::name(__VA_ARGS__))
 #else
 #define ADAPRUNER_FOR_EACH_ISA(DECLARE) DECLARE(isa_baseline)

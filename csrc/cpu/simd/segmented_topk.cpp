@@ -1,47 +1,30 @@
 #include "segmented_topk.h"
 
 #include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "compare.h"
 
 namespace adapruner::ADAPRUNER_ISA {
 namespace {
 
 constexpr int64_t kWord = 64;
+constexpr int32_t kSignBit = std::numeric_limits<int32_t>::min();  // see signed_key
 
+// One more than a segment, without its sign, is a row, and −1 is row 0.
 template <typename T>
 bool rows_of(const T* segments, int64_t n, int64_t count, uint32_t* rows) {
+  using Row = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  const Row last = static_cast<Row>(count);
   int outside = 0;
 #pragma omp simd reduction(| : outside)
   for (int64_t j = 0; j < n; ++j) {
-    const int64_t segment = segments[j];
-    const bool inside = segment >= 0 && segment < count;
-    outside |= !inside && segment != -1;
-    rows[j] = inside ? static_cast<uint32_t>(segment) + 1 : 0;
+    const Row row = static_cast<Row>(segments[j]) + 1;
+    outside |= row > last;
+    rows[j] = row > last ? 0 : static_cast<uint32_t>(row);
   }
   return outside == 0;
-}
-
-// Bit j of the result: byte j, each 0 or 1. A product gathers eight bytes into the highest.
-uint64_t pack(const uint8_t* flags) {
-  uint64_t word = 0;
-  for (int j = 0; j < kWord; j += 8) {
-    uint64_t eight = 0;
-    for (int b = 0; b < 8; ++b) eight |= uint64_t{flags[j + b]} << (8 * b);
-    word |= (eight * 0x0102040810204080u >> 56) << j;
-  }
-  return word;
-}
-
-void split_word(const float* x, const uint32_t* rows, int64_t n, const KeyRange* ranges,
-                uint64_t& kept, uint64_t& candidates) {
-  uint8_t above[kWord] = {}, from[kWord] = {};
-  for (int64_t j = 0; j < n; ++j) {
-    const uint32_t key = order_key(x[j]);
-    const KeyRange range = ranges[rows[j]];
-    above[j] = key > range.high;
-    from[j] = key >= range.low;
-  }
-  kept = pack(above);
-  candidates = pack(from) & ~kept;
 }
 
 }  // namespace
@@ -72,10 +55,30 @@ void split_rows(const float* x, const uint32_t* rows, int64_t n, const KeyRange*
                 uint8_t* kept, uint64_t* candidates) {
   for (int64_t i = 0; i < n; i += kWord) {
     const int64_t size = n - i < kWord ? n - i : kWord;
-    uint64_t word;
-    split_word(x + i, rows + i, size, ranges, word, candidates[i / kWord]);
+    const float* values = x + i;
+    float copy[kWord];  // of the last, short word, so that no read leaves x
+    if (size < kWord) {
+      std::memcpy(copy, values, static_cast<size_t>(size) * sizeof(float));
+      values = copy;
+    }
+    uint32_t low[kWord], high[kWord];
+    for (int64_t j = 0; j < size; ++j) {
+      uint32_t row = rows[i + j];
+      __asm__("" : "+r"(row));  // or compilers make it a gather, which is slower on some processors
+      low[j] = ranges[row].low;
+      high[j] = ranges[row].high;
+    }
+    uint64_t above = 0, below = 0;
+    for (int j = 0; j < kWord; j += kLanes) {
+      const Lanes keys = keys_of(load_bits(values + j));
+      above |= greater(keys, load_bits(high + j) ^ kSignBit) << j;
+      below |= greater(load_bits(low + j) ^ kSignBit, keys) << j;
+    }
+    const uint64_t valid = ~uint64_t{0} >> (kWord - size);
+    candidates[i / kWord] = ~above & ~below & valid;
+    above &= valid;
     for (int64_t b = 0; b < (size + 7) / 8; ++b) {
-      kept[i / 8 + b] = static_cast<uint8_t>(word >> (8 * b));
+      kept[i / 8 + b] = static_cast<uint8_t>(above >> (8 * b));
     }
   }
 }
