@@ -44,7 +44,8 @@ format: setup
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/csrc/*')
 
 bench: setup
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only --results benchmarks/results/operators.json
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf build dist .venv *.egg-info adapruner/_C*.so

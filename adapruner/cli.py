@@ -368,4 +368,7 @@ def _check_writable(folder: Path, wanted: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".adapruner.", dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"cannot write {wanted}: {error}") from error
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"cannot write {wanted}: nothing can be made in {folder} ({reason})"
+        ) from error

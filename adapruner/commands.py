@@ -216,8 +216,8 @@ def _summary(result: PruneResult, arguments: Namespace) -> list[str]:
         )
     if result.forced:
         lines.append(
-            "the ratio was forced: the held-out loss held the pace back to the end; more epochs or "
-            "a higher keep ratio would let the selection settle"
+            "forced: no epoch trained on as few images as this, the end cut them down to the ratio; "
+            "more epochs or a higher keep ratio would let the selection settle"
         )
     return [*lines, *_next_commands(arguments)]
 

@@ -1,4 +1,4 @@
-"""Pruning performance controller (PPC): keeps the model good enough for its losses to mean something.
+"""Pruning performance controller (PPC): keeps the model good enough for its losses to count.
 
 It sets the pace at which the gates sharpen (slope k) and the keep ratio comes down, and holds it
 back when the held-out loss falls behind its best.
@@ -44,7 +44,9 @@ class Controller:
     @property
     def ratio_now(self) -> float:
         """The scheduled keep ratio, from 1 down to r."""
-        return 1 - (1 - self.keep_ratio) * min(1.0, self.progress / RAMP)
+        share = self.progress / RAMP
+        # r itself at the end: 1 − (1 − r) is not r to the last bit, nor a sum of strides exactly ½.
+        return self.keep_ratio if share > 1 - 1e-9 else 1 - (1 - self.keep_ratio) * share
 
     @property
     def slope_now(self) -> float:

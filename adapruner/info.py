@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -30,6 +31,27 @@ def describe() -> str:
         indent = "  " if title else ""
         lines += [f"{indent}{name:<{17 - len(indent)}}{value}" for name, value in rows]
     return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, torch's threads, versions and date: what a file of measurements must say.
+
+    The processor's name takes py-cpuinfo; without it, it is the architecture.
+    """
+    torch = import_module("torch")
+    try:
+        processor = import_module("cpuinfo").get_cpu_info().get("brand_raw")
+    except ImportError:
+        processor = None
+    return {
+        "processor": processor or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "adapruner": _version("adapruner"),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
 
 
 def extras() -> dict[str, list[str]]:

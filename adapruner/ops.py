@@ -1,7 +1,7 @@
 """The native operators: one typed wrapper each, with its fake (shape-only) kernel.
 
-Loading this module loads the native library, which registers ``torch.ops.adapruner.*`` with their CPU
-kernels and autograd. Their contracts stand in ``csrc/ops.cpp``. B is the batch, N the dataset.
+Loading this module loads the native library, which registers ``torch.ops.adapruner.*`` with their
+CPU kernels and autograd. Their contracts stand in ``csrc/ops.cpp``. B is the batch, N the dataset.
 """
 
 from __future__ import annotations
@@ -56,21 +56,22 @@ def masked_cross_entropy(
 
     Args:
         logits: ``[B, C]`` or ``[B, C, ...]``, float32, float64, bfloat16 or float16.
-        target: ``[B]`` or ``[B, ...]``, any integer type, classes in ``[0, C)`` or ``ignore_index``.
+        target: ``[B]`` or ``[B, ...]``, any integer type: classes in ``[0, C)``, ``ignore_index``.
         ids: ``[B]``, any integer type, dataset indices in ``[0, N)``; repeats are allowed.
         gate_logits: m, float32 ``[N]``.
         state: the run's state, int64, see :class:`adapruner.selection.Gates`.
         weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`.
         ignore_index: target value of rows that do not count.
         label_smoothing: in ``[0, 1]``.
-        overwrite_logits: allow the gradient to be written over ``logits`` in the forward pass, which
-            saves a tensor of their size. Autograd then refuses the backward pass where an earlier
-            operation (a softmax, say) needs the logits' values, and backward runs once. Logits that
-            need no gradient, and traced ones (``torch.compile`` plans memory itself), stay as they are.
+        overwrite_logits: allow the gradient to be written over ``logits`` in the forward pass,
+            which saves a tensor of their size. Autograd then refuses the backward pass where an
+            earlier operation (a softmax, say) needs the logits' values, and backward runs once.
+            Logits that need no gradient, and traced ones (``torch.compile`` plans memory itself),
+            stay as they are.
 
     Returns:
-        ``loss`` = 1/B · Σ s_i·ℓ_i; ``sample_loss`` ℓ ``[B]``, the mean over a sample's rows that are
-        not ignored; ``pressure`` ``[B]``. The last two are not differentiable.
+        ``loss`` = 1/B · Σ s_i·ℓ_i; ``sample_loss`` ℓ ``[B]``, the mean over a sample's rows that
+        are not ignored; ``pressure`` ``[B]``. The last two are not differentiable.
 
     Raises:
         TypeError: a tensor has the wrong dtype.

@@ -27,8 +27,8 @@ class Pruner:
     """Learns which samples to keep while the user's own loop trains the model.
 
     One call of :meth:`loss` (or :meth:`weigh`) for each batch, one :meth:`step` at the end of each
-    epoch, :meth:`result` in the end. An epoch is meant to read the samples that :meth:`reads` marks;
-    the loader of :meth:`loader` does. The optimiser is the user's and never touched.
+    epoch, :meth:`result` in the end. An epoch is meant to read the samples that :meth:`reads`
+    marks; the loader of :meth:`loader` does. The optimiser is the user's and never touched.
 
     Args:
         num_samples: N, the number of samples of the dataset.
@@ -94,7 +94,7 @@ class Pruner:
             raise ValueError(f"explore must be a share in [0, 1]; found {explore}")
         if torch.device(device).type != "cpu":
             raise ValueError(
-                f"this build of adapruner has CPU kernels only; expected device 'cpu', found '{device}'"
+                f"this build of adapruner has kernels for device 'cpu' only; found '{device}'"
             )
         constants = find_method(method)
         self.num_samples = num_samples
@@ -172,7 +172,7 @@ class Pruner:
         source = as_source(dataset)
         if len(source) != self.num_samples:
             raise ValueError(
-                f"the dataset has {len(source)} samples; this pruner was made for {self.num_samples}"
+                f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
             )
         self.fingerprint = source.fingerprint()
         self._dataset = {
@@ -205,8 +205,8 @@ class Pruner:
     ) -> Tensor:
         """The training loss of a batch: cross entropy weighted by the gates, which take a step.
 
-        Gates step once for each call with gradients enabled, whatever becomes of the loss; not under
-        ``no_grad``, and not when activation checkpointing calls again.
+        Gates step once for each call with gradients enabled, whatever becomes of the loss; not
+        under ``no_grad``, and not when activation checkpointing calls again.
 
         Args:
             logits: ``[B, C]`` or ``[B, C, ...]``.
@@ -254,7 +254,11 @@ class Pruner:
             ids: ``[B]``, dataset indices of the samples.
         """
         losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
+        # The epoch's mean is that of its training losses.
+        loss_sum, count = self.gates.real("loss_sum"), self.gates.integer("loss_count")
         self.gates.visit(ids, losses)
+        self.gates.set_real("loss_sum", loss_sum)
+        self.gates.set_integer("loss_count", count)
         self._evaluated += len(ids)
 
     def _visit(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
@@ -352,8 +356,8 @@ class Pruner:
         """
         if not self.finished:
             raise RuntimeError(
-                f"the run has {self.epochs - self.epoch} of {self.epochs} epochs to go; call step() "
-                "at the end of each"
+                f"the run has {self.epochs - self.epoch} of {self.epochs} epochs to go; call "
+                "step() at the end of each"
             )
         mask, selected_epoch = self.selection.mask, None
         if self._best is not None:

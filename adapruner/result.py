@@ -33,10 +33,10 @@ class PruneResult:
         config: the settings of the run.
         dataset: kind, number of samples, and where known root folder and class names.
         history: one entry per epoch, in order: ``epoch``, ``phase`` ("warm-up" or "prune"),
-            ``samples_read`` (training samples read), ``samples_evaluated`` (held out), ``kept``, ``explored``, ``keep_ratio``
-            (scheduled), ``slope``, ``mean_gate``, ``open_share`` (share of gates with m > 0),
-            ``training_loss``, ``validation_loss`` (or None), ``decision`` (the controller's:
-            "warm-up", "advance", "pause", "back off"), ``seconds``.
+            ``samples_read`` (training samples read), ``samples_evaluated`` (held out), ``kept``,
+            ``explored``, ``keep_ratio`` (scheduled), ``slope``, ``mean_gate``, ``open_share``
+            (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or None),
+            ``decision`` (the controller's: "warm-up", "advance", "pause", "back off"), ``seconds``.
         selected_epoch: the epoch whose selection was chosen on held-out data; None where the last
             top-k was taken.
         forced: True where the controller held the pace back to the end and the last top-k forced K.

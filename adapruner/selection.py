@@ -1,9 +1,9 @@
-"""Adaptive dataset pruning (ADP): which samples the next epoch reads, and which are kept at the end.
+"""Adaptive dataset pruning (ADP): which samples the next epoch reads, and which are kept.
 
-A selection keeps exactly ``keep_count(ratio, N)`` samples: the largest gate logits, equal ones to the
-lower index; within its share of each class where the classes are balanced. Samples held out of the
-training data compete among themselves for their own share. A sample that cannot be read (m = −inf) is
-never kept.
+A selection keeps exactly ``keep_count(ratio, N)`` samples: the largest gate logits, equal ones to
+the lower index; within its share of each class where the classes are balanced. Samples held out of
+the training data compete among themselves for their own share. A sample that cannot be read
+(m = −inf) is never kept.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def pack(kept: np.ndarray) -> Tensor:
 def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> np.ndarray:
     """``total`` dealt out in proportion to ``sizes``, none beyond ``available``; int64.
 
-    The largest remainders get the seats that rounding down leaves, equal ones the lower index first;
-    what a full one cannot take goes on to the others in the same way.
+    The largest remainders get the seats that rounding down leaves, equal ones the lower index
+    first; what a full one cannot take goes on to the others in the same way.
 
     >>> largest_remainder(7, np.array([5, 3, 2]), np.array([5, 3, 2]))
     array([4, 2, 1])
@@ -78,6 +78,20 @@ def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> n
         gain[seats] += 1
         dealt = np.minimum(dealt + gain, available)
     return dealt
+
+
+def _largest_remainder_within(
+    total: int, sizes: np.ndarray, least: np.ndarray, most: np.ndarray
+) -> np.ndarray:
+    """The same with at least ``least`` each: who would get less gets that, and the others the rest."""
+    raised = np.zeros(len(sizes), dtype=bool)
+    while True:
+        free = np.where(raised, 0, 1)
+        rest = total - int(least[raised].sum())
+        dealt = np.where(raised, least, largest_remainder(rest, sizes * free, most * free))
+        if (dealt >= least).all():
+            return dealt
+        raised |= dealt < least
 
 
 class Selection:
@@ -167,25 +181,23 @@ class Selection:
         available = self._sizes - lost
         half = self._classes
         count = self._clip(keep_count(ratio, self.num_samples), ratio, int(available.sum()))
-        of_held_out = min(
-            keep_count(ratio, int(self._sizes[half:].sum())), int(available[half:].sum())
-        )
-        # What the readable training samples cannot fill, those held out must.
-        of_held_out = max(of_held_out, count - int(available[:half].sum()))
-        return np.concatenate(
-            [
-                largest_remainder(count - of_held_out, self._sizes[:half], available[:half]),
-                largest_remainder(of_held_out, self._sizes[half:], available[half:]),
-            ]
-        )
+        trained, held_out = self._sizes[:half], self._sizes[half:]
+        of_class = largest_remainder(count, trained + held_out, available[:half] + available[half:])
+        # What the readable training samples of a class cannot fill, those held out must.
+        least = np.maximum(of_class - available[:half], 0)
+        most = np.minimum(of_class, available[half:])
+        share = keep_count(ratio, int(held_out.sum()))
+        share = min(max(share, int(least.sum())), int(most.sum()))
+        of_held_out = _largest_remainder_within(share, held_out, least, most)
+        return np.concatenate([of_class - of_held_out, of_held_out])
 
     def _clip(self, count: int, ratio: float, readable: int) -> int:
         """A count on the way down is cut to what can be read; the final one must be met."""
         wanted = keep_count(self.keep_ratio, self.num_samples)
         if wanted > readable:
             raise ValueError(
-                f"keep_ratio {self.keep_ratio} of {self.num_samples} samples asks for {wanted}, and "
-                f"only {readable} of them can be read"
+                f"keep_ratio {self.keep_ratio} of {self.num_samples} samples asks for {wanted}, "
+                f"and only {readable} of them can be read"
             )
         return min(count, readable)
 

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,12 +22,13 @@ from tqdm.auto import tqdm
 
 from adapruner.checkpoint import describe, load_checkpoint, save_checkpoint, to_cpu
 from adapruner.data.base import Source, Transform
-from adapruner.data.loader import PrunedLoader, evaluation_loader
+from adapruner.data.loader import PrunedLoader, Unreadable, evaluation_loader, refuse_unreadable
 from adapruner.data.order import epoch_seed
 from adapruner.data.sources import as_source
 from adapruner.methods import DEFAULT_METHOD
 from adapruner.pruner import Pruner
 from adapruner.result import DatasetMismatchError, PruneResult
+from adapruner.vision import to_tensor
 
 SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
 OptimizerFactory: TypeAlias = Callable[[Any], Any]
@@ -70,8 +72,8 @@ def fast_prune(
     each epoch up to 2 % of the pruned ones, so that these can come back.
 
     Args:
-        model: takes a batch of inputs, gives logits ``[B, C]`` or ``[B, C, ...]`` (or an object with
-            them as ``.logits``), or with ``loss`` whatever that takes.
+        model: takes a batch of inputs, gives logits ``[B, C]`` or ``[B, C, ...]`` (or an object
+            with them as ``.logits``), or with ``loss`` whatever that takes.
         data: a map-style dataset of (input, target), an image folder's path, (inputs, targets) as
             tensors or arrays, or a Hugging Face dataset; see :func:`adapruner.data.as_source`.
         keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
@@ -80,7 +82,8 @@ def fast_prune(
         seed: of the order, the held-out part, the augmentation and the model's own dropout.
         device: where to train; this build has kernels for "cpu".
         num_workers: processes that read samples.
-        transform: applied to each input of the training data.
+        transform: applied to each input of the training data. Where None, the images of a folder or
+            of a Hugging Face dataset become tensors in [0, 1]; they must then be of one size.
         evaluation_transform: applied instead where the model is evaluated, on the held-out part and
             ``validation_data``.
         validation_data: held-out data, of any form that ``data`` can have. Where None, 5 % of
@@ -124,7 +127,7 @@ def fast_prune(
         raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
     if balance not in (None, "class"):
         raise ValueError(f'balance must be None or "class"; found {balance!r}')
-    source = as_source(data, transform=transform, fingerprint=fingerprint)
+    source = _open(data, transform, collate_fn, fingerprint)
     if balance == "class" and source.targets is None:
         raise ValueError(
             'balance="class" needs the classes without reading the samples: give the dataset a '
@@ -144,7 +147,7 @@ def fast_prune(
         track_losses=True,
         device=device,
     )
-    run = _Run(model.to(device), pruner, loss, optimizer, progress)
+    run = _Run(model.to(device), pruner, loss, optimizer, progress, on_error)
     loader = pruner.loader(
         source,
         batch_size,
@@ -156,7 +159,7 @@ def fast_prune(
         evaluated = _evaluation_source(source, evaluation_transform)
         indices = np.zeros(0, dtype=np.int64) if held_out is None else held_out
     else:
-        evaluated = as_source(validation_data, transform=evaluation_transform or transform)
+        evaluated = _open(validation_data, evaluation_transform or transform, collate_fn)
         indices = np.arange(len(evaluated))
     evaluation = evaluation_loader(
         evaluated, indices, batch_size, seed=seed, num_workers=num_workers, collate_fn=collate_fn
@@ -185,7 +188,9 @@ class _Run:
         loss: SampleLoss | None,
         optimizer: OptimizerFactory | None,
         progress: bool,
+        on_error: str,
     ) -> None:
+        self.on_error = on_error
         self.model = model
         self.pruner = pruner
         self.loss = loss
@@ -202,8 +207,8 @@ class _Run:
             made, self.scheduler = made
         if not isinstance(made, Optimizer):
             raise TypeError(
-                "optimizer must be a function of the parameters that gives a torch optimiser, or an "
-                f"optimiser and a scheduler; it gave {type(made).__name__}"
+                "optimizer must be a function of the parameters that gives a torch optimiser, or "
+                f"an optimiser and a scheduler; it gave {type(made).__name__}"
             )
         self.optimizer: Optimizer = made
 
@@ -249,8 +254,8 @@ class _Run:
         self.model.eval()
         losses = [torch.zeros(0, dtype=torch.float64)]
         for batch, ids, unreadable in batches:
-            if unreadable and observe:
-                self.pruner.exclude(unreadable)
+            if unreadable:
+                self._leave_out(unreadable, observe)
             if not len(ids):
                 continue
             inputs, targets = batch
@@ -264,6 +269,18 @@ class _Run:
                 self.pruner.observe(sample_loss, ids)
             losses.append(sample_loss.double().cpu())
         return torch.cat(losses)
+
+    def _leave_out(self, unreadable: list[Unreadable], of_training_data: bool) -> None:
+        refuse_unreadable(unreadable, self.on_error)
+        if of_training_data:
+            self.pruner.exclude(unreadable)
+        else:
+            sample, reason = unreadable[0]
+            warnings.warn(
+                f"{len(unreadable)} samples of the validation data cannot be read and are left "
+                f"out; the first one, sample {sample}: {reason}",
+                stacklevel=4,
+            )
 
     def end_epoch(self, held_out_losses: Tensor) -> None:
         count = len(held_out_losses)
@@ -290,15 +307,15 @@ class _Run:
             return
         if state["fingerprint"] != self.pruner.fingerprint:
             raise DatasetMismatchError(
-                f"the checkpoint in {os.fspath(folder)} belongs to another dataset: it was made for "
-                f"fingerprint {state['fingerprint']}, the dataset given has "
+                f"the checkpoint in {os.fspath(folder)} belongs to another dataset: it was made "
+                f"for fingerprint {state['fingerprint']}, the dataset given has "
                 f"{self.pruner.fingerprint}"
             )
         for name, value in settings.items():
             if state["settings"][name] != value:
                 raise ValueError(
-                    f"the checkpoint in {os.fspath(folder)} was made with another {name}; remove it "
-                    "to start anew, or choose another folder"
+                    f"the checkpoint in {os.fspath(folder)} was made with another {name}; remove "
+                    "it to start anew, or choose another folder"
                 )
         self.pruner.load_state_dict(state["pruner"])
         self.model.load_state_dict(state["model"])
@@ -348,6 +365,20 @@ def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
         return None
     generator = np.random.default_rng(np.random.SeedSequence([seed, num_samples]))
     return np.sort(generator.choice(num_samples, count, replace=False))
+
+
+def _open(
+    data: Any,
+    transform: Transform | None,
+    collate_fn: Callable[[list[Any]], Any],
+    fingerprint: str | None = None,
+) -> Source:
+    """``data`` as a source, of tensors where its samples would be PIL images."""
+    source = as_source(data, transform=transform, fingerprint=fingerprint)
+    pictures = source.kind in ("image folder", "hugging face")
+    if pictures and source.transform is None and collate_fn is default_collate:
+        source = as_source(source, transform=to_tensor)
+    return source
 
 
 def _evaluation_source(source: Source, transform: Transform | None) -> Source:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import platform
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from alternate import Timing, alternate
+from provenance import provenance
 
-import adapruner
 from adapruner.ops import _C
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=0, help="threads of torch; 0: all cores")
+    parser.addoption("--results", help="JSON file to write the comparison with the rivals to")
 
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
     if threads := request.config.getoption("--threads"):
         torch.set_num_threads(threads)
-
-
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    machine_info["torch"] = torch.__version__
-    machine_info["threads"] = torch.get_num_threads()
-    machine_info["adapruner"] = adapruner.__version__
-    machine_info["instruction_set"] = _C.build_info()["instruction_set"]
-    machine_info.pop("node", None)
-    machine_info["system"] = platform.system()
 
 
 @pytest.fixture
@@ -65,3 +58,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
                 f"  {name:<24}{median:>11.4f} ms [{lower:.4f}, {upper:.4f}]"
                 f"{row['times_ours']:>10.2f} × ours   n = {row['n']}"
             )
+    if path := config.getoption("--results"):
+        about = provenance() | {"instruction_set": _C.build_info()["instruction_set"]}
+        rows = {bench.name: bench.extra_info for bench in session.benchmarks}
+        Path(path).write_text(json.dumps({"provenance": about, "rows": rows}, indent=1) + "\n")

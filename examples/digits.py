@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 import adapruner
+from adapruner.info import machine
 
 BATCH = 64
 TEST = 500
@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -193,16 +193,10 @@ def main() -> None:
     draw(table, args.keep_ratio, args.out / "digits.png")
     result.save(args.out / "kept.safetensors")
     result.report(args.out / "report.html")
-    provenance = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "keep_ratio": args.keep_ratio,
-        "epochs": args.epochs,
-    }
+    about = {"keep_ratio": args.keep_ratio, "epochs": args.epochs} | machine()
     rows = {str(wrong): runs for wrong, runs in table.items()}
-    (args.out / "digits.json").write_text(json.dumps({"provenance": provenance, "runs": rows}))
+    text = json.dumps({"provenance": about, "runs": rows}, indent=1)
+    (args.out / "digits.json").write_text(text + "\n")
     print(f"\nWritten to {args.out}/: digits.png, digits.json, kept.safetensors, report.html")
 
 

@@ -27,6 +27,14 @@ class Unreadable(NamedTuple):
     reason: str
 
 
+def refuse_unreadable(unreadable: Sequence[Unreadable], on_error: str) -> None:
+    """Raise for the first of ``unreadable``, if errors are to be raised."""
+    if unreadable and on_error == "raise":
+        raise UnreadableSampleError(
+            f"sample {unreadable[0].sample} cannot be read: {unreadable[0].reason}"
+        )
+
+
 class Follows(Protocol):
     """What a loader asks of the one who decides what an epoch reads."""
 
@@ -106,10 +114,7 @@ class PrunedLoader:
                 yield inputs, targets, ids
 
     def _report(self, unreadable: list[Unreadable], read: int) -> None:
-        if unreadable and self._on_error == "raise":
-            raise UnreadableSampleError(
-                f"sample {unreadable[0].sample} cannot be read: {unreadable[0].reason}"
-            )
+        refuse_unreadable(unreadable, self._on_error)
         if not (read or self._any_read):
             # Nothing at all could be read so far: more likely the code than the data.
             raise UnreadableSampleError(

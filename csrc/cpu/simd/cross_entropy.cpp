@@ -40,31 +40,45 @@ A maximum(const A* x, int64_t n) {
   return result;
 }
 
+// Sums over classes are those of blocks, added up in double: a single float would drift by 1e−6 and
+// more of itself over a vocabulary.
+constexpr int64_t kBlock = 1024;
+
 // Σ w_c·(x_c − shift).
 template <typename A>
 A weighted_sum(const A* x, A shift, const A* weight, int64_t n) {
-  A result = 0;
-  if (weight == nullptr) {
-#pragma omp simd reduction(+ : result)
-    for (int64_t j = 0; j < n; ++j) result += x[j] - shift;
-  } else {
-#pragma omp simd reduction(+ : result)
-    for (int64_t j = 0; j < n; ++j) result += weight[j] * (x[j] - shift);
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = n - begin < kBlock ? n : begin + kBlock;
+    A sum = 0;
+    if (weight == nullptr) {
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = begin; j < end; ++j) sum += x[j] - shift;
+    } else {
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = begin; j < end; ++j) sum += weight[j] * (x[j] - shift);
+    }
+    total += sum;
   }
-  return result;
+  return static_cast<A>(total);
 }
 
 // e[j] = exp(x[j] − shift), in place where e is x; returns their sum. A NaN in x makes the sum NaN.
 template <typename A>
 A exponentials(const A* x, A shift, A* e, int64_t n) {
-  A sum = 0;
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = n - begin < kBlock ? n : begin + kBlock;
+    A sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < n; ++j) {
-    const A value = exp_shifted(x[j] - shift);
-    e[j] = value;
-    sum += value;
+    for (int64_t j = begin; j < end; ++j) {
+      const A value = exp_shifted(x[j] - shift);
+      e[j] = value;
+      sum += value;
+    }
+    total += sum;
   }
-  return sum;
+  return static_cast<A>(total);
 }
 
 template <typename T>

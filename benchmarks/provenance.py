@@ -1,0 +1,21 @@
+"""What a result file says of where its figures come from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from adapruner.info import machine
+
+
+def provenance() -> dict[str, Any]:
+    """The machine, versions, date, and the commit ("+" where the tree differs from it)."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).parent
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return machine() | {"commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else "")}

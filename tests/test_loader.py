@@ -1,0 +1,404 @@
+"""The loader: what is read and when, under which random numbers, and what cannot be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from training_data import Augmented, Counted, blobs, drive, generator_states
+
+from adapruner import Pruner, UnreadableSampleError, as_source
+from adapruner.data.loader import PrunedLoader, evaluation_loader
+from adapruner.data.order import epoch_order
+
+
+class Followed:
+    """What a loader follows, in the hands of the test."""
+
+    def __init__(self, num_samples: int, seed: int = 0) -> None:
+        self.epoch = 0
+        self.seed = seed
+        self.mask = np.ones(num_samples, dtype=bool)
+        self.unreadable: list[tuple[int, str]] = []
+
+    def reads(self) -> np.ndarray:
+        return self.mask
+
+    def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
+        self.unreadable += [(index, reason) for index, reason in unreadable]
+
+
+def loader_of(
+    dataset: Any, followed: Followed | None = None, batch_size: int = 8, **arguments: Any
+) -> PrunedLoader:
+    source = as_source(dataset)
+    return PrunedLoader(source, followed or Followed(len(source)), batch_size, **arguments)
+
+
+def all_ids(loader: PrunedLoader) -> list[int]:
+    return [index for _, _, ids in loader for index in ids.tolist()]
+
+
+# --- order and ids
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ids_travel_with_the_data(num_workers: int) -> None:
+    dataset, followed = Counted(61), Followed(61, seed=3)
+    loader = loader_of(dataset, followed, num_workers=num_workers)
+    random = np.random.default_rng(0)
+    for epoch in range(3):
+        followed.epoch, met = epoch, []
+        for inputs, targets, ids in loader:
+            assert ids.dtype == torch.int64
+            assert torch.equal(inputs, ids[:, None].expand(-1, 4).float())
+            assert torch.equal(targets, ids % 3)
+            met += ids.tolist()
+        assert met != sorted(met)
+        assert met == epoch_order(followed.mask, 3, epoch).tolist()
+        followed.mask = random.random(61) < 0.6
+
+
+def test_length_is_the_number_of_batches() -> None:
+    followed = Followed(61)
+    loader = loader_of(Counted(61), followed)
+    dropping = loader_of(Counted(61), followed, drop_last=True)
+    for count in (61, 57, 56, 8, 7, 1):
+        followed.mask = np.arange(61) < count
+        assert len(loader) == len(list(loader)) == -(-count // 8)
+        assert len(dropping) == len(list(dropping)) == count // 8
+        assert all(len(ids) == 8 for _, _, ids in dropping)
+
+
+def test_no_batch_of_a_single_sample() -> None:
+    sizes = [len(ids) for _, _, ids in loader_of(Counted(25), batch_size=8)]
+    assert sizes == [8, 8, 5, 4]
+
+
+def test_dataset_is_read_as_it_is_iterated_and_no_more() -> None:
+    dataset = Counted(40)
+    loader = loader_of(dataset)
+    assert dataset.reads.sum() == 0
+    batches = iter(loader)
+    next(batches)
+    assert dataset.reads.sum() == 8
+
+
+def test_broken_off_iteration_starts_anew() -> None:
+    for num_workers in (0, 2):
+        loader = loader_of(Counted(40), num_workers=num_workers)
+        first = next(iter(loader))[2].tolist()
+        ids = all_ids(loader)
+        assert ids[:8] == first
+        assert sorted(ids) == list(range(40))
+
+
+def test_whole_run_reads_what_is_kept_and_explored_and_nothing_else() -> None:
+    num_samples, held_out = 400, torch.arange(0, 400, 20)
+    dataset = Counted(num_samples)
+    pruner = Pruner(num_samples, 0.4, epochs=10, held_out=held_out, seed=1)
+    loader = pruner.loader(dataset, batch_size=32)
+    loss = torch.rand(num_samples, generator=torch.Generator().manual_seed(0)) * 3
+    returned: set[int] = set()
+    pruned_before: set[int] = set()
+    while not pruner.finished:
+        kept = pruner.selection.kept_indices()
+        trained = set(kept[~torch.isin(kept, held_out)].tolist())
+        explored = set(pruner.selection.explored.tolist())
+        assert len(explored) <= num_samples // 50
+        assert not explored & set(kept.tolist())
+        dataset.reads[:] = 0
+        for _, _, ids in loader:
+            # What the pruned ones had against them is gone half way.
+            pruner.weigh(loss[ids] if pruner.epoch < 5 else 0.2 + 0 * loss[ids], ids)
+        pruner.observe(loss[held_out], held_out)
+        expected = np.zeros(num_samples, dtype=int)
+        expected[sorted(trained | explored)] = 1
+        assert dataset.reads.tolist() == expected.tolist()
+        entry = pruner.step()
+        assert entry["samples_read"] == dataset.reads.sum()
+        assert entry["explored"] == len(explored)
+        assert entry["samples_evaluated"] == 20
+        returned |= pruned_before & trained
+        pruned_before |= set(range(num_samples)) - set(kept.tolist())
+    assert returned  # a pruned sample comes back when its loss says so
+    assert sum(entry["explored"] for entry in pruner.history) > 0
+    assert len(pruner.result().indices) == 160
+
+
+def test_sample_comes_back_after_it_was_explored() -> None:
+    # Sample 7 looks mislabelled until epoch 5, then the model has understood it.
+    def losses(epoch: int) -> Tensor:
+        loss = torch.linspace(0.2, 2.0, 100)
+        loss[7] = 9.0 if epoch < 5 else 0.2
+        return loss
+
+    pruner = Pruner(100, 0.7, epochs=30, warmup_epochs=0)
+    kept = [7 in each for each in drive(pruner, losses)]
+    away = kept.index(False)
+    assert True in kept[away:]
+    assert 7 in pruner.result().indices.tolist()
+
+
+# --- random numbers
+
+
+def bits(batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[list[bytes]]:
+    return [[tensor.numpy().tobytes() for tensor in batch] for batch in batches]
+
+
+def test_workers_give_the_same_batches_bit_for_bit() -> None:
+    alone, shared = Followed(50, seed=9), Followed(50, seed=9)
+    here = loader_of(Augmented(50), alone)
+    there = loader_of(Augmented(50), shared, num_workers=2)
+    for epoch in range(3):
+        alone.epoch = shared.epoch = epoch
+        alone.mask = shared.mask = np.random.default_rng(epoch).random(50) < 0.8
+        assert bits(list(here)) == bits(list(there))
+
+
+def drawn(followed: Followed) -> dict[int, list[float]]:
+    loader = loader_of(Augmented(len(followed.mask)), followed)
+    return {int(row[0]): row[1:].tolist() for inputs, _, _ in loader for row in inputs}
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
+    followed = Followed(30, seed=1)
+    full = drawn(followed)
+    assert full == drawn(followed)
+    # Of no other: neither of the place in the order nor of who else is in the batch.
+    followed.mask = np.arange(30) % 3 == 0
+    assert drawn(followed) == {index: full[index] for index in range(0, 30, 3)}
+    followed.epoch = 1
+    other_epoch = drawn(followed)
+    followed.epoch, followed.seed = 0, 2
+    other_seed = drawn(followed)
+    for generator in range(3):
+        values = [list(each.values()) for each in (full, other_epoch, other_seed)]
+        numbers = [row[generator] for rows in values for row in rows]
+        assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_callers_generators_are_untouched(num_workers: int) -> None:
+    before = generator_states()
+    loader = loader_of(Augmented(30), num_workers=num_workers)
+    for _ in loader:
+        assert generator_states() == before
+    next(iter(loader))  # broken off
+    evaluation = evaluation_loader(
+        as_source(Augmented(30)), np.arange(30), 8, seed=0, num_workers=num_workers
+    )
+    assert sum(len(ids) for _, ids, _ in evaluation) == 30
+    assert generator_states() == before
+
+
+def test_callers_generators_come_back_after_an_error() -> None:
+    class Broken(Augmented):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            super().__getitem__(index)
+            raise KeyboardInterrupt
+
+    before = generator_states()
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(loader_of(Broken(10))))
+    assert generator_states() == before
+
+
+def test_evaluation_is_the_same_every_time() -> None:
+    source, indices = as_source(Augmented(40)), np.array([3, 30, 7, 21, 5])
+    rounds = []
+    for num_workers in (0, 0, 2):
+        batches = evaluation_loader(source, indices, 2, seed=4, num_workers=num_workers)
+        rounds.append([(bits([(*batch, ids)]), ids.tolist(), bad) for batch, ids, bad in batches])
+    assert rounds[0] == rounds[1] == rounds[2]
+    assert [index for _, ids, _ in rounds[0] for index in ids] == indices.tolist()
+
+
+# --- workers
+
+
+class WorkerOf(Counted):
+    """The target is the process that reads."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return super().__getitem__(index)[0], os.getpid()
+
+
+def test_persistent_workers_follow_the_next_selection_at_once() -> None:
+    followed = Followed(60)
+    loader = loader_of(WorkerOf(60), followed, num_workers=2)
+    processes, random = set(), np.random.default_rng(0)
+    for epoch in range(5):
+        followed.epoch, met = epoch, []
+        for _, pids, ids in loader:
+            processes |= set(pids.tolist())
+            met += ids.tolist()
+        assert sorted(met) == np.flatnonzero(followed.mask).tolist()
+        followed.mask = random.random(60) < 0.5
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+
+
+# --- samples that cannot be read
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("error", [OSError, ValueError, IndexError, StopIteration, RuntimeError])
+def test_unreadable_samples_are_left_out_and_reported(
+    num_workers: int, error: type[Exception]
+) -> None:
+    bad = [4, 17, 18, 19, 39]
+    followed = Followed(40)
+    loader = loader_of(Counted(40, bad=bad, error=error), followed, num_workers=num_workers)
+    met = []
+    for inputs, targets, ids in loader:
+        assert torch.equal(inputs[:, 0], ids.float())
+        assert torch.equal(targets, ids % 3)
+        met += ids.tolist()
+    assert sorted(met) == sorted(set(range(40)) - set(bad))
+    assert sorted(followed.unreadable) == [
+        (index, f"{error.__name__}: no such luck with {index}") for index in bad
+    ]
+
+
+def test_sample_that_is_no_pair_is_unreadable() -> None:
+    class Triples(Counted):
+        def __getitem__(self, index: int) -> Any:
+            return (1, 2, 3) if index == 5 else super().__getitem__(index)
+
+    followed = Followed(20)
+    assert 5 not in all_ids(loader_of(Triples(20), followed))
+    [(index, reason)] = followed.unreadable
+    assert index == 5
+    assert "a tuple of 3 elements" in reason
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_sample_can_stop_the_run(num_workers: int) -> None:
+    loader = loader_of(Counted(40, bad=[17]), num_workers=num_workers, on_error="raise")
+    with pytest.raises(
+        UnreadableSampleError, match="sample 17 cannot be read: OSError: no such luck with 17"
+    ):
+        all_ids(loader)
+
+
+def test_batch_that_is_unreadable_as_a_whole_is_left_out() -> None:
+    order = epoch_order(np.ones(40, dtype=bool), 0, 0)
+    bad = order[8:16].tolist()
+    followed = Followed(40)
+    sizes = [len(ids) for _, _, ids in loader_of(Counted(40, bad=bad), followed)]
+    assert sizes == [8] * 4
+    assert sorted(index for index, _ in followed.unreadable) == sorted(bad)
+
+
+def test_nothing_readable_is_an_error_at_once() -> None:
+    dataset = Counted(4000, bad=range(4000))
+    loader = loader_of(dataset, batch_size=32)
+    first = epoch_order(np.ones(4000, dtype=bool), 0, 0)[0]
+    with pytest.raises(
+        UnreadableSampleError,
+        match=f"none of the first 32 samples can be read; the first one, sample {first}: OSError",
+    ):
+        all_ids(loader)
+    assert dataset.reads.sum() == 32
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_small_first_batch_may_be_unreadable(batch_size: int) -> None:
+    first = epoch_order(np.ones(40, dtype=bool), 0, 0)[:3].tolist()
+    followed = Followed(40)
+    met = all_ids(loader_of(Counted(40, bad=first), followed, batch_size=batch_size))
+    assert sorted(met) == sorted(set(range(40)) - set(first))
+    assert sorted(index for index, _ in followed.unreadable) == sorted(first)
+
+
+@pytest.mark.parametrize("num_samples", [3, 4000])
+def test_nothing_readable_in_batches_of_one(num_samples: int) -> None:
+    dataset = Counted(num_samples, bad=range(num_samples))
+    with pytest.raises(UnreadableSampleError, match=r"none of the first \d+ samples can be read"):
+        all_ids(loader_of(dataset, batch_size=1))
+    assert dataset.reads.sum() <= 32
+
+
+def test_pruner_lists_the_unreadable_and_keeps_exactly_among_the_rest() -> None:
+    bad = list(range(0, 100, 7))
+    dataset = Counted(100, bad=bad)
+    pruner = Pruner(100, 0.8, epochs=5)
+    loader = pruner.loader(dataset, batch_size=16)
+    while not pruner.finished:
+        dataset.reads[:] = 0
+        for inputs, _, ids in loader:
+            pruner.weigh(inputs[:, 0] / 50, ids)
+        assert pruner.step()["samples_read"] == dataset.reads.sum() - (
+            dataset.reads[bad].sum()  # an attempt is not a read
+        )
+    result = pruner.result()
+    assert result.unreadable == [(i, f"OSError: no such luck with {i}") for i in bad]
+    assert len(result.indices) == 80
+    assert not set(result.indices.tolist()) & set(bad)
+    assert (result.gate_logits[bad] == -torch.inf).all()
+    # Once known they are not tried again.
+    assert [entry["kept"] for entry in pruner.history] == [100, 85, 85, 80, 80]
+
+
+def test_too_few_readable_samples_are_an_error() -> None:
+    pruner = Pruner(100, 0.8, epochs=5)
+    loader = pruner.loader(Counted(100, bad=range(40, 61)), batch_size=16)
+    for inputs, _, ids in loader:
+        pruner.weigh(inputs[:, 0], ids)
+    with pytest.raises(ValueError, match="asks for 80, and only 79 of them can be read"):
+        pruner.step()
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, None])
+def test_batch_size_is_checked(batch_size: Any) -> None:
+    with pytest.raises(ValueError, match=f"batch_size must be.*found {batch_size!r}"):
+        loader_of(Counted(10), batch_size=batch_size)
+
+
+def test_batch_size_of_numpy() -> None:
+    assert len(loader_of(Counted(10), batch_size=np.int64(5))) == 2
+
+
+def test_on_error_is_checked() -> None:
+    with pytest.raises(ValueError, match='on_error must be "skip" or "raise"; found \'ignore\''):
+        loader_of(Counted(10), on_error="ignore")
+
+
+def test_dataset_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="the dataset has 11 samples; this pruner is for 10"):
+        Pruner(10, 0.5, epochs=3).loader(Counted(11))
+
+
+def test_own_collate_function_gets_the_pairs() -> None:
+    def longest(pairs: list[tuple[Tensor, Any]]) -> tuple[Tensor, list[Any]]:
+        return torch.nn.utils.rnn.pad_sequence([x for x, _ in pairs]), [y for _, y in pairs]
+
+    class Sequences(Dataset[Any]):
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.ones(index + 1), {"number": index}
+
+    for inputs, targets, ids in loader_of(Sequences(), batch_size=4, collate_fn=longest):
+        assert inputs.shape[0] == ids.max() + 1
+        assert [target["number"] for target in targets] == ids.tolist()
+
+
+def test_arrays_need_no_reseeding() -> None:
+    x, y = blobs(30)
+    assert as_source((x, y)).deterministic
+    for inputs, targets, ids in loader_of((x, y)):
+        assert torch.equal(inputs, x[ids])
+        assert torch.equal(targets, y[ids])

@@ -1,0 +1,414 @@
+"""Exact counts, quotas and top-k at every ratio; the exploration of the pruned."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adapruner import reference
+from adapruner.gates import Gates
+from adapruner.methods import find_method
+from adapruner.selection import (
+    Selection,
+    check_keep_ratio,
+    keep_count,
+    largest_remainder,
+    pack,
+    unpack,
+)
+
+RATIOS = (1.0, 0.95, 0.8, 0.55, 0.5, 0.31, 0.3)
+
+
+def gates_with(logits: Tensor, keep_ratio: float) -> Gates:
+    gates = Gates(len(logits), keep_ratio, find_method("balanced"))
+    gates.exclude(torch.nonzero(logits == -torch.inf).flatten())
+    gates.logits.copy_(logits)
+    gates.set_slope(0.1)
+    return gates
+
+
+def random_logits(num_samples: int, seed: int = 0) -> Tensor:
+    """With many ties, as gates that had the same losses have."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-8, 9, (num_samples,), generator=generator).float() / 4
+
+
+# --- counts
+
+
+def half_up(product: float) -> int:
+    return math.floor(Fraction(product) + Fraction(1, 2))
+
+
+def test_keep_count_is_the_float64_product_rounded_half_up() -> None:
+    for thousandth in range(1, 1001):
+        ratio = thousandth / 1000
+        for num_samples in (1, 2, 7, 10, 50, 101, 1005, 49_999, 1_281_167, 2**31 + 1):
+            count = keep_count(ratio, num_samples)
+            assert count == half_up(ratio * num_samples)
+            assert 0 <= count <= num_samples
+
+
+def test_keep_count_does_not_see_the_digits_that_float64_drops() -> None:
+    # 0.7 is a little less than 7/10, so that in exact numbers 15 of them stay below 10½.
+    assert Fraction(0.7) * 15 < Fraction(21, 2)
+    assert keep_count(0.7, 15) == 11
+    # And the other way round: the product falls short of 14½.
+    assert keep_count(0.29, 50) == 14
+
+
+@given(st.floats(1e-9, 1.0), st.integers(1, 2**40))
+def test_keep_count_of_any_ratio(ratio: float, num_samples: int) -> None:
+    count = keep_count(ratio, num_samples)
+    if ratio * num_samples != 0.49999999999999994:  # the one product whose sum with ½ is rounded
+        assert count == half_up(ratio * num_samples)
+    assert 0 <= count <= num_samples
+
+
+@pytest.mark.parametrize(
+    ("ratio", "error", "message"),
+    [
+        (0, ValueError, r"must be in \(0, 1\].*found 0"),
+        (0.0, ValueError, r"must be in \(0, 1\].*found 0.0"),
+        (-0.3, ValueError, "found -0.3"),
+        (1.0000001, ValueError, "found 1.0000001"),
+        (70, ValueError, "found 70"),
+        (math.nan, ValueError, "found nan"),
+        (math.inf, ValueError, "found inf"),
+        (-math.inf, ValueError, "found -inf"),
+        (True, TypeError, "must be a number.*found True"),
+        ("0.7", TypeError, "must be a number.*found '0.7'"),
+        (None, TypeError, "must be a number.*found None"),
+        ([0.7], TypeError, r"must be a number.*found \[0.7\]"),
+        (0.004, ValueError, "keep_ratio 0.004 of 100 samples keeps fewer than one sample"),
+    ],
+)
+def test_keep_ratios_that_are_none(ratio: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_keep_ratio(ratio, 100)
+
+
+@pytest.mark.parametrize("ratio", [1, 1.0, 0.005, np.float32(0.5), np.float64(0.7)])
+def test_keep_ratios_that_are_one(ratio: float) -> None:
+    checked = check_keep_ratio(ratio, 100)
+    assert type(checked) is float
+    assert checked == ratio
+
+
+# --- seats
+
+
+def closest_in_whole_numbers(total: int, sizes: tuple[int, ...]) -> list[int]:
+    """Among all ways to deal, the nearest to the exact shares; of equal ones that which gives most
+    to the lower indices. That is what the largest remainders come to."""
+    shares = [Fraction(total * size, sum(sizes)) for size in sizes]
+    ways = itertools.product(*(range(size + 1) for size in sizes))
+    valid = [way for way in ways if sum(way) == total]
+    nearest = min(sum((w - s) ** 2 for w, s in zip(way, shares, strict=True)) for way in valid)
+    return list(
+        max(w for w in valid if sum((a - s) ** 2 for a, s in zip(w, shares, strict=True)) == nearest)
+    )
+
+
+def test_largest_remainder_is_the_closest_deal() -> None:
+    for sizes in itertools.chain(
+        itertools.product(range(4), repeat=3), itertools.product((1, 2, 5), repeat=4), [(7,), (0, 3)]
+    ):
+        for total in range(sum(sizes) + 1):
+            if sum(sizes):
+                array = np.array(sizes)
+                dealt = largest_remainder(total, array, array)
+                assert dealt.dtype == np.int64
+                assert dealt.tolist() == closest_in_whole_numbers(total, sizes), (total, sizes)
+
+
+def test_equal_remainders_go_to_the_lower_index() -> None:
+    sizes = np.array([5, 5, 5, 5])
+    assert largest_remainder(10, sizes, sizes).tolist() == [3, 3, 2, 2]
+    # An exact tie of numbers that float64 cannot tell apart from their neighbours.
+    large = np.array([2**60, 2**60, 2**60 - 1])
+    assert largest_remainder(1, large, large).tolist() == [1, 0, 0]
+    assert largest_remainder(2, large, large).tolist() == [1, 1, 0]
+
+
+def dealt_in_rounds(total: int, sizes: list[int], available: list[int]) -> list[int]:
+    """The same with limits, in exact fractions: rounds among those that are not full."""
+    dealt = [0] * len(sizes)
+    while sum(dealt) < total:
+        left = total - sum(dealt)
+        open_ = [j for j in range(len(sizes)) if dealt[j] < available[j]]
+        share = {j: Fraction(left * sizes[j], sum(sizes[o] for o in open_)) for j in open_}
+        seats = {j: math.floor(share[j]) for j in open_}
+        ranked = sorted(open_, key=lambda j: (seats[j] - share[j], j))
+        for j in ranked[: left - sum(seats.values())]:
+            seats[j] += 1
+        for j in open_:
+            dealt[j] = min(dealt[j] + seats[j], available[j])
+    return dealt
+
+
+def test_largest_remainder_with_limits() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        sizes = random.integers(0, 30, random.integers(1, 7))
+        available = np.minimum(random.integers(0, 30, len(sizes)), sizes)
+        for total in {0, int(available.sum()) // 2, int(available.sum())}:
+            dealt = largest_remainder(total, sizes, available)
+            assert dealt.sum() == total
+            assert (dealt <= available).all()
+            assert dealt.tolist() == dealt_in_rounds(total, sizes.tolist(), available.tolist())
+
+
+def test_what_a_full_one_cannot_take_goes_on_in_proportion() -> None:
+    sizes = np.array([100, 60, 40])
+    # 50, 30 and 20 are due; the first can take 20, and its 30 go on as 18 and 12.
+    assert largest_remainder(100, sizes, np.array([20, 60, 40])).tolist() == [20, 48, 32]
+
+
+def test_more_than_there_is_is_refused() -> None:
+    with pytest.raises(ValueError, match="9 samples are to be kept and only 8 can be read"):
+        largest_remainder(9, np.array([5, 5]), np.array([4, 4]))
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("num_samples", [1, 7, 8, 9, 64, 65])
+def test_masks_are_little_endian_bits(num_samples: int) -> None:
+    kept = np.random.default_rng(num_samples).random(num_samples) < 0.5
+    mask = pack(kept)
+    assert mask.dtype == torch.uint8
+    assert len(mask) == -(-num_samples // 8)
+    for i in range(num_samples):
+        assert bool(mask[i // 8] >> (i % 8) & 1) == kept[i]
+    assert unpack(mask, num_samples).tolist() == kept.tolist()
+
+
+# --- selections
+
+
+def test_selection_is_the_exact_top_k_at_every_ratio() -> None:
+    logits = random_logits(203)
+    gates, selection = gates_with(logits, 0.3), Selection(203, 0.3)
+    assert selection.kept_count == 203
+    for slope, ratio in zip(np.linspace(0.1, 5, len(RATIOS)), RATIOS, strict=True):
+        selection.select(gates, ratio, float(slope))
+        expected = reference.topk_indices(logits, keep_count(ratio, 203))
+        assert selection.kept_indices().tolist() == expected.tolist()
+        assert selection.kept_count == keep_count(ratio, 203)
+        assert selection.reads().sum() == selection.kept_count
+        # The pass brings s̄ and ρ to the new slope.
+        assert gates.real("slope") == slope
+        s = torch.sigmoid(slope * logits.double())
+        assert gates.mean_gate == pytest.approx(s.mean().item(), abs=1e-9)
+        assert gates.open_share == pytest.approx((logits > 0).double().mean().item())
+
+
+def test_unreadable_samples_are_never_kept_and_counted_out() -> None:
+    logits = random_logits(100)
+    logits[::4] = -torch.inf
+    gates, selection = gates_with(logits, 0.5), Selection(100, 0.5)
+    readable = set(torch.nonzero(logits > -torch.inf).flatten().tolist())
+    for ratio in (1.0, 0.9, 0.76, 0.75, 0.6, 0.5):
+        selection.select(gates, ratio, 1.0)
+        kept = selection.kept_indices().tolist()
+        # On the way down there may be fewer than scheduled, at the end never.
+        assert len(kept) == min(keep_count(ratio, 100), 75)
+        assert set(kept) <= readable
+    assert gates.integer("population") == 75
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_fewer_readable_than_to_be_kept_is_an_error(balanced: bool) -> None:
+    logits = random_logits(40)
+    logits[:12] = -torch.inf
+    gates = gates_with(logits, 0.7)
+    labels = torch.arange(40) % 4 if balanced else None
+    selection = Selection(40, 0.7, labels=labels)
+    selection.select(gates, 1.0, 1.0)
+    assert selection.kept_count == 28
+    gates.exclude(torch.tensor([20]))
+    with pytest.raises(
+        ValueError, match="keep_ratio 0.7 of 40 samples asks for 28, and only 27 of them can be read"
+    ):
+        selection.select(gates, 1.0, 1.0)
+
+
+# --- classes and the held-out part
+
+
+def test_class_quotas_are_filled_exactly_at_every_ratio() -> None:
+    labels = torch.from_numpy(np.random.default_rng(1).choice(5, 307, p=[0.5, 0.3, 0.1, 0.07, 0.03]))
+    logits, sizes = random_logits(307), np.bincount(labels, minlength=5)
+    gates, selection = gates_with(logits, 0.3), Selection(307, 0.3, labels=labels)
+    for ratio in RATIOS:
+        selection.select(gates, ratio, 2.0)
+        quotas = dealt_in_rounds(keep_count(ratio, 307), sizes.tolist(), sizes.tolist())
+        expected = reference.segmented_topk(logits, labels, quotas)
+        assert selection.kept_indices().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("held_out_share", [0.05, 0.3])
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_and_the_held_out_part_keep_their_shares_at_every_ratio(
+    seed: int, held_out_share: float
+) -> None:
+    random = np.random.default_rng(seed)
+    num_samples = 500
+    labels = random.choice(10, num_samples)
+    held_out = random.choice(num_samples, int(held_out_share * num_samples), replace=False)
+    is_held_out = np.isin(np.arange(num_samples), held_out)
+    logits = random_logits(num_samples, seed)
+    gates = gates_with(logits, 0.3)
+    selection = Selection(
+        num_samples, 0.3, labels=torch.from_numpy(labels), held_out=torch.from_numpy(held_out)
+    )
+    sizes = np.bincount(labels, minlength=10).tolist()
+    for ratio in (*RATIOS, 0.999, 0.7):
+        selection.select(gates, ratio, 2.0)
+        kept = unpack(selection.mask, num_samples)
+        count = keep_count(ratio, num_samples)
+        assert kept.sum() == count
+        assert kept[is_held_out].sum() == keep_count(ratio, len(held_out))
+        # A class has its share as a whole, whatever part of it is held out.
+        assert np.bincount(labels[kept], minlength=10).tolist() == dealt_in_rounds(
+            count, sizes, sizes
+        )
+        for cell in ((labels == c) & (is_held_out == h) for c in range(10) for h in (0, 1)):
+            members = torch.from_numpy(np.flatnonzero(cell))
+            chosen = members[reference.topk_indices(logits[members], int(kept[cell].sum()))]
+            assert np.flatnonzero(kept & cell).tolist() == chosen.tolist()
+            assert abs(kept[cell].sum() - ratio * cell.sum()) < 2
+        assert not (selection.reads() & is_held_out).any()
+
+
+def test_held_out_samples_compete_among_themselves() -> None:
+    logits = torch.linspace(1, -1, 200)
+    held_out = torch.arange(100, 200, 2)  # all of them below the median
+    gates, selection = gates_with(logits, 0.3), Selection(200, 0.3, held_out=held_out)
+    selection.select(gates, 0.3, 1.0)
+    kept = selection.kept_indices()
+    of_held_out = kept[torch.isin(kept, held_out)]
+    assert of_held_out.tolist() == held_out[:15].tolist()
+    assert kept[~torch.isin(kept, held_out)].tolist() == list(range(45))
+
+
+def test_quotas_give_way_where_samples_cannot_be_read() -> None:
+    # Class 0 of the training part is nearly all unreadable; the others make up for it.
+    labels = torch.arange(90) % 3
+    held_out = torch.arange(0, 90, 10)
+    logits = torch.zeros(90)
+    training = ~torch.isin(torch.arange(90), held_out)
+    logits[(labels == 0) & training] = -torch.inf
+    gates = gates_with(logits, 0.6)
+    selection = Selection(90, 0.6, labels=labels, held_out=held_out)
+    for ratio in (1.0, 0.7, 0.6):
+        selection.select(gates, ratio, 1.0)
+        kept = selection.kept_indices()
+        assert len(kept) == min(keep_count(ratio, 90), gates.integer("population"))
+        assert (logits[kept] > -torch.inf).all()
+
+
+def test_held_out_fill_what_the_readable_training_samples_cannot() -> None:
+    logits = torch.zeros(20)
+    logits[:9] = -torch.inf
+    gates, selection = gates_with(logits, 0.5), Selection(20, 0.5, held_out=torch.arange(16, 20))
+    selection.select(gates, 0.5, 1.0)
+    assert selection.kept_indices().tolist() == [*range(9, 16), 16, 17, 18]
+
+
+# --- exploration
+
+
+def pruned_at(ratio: float, num_samples: int, **arguments: object) -> tuple[Gates, Selection]:
+    gates = gates_with(random_logits(num_samples), ratio)
+    selection = Selection(num_samples, ratio, **arguments)
+    selection.select(gates, ratio, 1.0)
+    gates.age.zero_()
+    return gates, selection
+
+
+@pytest.mark.parametrize("num_samples", [10, 49, 50, 99, 149, 1000])
+def test_exploration_reads_at_most_a_fiftieth_of_the_pruned(num_samples: int) -> None:
+    gates, selection = pruned_at(0.5, num_samples)
+    kept = selection.kept_indices().tolist()
+    for epoch in range(4):
+        selection.explore_pruned(gates, epoch)
+        explored = selection.explored.tolist()
+        assert len(explored) == num_samples // 50
+        assert explored == sorted(set(explored))
+        assert not set(explored) & set(kept)
+        assert np.flatnonzero(selection.reads()).tolist() == sorted(kept + explored)
+
+
+def test_longest_unvisited_come_first() -> None:
+    gates, selection = pruned_at(0.5, 1000)
+    pruned = np.setdiff1d(np.arange(1000), selection.kept_indices())
+    ages = np.random.default_rng(0).permutation(len(pruned)) % 250
+    gates.age[torch.from_numpy(pruned)] = torch.from_numpy(ages).to(torch.uint8)
+    gates.age[int(pruned[3])] = 255  # never visited: longer than any
+    selection.explore_pruned(gates, 0)
+    explored = gates.age[selection.explored].tolist()
+    rest = np.setdiff1d(pruned, selection.explored)
+    assert len(explored) == 20
+    assert max(gates.age[torch.from_numpy(rest)].tolist()) <= min(explored)
+    assert int(pruned[3]) in selection.explored.tolist()
+
+
+def test_those_that_waited_equally_long_go_in_a_seeded_order() -> None:
+    seen = set()
+    for seed in range(3):
+        gates, selection = pruned_at(0.5, 1000, seed=seed)
+        pruned = np.setdiff1d(np.arange(1000), selection.kept_indices())
+        for epoch in range(3):
+            selection.explore_pruned(gates, epoch)
+            explored = selection.explored.tolist()
+            # Not the lowest indices: those are what a stable sort would give.
+            assert explored != pruned[:20].tolist()
+            # From all over the dataset.
+            assert min(explored) < 300 < 700 < max(explored)
+            seen.add(tuple(explored))
+            selection.explore_pruned(gates, epoch)
+            assert selection.explored.tolist() == explored
+    assert len(seen) == 9  # another seed or epoch, another choice
+
+
+def test_every_pruned_sample_is_explored_in_its_turn() -> None:
+    gates, selection = pruned_at(0.5, 500)
+    pruned = np.setdiff1d(np.arange(500), selection.kept_indices())
+    turns = np.zeros(500, dtype=int)
+    for epoch in range(25):  # 10 of 250 in each
+        selection.explore_pruned(gates, epoch)
+        turns[selection.explored.numpy()] += 1
+        gates.age += 1
+        gates.age[torch.from_numpy(np.flatnonzero(selection.reads()))] = 0
+    assert turns[pruned].tolist() == [1] * 250
+
+
+def test_neither_held_out_nor_unreadable_samples_are_explored() -> None:
+    logits = random_logits(1000)
+    held_out = torch.arange(0, 1000, 3)
+    logits[1::3] = -torch.inf
+    gates = gates_with(logits, 0.3)
+    selection = Selection(1000, 0.3, held_out=held_out, explore=1.0)
+    selection.select(gates, 0.3, 1.0)
+    selection.explore_pruned(gates, 0)
+    kept = selection.kept_indices()
+    expected = [i for i in range(2, 1000, 3) if i not in set(kept.tolist())]
+    assert selection.explored.tolist() == expected
+
+
+def test_no_exploration() -> None:
+    gates, selection = pruned_at(0.5, 1000, explore=0.0)
+    selection.explore_pruned(gates, 0)
+    assert selection.explored.tolist() == []
+    assert selection.explored.dtype == torch.int64
