@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.files import read_file, remove_leftovers, write_file
+from adapruner.files import FileFormatError, read_file, remove_leftovers, write_file
 
 NAME = "checkpoint.safetensors"
 
@@ -41,7 +41,13 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     remove_leftovers(path)
     if not path.exists():
         return None
-    tensors, content = read_file(path, "checkpoint")
+    try:
+        tensors, content = read_file(path, "checkpoint")
+    except FileFormatError as error:
+        raise FileFormatError(
+            f"cannot resume from the checkpoint; remove it to start anew, or choose another "
+            f"folder: {error}"
+        ) from error
     state: dict[str, Any] = _restore(content["structure"], tensors)
     return state
 
@@ -89,4 +95,5 @@ def to_cpu(state: Any) -> Any:
 
 def describe(module: torch.nn.Module) -> list[list[Any]]:
     """Name and shape of every parameter and buffer: what a checkpoint's model must agree with."""
-    return [[name, list(tensor.shape)] for name, tensor in module.state_dict().items()]
+    # Extra states of modules of one's own may be anything.
+    return [[name, list(getattr(v, "shape", ()))] for name, v in module.state_dict().items()]

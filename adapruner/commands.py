@@ -216,7 +216,7 @@ def _summary(result: PruneResult, arguments: Namespace) -> list[str]:
         )
     if result.forced:
         lines.append(
-            "forced: no epoch trained on as few images as this, the end cut them down to the ratio; "
+            "forced: no epoch trained on as few images as this, the end cut down to the ratio; "
             "more epochs or a higher keep ratio would let the selection settle"
         )
     return [*lines, *_next_commands(arguments)]

@@ -138,10 +138,17 @@ class Gates:
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        for name, tensor in self.state_dict().items():
+        """Take ``tensors`` in, all of them or none.
+
+        Raises:
+            ValueError: they are of other gates; the message says how.
+        """
+        own = self.state_dict()
+        for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 found = list(tensors[name].shape) if name in tensors else "nothing"
                 raise ValueError(
                     f"the state to load has {found} for {name}; expected shape {list(tensor.shape)}"
                 )
+        for name, tensor in own.items():
             tensor.copy_(tensors[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Pruner:
         ...     for inputs, targets, ids in loader:
         ...         loss = pruner.loss(model(inputs), targets, ids)
         ...         loss.backward(); optimizer.step(); optimizer.zero_grad()
-        ...     pruner.step()
+        ...     summary = pruner.step()
         >>> len(pruner.result().indices)
         32
     """
@@ -125,6 +126,7 @@ class Pruner:
             "method": method,
             "seed": seed,
             "balance": None if labels is None else "class",
+            "held_out": int(self.selection.held_out.sum()),
             "explore": explore,
             "normalize_loss": normalize_loss,
         }
@@ -263,7 +265,23 @@ class Pruner:
 
     def _visit(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
         if torch.is_grad_enabled() and not _in_recomputation():
-            self.gates.visit(ids, losses)
+            self.gates.visit(ids, self._on_scale(ids, losses))
+
+    def _on_scale(self, ids: Tensor, losses: ops.MaskedLoss) -> ops.MaskedLoss:
+        """The losses with pressures of a known scale: there is none before the first batch."""
+        gates = self.gates
+        if not self._normalize or not gates.integer("scale_running"):
+            return losses
+        if gates.integer("loss_count"):
+            return losses
+        seen = losses.sample_loss[losses.sample_loss.isfinite() & ~losses.pressure.isinf()]
+        if not seen.numel() or not seen.sum() > 0:
+            return losses
+        gates.set_real("loss_scale", seen.double().mean().item())
+        pressure = ops.masked_loss(losses.sample_loss, ids, gates.logits, gates.state).pressure
+        return losses._replace(
+            pressure=torch.where(losses.pressure.isinf(), losses.pressure, pressure)
+        )
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of samples that cannot be read; they are never kept."""
@@ -332,7 +350,9 @@ class Pruner:
     def _note_best(self, validation_loss: float | None) -> None:
         """Remember the selection of this epoch if it is at the ratio wanted and the best so far."""
         at_target = self.selection.kept_count == keep_count(self.keep_ratio, self.num_samples)
-        if not at_target or self.epoch < self.warmup_epochs or validation_loss is None:
+        if not at_target or self.epoch < self.warmup_epochs:
+            return
+        if validation_loss is None or not math.isfinite(validation_loss):
             return
         all_readable = bool((self.gates.logits[self.selection.kept_indices()] != -torch.inf).all())
         if all_readable and (self._best is None or validation_loss <= self._best[0]):

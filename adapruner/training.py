@@ -164,7 +164,11 @@ def fast_prune(
     evaluation = evaluation_loader(
         evaluated, indices, batch_size, seed=seed, num_workers=num_workers, collate_fn=collate_fn
     )
-    settings = {"batch_size": batch_size, "model": describe(model)}
+    settings = {
+        "batch_size": batch_size,
+        "model": describe(model),
+        "optimizer": [type(run.optimizer).__name__, type(run.scheduler).__name__],
+    }
     if checkpoint_dir is not None:
         run.resume(checkpoint_dir, settings)
     with _training_mode_kept(model):
@@ -283,6 +287,10 @@ class _Run:
             )
 
     def end_epoch(self, held_out_losses: Tensor) -> None:
+        finite = held_out_losses[held_out_losses.isfinite()]
+        # A broken sample is listed and left out; where most are broken the model is, and is behind.
+        if 2 * len(finite) > len(held_out_losses):
+            held_out_losses = finite
         count = len(held_out_losses)
         mean = held_out_losses.mean().item() if count else None
         error = held_out_losses.std().item() / math.sqrt(count) if count > 1 else 0.0
@@ -302,6 +310,8 @@ class _Run:
         save_checkpoint(folder, to_cpu(state))
 
     def resume(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+        # Made now: a place that cannot be written is to be known before the first epoch.
+        os.makedirs(folder, exist_ok=True)
         state = load_checkpoint(folder)
         if state is None:
             return
@@ -312,7 +322,7 @@ class _Run:
                 f"{self.pruner.fingerprint}"
             )
         for name, value in settings.items():
-            if state["settings"][name] != value:
+            if state["settings"].get(name) != value:
                 raise ValueError(
                     f"the checkpoint in {os.fspath(folder)} was made with another {name}; remove "
                     "it to start anew, or choose another folder"
@@ -412,7 +422,7 @@ def _to(value: Any, device: torch.device) -> Any:
 def _seeded(seed: int, epoch: int) -> Iterator[None]:
     """Give an epoch (its dropout) a seed of its own, and the caller's generator back afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(epoch_seed(seed, epoch, 0, 0))
+        torch.default_generator.manual_seed(epoch_seed(seed, epoch, 0, 1))
         yield
 
 

@@ -197,7 +197,9 @@ def _create_for_size(
     timm: Any, name: str, image_size: int, settings: Mapping[str, Any]
 ) -> nn.Module | None:
     try:
-        model: nn.Module = timm.create_model(name, img_size=image_size, **settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # layers that become empty
+            model: nn.Module = timm.create_model(name, img_size=image_size, **settings)
     except Exception:  # a TypeError where img_size is unknown; others where the size does not fit
         return None
     return model

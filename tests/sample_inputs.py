@@ -1,7 +1,7 @@
-"""Sample inputs of the operators: one list for reference, gradient and ``opcheck`` tests, on any device.
+"""Sample inputs of the operators: one list for reference, gradient and ``opcheck`` tests.
 
-Every table maps the name of a sample to what makes it up; ``cross_entropy_sample(name, dtype, device)``
-and its like build it, always the same. N is 50.
+Every table maps the name of a sample to what makes it up; ``cross_entropy_sample(name, dtype,
+device)`` and its like build it, always the same, on any device. N is 50.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -244,6 +246,22 @@ def test_persistent_workers_follow_the_next_selection_at_once() -> None:
         followed.mask = random.random(60) < 0.5
     assert len(processes) == 2
     assert os.getpid() not in processes
+
+
+def test_workers_end_with_their_loader() -> None:
+    # Without waiting for the garbage collector, which may finalise their queues first and then
+    # has to wait for them to give up.
+    gc.disable()
+    try:
+        before = set(multiprocessing.active_children())
+        loader = loader_of(Counted(30), num_workers=2)
+        all_ids(loader)
+        workers = set(multiprocessing.active_children()) - before
+        assert len(workers) == 2
+        del loader
+        assert not workers & set(multiprocessing.active_children())
+    finally:
+        gc.enable()
 
 
 # --- samples that cannot be read

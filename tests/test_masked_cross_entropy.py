@@ -1,4 +1,4 @@
-"""masked_cross_entropy in the forward pass, and its gradient, against adapruner.reference in float64."""
+"""masked_cross_entropy and its gradient, against adapruner.reference in float64."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from torch.nn import functional
 from adapruner import ops, reference
 
 INSTRUCTION_SETS = ("baseline", "v3", "v4")
-# Arithmetic is float32 for all but float64, and a gradient is rounded once, to the dtype of the logits
-# (float16: its smallest number is absolute). Of the largest expected value; of losses, 1 at the least,
-# as log(1 + tiny) is good to a unit of 1 in the last place, here as in torch.
-VALUES = {dtype: 3e-6 for dtype in FLOATS} | {torch.float64: 1e-12}
-GRADIENT = {torch.float32: 3e-6, torch.float64: 1e-12, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+# Arithmetic is float32 for all but float64, and a gradient is rounded once, to the dtype of the
+# logits (float16: its smallest number is absolute). Of the largest expected value; of losses, 1 at
+# the least, as log(1 + tiny) is good to a unit of 1 in the last place, here as in torch.
+VALUES = {dtype: 1e-6 for dtype in FLOATS} | {torch.float64: 1e-12}
+GRADIENT = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 SMALLEST = {dtype: 0.0 for dtype in FLOATS} | {torch.float16: 6e-8}
 
 
@@ -70,6 +70,16 @@ def found_of(sample: CrossEntropySample, **options: Any) -> tuple[Tensor, Tensor
     return losses.loss, losses.sample_loss, losses.pressure, gradient
 
 
+def check_pressure(found: Tensor, expected: Tensor, sample_loss: Tensor) -> None:
+    """float32 all the way: the logarithm magnifies the rounding of ℓ (some 1e-7) near ℓ = 0."""
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.isinf(), expected.isinf())
+    finite = expected.isfinite()
+    error = (found.double() - expected)[finite].abs()
+    slack = 1e-6 * (1 + expected[finite].abs()) + 2e-7 / (sample_loss[finite] + 1e-5)
+    assert (error <= slack).all()
+
+
 def check_sample(name: str, dtype: torch.dtype) -> None:
     sample = cross_entropy_sample(name, dtype)
     loss, sample_loss, pressure, gradient = found_of(sample)
@@ -82,9 +92,11 @@ def check_sample(name: str, dtype: torch.dtype) -> None:
     assert not pressure.requires_grad
     assert distance(loss, expected[0], least=1.0) <= VALUES[dtype]
     assert distance(sample_loss, expected[1], least=1.0) <= VALUES[dtype]
-    assert distance(pressure, expected[2]) <= 3e-6
-    largest = expected[3].abs().amax().item() if gradient.any() else 1.0
-    assert distance(gradient, expected[3]) <= GRADIENT[dtype] + SMALLEST[dtype] / largest
+    check_pressure(pressure, expected[2], expected[1])
+    # p − 1 at the target: what is left of numbers of the size of 1 / rows.
+    least = 1 / max(sample.target.numel(), 1)
+    limit = GRADIENT[dtype] + SMALLEST[dtype] / least
+    assert distance(gradient, expected[3], least) <= limit
 
 
 @pytest.mark.parametrize("name", CROSS_ENTROPY)
@@ -123,10 +135,11 @@ def test_every_instruction_set_agrees_with_the_reference(wanted: str) -> None:
 
 
 def eager_loss(logits: Tensor, target: Tensor, s: Tensor, smoothing: float) -> Tensor:
-    """The same formula of torch's own operators, in float32 for half precision, as under autocast."""
-    x = logits if logits.dtype == torch.float64 else logits.float()
-    loss = functional.cross_entropy(x, target, reduction="none", label_smoothing=smoothing)
-    return (s.to(x.dtype) * loss).mean()
+    """The same formula of torch's own operators, in float32 for half types, as under autocast."""
+    loss = functional.cross_entropy(
+        logits.float(), target, reduction="none", label_smoothing=smoothing
+    )
+    return (s.float() * loss).mean()
 
 
 @pytest.mark.parametrize("values", ["random", "huge", "tiny", "equal", "masked"])
@@ -286,9 +299,9 @@ def test_a_loss_that_is_not_finite(name: str, dtype: torch.dtype, smoothing: flo
     loss, sample_loss, pressure, gradient = found_of(sample)
     expected = expected_of(sample)
     assert not loss.isfinite()
-    assert distance(sample_loss, expected[1]) <= VALUES[dtype]
+    assert distance(sample_loss, expected[1], least=1.0) <= VALUES[dtype]
     assert pressure[2].isnan()
-    assert distance(pressure, expected[2]) <= 3e-6
+    check_pressure(pressure, expected[2], expected[1])
     others = [0, 1, 3, 4]
     assert distance(gradient[others], expected[3][others]) <= GRADIENT[dtype]
     assert gradient[2].isfinite().tolist() == expected[3][2].isfinite().tolist()

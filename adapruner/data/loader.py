@@ -16,6 +16,10 @@ from adapruner.data.base import Source
 from adapruner.data.order import batches, epoch_order, epoch_seed
 
 
+# So many samples that cannot be read, and none before them that can, stop a run.
+ENOUGH_FAILURES = 16
+
+
 class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run is to stop at such ones."""
 
@@ -78,21 +82,24 @@ class PrunedLoader:
         drop_last: bool = False,
         on_error: str = "skip",
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
             raise ValueError(
                 f"batch_size must be a whole number of at least 1; found {batch_size!r}"
             )
         if on_error not in ("skip", "raise"):
             raise ValueError(f'on_error must be "skip" or "raise"; found {on_error!r}')
         self.source = source
-        self.batch_size = batch_size
+        self.batch_size = batch_size = int(batch_size)
         self.drop_last = drop_last
         self._follows = follows
         self._on_error = on_error
         self._any_read = False
+        self._failed: list[Unreadable] = []  # before anything could be read
+        # Knows nothing of this loader: the workers of one in a reference cycle end late and slowly.
+        self._plan = _Plan(follows, batch_size, drop_last)
         self._loader: DataLoader[Any] = DataLoader(
             _Reader(source, follows.seed),
-            batch_sampler=_Plan(self),
+            batch_sampler=self._plan,
             num_workers=num_workers,
             collate_fn=_Collate(collate_fn),
             pin_memory=pin_memory,
@@ -103,8 +110,7 @@ class PrunedLoader:
 
     def __len__(self) -> int:
         """Number of batches in the current epoch."""
-        full, rest = divmod(int(self._follows.reads().sum()), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return len(self._plan)
 
     def __iter__(self) -> Iterator[tuple[Any, Any, torch.Tensor]]:
         for batch, ids, unreadable in self._loader:
@@ -115,21 +121,17 @@ class PrunedLoader:
 
     def _report(self, unreadable: list[Unreadable], read: int) -> None:
         refuse_unreadable(unreadable, self._on_error)
-        if not (read or self._any_read):
-            # Nothing at all could be read so far: more likely the code than the data.
-            raise UnreadableSampleError(
-                f"none of the first {len(unreadable)} samples can be read; the first one, sample "
-                f"{unreadable[0].sample}: {unreadable[0].reason}"
-            )
-        self._any_read = True
+        self._any_read = self._any_read or read > 0
+        if not self._any_read:
+            self._failed += unreadable
+            if len(self._failed) >= min(ENOUGH_FAILURES, len(self.source)):
+                # Nothing at all could be read so far: more likely the code than the data.
+                raise UnreadableSampleError(
+                    f"none of the first {len(self._failed)} samples can be read; the first one, "
+                    f"sample {self._failed[0].sample}: {self._failed[0].reason}"
+                )
         if unreadable:
             self._follows.exclude(unreadable)
-
-    def plan(self) -> list[tuple[int, np.ndarray]]:
-        """(epoch, indices) of every batch of the current epoch."""
-        follows = self._follows
-        order = epoch_order(follows.reads(), follows.seed, follows.epoch)
-        return [(follows.epoch, batch) for batch in batches(order, self.batch_size, self.drop_last)]
 
 
 def evaluation_loader(
@@ -155,15 +157,20 @@ def evaluation_loader(
 class _Plan:
     """The batch sampler: asked anew at the start of every epoch."""
 
-    def __init__(self, loader: PrunedLoader) -> None:
-        self._of = loader
+    def __init__(self, follows: Follows, batch_size: int, drop_last: bool) -> None:
+        self._follows = follows
+        self._batch_size = batch_size
+        self._drop_last = drop_last
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for epoch, batch in self._of.plan():
+        epoch, seed = self._follows.epoch, self._follows.seed
+        order = epoch_order(self._follows.reads(), seed, epoch)
+        for batch in batches(order, self._batch_size, self._drop_last):
             yield [(epoch, index) for index in batch.tolist()]
 
     def __len__(self) -> int:
-        return len(self._of)
+        full, rest = divmod(int(self._follows.reads().sum()), self._batch_size)
+        return full + (rest > 0 and not self._drop_last)
 
 
 class _Reader(TorchDataset[Any]):
@@ -182,7 +189,8 @@ class _Reader(TorchDataset[Any]):
         samples = []
         with _own_generators():
             for epoch, index in keys:
-                _seed_generators(epoch_seed(self._seed, epoch, index))
+                # + 1: to NumPy (seed, epoch, 0) is the order's (seed, epoch).
+                _seed_generators(epoch_seed(self._seed, epoch, index + 1))
                 samples.append(self._read(index))
         return samples
 

@@ -58,6 +58,7 @@ def as_source(
         ValueError: ``data`` is empty or does not fit together; the message says how.
 
     Example:
+        >>> import torch
         >>> source = as_source((torch.rand(8, 3), torch.arange(8) % 2))
         >>> len(source), source.targets.tolist()
         (8, [0, 1, 0, 1, 0, 1, 0, 1])

@@ -10,15 +10,17 @@
 
 #include "../checks.h"
 #include "batch.h"
+#include "huge_pages.h"
 #include "simd/cross_entropy.h"
 
 namespace adapruner::cpu {
 namespace {
 
 struct Arguments {
-  at::Tensor logits;  // [B, R, C] contiguous view or copy, R rows per sample
-  at::Tensor target;  // [B, R] int64 contiguous
-  at::Tensor ids;     // [B] int64 contiguous
+  int64_t samples, rows, classes;  // B, R rows per sample, C
+  at::Tensor logits;               // [B, ..., C], contiguous: the same memory where it can be
+  at::Tensor target;               // [B, ...] int64 contiguous
+  at::Tensor ids;                  // [B] int64 contiguous
   at::Tensor gate_logits;
   at::Tensor state;
   std::optional<at::Tensor> weight;
@@ -31,16 +33,15 @@ struct Losses {
 };
 
 // Targets checked, and the number of rows of each sample that are not ignored.
-std::vector<int64_t> count_rows(const Arguments& a, int64_t samples, int64_t rows,
-                                int64_t classes) {
+std::vector<int64_t> count_rows(const Arguments& a) {
   const int64_t* target = a.target.const_data_ptr<int64_t>();
-  std::vector<int64_t> counts(samples, 0);
-  for (int64_t b = 0; b < samples; ++b) {
-    for (int64_t i = b * rows; i < (b + 1) * rows; ++i) {
+  std::vector<int64_t> counts(a.samples, 0);
+  for (int64_t b = 0; b < a.samples; ++b) {
+    for (int64_t i = b * a.rows; i < (b + 1) * a.rows; ++i) {
       if (target[i] == a.ignore_index) continue;
-      TORCH_CHECK_INDEX(target[i] >= 0 && target[i] < classes, "target[", b, "] (row ",
-                        i - b * rows, " of the sample) is ", target[i],
-                        "; expected a class in [0, ", classes, ") or ignore_index ",
+      TORCH_CHECK_INDEX(target[i] >= 0 && target[i] < a.classes, "target[", b, "] (row ",
+                        i - b * a.rows, " of the sample) is ", target[i],
+                        "; expected a class in [0, ", a.classes, ") or ignore_index ",
                         a.ignore_index);
       ++counts[b];
     }
@@ -48,17 +49,17 @@ std::vector<int64_t> count_rows(const Arguments& a, int64_t samples, int64_t row
   return counts;
 }
 
-// Losses of a batch, and the gradient into `gradient` ([B, R, C] contiguous; may share the memory
+// Losses of a batch, and the gradient into `gradient` ([B, ..., C] contiguous; may share the memory
 // of a.logits; null: not wanted).
 template <typename T>
 Losses compute(const Arguments& a, T* gradient) {
   using A = Acc<T>;
-  const int64_t samples = a.logits.size(0), rows = a.logits.size(1), classes = a.logits.size(2);
+  const int64_t samples = a.samples, rows = a.rows, classes = a.classes;
   const auto options = a.logits.options().dtype(c10::CppTypeToScalarType<A>::value);
   Losses out{at::empty({}, options), at::empty({samples}, options),
              at::empty({samples}, options.dtype(at::kFloat))};
 
-  const std::vector<int64_t> counts = count_rows(a, samples, rows, classes);
+  const std::vector<int64_t> counts = count_rows(a);
   const int64_t* target = a.target.const_data_ptr<int64_t>();
   const int64_t* ids = a.ids.const_data_ptr<int64_t>();
   const at::Tensor gates = a.gate_logits.contiguous();
@@ -115,15 +116,21 @@ Losses compute(const Arguments& a, T* gradient) {
   return out;
 }
 
+at::Tensor classes_last(const at::Tensor& logits) {
+  return logits.dim() == 2 ? logits : logits.movedim(1, -1);
+}
+
 Arguments prepare(const at::Tensor& logits, const at::Tensor& target, const at::Tensor& ids,
                   const at::Tensor& gate_logits, const at::Tensor& state,
                   const std::optional<at::Tensor>& weight, int64_t ignore_index,
                   double label_smoothing) {
   check_cross_entropy(logits, target, ids, gate_logits, state, weight, label_smoothing);
-  const int64_t samples = logits.size(0), classes = logits.size(1);
-  const int64_t rows = samples == 0 ? 0 : target.numel() / samples;
-  return {logits.movedim(1, -1).contiguous().view({samples, rows, classes}),
-          target.to(at::kLong).contiguous().view({samples, rows}),
+  const int64_t samples = logits.size(0);
+  return {samples,
+          samples == 0 ? 0 : target.numel() / samples,
+          logits.size(1),
+          classes_last(logits).contiguous(),
+          target.to(at::kLong).contiguous(),
           checked_ids(ids, gate_logits.size(0)),
           gate_logits,
           state,
@@ -138,9 +145,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy_
     int64_t ignore_index, double label_smoothing, bool compute_gradient) {
   const Arguments a =
       prepare(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
-  at::Tensor gradient =
-      compute_gradient ? at::empty(logits.movedim(1, -1).sizes(), logits.options()).movedim(-1, 1)
-                       : at::empty({0}, logits.options());
+  at::Tensor gradient = at::empty({0}, logits.options());
+  if (compute_gradient) {
+    gradient = at::empty(a.logits.sizes(), logits.options());
+    advise_huge_pages(gradient);
+    if (logits.dim() > 2) gradient = gradient.movedim(-1, 1);
+  }
   Losses out;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, logits.scalar_type(), "masked_cross_entropy", [&] {
@@ -160,8 +170,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy__cpu(
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, logits.scalar_type(), "masked_cross_entropy_",
       [&] { out = compute<scalar_t>(a, a.logits.mutable_data_ptr<scalar_t>()); });
-  const at::Tensor rows_last = logits.movedim(1, -1);
-  if (!rows_last.is_contiguous()) rows_last.copy_(a.logits.view(rows_last.sizes()));
+  if (const at::Tensor last = classes_last(logits); !last.is_contiguous()) last.copy_(a.logits);
   return {out.loss, out.sample_loss, out.pressure};
 }
 

@@ -10,27 +10,33 @@
 
 namespace adapruner {
 
-// exp(x) for x ≤ 0, the case of a softmax; relative error ≤ 1e−7 down to x = −87, below that 0.
-// NaN gives NaN. Values above 0 are outside the contract.
+// 2^f for |f| ≤ ½, relative error ≤ 1.1e−7 in exact arithmetic; 2^0 is exactly 1. F: float, or a
+// vector of floats.
+template <typename F>
+ADAPRUNER_HD inline F exp2_fraction(F f) {
+  F p = f * 0.00132647273f + 0.00967151299f;
+  p = p * f + 0.0555073358f;
+  p = p * f + 0.240222424f;
+  p = p * f + 0.693147004f;
+  return p * f + 1.0f;
+}
+
+constexpr float kLog2E = 1.44269504088896341f;
+// exp of what is below rounds to 0 in float.
+constexpr float kExpLowest = -104.0f;
+constexpr float kRoundToInteger = 12582912.0f;  // 1.5·2²³: a sum with it has no fraction left
+
+// exp(x) for x ≤ 0, the case of a softmax; relative error ≤ 3e−7 + |x|·1e−7 down to x = −87; below
+// that, where results are subnormal, it may be 0. NaN gives NaN. Values above 0 are outside the
+// contract. csrc/cpu/simd/lanes.h has the same for vectors.
 ADAPRUNER_HD inline float exp_nonpositive(float x) {
-  constexpr float kMagic = 12582912.0f;  // 1.5·2²³: adding it rounds to an integer in the low bits
-  const float shifted = x * 1.44269504088896341f + kMagic;
-  const float n = shifted - kMagic;
-  float r = x - n * 0.693145751953125f;  // ln 2 in two parts: n·high is exact
-  r = r - n * 1.42860677e-6f;
-  // Degree-6 polynomial on |r| ≤ ln 2 / 2: minimax (3e−9), as Taylor's would err by 1.7e−7 at the
-  // ends.
-  float p = 0.0013814540179f;
-  p = p * r + 0.0083687451089f;
-  p = p * r + 0.0416683907835f;
-  p = p * r + 0.1666652039904f;
-  p = p * r + 0.4999999343213f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  // Scale by 2ⁿ. The low bits of `shifted` hold n; garbage for x < −87, which is selected away.
-  int32_t bits;
+  x = x < -87.0f ? -88.0f : x;  // NaN stays
+  const float shifted = x * kLog2E + kRoundToInteger;
+  const float p = exp2_fraction(x * kLog2E - (shifted - kRoundToInteger));
+  // The low bits of `shifted` hold the exponent.
+  uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  const int32_t scale_bits = static_cast<int32_t>(static_cast<uint32_t>(bits) << 23) + 0x3f800000;
+  const uint32_t scale_bits = (bits << 23) + 0x3f800000u;
   float scale;
   std::memcpy(&scale, &scale_bits, sizeof scale);
   return x < -87.0f ? 0.0f : p * scale;

@@ -21,6 +21,7 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UnsignedLanes __attribute__((vector_size(4 * kLanes)));
 
 // The bits of floats, or integers as they are.
 inline Lanes load_bits(const void* x) {
@@ -29,12 +30,12 @@ inline Lanes load_bits(const void* x) {
   return bits;
 }
 
-inline Lanes spread(int32_t x) { return Lanes{} + x; }
+inline Lanes spread(int32_t x) { return Lanes{} | x; }
 
 // signed_key(order_key(x)) of the floats that have these bits.
 inline Lanes keys_of(Lanes bits) {
-  const Lanes negative = bits >> 31;
-  return ((bits & 0x7fffffff) ^ negative) - negative;
+  const UnsignedLanes negative = (UnsignedLanes)(bits >> 31);
+  return (Lanes)(((UnsignedLanes)(bits & 0x7fffffff) ^ negative) - negative);
 }
 
 // Bit j of the results: of lane j.

@@ -1,3 +1,6 @@
+// Rows by their length. A short one stays in registers from its maximum to its gradient. A long one
+// is read from memory once: block by block, with the maximum so far; the exponentials are stored as
+// they come and rescaled to the last maximum when the gradient is written.
 #include "cross_entropy.h"
 
 #include <cmath>
@@ -6,17 +9,21 @@
 #include <new>
 
 #include "../../math/cross_entropy.h"
-#include "../../math/exp.h"
+#include "lanes.h"
 
 namespace adapruner::ADAPRUNER_ISA {
 namespace {
 
-// A row of scratch memory. Not std::vector: a template of the standard library that is instantiated
+constexpr int64_t kBlock = 512;       // values of a long row between two looks at its maximum
+constexpr int64_t kShortVectors = 8;  // a short row's vectors
+
+// A run of scratch memory. Not std::vector: a template of the standard library that is instantiated
 // here could become the whole module's copy, with instructions that not every processor has.
 template <typename A>
 class Scratch {
  public:
-  explicit Scratch(int64_t n) : data_(static_cast<A*>(std::malloc(n * sizeof(A) + 1))) {
+  explicit Scratch(int64_t n)
+      : data_(static_cast<A*>(std::malloc(static_cast<size_t>(n + 1) * sizeof(A)))) {
     if (data_ == nullptr) throw std::bad_alloc();
   }
   ~Scratch() { std::free(data_); }
@@ -28,120 +35,226 @@ class Scratch {
   A* data_;
 };
 
-inline float exp_shifted(float x) { return exp_nonpositive(x); }
-// std::exp keeps the range below −700 that gradient checks in float64 can reach.
-inline double exp_shifted(double x) { return std::exp(x); }
+template <typename T>
+struct Row {
+  using A = Acc<T>;
+  const CrossEntropyRows<T>& rows;
+  const T* logits;
+  T* gradient;  // or null
+  int64_t target;
+  A scale;
+  RowTerms<A> terms;
+  A target_logit;
+  A weighted_logits;
 
-template <typename A>
-A maximum(const A* x, int64_t n) {
-  A result = -std::numeric_limits<A>::infinity();
-#pragma omp simd reduction(max : result)
-  for (int64_t j = 0; j < n; ++j) result = x[j] > result ? x[j] : result;
-  return result;
-}
+  Row(const CrossEntropyRows<T>& all, int64_t i)
+      : rows(all),
+        logits(all.logits + i * all.classes),
+        gradient(all.gradient == nullptr ? nullptr : all.gradient + i * all.classes),
+        target(all.targets[i]),
+        scale(all.row_scale[i]),
+        terms(row_terms<A>(all.class_weight == nullptr ? A(1) : all.class_weight[target],
+                           all.total_weight, all.smoothing, all.classes)),
+        target_logit(static_cast<A>(logits[target])),
+        weighted_logits(terms.smooth_weight != 0 ? weighted_sum() : A(0)) {}
 
-// Sums over classes are those of blocks, added up in double: a single float would drift by 1e−6 and
-// more of itself over a vocabulary.
-constexpr int64_t kBlock = 1024;
-
-// Σ w_c·(x_c − shift).
-template <typename A>
-A weighted_sum(const A* x, A shift, const A* weight, int64_t n) {
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = n - begin < kBlock ? n : begin + kBlock;
-    A sum = 0;
-    if (weight == nullptr) {
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = begin; j < end; ++j) sum += x[j] - shift;
-    } else {
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = begin; j < end; ++j) sum += weight[j] * (x[j] - shift);
+  A weighted_sum() const {
+    A result = 0;
+    for (int64_t j = 0; j < rows.classes; ++j) {
+      const A x = static_cast<A>(logits[j]);
+      result += rows.class_weight == nullptr ? x : rows.class_weight[j] * x;
     }
-    total += sum;
+    return result;
   }
-  return static_cast<A>(total);
-}
 
-// e[j] = exp(x[j] − shift), in place where e is x; returns their sum. A NaN in x makes the sum NaN.
-template <typename A>
-A exponentials(const A* x, A shift, A* e, int64_t n) {
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = n - begin < kBlock ? n : begin + kBlock;
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = begin; j < end; ++j) {
-      const A value = exp_shifted(x[j] - shift);
-      e[j] = value;
-      sum += value;
-    }
-    total += sum;
+  A loss(A shift, A sum) const {
+    return row_loss(terms, shift + std::log(sum), target_logit, weighted_logits);
   }
-  return static_cast<A>(total);
+  // The gradient is e·factor less what smoothing and the target take, with e the exponentials.
+  A factor(A sum) const { return scale * softmax_weight(terms) / sum; }
+
+  void subtract_labels(A target_softmax) const {
+    const A smooth = scale * terms.smooth_weight;
+    if (smooth != 0) {
+      for (int64_t j = 0; j < rows.classes; ++j) {
+        const A weight = rows.class_weight == nullptr ? A(1) : rows.class_weight[j];
+        gradient[j] = static_cast<T>(static_cast<A>(gradient[j]) - smooth * weight);
+      }
+    }
+    const A weight = rows.class_weight == nullptr ? A(1) : rows.class_weight[target];
+    gradient[target] =
+        static_cast<T>(target_softmax - smooth * weight - scale * terms.target_weight);
+  }
+};
+
+// A row of `whole` vectors and `rest` < kWidth values more.
+template <int kVectors, typename T>
+inline float short_row(const Row<T>& row, int64_t rest) {
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  Floats x[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const T* at = row.logits + v * kWidth;
+    x[v] = v + 1 < kVectors || rest == 0 ? load(at) : load_part(at, rest, kNone);
+  }
+  Floats most = x[0];
+#pragma GCC unroll 8
+  for (int v = 1; v < kVectors; ++v) most = larger(most, x[v]);
+  const float shift = largest(most);
+  Floats total{};
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    x[v] = exp_nonpositive(x[v] - shift);
+    total += x[v];
+  }
+  const float all = sum(total);
+  if (row.gradient != nullptr) {
+    const float factor = row.factor(all);
+    const float target_exp = exp_nonpositive(row.target_logit - shift);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      T* at = row.gradient + v * kWidth;
+      if (v + 1 < kVectors || rest == 0) {
+        store(at, x[v] * factor);
+      } else {
+        store_part(at, rest, x[v] * factor);
+      }
+    }
+    row.subtract_labels(target_exp * factor);
+  }
+  return row.loss(shift, all);
 }
 
 template <typename T>
-void gradient_row(const CrossEntropyRows<T>& rows, const RowTerms<Acc<T>>& terms, int64_t target,
-                  Acc<T> scale, Acc<T> sum, const Acc<T>* e, T* g) {
-  using A = Acc<T>;
-  const A factor = scale * softmax_weight(terms) / sum;
-  const A smooth = scale * terms.smooth_weight;
-  const A at_target = scale * terms.target_weight;
-  const A target_exp = e[target];
-  if (smooth == 0) {
-    for (int64_t j = 0; j < rows.classes; ++j) g[j] = static_cast<T>(e[j] * factor);
-    g[target] = static_cast<T>(target_exp * factor - at_target);
-    return;
+inline float short_row(const Row<T>& row, int vectors, int64_t rest) {
+  switch (vectors) {
+    case 1:
+      return short_row<1>(row, rest);
+    case 2:
+      return short_row<2>(row, rest);
+    case 3:
+      return short_row<3>(row, rest);
+    case 4:
+      return short_row<4>(row, rest);
+    case 5:
+      return short_row<5>(row, rest);
+    case 6:
+      return short_row<6>(row, rest);
+    case 7:
+      return short_row<7>(row, rest);
+    default:
+      return short_row<8>(row, rest);
   }
-  const A* weight = rows.class_weight;
-  const A target_smooth = weight == nullptr ? smooth : smooth * weight[target];
-  if (weight == nullptr) {
-    for (int64_t j = 0; j < rows.classes; ++j) g[j] = static_cast<T>(e[j] * factor - smooth);
+}
+
+// f(vector, place, values) over [begin, end): whole vectors, then a part with `none` in its rest.
+template <typename T, typename F>
+inline void each_vector(const T* x, int64_t begin, int64_t end, float none, const F& f) {
+  int64_t j = begin;
+  for (; j + kWidth <= end; j += kWidth) f(load(x + j), j, int64_t{kWidth});
+  if (j < end) f(load_part(x + j, end - j, none), j, end - j);
+}
+
+inline void store_some(float* x, int64_t n, Floats v) {
+  if (n == kWidth) {
+    store(x, v);
   } else {
-    for (int64_t j = 0; j < rows.classes; ++j) {
-      g[j] = static_cast<T>(e[j] * factor - smooth * weight[j]);
-    }
+    store_part(x, n, v);
   }
-  g[target] = static_cast<T>(target_exp * factor - target_smooth - at_target);
+}
+
+// e: where exponentials go, [classes] (may be the logits themselves), or null where no gradient is
+// wanted; shifts: [blocks].
+template <typename T>
+float long_row(const Row<T>& row, float* e, float* shifts) {
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  const int64_t n = row.rows.classes;
+  float shift = kNone, all = 0;
+  for (int64_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
+    const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+    Floats most0 = spread(kNone), most1 = most0, most2 = most0, most3 = most0;
+    int64_t j = begin;
+    for (; j + 4 * kWidth <= end; j += 4 * kWidth) {
+      most0 = larger(most0, load(row.logits + j));
+      most1 = larger(most1, load(row.logits + j + kWidth));
+      most2 = larger(most2, load(row.logits + j + 2 * kWidth));
+      most3 = larger(most3, load(row.logits + j + 3 * kWidth));
+    }
+    each_vector(row.logits, j, end, kNone,
+                [&](Floats x, int64_t, int64_t) { most0 = larger(most0, x); });
+    const float here = largest(larger(larger(most0, most1), larger(most2, most3)));
+    if (here > shift) {
+      all = all == 0 ? 0 : all * exp_nonpositive(shift - here);
+      shift = here;
+    }
+    shifts[block] = shift;
+    const float finite_shift = shift == kNone ? 0 : shift;  // nothing but −inf so far: zeros
+    Floats total{};
+    each_vector(row.logits, begin, end, kNone, [&](Floats x, int64_t at, int64_t size) {
+      const Floats value = exp_nonpositive(x - finite_shift);
+      if (e != nullptr) store_some(e + at, size, value);
+      total += value;
+    });
+    all += sum(total);
+  }
+  if (row.gradient != nullptr) {
+    const float factor = row.factor(all);
+    const float target_exp = exp_nonpositive(row.target_logit - shift);
+    for (int64_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
+      const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+      const float here =
+          shifts[block] == shift ? factor : factor * exp_nonpositive(shifts[block] - shift);
+      int64_t j = begin;
+      for (; j + kWidth <= end; j += kWidth) store(row.gradient + j, load(e + j) * here);
+      if (j < end) store_part(row.gradient + j, end - j, load_part(e + j, end - j, 0) * here);
+    }
+    row.subtract_labels(target_exp * factor);
+  }
+  return row.loss(shift, all);
+}
+
+// float64, for checks: plain, with the library's exp.
+inline double plain_row(const Row<double>& row) {
+  const int64_t n = row.rows.classes;
+  double shift = -std::numeric_limits<double>::infinity(), all = 0;
+  for (int64_t j = 0; j < n; ++j) shift = row.logits[j] > shift ? row.logits[j] : shift;
+  for (int64_t j = 0; j < n; ++j) all += std::exp(row.logits[j] - shift);
+  if (row.gradient != nullptr) {
+    const double factor = row.factor(all);
+    const double target_exp = std::exp(row.target_logit - shift);
+    for (int64_t j = 0; j < n; ++j) row.gradient[j] = std::exp(row.logits[j] - shift) * factor;
+    row.subtract_labels(target_exp * factor);
+  }
+  return row.loss(shift, all);
 }
 
 template <typename T>
 void rows_of(const CrossEntropyRows<T>& rows, int64_t begin, int64_t end) {
-  using A = Acc<T>;
   const int64_t n = rows.classes;
-  // The exponentials go straight into a gradient of the arithmetic's own type, else here.
-  constexpr bool kDirect = std::is_same_v<T, A>;
-  const Scratch<A> scratch(kDirect && rows.gradient != nullptr ? 0 : n);
+  const bool is_short = n <= kShortVectors * kWidth;
+  // Exponentials go straight into a float32 gradient, else into a row of their own.
+  constexpr bool kDirect = std::is_same_v<T, float>;
+  const bool wanted = rows.gradient != nullptr;
+  const Scratch<float> exponentials(kDirect || is_short || !wanted ? 0 : n);
+  const Scratch<float> shifts(is_short ? 0 : n / kBlock + 1);
   for (int64_t i = begin; i < end; ++i) {
-    const T* logits = rows.logits + i * n;
-    T* g = rows.gradient == nullptr ? nullptr : rows.gradient + i * n;
     if (rows.row_scale[i] < 0) {
       rows.row_loss[i] = 0;
-      if (g != nullptr) {
-        for (int64_t j = 0; j < n; ++j) g[j] = static_cast<T>(0.0f);
-      }
+      // All bits 0 are +0 in every type.
+      if (wanted) std::memset(static_cast<void*>(rows.gradient + i * n), 0, n * sizeof(T));
       continue;
     }
-    const A* x;
-    A* e;
-    if constexpr (kDirect) {
-      x = logits;
-      e = g == nullptr ? scratch.data() : g;
+    const Row<T> row(rows, i);
+    if constexpr (std::is_same_v<T, double>) {
+      rows.row_loss[i] = plain_row(row);
+    } else if (is_short) {
+      const int vectors = static_cast<int>((n + kWidth - 1) / kWidth);
+      rows.row_loss[i] = short_row(row, vectors, n % kWidth);
+    } else if constexpr (kDirect) {
+      rows.row_loss[i] = long_row(row, row.gradient, shifts.data());
     } else {
-      for (int64_t j = 0; j < n; ++j) scratch.data()[j] = static_cast<A>(logits[j]);
-      x = e = scratch.data();
+      rows.row_loss[i] = long_row(row, wanted ? exponentials.data() : nullptr, shifts.data());
     }
-    const int64_t target = rows.targets[i];
-    const A target_logit = x[target];
-    const A target_class_weight = rows.class_weight == nullptr ? A(1) : rows.class_weight[target];
-    const auto terms = row_terms<A>(target_class_weight, rows.total_weight, rows.smoothing, n);
-    const A shift = maximum(x, n);
-    const A weighted_logits =
-        terms.smooth_weight != 0 ? weighted_sum(x, shift, rows.class_weight, n) : A(0);
-    const A sum = exponentials(x, shift, e, n);
-    rows.row_loss[i] = row_loss(terms, std::log(sum), target_logit - shift, weighted_logits);
-    if (g != nullptr) gradient_row(rows, terms, target, rows.row_scale[i], sum, e, g);
   }
 }
 

@@ -9,25 +9,25 @@
 
 namespace adapruner {
 
-#define ADAPRUNER_DECLARE_ROWS(T)                                                              \
-  /* rows ← segments + 1, 0 where the segment is outside [0, count). False if one is outside \
-     [−1, count). */                                                                         \
+// load_rows    rows ← segments + 1, 0 where the segment is outside [0, count). False if one is
+//              outside [−1, count).
+// value_slots  slots ← row · 2^bits + the bin of the value. True if a value is NaN.
+// split_rows   bits of a mask: in `kept` those whose key is above the range of their row, in
+//              `candidates` those whose key is in it. candidates has whole words, the bits beyond n
+//              are 0.
+#define ADAPRUNER_DECLARE_ROWS(T) \
   bool load_rows(const T* segments, int64_t n, int64_t count, uint32_t* rows);
-
-#define ADAPRUNER_DECLARE(isa)                                                                  \
-  namespace isa {                                                                               \
-  ADAPRUNER_DECLARE_ROWS(uint8_t)                                                               \
-  ADAPRUNER_DECLARE_ROWS(int8_t)                                                                \
-  ADAPRUNER_DECLARE_ROWS(int16_t)                                                               \
-  ADAPRUNER_DECLARE_ROWS(int32_t)                                                               \
-  ADAPRUNER_DECLARE_ROWS(int64_t)                                                               \
-  /* slots ← row · 2^bits + the bin of the value. True if a value is NaN. */                    \
-  bool value_slots(const float* x, const uint32_t* rows, int64_t n, const ValueBins& bins,      \
-                   int bits, uint32_t* slots);                                                  \
-  /* Bits of a mask: in `kept` those whose key is above the range of their row, in `candidates` \
-     those whose key is in it. candidates has whole words, the bits beyond n are 0. */          \
-  void split_rows(const float* x, const uint32_t* rows, int64_t n, const KeyRange* ranges,      \
-                  uint8_t* kept, uint64_t* candidates);                                         \
+#define ADAPRUNER_DECLARE(isa)                                                             \
+  namespace isa {                                                                          \
+  ADAPRUNER_DECLARE_ROWS(uint8_t)                                                          \
+  ADAPRUNER_DECLARE_ROWS(int8_t)                                                           \
+  ADAPRUNER_DECLARE_ROWS(int16_t)                                                          \
+  ADAPRUNER_DECLARE_ROWS(int32_t)                                                          \
+  ADAPRUNER_DECLARE_ROWS(int64_t)                                                          \
+  bool value_slots(const float* x, const uint32_t* rows, int64_t n, const ValueBins& bins, \
+                   int bits, uint32_t* slots);                                             \
+  void split_rows(const float* x, const uint32_t* rows, int64_t n, const KeyRange* ranges, \
+                  uint8_t* kept, uint64_t* candidates);                                    \
   }
 ADAPRUNER_FOR_EACH_ISA(ADAPRUNER_DECLARE)
 #undef ADAPRUNER_DECLARE

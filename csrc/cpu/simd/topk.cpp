@@ -91,13 +91,14 @@ int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t
 }
 
 void sum_gates(const float* x, int64_t n, double slope, int64_t* sums) {
-  int64_t gates = 0, open = 0;
+  uint64_t gates = 0;  // unsigned: it may wrap where there is a NaN, before that is an error
+  int64_t open = 0;
 #pragma omp simd reduction(+ : gates, open)
   for (int64_t i = 0; i < n; ++i) {
-    gates += gate_fixed(slope, x[i]);
+    gates += static_cast<uint64_t>(gate_fixed(slope, x[i]));
     open += x[i] > 0;
   }
-  sums[0] += gates;
+  sums[0] = static_cast<int64_t>(static_cast<uint64_t>(sums[0]) + gates);
   sums[1] += open;
 }
 

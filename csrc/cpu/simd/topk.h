@@ -32,23 +32,26 @@ struct TieCounts {
   int64_t equal = 0;
 };
 
-#define ADAPRUNER_DECLARE(isa)                                                                      \
-  namespace isa {                                                                                   \
-  /* mask ← key ≥ high; counts; appends what lies strictly between the bounds to band, which has \
-     room for n more, with offsets from `offset` on; `nan` becomes true if there is one. Returns    \
-     the number appended. */                                                                        \
-  int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset,          \
-                       uint8_t* mask, BandEntry* band, BracketCounts& counts, bool& nan);           \
-  /* sums[0] += Σ gate_fixed(slope, x), sums[1] += number of x > 0. */                              \
-  void sum_gates(const float* x, int64_t n, double slope, int64_t* sums);                           \
-  void count_ties(const float* x, int64_t n, uint32_t key, TieCounts& counts);                      \
-  /* mask: of the values with that key the first `keep` are set, the others cleared. Returns the    \
-     number set. */                                                                                 \
-  int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t* mask);          \
-  int64_t count_bits(const uint8_t* mask, int64_t bytes);                                           \
-  /* indices[0, count) ← first + the places of the set bits, ascending; there are `count`. */       \
-  void expand_bits(const uint8_t* mask, int64_t bytes, int64_t first, int64_t* indices,             \
-                   int64_t count);                                                                  \
+// scan_bracket   mask ← key ≥ high; counts; appends what lies strictly between the bounds to band,
+//                which has room for n more, with offsets from `offset` on; `nan` becomes true if
+//                there is one. Returns the number appended.
+// sum_gates      sums[0] += Σ gate_fixed(slope, x), sums[1] += number of x > 0.
+// count_ties     values with a larger key than the given one, and with that key.
+// rank_ties      of the values with that key the first `keep` are set in mask, the others cleared.
+//                Returns the number set.
+// count_bits     number of bits set.
+// expand_bits    indices[0, count) ← first + the places of the bits set, ascending; there are
+// `count`.
+#define ADAPRUNER_DECLARE(isa)                                                             \
+  namespace isa {                                                                          \
+  int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset, \
+                       uint8_t* mask, BandEntry* band, BracketCounts& counts, bool& nan);  \
+  void sum_gates(const float* x, int64_t n, double slope, int64_t* sums);                  \
+  void count_ties(const float* x, int64_t n, uint32_t key, TieCounts& counts);             \
+  int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t* mask); \
+  int64_t count_bits(const uint8_t* mask, int64_t bytes);                                  \
+  void expand_bits(const uint8_t* mask, int64_t bytes, int64_t first, int64_t* indices,    \
+                   int64_t count);                                                         \
   }
 ADAPRUNER_FOR_EACH_ISA(ADAPRUNER_DECLARE)
 #undef ADAPRUNER_DECLARE

@@ -1,0 +1,27 @@
+"""The examples in docstrings run and give what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+MODULES = [
+    "adapruner.data.order",
+    "adapruner.data.sources",
+    "adapruner.pruner",
+    "adapruner.selection",
+    "adapruner.training",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    with torch.random.fork_rng():
+        outcome = doctest.testmod(
+            importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE
+        )
+    assert outcome.attempted > 0
+    assert outcome.failed == 0

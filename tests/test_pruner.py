@@ -1,0 +1,509 @@
+"""Pruner in a loop of one's own: gates, epochs, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from training_data import blobs, drive
+
+from adapruner import Pruner, reference
+from adapruner.methods import METHODS
+from adapruner.selection import keep_count
+
+
+def frozen(num_samples: int, seed: int = 0) -> Callable[[int], Tensor]:
+    """Losses that stay what they are."""
+    losses = torch.rand(num_samples, generator=torch.Generator().manual_seed(seed)) * 3
+    return lambda epoch: losses
+
+
+def saved_lists(result: Any) -> list[Any]:
+    """What a result says, but for the seconds."""
+    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.history]
+    return [
+        result.indices.tolist(),
+        result.gate_logits.numpy().tobytes(),
+        history,
+        result.selected_epoch,
+        result.forced,
+        result.unreadable,
+        result.not_finite,
+        result.saved,
+        result.config,
+    ]
+
+
+# --- the whole of it against the plain float64 version
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+def test_run_is_that_of_the_reference(method: str, warmup_epochs: int) -> None:
+    num_samples, epochs, keep_ratio = 60, 9, 0.4
+    losses = frozen(num_samples)(0)
+    pruner = Pruner(
+        num_samples, keep_ratio, epochs, warmup_epochs=warmup_epochs, method=method, explore=0.05
+    )
+    constants = METHODS[method]
+    plain = reference.ReferenceGates(
+        torch.ones(num_samples),
+        keep_ratio,
+        0.1,
+        balance=constants.balance,
+        balance_gain=constants.balance_gain,
+        easy_weight=constants.easy_weight,
+        step_size=constants.step_size,
+        age_cap=constants.age_cap,
+        resting=warmup_epochs > 0,
+    )
+    for epoch in range(epochs):
+        for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(7):
+            sample_loss = losses[ids].requires_grad_()
+            loss = pruner.weigh(sample_loss, ids)
+            expected = reference.masked_loss(plain, losses[ids], ids)
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+            plain.update(ids.tolist(), plain.pressure(losses[ids]).tolist())
+        assert torch.allclose(pruner.gates.logits.double(), plain.m, atol=1e-5)
+        entry = pruner.step()
+        assert entry["mean_gate"] == pytest.approx(plain.mean_gate, abs=1e-5)
+        assert entry["open_share"] == pytest.approx(plain.open_share)
+        plain.end_epoch()
+        plain.resting = epoch + 1 < warmup_epochs
+        done = max(epoch + 1 - warmup_epochs, 0) / (epochs - warmup_epochs - 1)
+        plain.slope = 0.1 + 4.9 * min(done, 1.0)
+        ratio = 1 - (1 - keep_ratio) * min(2 * done, 1)
+        kept = reference.topk_indices(plain.m, keep_count(round(ratio, 9), num_samples))
+        assert pruner.selection.kept_indices().tolist() == kept.tolist()
+    assert pruner.result().indices.tolist() == kept.tolist()
+
+
+# --- warm-up
+
+
+def test_warm_up_trains_on_everything_unweighted_while_gates_rest() -> None:
+    x, y = blobs(48)
+    model = nn.Linear(5, 3)
+    pruner = Pruner(48, 0.5, epochs=5, warmup_epochs=2)
+    for _ in range(2):
+        for ids in torch.randperm(48).split(16):
+            loss = pruner.loss(model(x[ids]), y[ids], ids)
+            assert torch.allclose(loss, functional.cross_entropy(model(x[ids]), y[ids]))
+        entry = pruner.step()
+        assert (entry["phase"], entry["kept"], entry["samples_read"]) == ("warm-up", 48, 48)
+        assert (pruner.gates.logits == 1).all()
+    ids = torch.arange(16)
+    loss = pruner.loss(model(x[ids]), y[ids], ids)
+    plain = functional.cross_entropy(model(x[ids]), y[ids])
+    assert torch.allclose(loss, torch.sigmoid(torch.tensor(0.1)) * plain)
+    assert (pruner.gates.logits[:16] != 1).all()
+    assert (pruner.gates.logits[16:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup"), [(1, 0), (2, 1), (3, 1), (10, 1), (16, 2), (20, 2), (100, 10)]
+)
+def test_warm_up_is_a_tenth_of_the_run(epochs: int, warmup: int) -> None:
+    assert Pruner(10, 0.5, epochs).warmup_epochs == warmup
+
+
+def test_training_loss_is_that_of_the_training_samples() -> None:
+    pruner = Pruner(40, 0.5, epochs=3, held_out=range(30, 40))
+    losses = torch.linspace(0, 3, 40)
+    for _ in range(3):
+        reads = torch.from_numpy(np.flatnonzero(pruner.reads()))
+        for ids in reads.split(8):
+            pruner.weigh(losses[ids], ids)
+        pruner.observe(torch.full((10,), 50.0), torch.arange(30, 40))
+        entry = pruner.step()
+        assert entry["training_loss"] == pytest.approx(losses[reads].mean().item(), rel=1e-6)
+        assert (entry["samples_read"], entry["samples_evaluated"]) == (len(reads), 10)
+
+
+# --- exactly K
+
+
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.995, 0.7, 0.31, 0.1, 0.01])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 8])
+def test_exactly_k_whatever_the_length_of_the_run(keep_ratio: float, epochs: int) -> None:
+    pruner = Pruner(105, keep_ratio, epochs)
+    kept = drive(pruner, frozen(105))
+    counts = [len(each) for each in kept]
+    assert counts == sorted(counts, reverse=True)
+    result = pruner.result()
+    indices = result.indices.tolist()
+    assert len(indices) == keep_count(keep_ratio, 105)
+    assert indices == sorted(set(indices))
+    assert result.indices.dtype == torch.int64
+    if epochs > 2:
+        assert counts[-1] == len(indices)
+        assert not result.forced
+
+
+def test_ratio_that_one_minus_one_minus_it_is_not() -> None:
+    # 0.1 of 15 samples is 2; 1 − (1 − 0.1) of them is 1, and would never be the ratio wanted.
+    pruner = Pruner(15, 0.1, epochs=8)
+    kept = drive(pruner, frozen(15), validation=lambda epoch: 1.0)
+    assert [len(each) for each in kept][-4:] == [2, 2, 2, 2]
+    assert not pruner.result().forced
+    assert pruner.result().selected_epoch == 7
+
+
+def test_classes_keep_their_share_exactly_in_every_epoch() -> None:
+    labels = torch.arange(300) % 3
+    held_out = torch.arange(0, 300, 13)
+    pruner = Pruner(300, 0.6, epochs=10, labels=labels, held_out=held_out, seed=4)
+    losses = frozen(300)(0) + labels  # one class is the hardest by far
+    while not pruner.finished:
+        kept = pruner.selection.kept_indices()
+        counts = torch.bincount(labels[kept])
+        assert counts.max() - counts.min() <= 1
+        for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(32):
+            pruner.weigh(losses[ids], ids)
+        pruner.observe(losses[held_out], held_out)
+        pruner.step()
+    assert torch.bincount(labels[pruner.result().indices]).tolist() == [60, 60, 60]
+    kept_of_held_out = torch.isin(pruner.result().indices, held_out).sum()
+    assert kept_of_held_out == keep_count(0.6, len(held_out))
+
+
+# --- nothing is pruned before every sample was visited once
+
+
+@pytest.mark.parametrize("until", [4, 100])
+def test_nothing_is_pruned_before_every_sample_was_visited(until: int) -> None:
+    pruner = Pruner(50, 0.5, epochs=10, warmup_epochs=1)
+    losses = frozen(50)(0)
+    while not pruner.finished:
+        # A loop that leaves out the batch with sample 7, up to an epoch.
+        for ids in torch.arange(50)[torch.from_numpy(pruner.reads())].split(10):
+            if 7 not in ids or pruner.epoch >= until:
+                pruner.weigh(losses[ids], ids)
+        pruner.step()
+    counts = [entry["kept"] for entry in pruner.history]
+    assert counts[: until + 1] == [50] * min(until + 1, 10)
+    assert all(count < 50 for count in counts[until + 1 :])
+    result = pruner.result()
+    assert len(result.indices) == 25
+    assert result.forced == (until == 100)
+
+
+def test_visits_of_the_warm_up_do_not_count() -> None:
+    # Gates learn nothing in it.
+    pruner = Pruner(20, 0.5, epochs=4, warmup_epochs=1)
+    for epoch in range(3):
+        ids = torch.arange(20 if epoch == 0 else 19)
+        pruner.weigh(torch.ones(len(ids)), ids)
+        pruner.step()
+    assert pruner.reads().all()
+
+
+def test_sample_without_a_finite_loss_counts_as_visited() -> None:
+    losses = torch.ones(20)
+    losses[3] = torch.nan
+    pruner = Pruner(20, 0.5, epochs=6, warmup_epochs=1)
+    assert len(drive(pruner, lambda epoch: losses)[-1]) == 10
+
+
+def test_held_out_samples_must_be_observed() -> None:
+    pruner = Pruner(20, 0.5, epochs=6, held_out=[0, 5])
+    kept = drive(pruner, frozen(20))
+    assert {len(each) for each in kept} == {20}
+    assert pruner.result().forced
+
+
+# --- held back, and the choice
+
+
+def test_held_back_to_the_end_the_last_selection_is_forced() -> None:
+    pruner = Pruner(100, 0.5, epochs=12)
+    drive(pruner, frozen(100), validation=lambda epoch: 1.0 + epoch)
+    words = [entry["decision"] for entry in pruner.history]
+    assert words == ["warm-up", "pause"] + ["back off"] * 10
+    result = pruner.result()
+    assert result.forced
+    assert result.selected_epoch is None
+    assert len(result.indices) == 50
+    expected = reference.topk_indices(result.gate_logits, 50)
+    assert result.indices.tolist() == expected.tolist()
+
+
+def test_selection_of_the_best_epoch_at_the_ratio_wanted_is_chosen() -> None:
+    losses = [frozen(100, seed)(0) for seed in range(12)]  # so that selections differ
+
+    def held_out(best: int) -> Callable[[int], float]:
+        # The lowest of all is before the ratio wanted is reached.
+        return lambda epoch: 0.90 if epoch == 2 else 0.95 if epoch == best else 0.98
+
+    chosen = set()
+    for best in (7, 8, 10, 11):
+        pruner = Pruner(100, 0.5, epochs=12)
+        kept = drive(pruner, lambda epoch: losses[epoch], held_out(best))
+        assert {len(each) for each in kept[7:]} == {50}
+        assert len(kept[2]) > 50
+        result = pruner.result()
+        assert result.selected_epoch == best
+        assert result.indices.tolist() == kept[best].tolist()
+        assert not result.forced
+        chosen.add(tuple(result.indices.tolist()))
+    assert len(chosen) > 1
+
+
+def test_of_equally_good_selections_the_latest_is_chosen() -> None:
+    pruner = Pruner(100, 0.5, epochs=8)
+    kept = drive(pruner, frozen(100), validation=lambda epoch: 0.5)
+    assert pruner.result().selected_epoch == 7
+    assert pruner.result().indices.tolist() == kept[7].tolist()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_held_out_loss_that_is_not_finite_is_no_best(broken: float) -> None:
+    pruner = Pruner(100, 0.5, epochs=10)
+    # The first epoch at the ratio wanted has no finite loss; later ones have.
+    values = {6: broken}
+    kept = drive(pruner, frozen(100), validation=lambda epoch: values.get(epoch, 0.5))
+    at_target = [epoch for epoch, each in enumerate(kept) if len(each) == 50]
+    assert 6 in at_target
+    result = pruner.result()
+    assert result.selected_epoch in set(at_target) - {6}
+    values.update(dict.fromkeys(at_target, broken))
+    pruner = Pruner(100, 0.5, epochs=10)
+    drive(pruner, frozen(100), validation=lambda epoch: values.get(epoch, 0.5))
+    assert pruner.result().selected_epoch is None
+    assert len(pruner.result().indices) == 50
+
+
+def test_choice_with_a_sample_that_turns_out_unreadable_is_taken_back() -> None:
+    pruner = Pruner(100, 0.5, epochs=10)
+    losses = frozen(100)(0)
+    while not pruner.finished:
+        if pruner.epoch == 9:
+            lost = int(pruner.selection.kept_indices()[0])
+            pruner.exclude([(lost, "gone")])
+        for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(16):
+            pruner.weigh(losses[ids], ids)
+        pruner.step(1.0 if pruner.epoch < 9 else 2.0)
+    result = pruner.result()
+    assert result.unreadable == [(lost, "gone")]
+    assert len(result.indices) == 50
+    assert lost not in result.indices.tolist()
+
+
+# --- losses of every kind
+
+
+def test_loss_that_is_not_finite_is_reported_and_its_gate_left_alone() -> None:
+    pruner = Pruner(30, 0.5, epochs=4, warmup_epochs=0, track_losses=True)
+    losses = torch.ones(30)
+    losses[11], losses[12] = torch.nan, torch.inf
+    gradient = losses.clone().requires_grad_()
+    loss = pruner.weigh(gradient, torch.arange(30))
+    assert not loss.isfinite()
+    logits = pruner.gates.logits
+    assert logits[11] == logits[12] == 1
+    assert (logits[[i for i in range(30) if i not in (11, 12)]] != 1).all()
+    entry = pruner.step()
+    assert entry["training_loss"] == 1.0
+    drive(pruner, lambda epoch: losses)
+    result = pruner.result()
+    assert result.not_finite == [11, 12]
+    assert result.gate_logits[11] == 1
+    assert result.sample_losses[11].isnan()
+    assert result.sample_losses[12].isinf()
+    assert result.gate_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1])
+def test_normalised_losses_are_on_no_scale(warmup_epochs: int) -> None:
+    losses = frozen(200)(0)
+
+    def run(scale: float, normalize: bool) -> Tensor:
+        pruner = Pruner(
+            200, 0.5, epochs=12, warmup_epochs=warmup_epochs, normalize_loss=normalize
+        )
+        drive(pruner, lambda epoch: scale * losses)
+        logits_of[scale, normalize] = pruner.result().gate_logits
+        return pruner.result().indices
+
+    logits_of: dict[tuple[float, bool], Tensor] = {}
+    plain, scaled, tiny = (set(run(s, True).tolist()) for s in (1.0, 1000.0, 1e-3))
+    assert len(plain & scaled) >= 98
+    assert len(plain & tiny) >= 98
+    assert torch.allclose(logits_of[1.0, True], logits_of[1000.0, True], atol=1e-3)
+    # Without it the scale is everything.
+    run(1000.0, False)
+    assert logits_of[1000.0, False].abs().max() > 10 * logits_of[1000.0, True].abs().max()
+
+
+def test_normalising_does_not_touch_the_gradient_of_the_model() -> None:
+    pruner = Pruner(8, 0.5, epochs=3, warmup_epochs=0, normalize_loss=True)
+    losses = torch.linspace(100, 900, 8, requires_grad=True)
+    pruner.weigh(losses, torch.arange(8)).backward()
+    assert torch.allclose(losses.grad, torch.sigmoid(torch.full((8,), 0.1)) / 8)
+
+
+def test_negative_loss_is_refused() -> None:
+    pruner = Pruner(8, 0.5, epochs=3)
+    with pytest.raises(ValueError, match=r"dataset index 5\) is -1; expected a loss of at least 0"):
+        pruner.weigh(torch.tensor([1.0, -1.0]), torch.tensor([2, 5]))
+
+
+def test_gates_step_only_with_gradients() -> None:
+    pruner = Pruner(8, 0.5, epochs=3, warmup_epochs=0)
+    x, y, ids = torch.randn(8, 3), torch.arange(8) % 3, torch.arange(8)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            pruner.loss(x, y, ids)
+            pruner.weigh(torch.ones(8), ids)
+    assert (pruner.gates.logits == 1).all()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_forward_steps_the_gates_once(reentrant: bool) -> None:
+    x, y, ids = torch.randn(8, 5), torch.arange(8) % 3, torch.arange(8)
+    model = nn.Linear(5, 3)
+
+    def forward(pruner: Pruner, x: Tensor) -> Tensor:
+        return pruner.loss(model(x), y, ids)
+
+    plain = Pruner(8, 0.5, epochs=3, warmup_epochs=0)
+    forward(plain, x).backward()
+    twice = Pruner(8, 0.5, epochs=3, warmup_epochs=0)
+    inputs = x.clone().requires_grad_()
+    checkpoint(lambda x: forward(twice, x), inputs, use_reentrant=reentrant).backward()
+    assert torch.equal(twice.gates.logits, plain.gates.logits)
+    assert not torch.equal(plain.gates.logits, torch.ones(8))
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_samples": 0}, ValueError, "num_samples must be at least 1; found 0"),
+        ({"num_samples": 10.0}, TypeError, "num_samples must be a whole number; found 10.0"),
+        ({"num_samples": True}, TypeError, "num_samples must be a whole number; found True"),
+        ({"keep_ratio": 1.5}, ValueError, r"keep_ratio must be in \(0, 1\].*found 1.5"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1; found 0"),
+        ({"epochs": 2.5}, TypeError, "epochs must be a whole number; found 2.5"),
+        ({"warmup_epochs": 5}, ValueError, r"must be less than epochs \(5\).*found 5"),
+        ({"warmup_epochs": -1}, ValueError, "warmup_epochs must be at least 0; found -1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0; found -1"),
+        ({"seed": "0"}, TypeError, "seed must be a whole number; found '0'"),
+        ({"method": "magic"}, ValueError, "unknown method 'magic'; expected one of adapruner, bal"),
+        ({"explore": 1.5}, ValueError, r"explore must be a share in \[0, 1\]; found 1.5"),
+        ({"explore": float("nan")}, ValueError, "found nan"),
+        ({"device": "cuda"}, ValueError, "device 'cpu' only; found 'cuda'"),
+        ({"labels": [0, 1]}, ValueError, r"labels must have shape \[10\].*found \[2\]"),
+        ({"labels": np.zeros((10, 1), int)}, ValueError, r"found \[10, 1\]"),
+        ({"labels": [0.0] * 10}, TypeError, "labels must be integers; found torch.float32"),
+        ({"labels": [True] * 10}, TypeError, "labels must be integers; found torch.bool"),
+        ({"labels": [0] * 9 + [-1]}, ValueError, "labels must be at least 0; found -1"),
+        ({"held_out": [10]}, ValueError, r"held_out must hold dataset indices in \[0, 10\)"),
+        ({"held_out": [-1]}, ValueError, r"held_out must hold dataset indices in \[0, 10\)"),
+        ({"held_out": [3, 3]}, ValueError, "held_out holds an index twice"),
+        ({"held_out": range(10)}, ValueError, "held_out leaves no sample to train on"),
+    ],
+)
+def test_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Pruner(**{"num_samples": 10, "keep_ratio": 0.5, "epochs": 5, **arguments})
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1] * 5, np.array([0, 1] * 5, np.uint8), torch.tensor([0, 1] * 5).int()]
+)
+def test_labels_of_any_integer_type(labels: Any) -> None:
+    pruner = Pruner(10, 0.4, epochs=4, labels=labels)
+    drive(pruner, lambda epoch: torch.linspace(0, 2, 10))
+    assert torch.bincount(pruner.result().indices % 2).tolist() == [2, 2]
+
+
+def test_result_before_the_end_and_step_after_it_are_refused() -> None:
+    pruner = Pruner(20, 0.5, epochs=3)
+    with pytest.raises(RuntimeError, match=r"3 of 3 epochs to go; call step\(\)"):
+        pruner.result()
+    drive(pruner, frozen(20))
+    before = saved_lists(pruner.result())
+    with pytest.raises(RuntimeError, match="this run has ended after 3 epochs"):
+        pruner.step()
+    assert saved_lists(pruner.result()) == before
+
+
+# --- state
+
+
+def interrupted(stop: int, **arguments: Any) -> Pruner:
+    """A run that is stopped at the start of an epoch and gone on with by another pruner."""
+
+    def losses(epoch: int) -> Tensor:
+        loss = frozen(120, epoch)(0)
+        loss[3] = torch.nan
+        return loss
+
+    def validation(epoch: int) -> float:
+        return [1.0, 0.9, 0.7, 0.8, 0.9, 0.7, 0.6, 0.5, 0.55, 0.52][epoch]
+
+    def pruner() -> Pruner:
+        return Pruner(120, 0.5, epochs=10, seed=2, **arguments)
+
+    first = pruner()
+    first.exclude([(8, "torn")])
+    while first.epoch < stop:
+        for ids in torch.from_numpy(np.flatnonzero(first.reads())).split(16):
+            first.weigh(losses(first.epoch)[ids], ids)
+        first.step(validation(first.epoch))
+    second = pruner()
+    second.load_state_dict(first.state_dict())
+    # Two lives of their own from here.
+    state = first.gates.logits.clone()
+    drive(second, losses, validation)
+    assert torch.equal(first.gates.logits, state)
+    return second
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"warmup_epochs": 0, "normalize_loss": True, "track_losses": True},
+        {"labels": torch.arange(120) % 3, "method": "adapruner", "explore": 0.1},
+    ],
+)
+def test_run_goes_on_from_any_epoch_as_if_never_stopped(arguments: dict[str, Any]) -> None:
+    whole = saved_lists(interrupted(0, **arguments).result())
+    for stop in (1, 2, 4, 7, 9, 10):
+        assert saved_lists(interrupted(stop, **arguments).result()) == whole
+
+
+def test_state_of_other_settings_is_refused_and_changes_nothing() -> None:
+    pruner = Pruner(30, 0.5, epochs=4, warmup_epochs=0)
+    drive(pruner, frozen(30))
+    state = pruner.state_dict()
+    others: list[tuple[str, int, dict[str, Any]]] = [
+        ("keep_ratio=0.5; this one has keep_ratio=0.6", 30, {"keep_ratio": 0.6}),
+        ("epochs=4; this one has epochs=5", 30, {"epochs": 5}),
+        ("warmup_epochs=0; this one has warmup_epochs=1", 30, {"warmup_epochs": 1}),
+        ("method='balanced'; this one has method='adapruner'", 30, {"method": "adapruner"}),
+        ("seed=0; this one has seed=1", 30, {"seed": 1}),
+        ("balance=None; this one has balance='class'", 30, {"labels": [0] * 30}),
+        ("explore=0.02; this one has explore=0.0", 30, {"explore": 0.0}),
+        ("normalize_loss=False; this one has normalize_loss=True", 30, {"normalize_loss": True}),
+        ("held_out=0; this one has held_out=2", 30, {"held_out": [1, 2]}),
+        (r"\[30\] for gate_logits; expected shape \[31\]", 31, {}),
+        (r"nothing for last_loss; expected shape \[30\]", 30, {"track_losses": True}),
+    ]
+    for message, num_samples, arguments in others:
+        settings = {"keep_ratio": 0.5, "epochs": 4, "warmup_epochs": 0, **arguments}
+        other = Pruner(num_samples, **settings)
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(state)
+        assert other.epoch == 0
+        assert (other.gates.logits == 1).all()
