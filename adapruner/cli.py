@@ -220,6 +220,12 @@ def _add_practical_options(group: argparse._ArgumentGroup) -> None:
     )
     option("--report", type=Path, metavar="FILE", help="also write an HTML report")
     option(
+        "--save-model",
+        type=Path,
+        metavar="FILE",
+        help="also write the trained model's state dict (safetensors), as --weights takes it",
+    )
+    option(
         "--workers",
         type=_at_least(0),
         default=0,
@@ -273,8 +279,9 @@ def _prune(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no such file of weights: {arguments.weights}")
     # Before hours of training, not after them.
     _check_destination(arguments.out)
-    if arguments.report is not None:
-        _check_destination(arguments.report)
+    for also in (arguments.report, arguments.save_model):
+        if also is not None:
+            _check_destination(also)
     if arguments.checkpoint is not None:
         _check_checkpoint_folder(arguments.checkpoint)
     from adapruner import commands

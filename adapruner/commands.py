@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import warnings
@@ -13,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 
 from adapruner import vision
@@ -21,8 +21,9 @@ from adapruner.cli import complain, say
 from adapruner.data.base import Source
 from adapruner.data.sources import as_source
 from adapruner.extras import require
+from adapruner.files import replace_atomically
 from adapruner.result import PruneResult
-from adapruner.training import WEIGHT_DECAY, OptimizerFactory, fast_prune
+from adapruner.training import fast_prune
 
 _UNREADABLE_SHOWN = 5
 
@@ -56,7 +57,7 @@ def prune(arguments: Namespace) -> None:
         transform=vision.training_transform(image_size),
         evaluation_transform=vision.evaluation_transform(image_size),
         validation_data=validation,
-        optimizer=None if arguments.lr is None else _adamw(arguments.lr, arguments.epochs),
+        learning_rate=arguments.lr,
         balance=arguments.balance,
         method=arguments.method,
         warmup_epochs=arguments.warmup_epochs,
@@ -66,6 +67,8 @@ def prune(arguments: Namespace) -> None:
     )
     result = replace(result, config=result.config | _settings(arguments, image_size))
     result.save(arguments.out)
+    if arguments.save_model is not None:
+        replace_atomically(arguments.save_model, lambda path: save_model(model, str(path)))
     if not arguments.quiet:
         say("\n".join(_summary(result, arguments)))
     if arguments.report is not None:
@@ -158,23 +161,6 @@ def _model(arguments: Namespace, source: Source, image_size: int) -> nn.Module:
             small_images=arguments.small_images,
             weights=arguments.weights,
         )
-
-
-def _adamw(highest: float, epochs: int) -> OptimizerFactory:
-    """What fast_prune uses by itself, with another learning rate, which changes once per epoch."""
-    warm = 0.15
-
-    def factor(epoch: int) -> float:
-        done = min((epoch + 0.5) / epochs, 1.0)
-        if done < warm:
-            return done / warm
-        return max(0.5 + 0.5 * math.cos(math.pi * (done - warm) / (1 - warm)), 0.01)
-
-    def create(parameters: Any) -> Any:
-        optimizer = torch.optim.AdamW(parameters, lr=highest, weight_decay=WEIGHT_DECAY)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-    return create
 
 
 def _announce(arguments: Namespace, model: nn.Module, source: Source, image_size: int) -> None:

@@ -52,6 +52,7 @@ def fast_prune(
     transform: Transform | None = None,
     evaluation_transform: Transform | None = None,
     validation_data: Any | None = None,
+    learning_rate: float | None = None,
     optimizer: OptimizerFactory | None = None,
     loss: SampleLoss | None = None,
     normalize_loss: bool = False,
@@ -89,9 +90,10 @@ def fast_prune(
         validation_data: held-out data, of any form that ``data`` can have. Where None, 5 % of
             ``data`` (at most 5,000 samples) is held out of the training: those samples are ranked
             by their evaluations and kept by their own share. Below 20 such samples, nothing is.
+        learning_rate: highest learning rate of AdamW where ``optimizer`` is None; 2e-3 where None.
         optimizer: called with the model's parameters; gives an optimiser, or an optimiser and a
             learning rate scheduler that is stepped once per epoch. Where None, AdamW with a
-            one-cycle learning rate up to 2e-3.
+            one-cycle learning rate.
         loss: called with (outputs, targets); gives the loss of each sample, ``[B]``, at least 0,
             unreduced. Where None, cross entropy.
         normalize_loss: for losses that are not on the scale of cross entropy: see :class:`Pruner`.
@@ -127,6 +129,10 @@ def fast_prune(
         raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
     if balance not in (None, "class"):
         raise ValueError(f'balance must be None or "class"; found {balance!r}')
+    if learning_rate is not None and optimizer is not None:
+        raise ValueError("learning_rate is for the default optimiser; optimizer sets its own")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a number above 0; found {learning_rate}")
     source = _open(data, transform, collate_fn, fingerprint)
     if balance == "class" and source.targets is None:
         raise ValueError(
@@ -147,7 +153,7 @@ def fast_prune(
         track_losses=True,
         device=device,
     )
-    run = _Run(model.to(device), pruner, loss, optimizer, progress, on_error)
+    run = _Run(model.to(device), pruner, loss, learning_rate, optimizer, progress, on_error)
     loader = pruner.loader(
         source,
         batch_size,
@@ -190,6 +196,7 @@ class _Run:
         model: nn.Module,
         pruner: Pruner,
         loss: SampleLoss | None,
+        learning_rate: float | None,
         optimizer: OptimizerFactory | None,
         progress: bool,
         on_error: str,
@@ -201,7 +208,8 @@ class _Run:
         self.progress = progress
         self.device = pruner.gates.logits.device
         self.scheduler: Any = None
-        self.one_cycle = optimizer is None
+        # Of the one-cycle schedule; None where the optimiser is the user's.
+        self.highest_rate = None if optimizer else learning_rate or LEARNING_RATE
         made = (
             torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
             if optimizer is None
@@ -229,10 +237,9 @@ class _Run:
             disable=None if self.progress else True,
         )
         for position, (inputs, targets, ids) in enumerate(bar):
-            if self.one_cycle:
-                _set_learning_rate(
-                    self.optimizer, (pruner.epoch + position / batches) / pruner.epochs
-                )
+            if self.highest_rate is not None:
+                done = (pruner.epoch + position / batches) / pruner.epochs
+                _set_learning_rate(self.optimizer, self.highest_rate, done)
             outputs = self._forward(inputs)
             if self.loss is None:
                 loss = pruner.loss(outputs, _to(targets, self.device), ids)
@@ -399,12 +406,14 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
     return changed
 
 
-def _set_learning_rate(optimizer: Optimizer, done: float, warm: float = 0.15) -> None:
+def _set_learning_rate(
+    optimizer: Optimizer, highest: float, done: float, warm: float = 0.15
+) -> None:
     """One cycle: up in a line over the share ``warm`` of the run, down in a cosine."""
     falling = 0.5 + 0.5 * math.cos(math.pi * (done - warm) / (1 - warm))
     factor = done / warm if done < warm else falling
     for group in optimizer.param_groups:
-        group["lr"] = LEARNING_RATE * max(factor, 0.01)
+        group["lr"] = highest * max(factor, 0.01)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from command_line import TINY, Run, runner
 from pictures import make_pictures
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from adapruner import PruneResult, as_source, commands
+from adapruner import PruneResult, as_source
 from adapruner.vision import create_model
 
 pytest.importorskip("timm")
@@ -126,16 +126,19 @@ class TestPrune:
         assert code == 0
         assert "at 224 x 224 pixels" in err
 
-    def test_learning_rate_goes_up_and_down(self) -> None:
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        optimizer, scheduler = commands._adamw(0.5, 10)([parameter])
-        rates = []
-        for _ in range(10):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler.step()
-        assert rates[0] < rates[1] > rates[2] > rates[-1] > 0
-        assert max(rates) == pytest.approx(0.5, rel=0.05)
+    def test_saved_model_is_one_to_start_from(
+        self, prune: Run, images: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "model.safetensors"
+        assert prune(images, tmp_path / "kept", "--save-model", file)[0] == 0
+        saved = load_file(file)
+        fresh = create_model("test_resnet", 2, image_size=16)
+        assert saved.keys() == fresh.state_dict().keys()
+        assert all(tensor.isfinite().all() for tensor in saved.values())
+        again = tmp_path / "again"
+        code, _, err = prune(images, again, "--weights", file, "--warmup-epochs", "0")
+        assert code == 0
+        assert "warning" not in err
 
 
 class TestUnreadable:

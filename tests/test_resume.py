@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from adapruner.checkpoint import NAME, load_checkpoint, save_checkpoint
 from adapruner.data.order import epoch_seed
 
 # Starts the same run again and again, in a process of its own each time, forked before torch has
-# done anything (importing it takes longer than the runs). Each life ends by SIGKILL at its place.
+# done anything (importing it, and the compiler that optimisers import at their first step, takes
+# longer than the runs). Each life ends by SIGKILL at its place.
 SCRIPT = '''
 import json, os, random, signal, sys
 
 import numpy as np
 import torch
+import torch._dynamo
 from safetensors.torch import save_file
 from torch import nn
 
@@ -234,6 +236,14 @@ def run(folder: Path | None, stop_at: int | None = None, **arguments: Any) -> An
     data = settings.pop("data", None) or blobs(420)
     with torch.random.fork_rng():
         return model, fast_prune(model, data, checkpoint_dir=folder, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -82,7 +82,11 @@ class PrunedLoader:
         drop_last: bool = False,
         on_error: str = "skip",
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        if (
+            isinstance(batch_size, bool)
+            or not isinstance(batch_size, (int, np.integer))
+            or batch_size < 1
+        ):
             raise ValueError(
                 f"batch_size must be a whole number of at least 1; found {batch_size!r}"
             )

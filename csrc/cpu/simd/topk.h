@@ -40,8 +40,7 @@ struct TieCounts {
 // rank_ties      of the values with that key the first `keep` are set in mask, the others cleared.
 //                Returns the number set.
 // count_bits     number of bits set.
-// expand_bits    indices[0, count) ← first + the places of the bits set, ascending; there are
-// `count`.
+// expand_bits    indices[0, count) ← first + the places of the `count` bits set, ascending.
 #define ADAPRUNER_DECLARE(isa)                                                             \
   namespace isa {                                                                          \
   int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset, \
