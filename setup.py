@@ -49,7 +49,7 @@ def find_compiler() -> str:
         if found := shutil.which(name):
             return found
     sys.exit(
-        f"adapruner: no C++ compiler was found ({', '.join(names)}); install g++ 11 or clang 14 or "
+        f"adapruner: no C++ compiler was found ({', '.join(names)}); install g++ 12 or clang 16 or "
         "later, or name one in CXX"
     )
 

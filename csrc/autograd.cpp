@@ -1,10 +1,13 @@
 // Autograd of the operators. Gradients are formed in the forward pass; backward applies the
 // upstream gradient, and nothing else of the gates is in the graph.
 #include <ATen/FunctionalTensorWrapper.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
@@ -36,6 +39,34 @@ bool is_plain_one(const Tensor& upstream) {
          upstream.item<double>() == 1.0;
 }
 
+// Under hooks, a saved tensor may come back computed anew: activation checkpointing calls the
+// forward pass again, and by then the gates have stepped. So the weights of the first call are kept
+// where no hook reaches, in saved_data.
+bool hooks_are_active() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
+
+// Saves a gradient [B, C, ...], and under hooks the weights s_i/B that it was formed with.
+void save_gradient(AutogradContext* ctx, const Tensor& gradient, const Tensor& sample_loss,
+                   const Tensor& ids, const Tensor& gate_logits, const Tensor& state) {
+  if (!hooks_are_active()) return ctx->save_for_backward({gradient});
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&)>("adapruner::masked_loss");
+  const Tensor weights = std::get<2>(op.call(at::zeros_like(sample_loss), ids, gate_logits, state));
+  ctx->saved_data["weights"] = weights;
+  ctx->save_for_backward({gradient, weights});
+}
+
+// The gradient at the weights of the first call.
+Tensor saved_gradient(AutogradContext* ctx) {
+  const variable_list saved = ctx->get_saved_variables();
+  if (saved.size() == 1) return saved[0];
+  const Tensor before = ctx->saved_data["weights"].toTensor(), now = saved[1];
+  std::vector<int64_t> per_sample(saved[0].dim(), 1);
+  per_sample[0] = -1;
+  const Tensor ratio = at::where(now == 0, now, before / now).view(per_sample);
+  return at::mul(saved[0], ratio).to(saved[0].scalar_type());
+}
+
 class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
@@ -50,7 +81,7 @@ class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> 
         op.call(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing,
                 compute_gradient);
     ctx->saved_data["computed"] = compute_gradient;
-    ctx->save_for_backward({gradient});
+    if (compute_gradient) save_gradient(ctx, gradient, sample_loss, ids, gate_logits, state);
     // Else backward is handed a zero for every output, one of them of the size of the logits.
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({sample_loss, pressure, gradient});
@@ -65,7 +96,7 @@ class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> 
                 "differentiated");
     static auto scale =
         find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
-    const Tensor gradient = ctx->get_saved_variables()[0];
+    const Tensor gradient = saved_gradient(ctx);
     variable_list gradients(9);
     gradients[0] = is_plain_one(upstream[0]) ? gradient : scale.call(gradient, upstream[0]);
     return gradients;
@@ -90,7 +121,7 @@ class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEn
     // Whatever saved these logits for its own backward pass must see that they are gone.
     torch::autograd::impl::bump_version(logits);
     ctx->saved_data["used"] = false;
-    ctx->save_for_backward({logits.detach()});
+    save_gradient(ctx, logits.detach(), sample_loss, ids, gate_logits, state);
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({sample_loss, pressure});
     return {loss, sample_loss, pressure};
@@ -104,7 +135,7 @@ class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEn
                 "overwrite_logits=True to keep the graph");
     ctx->saved_data["used"] = true;
     static auto scale = find_operator<void(Tensor&, const Tensor&)>("adapruner::scale_gradient_");
-    Tensor gradient = ctx->get_saved_variables()[0];
+    Tensor gradient = saved_gradient(ctx);
     scale.call(gradient, upstream[0]);
     variable_list gradients(8);
     gradients[0] = gradient;
@@ -120,7 +151,11 @@ class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
     static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
         const Tensor&, const Tensor&, const Tensor&, const Tensor&)>("adapruner::masked_loss");
     auto [loss, pressure, gradient] = op.call(sample_loss, ids, gate_logits, state);
-    ctx->save_for_backward({gradient});
+    if (hooks_are_active()) {
+      ctx->saved_data["gradient"] = gradient;
+    } else {
+      ctx->save_for_backward({gradient});
+    }
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({pressure, gradient});
     return {loss, pressure, gradient};
@@ -128,8 +163,11 @@ class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     if (!upstream[0].defined()) return variable_list(4);
+    const auto kept = ctx->saved_data.find("gradient");
+    const Tensor gradient =
+        kept == ctx->saved_data.end() ? ctx->get_saved_variables()[0] : kept->second.toTensor();
     // Linear in the losses, so that this product is all there is to second derivatives.
-    return {at::mul(ctx->get_saved_variables()[0], upstream[0]), Tensor(), Tensor(), Tensor()};
+    return {at::mul(gradient, upstream[0]), Tensor(), Tensor(), Tensor()};
   }
 };
 

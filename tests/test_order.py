@@ -60,9 +60,15 @@ def test_seeds_depend_on_every_argument() -> None:
     ]
     seeds = [epoch_seed(*each) for each in arguments]
     assert all(0 <= seed < 2**63 for seed in seeds)
-    # (0, 0) and (0, 0, 0) are the same seed sequence to NumPy; no two uses rely on their length.
+    # (0, 0) and (0, 0, 0) are the same seed sequence to NumPy.
     distinct = {tuple(each) + (0,) * (4 - len(each)) for each in arguments}
     assert len(set(seeds)) == len(distinct)
+
+
+def test_order_augmentation_and_dropout_share_no_seed() -> None:
+    order, dropout = epoch_seed(5, 2), epoch_seed(5, 2, 0, 1)
+    samples = {epoch_seed(5, 2, index + 1) for index in range(1000)}
+    assert len({order, dropout} | samples) == 1002
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 8])

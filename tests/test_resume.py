@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
-from training_data import blobs
+from training_data import Stop, blobs, checkpointed, outcome
 
-from adapruner import DatasetMismatchError, FileFormatError, PruneResult, fast_prune
-from adapruner.checkpoint import NAME, load_checkpoint, save_checkpoint
-from adapruner.data.order import epoch_seed
+from adapruner import PruneResult
+from adapruner.checkpoint import NAME, load_checkpoint
 
 # Starts the same run again and again, in a process of its own each time, forked before torch has
 # done anything (importing it, and the compiler that optimisers import at their first step, takes
@@ -157,22 +155,6 @@ def live(folder: Path, optimizer: str, *deaths: str) -> list[list[Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def outcome(result: PruneResult) -> list[Any]:
-    """All that a result says but for the seconds."""
-    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.history]
-    return [
-        result.indices.tolist(),
-        result.gate_logits.numpy().tobytes(),
-        result.sample_losses.numpy().tobytes(),
-        history,
-        result.selected_epoch,
-        result.forced,
-        result.config,
-        result.fingerprint,
-        result.saved["samples_read"],
-    ]
-
-
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_killed_run_ends_as_one_that_never_stopped(tmp_path: Path, optimizer: str) -> None:
     never = live(tmp_path / "never", optimizer, "end 0")
@@ -212,32 +194,6 @@ def test_killed_run_ends_as_one_that_never_stopped(tmp_path: Path, optimizer: st
 # --- within one process
 
 
-def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3))
-
-
-class Stop(Exception):
-    pass
-
-
-def run(folder: Path | None, stop_at: int | None = None, **arguments: Any) -> Any:
-    """A run of 6 epochs over 420 points; stopped at a batch where one is given."""
-    torch.manual_seed(0)
-    model = arguments.pop("model", network)()
-    left = [stop_at or -1]
-
-    def count(module: nn.Module, inputs: Any) -> None:
-        left[0] -= module.training
-        if left[0] == 0:
-            raise Stop
-
-    model.register_forward_pre_hook(count)
-    settings = {"keep_ratio": 0.5, "epochs": 6, "batch_size": 64, "progress": False, **arguments}
-    data = settings.pop("data", None) or blobs(420)
-    with torch.random.fork_rng():
-        return model, fast_prune(model, data, checkpoint_dir=folder, **settings)
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -250,7 +206,7 @@ def _one_thread() -> Iterator[None]:
 def stopped(tmp_path: Path) -> Path:
     """The folder of a run that was stopped in the middle of epoch 2."""
     with pytest.raises(Stop):
-        run(tmp_path, stop_at=17)
+        checkpointed(tmp_path, stop_at=17)
     assert load_checkpoint(tmp_path)["pruner"]["epoch"] == 2
     return tmp_path
 
@@ -286,20 +242,20 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # torch's own
 def test_run_goes_on_with_any_optimizer(tmp_path: Path, optimizer: str | None) -> None:
     made = None if optimizer is None else OPTIMIZERS[optimizer]
-    model, whole = run(None, optimizer=made)
+    model, whole = checkpointed(None, optimizer=made)
     for stop_at in (9, 20):
         with pytest.raises(Stop):
-            run(tmp_path, stop_at=stop_at, optimizer=made)
-    other, result = run(tmp_path, optimizer=made)
+            checkpointed(tmp_path, stop_at=stop_at, optimizer=made)
+    other, result = checkpointed(tmp_path, optimizer=made)
     assert outcome(result) == outcome(whole)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
 
 
 def test_finished_run_gives_its_result_at_once(tmp_path: Path) -> None:
-    model, first = run(tmp_path)
+    model, first = checkpointed(tmp_path)
     before = (tmp_path / NAME).read_bytes()
-    other, second = run(tmp_path, stop_at=1)  # not a single batch
+    other, second = checkpointed(tmp_path, stop_at=1)  # not a single batch
     assert outcome(second) == outcome(first)
     assert second.saved == first.saved
     assert torch.equal(second.targets, first.targets)
@@ -309,12 +265,12 @@ def test_finished_run_gives_its_result_at_once(tmp_path: Path) -> None:
 
 
 def test_checkpoints_do_not_change_the_run(tmp_path: Path) -> None:
-    assert outcome(run(tmp_path / "new" / "folder")[1]) == outcome(run(None)[1])
+    assert outcome(checkpointed(tmp_path / "new" / "folder")[1]) == outcome(checkpointed(None)[1])
     assert os.listdir(tmp_path / "new" / "folder") == [NAME]
 
 
 def test_number_of_workers_may_change(stopped: Path) -> None:
-    assert outcome(run(stopped, num_workers=2)[1]) == outcome(run(None)[1])
+    assert outcome(checkpointed(stopped, num_workers=2)[1]) == outcome(checkpointed(None)[1])
 
 
 def test_unreadable_and_broken_samples_are_remembered(tmp_path: Path) -> None:
@@ -335,147 +291,9 @@ def test_unreadable_and_broken_samples_are_remembered(tmp_path: Path) -> None:
         return nn.Linear(5, 3)
 
     with pytest.raises(Stop):
-        run(tmp_path, stop_at=17, data=Torn(), model=model)
-    result = run(tmp_path, data=Torn(), model=model)[1]
-    whole = run(None, data=Torn(), model=model)[1]
+        checkpointed(tmp_path, stop_at=17, data=Torn(), model=model)
+    result = checkpointed(tmp_path, data=Torn(), model=model)[1]
+    whole = checkpointed(None, data=Torn(), model=model)[1]
     assert result.unreadable == whole.unreadable != []
     assert result.not_finite == whole.not_finite == [33]
     assert torch.equal(result.indices, whole.indices)
-
-
-# --- checkpoints that do not belong
-
-
-def test_leftovers_of_killed_writers_are_removed(stopped: Path) -> None:
-    leftover = stopped / f".{NAME}.0123abcd.tmp"
-    leftover.mkdir()
-    (leftover / NAME).write_bytes(b"half of it")
-    (stopped / "notes.txt").write_text("mine")
-    run(stopped)
-    assert sorted(os.listdir(stopped)) == [NAME, "notes.txt"]
-
-
-def test_checkpoint_of_another_dataset_is_refused(stopped: Path) -> None:
-    before = (stopped / NAME).read_bytes()
-    stored = load_checkpoint(stopped)["fingerprint"]
-    x, y = blobs(420)
-    x[0, 0] += 1
-    given = run(None, data=(x, y), epochs=1)[1].fingerprint
-    assert stored != given
-    with pytest.raises(DatasetMismatchError) as caught:
-        run(stopped, data=(x, y))
-    assert "belongs to another dataset" in str(caught.value)
-    assert stored in str(caught.value)
-    assert given in str(caught.value)
-    assert (stopped / NAME).read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ({"keep_ratio": 0.6}, "keep_ratio"),
-        ({"epochs": 7}, "epochs"),
-        ({"seed": 1}, "seed"),
-        ({"warmup_epochs": 2}, "warmup_epochs"),
-        ({"method": "adapruner"}, "method"),
-        ({"balance": "class"}, "balance"),
-        ({"normalize_loss": True}, "normalize_loss"),
-        ({"batch_size": 32}, "batch_size"),
-        ({"validation_data": blobs(30)}, "held_out"),
-        ({"model": lambda: nn.Linear(5, 3)}, "model"),
-        ({"optimizer": torch.optim.SGD}, "optimizer"),
-        (
-            {
-                "optimizer": lambda p: (
-                    optimizer := torch.optim.AdamW(p),
-                    torch.optim.lr_scheduler.StepLR(optimizer, 1),
-                )
-            },
-            "optimizer",
-        ),
-    ],
-)
-def test_checkpoint_of_other_settings_is_refused(
-    stopped: Path, arguments: dict[str, Any], named: str
-) -> None:
-    before = (stopped / NAME).read_bytes()
-    with pytest.raises(ValueError, match=named):
-        run(stopped, **arguments)
-    assert (stopped / NAME).read_bytes() == before
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "pickle", "result", "rewritten"])
-def test_damaged_checkpoint_is_refused_with_advice(stopped: Path, damage: str) -> None:
-    path = stopped / NAME
-    held = path.read_bytes()
-    if damage == "cut":
-        path.write_bytes(held[: len(held) // 2])
-    elif damage == "flipped":
-        path.write_bytes(held[:-100] + bytes([held[-100] ^ 1]) + held[-99:])
-    elif damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "pickle":
-        torch.save({"model": 1}, path)
-    elif damage == "result":
-        run(None, epochs=1)[1].save(path)
-    else:  # a tensor altered by someone who kept the metadata
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata()
-        tensors = load_file(path)
-        tensors["state.pruner.gates.gate_logits"][3] = 100.0
-        save_file(tensors, path, metadata=metadata)
-    damaged = path.read_bytes()
-    with pytest.raises(FileFormatError, match="cannot resume.*remove it to start anew") as caught:
-        run(stopped)
-    assert str(path) in str(caught.value)
-    assert path.read_bytes() == damaged  # the user's to remove
-    path.unlink()
-    assert len(run(stopped)[1].indices) == 210
-
-
-# --- what a checkpoint can hold
-
-
-def test_nested_states_go_round(tmp_path: Path) -> None:
-    state = {
-        "numbers": [1, 2.5, -0.0, 10**12, True, None, "text"],
-        "pair": (1, [torch.tensor([1.5, float("nan")])]),
-        "keys": {0: {"step": torch.tensor(3.0)}, "0": "another"},
-        "empty": [{}, [], (), torch.zeros(0, 3)],
-    }
-    save_checkpoint(tmp_path, state)
-    loaded = load_checkpoint(tmp_path)
-    assert repr(loaded) == repr(state)
-
-
-def test_what_cannot_be_held_is_named(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, {"old": 1})
-    for value, message in [
-        ({"a": [0, {1, 2}]}, r"state.a.1 is a set"),
-        ({"f": len}, "state.f is a builtin"),
-        ({"a": {(1, 2): 3}}, "state.a has keys that are neither strings nor whole numbers"),
-    ]:
-        with pytest.raises(TypeError, match=message):
-            save_checkpoint(tmp_path, value)
-    assert load_checkpoint(tmp_path) == {"old": 1}
-
-
-def test_models_with_extra_state(tmp_path: Path) -> None:
-    class Remembering(nn.Linear):
-        def get_extra_state(self) -> Any:
-            return {"calls": 3, "scale": torch.ones(2)}
-
-        def set_extra_state(self, state: Any) -> None:
-            self.restored = state
-
-    with pytest.raises(Stop):
-        run(tmp_path, stop_at=17, model=lambda: Remembering(5, 3))
-    model, _ = run(tmp_path, model=lambda: Remembering(5, 3))
-    assert model.restored["calls"] == 3
-
-
-def test_uses_of_seeds_never_meet() -> None:
-    # NumPy's seed sequences do not see zeros at their end.
-    order, dropout = epoch_seed(5, 2), epoch_seed(5, 2, 0, 1)
-    samples = {epoch_seed(5, 2, index + 1) for index in range(1000)}
-    assert len({order, dropout} | samples) == 1002

@@ -11,11 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from training_data import gates_with, random_logits
 
 from adapruner import reference
-from adapruner.gates import Gates
-from adapruner.methods import find_method
 from adapruner.selection import (
     Selection,
     check_keep_ratio,
@@ -26,20 +24,6 @@ from adapruner.selection import (
 )
 
 RATIOS = (1.0, 0.95, 0.8, 0.55, 0.5, 0.31, 0.3)
-
-
-def gates_with(logits: Tensor, keep_ratio: float) -> Gates:
-    gates = Gates(len(logits), keep_ratio, find_method("balanced"))
-    gates.exclude(torch.nonzero(logits == -torch.inf).flatten())
-    gates.logits.copy_(logits)
-    gates.set_slope(0.1)
-    return gates
-
-
-def random_logits(num_samples: int, seed: int = 0) -> Tensor:
-    """With many ties, as gates that had the same losses have."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-8, 9, (num_samples,), generator=generator).float() / 4
 
 
 # --- counts
@@ -115,13 +99,17 @@ def closest_in_whole_numbers(total: int, sizes: tuple[int, ...]) -> list[int]:
     valid = [way for way in ways if sum(way) == total]
     nearest = min(sum((w - s) ** 2 for w, s in zip(way, shares, strict=True)) for way in valid)
     return list(
-        max(w for w in valid if sum((a - s) ** 2 for a, s in zip(w, shares, strict=True)) == nearest)
+        max(
+            w for w in valid if sum((a - s) ** 2 for a, s in zip(w, shares, strict=True)) == nearest
+        )
     )
 
 
 def test_largest_remainder_is_the_closest_deal() -> None:
     for sizes in itertools.chain(
-        itertools.product(range(4), repeat=3), itertools.product((1, 2, 5), repeat=4), [(7,), (0, 3)]
+        itertools.product(range(4), repeat=3),
+        itertools.product((1, 2, 5), repeat=4),
+        [(7,), (0, 3)],
     ):
         for total in range(sum(sizes) + 1):
             if sum(sizes):
@@ -238,7 +226,8 @@ def test_fewer_readable_than_to_be_kept_is_an_error(balanced: bool) -> None:
     assert selection.kept_count == 28
     gates.exclude(torch.tensor([20]))
     with pytest.raises(
-        ValueError, match="keep_ratio 0.7 of 40 samples asks for 28, and only 27 of them can be read"
+        ValueError,
+        match=r"keep_ratio 0.7 of 40 samples asks for 28, and only 27 of them can be read",
     ):
         selection.select(gates, 1.0, 1.0)
 
@@ -247,7 +236,9 @@ def test_fewer_readable_than_to_be_kept_is_an_error(balanced: bool) -> None:
 
 
 def test_class_quotas_are_filled_exactly_at_every_ratio() -> None:
-    labels = torch.from_numpy(np.random.default_rng(1).choice(5, 307, p=[0.5, 0.3, 0.1, 0.07, 0.03]))
+    labels = torch.from_numpy(
+        np.random.default_rng(1).choice(5, 307, p=[0.5, 0.3, 0.1, 0.07, 0.03])
+    )
     logits, sizes = random_logits(307), np.bincount(labels, minlength=5)
     gates, selection = gates_with(logits, 0.3), Selection(307, 0.3, labels=labels)
     for ratio in RATIOS:
@@ -326,89 +317,42 @@ def test_held_out_fill_what_the_readable_training_samples_cannot() -> None:
     assert selection.kept_indices().tolist() == [*range(9, 16), 16, 17, 18]
 
 
-# --- exploration
+def test_quotas_of_any_sizes_are_filled() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        num_samples = int(random.integers(2, 80))
+        classes = int(random.integers(1, 6))
+        labels = random.choice(classes, num_samples)
+        held_out = random.choice(num_samples, random.integers(0, num_samples), replace=False)
+        keep_ratio = float(random.uniform(1 / num_samples, 0.6))
+        logits = random_logits(num_samples)
+        logits[torch.from_numpy(random.random(num_samples) < random.uniform(0, 0.4))] = -torch.inf
+        readable = logits > -torch.inf
+        if keep_count(keep_ratio, num_samples) > readable.sum():
+            continue
+        gates = gates_with(logits, keep_ratio)
+        selection = Selection(
+            num_samples,
+            keep_ratio,
+            labels=torch.from_numpy(labels) if classes > 1 else None,
+            held_out=torch.from_numpy(np.sort(held_out)),
+        )
+        for ratio in (1.0, 0.5 + keep_ratio / 2, keep_ratio):
+            selection.select(gates, ratio, 1.0)
+            kept = selection.kept_indices().numpy()
+            assert len(kept) == min(keep_count(ratio, num_samples), int(readable.sum()))
+            assert readable.numpy()[kept].all()
+            sizes = np.bincount(labels, minlength=classes)
+            available = np.bincount(labels[readable.numpy()], minlength=classes)
+            assert np.bincount(labels[kept], minlength=classes).tolist() == dealt_in_rounds(
+                len(kept), sizes.tolist(), available.tolist()
+            )
 
 
-def pruned_at(ratio: float, num_samples: int, **arguments: object) -> tuple[Gates, Selection]:
-    gates = gates_with(random_logits(num_samples), ratio)
-    selection = Selection(num_samples, ratio, **arguments)
-    selection.select(gates, ratio, 1.0)
-    gates.age.zero_()
-    return gates, selection
-
-
-@pytest.mark.parametrize("num_samples", [10, 49, 50, 99, 149, 1000])
-def test_exploration_reads_at_most_a_fiftieth_of_the_pruned(num_samples: int) -> None:
-    gates, selection = pruned_at(0.5, num_samples)
-    kept = selection.kept_indices().tolist()
-    for epoch in range(4):
-        selection.explore_pruned(gates, epoch)
-        explored = selection.explored.tolist()
-        assert len(explored) == num_samples // 50
-        assert explored == sorted(set(explored))
-        assert not set(explored) & set(kept)
-        assert np.flatnonzero(selection.reads()).tolist() == sorted(kept + explored)
-
-
-def test_longest_unvisited_come_first() -> None:
-    gates, selection = pruned_at(0.5, 1000)
-    pruned = np.setdiff1d(np.arange(1000), selection.kept_indices())
-    ages = np.random.default_rng(0).permutation(len(pruned)) % 250
-    gates.age[torch.from_numpy(pruned)] = torch.from_numpy(ages).to(torch.uint8)
-    gates.age[int(pruned[3])] = 255  # never visited: longer than any
-    selection.explore_pruned(gates, 0)
-    explored = gates.age[selection.explored].tolist()
-    rest = np.setdiff1d(pruned, selection.explored)
-    assert len(explored) == 20
-    assert max(gates.age[torch.from_numpy(rest)].tolist()) <= min(explored)
-    assert int(pruned[3]) in selection.explored.tolist()
-
-
-def test_those_that_waited_equally_long_go_in_a_seeded_order() -> None:
-    seen = set()
-    for seed in range(3):
-        gates, selection = pruned_at(0.5, 1000, seed=seed)
-        pruned = np.setdiff1d(np.arange(1000), selection.kept_indices())
-        for epoch in range(3):
-            selection.explore_pruned(gates, epoch)
-            explored = selection.explored.tolist()
-            # Not the lowest indices: those are what a stable sort would give.
-            assert explored != pruned[:20].tolist()
-            # From all over the dataset.
-            assert min(explored) < 300 < 700 < max(explored)
-            seen.add(tuple(explored))
-            selection.explore_pruned(gates, epoch)
-            assert selection.explored.tolist() == explored
-    assert len(seen) == 9  # another seed or epoch, another choice
-
-
-def test_every_pruned_sample_is_explored_in_its_turn() -> None:
-    gates, selection = pruned_at(0.5, 500)
-    pruned = np.setdiff1d(np.arange(500), selection.kept_indices())
-    turns = np.zeros(500, dtype=int)
-    for epoch in range(25):  # 10 of 250 in each
-        selection.explore_pruned(gates, epoch)
-        turns[selection.explored.numpy()] += 1
-        gates.age += 1
-        gates.age[torch.from_numpy(np.flatnonzero(selection.reads()))] = 0
-    assert turns[pruned].tolist() == [1] * 250
-
-
-def test_neither_held_out_nor_unreadable_samples_are_explored() -> None:
-    logits = random_logits(1000)
-    held_out = torch.arange(0, 1000, 3)
-    logits[1::3] = -torch.inf
-    gates = gates_with(logits, 0.3)
-    selection = Selection(1000, 0.3, held_out=held_out, explore=1.0)
-    selection.select(gates, 0.3, 1.0)
-    selection.explore_pruned(gates, 0)
-    kept = selection.kept_indices()
-    expected = [i for i in range(2, 1000, 3) if i not in set(kept.tolist())]
-    assert selection.explored.tolist() == expected
-
-
-def test_no_exploration() -> None:
-    gates, selection = pruned_at(0.5, 1000, explore=0.0)
-    selection.explore_pruned(gates, 0)
-    assert selection.explored.tolist() == []
-    assert selection.explored.dtype == torch.int64
+@pytest.mark.parametrize("classes", [1, 63, 64, 65, 128, 16_384, 16_385])
+def test_any_number_of_classes(classes: int) -> None:
+    labels = torch.arange(classes).repeat(4)
+    gates = gates_with(random_logits(4 * classes), 0.5)
+    selection = Selection(4 * classes, 0.5, labels=labels, held_out=torch.arange(classes))
+    selection.select(gates, 0.5, 1.0)
+    assert torch.equal(torch.bincount(labels[selection.kept_indices()]), torch.full((classes,), 2))

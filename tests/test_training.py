@@ -1,11 +1,8 @@
-"""fast_prune: every form of data and option, what the result says, and what is refused."""
+"""fast_prune: every form of data and option, and what the result says."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_disk import small_disk
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset, IterableDataset
-from training_data import Counted, blobs, generator_states
+from training_data import Counted, Points, blobs, check_exact, generator_states, prune
 
 import adapruner
-from adapruner import UnreadableSampleError, fast_prune
-from adapruner.checkpoint import NAME, load_checkpoint
+from adapruner import UnreadableSampleError
 from adapruner.training import describe_epoch
 
 
@@ -34,38 +28,6 @@ def _one_thread() -> Iterator[None]:
         torch.manual_seed(0)
         yield
     torch.set_num_threads(threads)
-
-
-def prune(data: Any, model: nn.Module | None = None, **arguments: Any) -> adapruner.PruneResult:
-    """A short run on points in 5 dimensions."""
-    settings: dict[str, Any] = {"keep_ratio": 0.6, "epochs": 4, "batch_size": 16}
-    settings |= {"progress": False, **arguments}
-    return fast_prune(model or nn.Linear(5, 3), data, **settings)
-
-
-def check_exact(result: adapruner.PruneResult, count: int) -> None:
-    indices = result.indices.tolist()
-    assert len(indices) == count
-    assert indices == sorted(set(indices))
-    assert 0 <= indices[0] <= indices[-1] < result.num_samples
-
-
-class Points(Dataset[Any]):
-    """Blobs as a map-style dataset, with samples that fail or are not numbers."""
-
-    def __init__(self, num_samples: int, bad: tuple[int, ...] = (), nan: tuple[int, ...] = ()):
-        self.x, self.y = blobs(num_samples)
-        self.targets = self.y.tolist()
-        self.bad = bad
-        self.x[list(nan)] = torch.nan
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index in self.bad:
-            raise OSError("torn file")
-        return self.x[index], self.targets[index]
 
 
 # --- forms of data
@@ -366,226 +328,3 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
         assert describe_epoch(entry, 2) in printed.err
     prune(blobs(40), epochs=2)
     assert capsys.readouterr().err == ""
-
-
-# --- what is refused
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Iterator[Any]:
-        yield from zip(*blobs(10), strict=True)
-
-
-def far_targets() -> tuple[Tensor, Tensor]:
-    x, y = blobs(30)
-    y[17] = 3
-    return x, y
-
-
-X, Y = blobs(30)
-
-
-@pytest.mark.parametrize(
-    ("data", "arguments", "error", "message"),
-    [
-        ((X, Y), {"keep_ratio": 0}, ValueError, r"keep_ratio must be in \(0, 1\]"),
-        ((X, Y), {"keep_ratio": 1.01}, ValueError, r"keep_ratio must be in \(0, 1\]"),
-        ((X, Y), {"keep_ratio": "most"}, TypeError, "keep_ratio must be a number"),
-        ((X, Y), {"keep_ratio": 0.01}, ValueError, "keeps fewer than one sample"),
-        ((X, Y), {"epochs": 0}, ValueError, "epochs must be at least 1"),
-        ((X, Y), {"batch_size": 0}, ValueError, "batch_size must be a whole number"),
-        ((X, Y), {"warmup_epochs": 4}, ValueError, "warmup_epochs must be less than epochs"),
-        ((X, Y), {"balance": "sex"}, ValueError, 'balance must be None or "class"; found \'sex\''),
-        ((X, Y), {"method": "best"}, ValueError, "unknown method 'best'"),
-        ((X, Y), {"on_error": "ignore"}, ValueError, 'on_error must be "skip" or "raise"'),
-        ((X, Y), {"device": "cuda"}, ValueError, "kernels for device 'cpu' only"),
-        ((X, Y), {"transform": 3}, TypeError, "transform must be callable"),
-        ((X, Y), {"optimizer": lambda p: None}, TypeError, "optimizer must be .*gave NoneType"),
-        ((X, Y), {"optimizer": lambda p: [1, 2]}, TypeError, "optimizer must be .*gave int"),
-        ((X, Y), {"loss": nn.CrossEntropyLoss()}, ValueError, "sample_loss"),
-        ((X, Y), {"loss": lambda o, t: -o.square().sum(1)}, ValueError, "a loss of at least 0"),
-        ((X, Y[:29]), {}, ValueError, "30 inputs and 29 targets"),
-        ((X[:0], Y[:0]), {}, ValueError, "at least one sample, got arrays of length 0"),
-        (Points(0), {}, ValueError, "at least one sample, got a Points of length 0"),
-        (Stream(), {}, TypeError, "a map-style dataset.* is needed"),
-        ((x for x in X), {}, TypeError, "a map-style dataset.* is needed"),
-        (X, {}, TypeError, r"expected a tuple \(inputs, targets\)"),
-        ((X, Y), {"validation_data": (X[:0], Y[:0])}, ValueError, "at least one sample"),
-        ((X, Y.float()), {}, TypeError, "target.*integer"),
-        ((X, Y.double()), {"balance": "class"}, ValueError, 'balance="class" needs the classes'),
-        ((X, Y - 1), {"balance": "class"}, ValueError, "labels must be at least 0; found -1"),
-        (far_targets(), {}, IndexError, r"target.* is 3"),
-        ((X, Y - 1), {}, IndexError, r"target.* is -1"),
-        ("/no/such/folder", {}, FileNotFoundError, "/no/such/folder"),
-    ],
-)
-def test_arguments(data: Any, arguments: dict[str, Any], error: Any, message: str) -> None:
-    model = nn.Linear(5, 3)
-    before = model.weight.clone()
-    with pytest.raises(error, match=message):
-        prune(data, model, **arguments)
-    assert model.training
-    if error is not IndexError and "loss" not in arguments:
-        assert torch.equal(model.weight, before)
-
-
-def test_model_must_be_a_module() -> None:
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module; found function"):
-        fast_prune(lambda x: x, (X, Y))
-
-
-def test_model_must_give_logits() -> None:
-    class Pair(nn.Linear):
-        def forward(self, inputs: Tensor) -> Any:
-            return super().forward(inputs), 0
-
-    with pytest.raises(TypeError, match=r"must give logits as a tensor.*gave tuple.*need loss="):
-        prune((X, Y), Pair(5, 3))
-
-
-def test_dataset_without_a_length() -> None:
-    class Endless(Dataset[Any]):
-        def __getitem__(self, index: int) -> Any:
-            return X[0], 0
-
-    with pytest.raises(TypeError, match="Endless has no length"):
-        prune(Endless())
-
-
-# --- samples that are broken
-
-
-def test_unreadable_samples_are_listed_and_never_kept() -> None:
-    bad = tuple(range(0, 420, 10))  # some of them held out
-    result = prune(Points(420, bad=bad), keep_ratio=0.85)
-    check_exact(result, 357)
-    assert result.unreadable == [(index, "OSError: torn file") for index in bad]
-    assert not set(result.indices.tolist()) & set(bad)
-    assert (result.gate_logits[list(bad)] == -torch.inf).all()
-
-
-@pytest.mark.parametrize("bad", [5, "held out"])
-def test_unreadable_sample_can_stop_the_run(bad: Any) -> None:
-    if bad == "held out":
-        from adapruner.training import _hold_out
-
-        bad = int(_hold_out(420, 0)[3])
-    with pytest.raises(UnreadableSampleError, match=f"sample {bad} cannot be read: OSError: torn"):
-        prune(Points(420, bad=(bad,)), on_error="raise")
-
-
-def test_unreadable_validation_samples_are_left_out_with_a_warning() -> None:
-    data = (X, Y)
-    with pytest.warns(UserWarning, match="1 samples of the validation data cannot be read.*torn"):
-        result = prune(data, validation_data=Points(20, bad=(3,)))
-    assert result.unreadable == []
-    assert all(math.isfinite(entry["validation_loss"]) for entry in result.history)
-
-
-def test_nothing_readable_is_an_error_at_once() -> None:
-    with pytest.raises(UnreadableSampleError, match="none of the first 16 samples can be read"):
-        prune(Points(420, bad=tuple(range(420))))
-
-
-def test_too_few_readable_samples() -> None:
-    with pytest.raises(ValueError, match="asks for 60, and only 59 of them can be read"):
-        prune(Points(100, bad=tuple(range(20, 61))))
-
-
-@pytest.mark.parametrize("held_out", [False, True])
-def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
-    from adapruner.training import _hold_out
-
-    part = _hold_out(420, 0)
-    broken = int(part[3]) if held_out else int(np.setdiff1d(np.arange(420), part)[8])
-    result = prune(Points(420, nan=(broken,)), epochs=8)
-    check_exact(result, 252)
-    assert result.not_finite == [broken]
-    assert result.gate_logits[broken] == 1  # left alone
-    assert result.gate_logits.isfinite().all()
-    # And nothing is held back because of it.
-    assert not result.forced
-    assert all(math.isfinite(entry["validation_loss"]) for entry in result.history)
-
-
-def test_nothing_but_nan_is_an_error_and_the_checkpoint_stands(tmp_path: Path) -> None:
-    x, y = blobs(60)
-
-    class Breaks(nn.Linear):
-        calls = 0
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            self.calls += 1
-            return super().forward(inputs) * (math.nan if self.calls > 8 else 1)
-
-    with pytest.raises(FloatingPointError, match="no batch of epoch 2 had a finite loss") as caught:
-        prune((x, y), Breaks(5, 3), checkpoint_dir=tmp_path)
-    first = [int(word) for word in str(caught.value).split("[")[1].split("]")[0].split(",")]
-    assert first == sorted(first)
-    state = load_checkpoint(tmp_path)
-    assert state["pruner"]["epoch"] == 2
-    assert all(tensor.isfinite().all() for tensor in state["model"].values())
-    # Where the cause is gone, the run goes on from there.
-    result = prune((x, y), nn.Linear(5, 3), checkpoint_dir=tmp_path)
-    assert [entry["epoch"] for entry in result.history] == [0, 1, 2, 3]
-
-
-def test_inputs_that_are_nan_everywhere(tmp_path: Path) -> None:
-    x, y = blobs(60)
-    model = nn.Linear(5, 3)
-    with pytest.raises(FloatingPointError, match=r"no batch of epoch 0.*check the learning rate"):
-        prune((x * math.nan, y), model, checkpoint_dir=tmp_path)
-    assert model.weight.isfinite().all()
-    assert os.listdir(tmp_path) == []
-
-
-# --- where the checkpoint cannot be written
-
-
-@pytest.mark.parametrize("place", ["file", "file/inside", "/proc/self/checkpoints"])
-def test_folder_that_cannot_be_made_is_an_error_before_the_first_epoch(
-    tmp_path: Path, place: str
-) -> None:
-    (tmp_path / "file").write_text("old")
-    dataset = Counted(30)
-    with pytest.raises(OSError, match="file|/proc"):
-        prune(dataset, nn.Linear(4, 3), checkpoint_dir=tmp_path / place)
-    assert dataset.reads.sum() == 0
-    assert (tmp_path / "file").read_text() == "old"
-
-
-def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    data = blobs(60)
-    torch.manual_seed(0)
-    whole = prune(data)
-    with small_disk(tmp_path / "disk") as disk:
-
-        class Filling(nn.Linear):
-            calls = 0
-
-            def forward(self, inputs: Tensor) -> Tensor:
-                self.calls += 1
-                if self.calls == 9:  # the third epoch
-                    fill(disk / "filler")
-                return super().forward(inputs)
-
-        torch.manual_seed(0)
-        with pytest.raises(OSError, match="No space left|File too large") as caught:
-            prune(data, Filling(5, 3), checkpoint_dir=disk)
-        assert str(disk / NAME) in str(caught.value)
-        assert sorted(os.listdir(disk)) == [NAME, "filler"]
-        (disk / "filler").unlink()
-        assert load_checkpoint(disk)["pruner"]["epoch"] == 2
-        result = prune(data, checkpoint_dir=disk)
-        assert torch.equal(result.gate_logits, whole.gate_logits)
-
-
-def fill(path: Path) -> None:
-    """Fill the disk of ``path``; where it is no disk of its own, let files have 1 KiB and no more."""
-    if not os.path.ismount(path.parent):
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (1 << 10, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-        )
-    with path.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
-        while True:
-            handle.write(bytes(4096))

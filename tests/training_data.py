@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from adapruner import Pruner
+from adapruner import Pruner, PruneResult, as_source, fast_prune
+from adapruner.data.loader import PrunedLoader
+from adapruner.gates import Gates
+from adapruner.methods import find_method
 
 
 class Counted(Dataset[tuple[Tensor, int]]):
@@ -41,7 +45,7 @@ class Counted(Dataset[tuple[Tensor, int]]):
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):
-    """Random numbers of all three generators that augmentations draw from; the target is the index."""
+    """Random numbers of the three generators that augmentations draw from; the target is i."""
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
@@ -107,3 +111,124 @@ def drive(
             pruner.weigh(losses(epoch)[ids], ids)
         pruner.step(validation(epoch))
     return kept
+
+
+def gates_with(logits: Tensor, keep_ratio: float) -> Gates:
+    gates = Gates(len(logits), keep_ratio, find_method("balanced"))
+    gates.exclude(torch.nonzero(logits == -torch.inf).flatten())
+    gates.logits.copy_(logits)
+    gates.set_slope(0.1)
+    return gates
+
+
+def random_logits(num_samples: int, seed: int = 0) -> Tensor:
+    """With many ties, as gates that had the same losses have."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-8, 9, (num_samples,), generator=generator).float() / 4
+
+
+class Followed:
+    """What a loader follows, in the hands of the test."""
+
+    def __init__(self, num_samples: int, seed: int = 0) -> None:
+        self.epoch = 0
+        self.seed = seed
+        self.mask = np.ones(num_samples, dtype=bool)
+        self.unreadable: list[tuple[int, str]] = []
+
+    def reads(self) -> np.ndarray:
+        return self.mask
+
+    def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
+        self.unreadable += [(index, reason) for index, reason in unreadable]
+
+
+def loader_of(
+    dataset: Any, followed: Followed | None = None, batch_size: int = 8, **arguments: Any
+) -> PrunedLoader:
+    source = as_source(dataset)
+    return PrunedLoader(source, followed or Followed(len(source)), batch_size, **arguments)
+
+
+def all_ids(loader: PrunedLoader) -> list[int]:
+    return [index for _, _, ids in loader for index in ids.tolist()]
+
+
+def frozen(num_samples: int, seed: int = 0) -> Callable[[int], Tensor]:
+    """Losses that stay what they are."""
+    losses = torch.rand(num_samples, generator=torch.Generator().manual_seed(seed)) * 3
+    return lambda epoch: losses
+
+
+def prune(data: Any, model: nn.Module | None = None, **arguments: Any) -> PruneResult:
+    """A short run on points in 5 dimensions."""
+    settings: dict[str, Any] = {"keep_ratio": 0.6, "epochs": 4, "batch_size": 16}
+    settings |= {"progress": False, **arguments}
+    return fast_prune(model or nn.Linear(5, 3), data, **settings)
+
+
+def check_exact(result: PruneResult, count: int) -> None:
+    indices = result.indices.tolist()
+    assert len(indices) == count
+    assert indices == sorted(set(indices))
+    assert 0 <= indices[0] <= indices[-1] < result.num_samples
+
+
+class Points(Dataset[Any]):
+    """Blobs as a map-style dataset, with samples that fail or are not numbers."""
+
+    def __init__(self, num_samples: int, bad: tuple[int, ...] = (), nan: tuple[int, ...] = ()):
+        self.x, self.y = blobs(num_samples)
+        self.targets = self.y.tolist()
+        self.bad = bad
+        self.x[list(nan)] = torch.nan
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in self.bad:
+            raise OSError("torn file")
+        return self.x[index], self.targets[index]
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3))
+
+
+class Stop(Exception):
+    pass
+
+
+def checkpointed(folder: Path | None, stop_at: int | None = None, **arguments: Any) -> Any:
+    """A run of 6 epochs over 420 points; stopped at a batch where one is given."""
+    torch.manual_seed(0)
+    model = arguments.pop("model", network)()
+    left = [stop_at or -1]
+
+    def count(module: nn.Module, inputs: Any) -> None:
+        left[0] -= module.training
+        if left[0] == 0:
+            raise Stop
+
+    model.register_forward_pre_hook(count)
+    settings = {"keep_ratio": 0.5, "epochs": 6, "batch_size": 64, "progress": False, **arguments}
+    data = settings.pop("data", None) or blobs(420)
+    with torch.random.fork_rng():
+        return model, fast_prune(model, data, checkpoint_dir=folder, **settings)
+
+
+def outcome(result: PruneResult) -> list[Any]:
+    """All that a result says but for the seconds."""
+    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.history]
+    return [
+        result.indices.tolist(),
+        result.gate_logits.numpy().tobytes(),
+        result.sample_losses.numpy().tobytes(),
+        history,
+        result.selected_epoch,
+        result.forced,
+        result.config,
+        result.fingerprint,
+        result.saved["samples_read"],
+    ]

@@ -26,9 +26,14 @@ class Partition {
   int64_t begin(int64_t task) const { return std::min(n_, blocks_ * task / tasks_ * kBlock); }
   int64_t end(int64_t task) const { return begin(task + 1); }
 
-  // f(task), in parallel.
+  // f(task) for every task, in parallel unless there is too little to do. Every wait for other
+  // threads can cost a time slice where the processor is shared.
   template <typename F>
-  void each_task(const F& f) const {
+  void each_task(const F& f, bool worthwhile = true) const {
+    if (!worthwhile) {
+      for (int64_t task = 0; task < tasks_; ++task) f(task);
+      return;
+    }
     at::parallel_for(0, tasks_, 1, [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; ++task) f(task);
     });

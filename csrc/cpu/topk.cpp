@@ -177,7 +177,7 @@ class Selection {
     const int64_t inside = std::max<int64_t>(total.above_low - total.from_high, 0);
     if (stored < inside) return false;
     if (total.above_low >= k_) {
-      resolve_band({bracket.low + 1, bracket.high - 1}, k_ - total.from_high);
+      resolve_band({bracket.low + 1, bracket.high - 1}, k_ - total.from_high, inside);
       return true;
     }
     partition_.each_task([&](int64_t task) {
@@ -217,20 +217,23 @@ class Selection {
     return true;
   }
 
-  // Keeps the `rank` largest entries of the band, whose keys are all in range.
-  void resolve_band(KeyRange range, int64_t rank) {
+  // Keeps the `rank` largest of the `size` entries of the band, whose keys are all in range.
+  void resolve_band(KeyRange range, int64_t rank, int64_t size) {
     for (;;) {
+      const bool worthwhile = size >= 1 << 16;
       const int shift = digit_shift(range, kDigitBits);
-      const Histogram histogram = count_digits([&](int64_t task, Histogram& counts) {
+      const auto count = [&](int64_t task, Histogram& counts) {
         for (const BandEntry& entry : scans_[task].band) {
           ++counts[digit_of(entry.key, range.low, shift)];
         }
-      });
+      };
+      const Histogram histogram = count_digits(count, worthwhile);
       const DigitRank found = find_digit(histogram.data(), kDigits, rank);
       const uint32_t digit = static_cast<uint32_t>(found.digit);
       rank = found.rank;
-      const uint32_t lowest_kept = rank == histogram[digit] ? digit : digit + 1;
-      partition_.each_task([&](int64_t task) {
+      size = histogram[digit];
+      const uint32_t lowest_kept = rank == size ? digit : digit + 1;
+      const auto decide = [&](int64_t task) {
         Band& band = scans_[task].band;
         BandEntry* undecided = band.begin();
         for (const BandEntry& entry : band) {
@@ -242,7 +245,8 @@ class Selection {
           }
         }
         band.resize(undecided - band.begin());
-      });
+      };
+      partition_.each_task(decide, worthwhile);
       if (lowest_kept == digit) return;
       range = digit_range(range, shift, digit);
       if (shift == 0) break;
@@ -262,12 +266,13 @@ class Selection {
 
   // The sum of the histograms that count(task, histogram) makes.
   template <typename F>
-  Histogram count_digits(const F& count) const {
+  Histogram count_digits(const F& count, bool worthwhile = true) const {
     std::vector<Histogram> counts(partition_.tasks());
-    partition_.each_task([&](int64_t task) {
+    const auto count_one = [&](int64_t task) {
       counts[task].assign(kDigits, 0);
       count(task, counts[task]);
-    });
+    };
+    partition_.each_task(count_one, worthwhile);
     for (size_t task = 1; task < counts.size(); ++task) {
       for (int digit = 0; digit < kDigits; ++digit) counts[0][digit] += counts[task][digit];
     }
