@@ -83,7 +83,7 @@ def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> n
 def _largest_remainder_within(
     total: int, sizes: np.ndarray, least: np.ndarray, most: np.ndarray
 ) -> np.ndarray:
-    """The same with at least ``least`` each: who would get less gets that, and the others the rest."""
+    """The same with ``least`` or more each: who would get less gets that, the others the rest."""
     raised = np.zeros(len(sizes), dtype=bool)
     while True:
         free = np.where(raised, 0, 1)

@@ -174,6 +174,7 @@ def fast_prune(
         "batch_size": batch_size,
         "model": describe(model),
         "optimizer": [type(run.optimizer).__name__, type(run.scheduler).__name__],
+        "learning_rate": run.highest_rate,
     }
     if checkpoint_dir is not None:
         run.resume(checkpoint_dir, settings)

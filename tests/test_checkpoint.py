@@ -76,6 +76,7 @@ def test_checkpoint_of_another_dataset_is_refused(stopped: Path) -> None:
         ({"validation_data": blobs(30)}, "held_out"),
         ({"model": lambda: nn.Linear(5, 3)}, "model"),
         ({"optimizer": torch.optim.SGD}, "optimizer"),
+        ({"learning_rate": 0.01}, "learning_rate"),
         (
             {
                 "optimizer": lambda p: (

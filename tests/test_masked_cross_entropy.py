@@ -81,7 +81,10 @@ def check_pressure(found: Tensor, expected: Tensor, sample_loss: Tensor) -> None
 
 
 def check_sample(name: str, dtype: torch.dtype) -> None:
-    sample = cross_entropy_sample(name, dtype)
+    check(cross_entropy_sample(name, dtype), dtype)
+
+
+def check(sample: CrossEntropySample, dtype: torch.dtype) -> None:
     loss, sample_loss, pressure, gradient = found_of(sample)
     expected = expected_of(sample)
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
@@ -121,6 +124,10 @@ def test_every_instruction_set_agrees_with_the_reference(wanted: str) -> None:
         "for name in test.CROSS_ENTROPY:\n"
         "    for dtype in test.FLOATS:\n"
         "        test.check_sample(name, dtype)\n"
+        "for dtype in test.FLOATS:\n"
+        "    test.test_every_number_of_classes(dtype, 0.0)\n"
+        "    test.test_every_number_of_classes(dtype, 0.1)\n"
+        "    test.test_overwriting_stays_within_the_logits(dtype)\n"
         "print('all agree')"
     )
     done = subprocess.run(
@@ -132,6 +139,44 @@ def test_every_instruction_set_agrees_with_the_reference(wanted: str) -> None:
         check=False,
     )
     assert done.stdout == "all agree\n", done.stderr
+
+
+# Around the widths of vectors, the lengths of short rows and of blocks.
+LENGTHS = [*range(1, 140), 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1537]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_every_number_of_classes(dtype: torch.dtype, smoothing: float) -> None:
+    gates = reference_gates("lengths")
+    ids = torch.arange(3)
+    for classes in LENGTHS:
+        random = generator(f"{classes} classes")
+        x = torch.randn(3, classes, generator=random) * 4
+        target = torch.randint(0, classes, (3,), generator=random)
+        options = {"label_smoothing": smoothing}
+        if smoothing and classes % 2:
+            options["weight"] = torch.rand(classes, generator=random) + 0.5
+        elif not smoothing:  # a row that begins with nothing, and one whose largest comes last
+            x[1, : classes // 2] = -torch.inf
+            target[1] = classes - 1
+            x[2, -1] = 30.0
+        check(CrossEntropySample(x.to(dtype), target, ids, gates, options), dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_overwriting_stays_within_the_logits(dtype: torch.dtype) -> None:
+    gates = native_gates(reference_gates("bounds"))
+    for classes in LENGTHS:
+        memory = torch.full((2 * classes + 64,), 7.0, dtype=dtype)
+        logits = memory[32:-32].view(2, classes)
+        ids = torch.arange(2)
+        torch.ops.adapruner.masked_cross_entropy_(
+            logits, ids % classes, ids, gates.logits, gates.state
+        )
+        assert (memory[:32] == 7).all()
+        assert (memory[-32:] == 7).all()
+        assert (logits != 7).all()
 
 
 def eager_loss(logits: Tensor, target: Tensor, s: Tensor, smoothing: float) -> Tensor:

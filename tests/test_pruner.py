@@ -20,12 +20,18 @@ from adapruner.selection import keep_count
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("warmup_epochs", [0, 2])
-def test_run_is_that_of_the_reference(method: str, warmup_epochs: int) -> None:
+@pytest.mark.parametrize(("warmup_epochs", "normalize"), [(0, False), (2, False), (2, True)])
+def test_run_is_that_of_the_reference(method: str, warmup_epochs: int, normalize: bool) -> None:
     num_samples, epochs, keep_ratio = 60, 9, 0.4
     losses = frozen(num_samples)(0)
     pruner = Pruner(
-        num_samples, keep_ratio, epochs, warmup_epochs=warmup_epochs, method=method, explore=0.05
+        num_samples,
+        keep_ratio,
+        epochs,
+        warmup_epochs=warmup_epochs,
+        method=method,
+        explore=0.05,
+        normalize_loss=normalize,
     )
     constants = METHODS[method]
     plain = reference.ReferenceGates(
@@ -47,6 +53,8 @@ def test_run_is_that_of_the_reference(method: str, warmup_epochs: int) -> None:
             assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
             plain.update(ids.tolist(), plain.pressure(losses[ids]).tolist())
         assert torch.allclose(pruner.gates.logits.double(), plain.m, atol=1e-5)
+        if normalize:
+            plain.loss_scale = losses[torch.from_numpy(pruner.reads())].double().mean().item()
         entry = pruner.step()
         assert entry["mean_gate"] == pytest.approx(plain.mean_gate, abs=1e-5)
         assert entry["open_share"] == pytest.approx(plain.open_share)
@@ -255,16 +263,20 @@ def test_held_out_loss_that_is_not_finite_is_no_best(broken: float) -> None:
     assert len(pruner.result().indices) == 50
 
 
-def test_choice_with_a_sample_that_turns_out_unreadable_is_taken_back() -> None:
+@pytest.mark.parametrize("last", [2.0, 0.5])  # the best is that of an epoch before, or this one's
+def test_choice_with_a_sample_that_turns_out_unreadable_is_taken_back(last: float) -> None:
     pruner = Pruner(100, 0.5, epochs=10)
     losses = frozen(100)(0)
+    before: set[int] = set()
     while not pruner.finished:
+        kept = set(pruner.selection.kept_indices().tolist())
         if pruner.epoch == 9:
-            lost = int(pruner.selection.kept_indices()[0])
+            lost = min(kept & before)
             pruner.exclude([(lost, "gone")])
+        before = kept
         for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(16):
             pruner.weigh(losses[ids], ids)
-        pruner.step(1.0 if pruner.epoch < 9 else 2.0)
+        pruner.step(1.0 if pruner.epoch < 9 else last)
     result = pruner.result()
     assert result.unreadable == [(lost, "gone")]
     assert len(result.indices) == 50

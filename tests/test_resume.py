@@ -110,6 +110,9 @@ def live(folder, optimizer, death):
         call_then_die("replace", int(number), before=False)
     torch.manual_seed(0)
     model = Network(int(number) if how == "batch" else -1)
+    torch.seed()  # whatever the caller's generators are at
+    np.random.seed(os.getpid())
+    random.seed(os.getpid())
     result = fast_prune(
         model, Noisy(), 0.5, 7, batch_size=64, seed=5, num_workers=2,
         optimizer=globals()[optimizer], checkpoint_dir=os.path.join(folder, "checkpoint"),

@@ -202,8 +202,9 @@ class Stop(Exception):
 
 def checkpointed(folder: Path | None, stop_at: int | None = None, **arguments: Any) -> Any:
     """A run of 6 epochs over 420 points; stopped at a batch where one is given."""
-    torch.manual_seed(0)
-    model = arguments.pop("model", network)()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = arguments.pop("model", network)()
     left = [stop_at or -1]
 
     def count(module: nn.Module, inputs: Any) -> None:
@@ -214,8 +215,7 @@ def checkpointed(folder: Path | None, stop_at: int | None = None, **arguments: A
     model.register_forward_pre_hook(count)
     settings = {"keep_ratio": 0.5, "epochs": 6, "batch_size": 64, "progress": False, **arguments}
     data = settings.pop("data", None) or blobs(420)
-    with torch.random.fork_rng():
-        return model, fast_prune(model, data, checkpoint_dir=folder, **settings)
+    return model, fast_prune(model, data, checkpoint_dir=folder, **settings)
 
 
 def outcome(result: PruneResult) -> list[Any]:

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset as TorchDataset
 from adapruner.data.base import Source
 from adapruner.data.order import batches, epoch_order, epoch_seed
 
-
 # So many samples that cannot be read, and none before them that can, stop a run.
 ENOUGH_FAILURES = 16
 

@@ -1,0 +1,380 @@
+// csrc/math/{exp,gate,cross_entropy,state}.h against the standard library in long double.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "../../csrc/math/cross_entropy.h"
+#include "../../csrc/math/gate.h"
+#include "check.h"
+
+namespace {
+
+using namespace adapruner;
+using Real = long double;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+Real relative_error(Real found, Real expected) {
+  return found == expected ? 0 : std::fabs(found - expected) / std::fabs(expected);
+}
+
+bool near(Real found, Real expected, Real tolerance) {
+  return relative_error(found, expected) <= tolerance;
+}
+
+float from_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// A state of ordinary constants; the sums are those of `m`.
+struct State {
+  int64_t slots[kStateSize] = {};
+
+  explicit State(const std::vector<float>& m = {}, double slope = 1.3, double ratio = 0.7) {
+    write_double(slots, kSlope, slope);
+    write_double(slots, kKeepRatio, ratio);
+    write_double(slots, kBalance, 1.0);
+    write_double(slots, kBalanceGain, 50.0);
+    write_double(slots, kEasyWeight, 1.0);
+    write_double(slots, kStepSize, 0.05);
+    write_double(slots, kLossScale, 1.0);
+    slots[kAgeCap] = 16;
+    slots[kPopulation] = static_cast<int64_t>(m.size());
+    for (float x : m) {
+      slots[kGateSum] += gate_fixed(slope, x);
+      slots[kOpenCount] += x > 0;
+    }
+  }
+};
+
+Real sigmoid(Real x) { return 1 / (1 + std::exp(-x)); }
+
+void exp2_of_a_fraction_in_exact_arithmetic() {
+  Real worst = 0;
+  for (int i = -100000; i <= 100000; ++i) {
+    const Real f = i / 200000.0L;
+    worst = std::max(worst, relative_error(exp2_fraction(f), std::exp2(f)));
+  }
+  CHECK(worst <= 1.1e-7L);
+  CHECK_EQUAL(exp2_fraction(0.0f), 1.0f);
+}
+
+void exp_nonpositive_is_as_close_as_it_says() {
+  // Every 211th float from −0 down to −87: all exponents, subnormal numbers too.
+  for (uint32_t bits = bits_of(-0.0f); bits <= bits_of(-87.0f); bits += 211) {
+    const float x = from_bits(bits);
+    const Real bound = 3e-7L + std::fabs(static_cast<Real>(x)) * 1e-7L;
+    if (!near(exp_nonpositive(x), std::exp(static_cast<Real>(x)), bound)) {
+      CHECK_EQUAL(exp_nonpositive(x), std::exp(x));
+      break;
+    }
+  }
+  CHECK(near(exp_nonpositive(-87.0f), std::exp(-87.0L), 1e-5L));
+}
+
+void exp_nonpositive_at_its_ends() {
+  CHECK_EQUAL(exp_nonpositive(0.0f), 1.0f);
+  CHECK_EQUAL(exp_nonpositive(-0.0f), 1.0f);
+  CHECK_EQUAL(exp_nonpositive(-std::numeric_limits<float>::denorm_min()), 1.0f);
+  for (float x : {std::nextafter(-87.0f, -kInfinity), -88.0f, -100.0f, -104.0f, -1e4f, -1e30f,
+                  std::numeric_limits<float>::lowest(), -kInfinity}) {
+    CHECK(exp_nonpositive(x) >= 0 && exp_nonpositive(x) <= exp_nonpositive(-87.0f));
+  }
+  CHECK_EQUAL(exp_nonpositive(-kInfinity), 0.0f);
+  CHECK(std::isnan(exp_nonpositive(kNaN)));
+  CHECK(std::isnan(exp_nonpositive(-kNaN)));
+}
+
+void exp_clamped_is_as_close_as_it_says() {
+  std::mt19937_64 random(1);
+  std::uniform_real_distribution<double> anywhere(-700, 700), middle(-2, 2);
+  for (int i = 0; i < 300000; ++i) {
+    for (double x : {anywhere(random), middle(random)}) {
+      CHECK(near(exp_clamped(x), std::exp(static_cast<Real>(x)), 1e-15L));
+    }
+  }
+  CHECK_EQUAL(exp_clamped(0.0), 1.0);
+  for (double x : {700.0, 701.0, 1e300, static_cast<double>(kInfinity)}) {
+    CHECK_EQUAL(exp_clamped(x), exp_clamped(700.0));
+    CHECK_EQUAL(exp_clamped(-x), exp_clamped(-700.0));
+  }
+  CHECK(near(exp_clamped(700.0), std::exp(700.0L), 1e-15L));
+  CHECK(near(exp_clamped(-700.0), std::exp(-700.0L), 1e-15L));
+  CHECK(std::isnan(exp_clamped(static_cast<double>(kNaN))));
+}
+
+void gates_are_sigmoids() {
+  std::mt19937 random(2);
+  std::normal_distribution<float> logits(0, 20);
+  for (double slope : {0.1, 1.0, 5.0}) {
+    for (int i = 0; i < 30000; ++i) {
+      const float m = logits(random);
+      const Real expected = sigmoid(static_cast<Real>(slope) * m);
+      // The product k·m is rounded: an error of |k·m| units goes into the exponential.
+      const Real bound = 1e-15L + 1.2e-16L * std::fabs(static_cast<Real>(slope) * m);
+      CHECK(near(gate(slope, m), expected, bound));
+    }
+    CHECK_EQUAL(gate(slope, 0.0f), 0.5);
+    CHECK_EQUAL(gate(slope, -0.0f), 0.5);
+    CHECK(gate(slope, -kInfinity) > 0 && gate(slope, -kInfinity) <= 1e-304);
+    CHECK_EQUAL(gate(slope, kInfinity), 1.0);
+    CHECK(gate(slope, std::numeric_limits<float>::lowest()) > 0);
+    CHECK_EQUAL(gate(slope, std::numeric_limits<float>::max()), 1.0);
+    CHECK(std::isnan(gate(slope, kNaN)));
+  }
+}
+
+void fixed_gates_are_rounded_half_to_even() {
+  std::mt19937 random(3);
+  std::normal_distribution<float> logits(0, 0.5f);
+  int ties = 0;
+  for (int i = 0; i < 20000000; ++i) {
+    const float m = logits(random);
+    const double s = gate(1.0, m) * kFixedOne;  // exact: times a power of two
+    const double expected = std::nearbyint(s);  // the default mode: half to even
+    ties += std::fabs(s - std::floor(s) - 0.5) == 0;
+    if (gate_fixed(1.0, m) != static_cast<int64_t>(expected)) {
+      CHECK_EQUAL(gate_fixed(1.0, m), static_cast<int64_t>(expected));
+      break;
+    }
+  }
+  CHECK(ties > 0);
+  CHECK_EQUAL(gate_fixed(5.0, -kInfinity), 0);
+  CHECK_EQUAL(gate_fixed(5.0, kInfinity), int64_t{1} << 30);
+  CHECK_EQUAL(gate_fixed(0.1, 0.0f), int64_t{1} << 29);
+}
+
+void fixed_gates_never_fall_as_logits_rise() {
+  std::mt19937 random(4);
+  std::normal_distribution<float> logits(0, 3);
+  std::vector<float> m(20000);
+  for (float& x : m) x = logits(random);
+  std::sort(m.begin(), m.end());
+  for (size_t i = 1; i < m.size(); ++i) CHECK(gate_fixed(5.0, m[i - 1]) <= gate_fixed(5.0, m[i]));
+}
+
+void sums_of_fixed_gates_need_no_order_and_no_correction() {
+  std::mt19937 random(5);
+  std::normal_distribution<float> logits(0, 3);
+  std::vector<float> m(100000);
+  for (float& x : m) x = logits(random);
+  const auto sum = [&] {
+    return std::accumulate(m.begin(), m.end(), int64_t{0},
+                           [](int64_t all, float x) { return all + gate_fixed(1.3, x); });
+  };
+  const int64_t forward = sum();
+  std::shuffle(m.begin(), m.end(), random);
+  CHECK_EQUAL(sum(), forward);
+  Real mean = 0;
+  for (float x : m) mean += sigmoid(static_cast<Real>(1.3) * x);
+  const Real size = static_cast<Real>(m.size());
+  CHECK(std::fabs(forward / (kFixedOne * size) - mean / size) <= 0.5L / kFixedOne);
+  // Steps taken off and put on leave exactly what a recount finds.
+  int64_t kept_up = forward;
+  for (float& x : m) {
+    const float after = x - 0.1f * logits(random);
+    kept_up += gate_fixed(1.3, after) - gate_fixed(1.3, x);
+    x = after;
+  }
+  CHECK_EQUAL(sum(), kept_up);
+}
+
+void weights_are_gates_and_one_in_warm_up() {
+  State state;
+  CHECK_EQUAL(sample_weight(state.slots, 0.5f), gate(1.3, 0.5f));
+  state.slots[kResting] = 1;
+  for (float m : {-kInfinity, -3.0f, 0.0f, 100.0f}) CHECK_EQUAL(sample_weight(state.slots, m), 1.0);
+}
+
+void balance_follows_its_formula() {
+  const std::vector<float> m = {1.0f, -1.0f, 2.0f, 0.0f, -0.5f};
+  for (double ratio : {0.1, 0.7, 1.0}) {
+    const State state(m, 1.3, ratio);
+    Real mean = 0;
+    for (float x : m) mean += sigmoid(static_cast<Real>(1.3) * x) / m.size();
+    const Real lambda = 1 + 50 * std::fabs(2 / 5.0L - ratio);
+    CHECK(std::fabs(balance_pressure(state.slots) - 2 * lambda * (mean - ratio)) < 1e-7L);
+  }
+  CHECK_EQUAL(balance_pressure(State().slots), 0.0);  // no gates
+}
+
+void pressure_follows_its_formula() {
+  State state;
+  write_double(state.slots, kEasyWeight, 0.2);
+  write_double(state.slots, kLossScale, 3.0);
+  for (double loss : {0.0, 1e-12, 1e-5, 0.3, 1.0, 50.0, 1e30}) {
+    const Real scaled = static_cast<Real>(loss) / 3;
+    const Real expected = scaled - 0.2L * std::log(scaled + 1e-5L) + 0.25L;
+    CHECK(near(pressure(state.slots, 0.25, loss), expected, 1e-14L));
+  }
+  CHECK(std::isfinite(pressure(state.slots, 0, 0)));
+}
+
+void a_visit_spans_the_epochs_since_the_last_one() {
+  State state;
+  const std::pair<uint8_t, double> spans[] = {
+      {kNeverVisited, 1}, {0, 1}, {1, 1}, {2, 2}, {15, 15}, {16, 16}, {17, 16}, {kOldest, 16}};
+  for (const auto& [age, span] : spans) CHECK_EQUAL(visit_span(state.slots, age), span);
+  state.slots[kAgeCap] = 1;
+  for (int age = 0; age < 256; ++age) {
+    CHECK_EQUAL(visit_span(state.slots, static_cast<uint8_t>(age)), 1.0);
+  }
+}
+
+void a_step_follows_its_formula() {
+  std::mt19937 random(6);
+  std::normal_distribution<float> logits(0, 2);
+  for (double slope : {0.1, 5.0}) {
+    const State state({}, slope);
+    for (int i = 0; i < 10000; ++i) {
+      const float m = logits(random);
+      const double push = logits(random) * 3;
+      const uint8_t age = static_cast<uint8_t>(random());
+      const Real s = sigmoid(static_cast<Real>(slope) * m);
+      const Real step = 0.05L * visit_span(state.slots, age) * slope * s * (1 - s) * push;
+      const Real expected = m - step;
+      const Real found = stepped(state.slots, m, age, push);
+      CHECK(std::fabs(found - expected) <= 6.1e-8L * std::fabs(expected) + 1e-14L);
+    }
+    CHECK_EQUAL(stepped(state.slots, 0.7f, 0, 0.0), 0.7f);
+    CHECK_EQUAL(stepped(state.slots, -kInfinity, 5, -100.0), -kInfinity);  // closed for good
+    CHECK(std::isfinite(stepped(state.slots, 300.0f, 16, 1e30)));
+    CHECK(std::isfinite(stepped(state.slots, -300.0f, 16, -1e30)));
+  }
+}
+
+// Loss and gradient of a row by their definitions.
+struct Row {
+  std::vector<Real> logits, weights;
+  size_t target;
+  Real smoothing;
+
+  Real log_sum_exp() const {
+    const Real most = *std::max_element(logits.begin(), logits.end());
+    Real sum = 0;
+    for (Real x : logits) sum += std::exp(x - most);
+    return most + std::log(sum);
+  }
+  Real loss() const {
+    const Real lse = log_sum_exp();
+    Real smooth = 0;
+    for (size_t c = 0; c < logits.size(); ++c) smooth += weights[c] * (lse - logits[c]);
+    return (1 - smoothing) * weights[target] * (lse - logits[target]) +
+           smoothing / logits.size() * smooth;
+  }
+};
+
+template <typename T>
+void check_row(const Row& row, Real tolerance) {
+  const auto classes = static_cast<int64_t>(row.logits.size());
+  T total = 0, weighted = 0, sum = 0;
+  T most = static_cast<T>(*std::max_element(row.logits.begin(), row.logits.end()));
+  const T at_target = static_cast<T>(row.logits[row.target]);
+  for (size_t c = 0; c < row.logits.size(); ++c) {
+    const T w = static_cast<T>(row.weights[c]), x = static_cast<T>(row.logits[c]);
+    total += w;
+    weighted += w * (x - at_target);
+    sum += std::exp(x - most);
+  }
+  const auto terms = row_terms<T>(static_cast<T>(row.weights[row.target]), total,
+                                  static_cast<double>(row.smoothing), classes);
+  const T loss = row_loss(terms, std::log(sum) - (at_target - most), weighted);
+  CHECK(near(loss, row.loss(), tolerance));
+
+  // A·softmax − B sums to 0 over the classes, and A is the sum of B.
+  Real labels = (1 - row.smoothing) * row.weights[row.target];
+  for (Real w : row.weights) labels += row.smoothing * w / classes;
+  CHECK(near(softmax_weight(terms), labels, tolerance));
+}
+
+void rows_follow_their_definition() {
+  std::mt19937 random(7);
+  std::uniform_real_distribution<float> uniform(0, 1);
+  for (float reach : {1.0f, 20.0f, 1e4f}) {
+    for (int classes : {1, 2, 10, 300}) {
+      for (Real smoothing : {0.0L, 0.1L, 1.0L}) {
+        Row row{std::vector<Real>(classes), std::vector<Real>(classes), random() % classes,
+                smoothing};
+        for (Real& x : row.logits) x = reach * (uniform(random) - 0.5f);
+        for (Real& w : row.weights) w = uniform(random) + 0.1f;
+        row.logits[row.target] -= 1;  // no loss of almost 0, whose relative error says little
+        check_row<double>(row, 1e-12L);
+        for (Real& x : row.logits) x = static_cast<float>(x);
+        check_row<float>(row, 1e-4L);
+      }
+    }
+  }
+}
+
+void a_single_class_has_no_loss() {
+  const auto terms = row_terms<float>(1.0f, 1.0f, 0.1, 1);
+  CHECK_EQUAL(row_loss(terms, 0.0f, 0.0f), 0.0f);
+}
+
+void large_equal_logits_lose_nothing() {
+  Row row{std::vector<Real>(1000, 9999.3f), std::vector<Real>(1000, 1), 3, 0};
+  check_row<float>(row, 1e-6L);
+  row.smoothing = 0.1L;
+  check_row<float>(row, 1e-6L);
+}
+
+void the_state_holds_doubles_bit_for_bit() {
+  State state;
+  for (double value : {0.0, -0.0, 0.1, 5.0, -1e300, 4.9e-324, static_cast<double>(kInfinity)}) {
+    write_double(state.slots, kLossSum, value);
+    const double back = read_double(state.slots, kLossSum);
+    CHECK(std::memcmp(&back, &value, sizeof value) == 0);
+  }
+  write_double(state.slots, kLossSum, static_cast<double>(kNaN));
+  CHECK(std::isnan(read_double(state.slots, kLossSum)));
+  CHECK_EQUAL(state.slots[kLossCount], 0);  // the neighbour is untouched
+}
+
+void slots_and_ages_are_apart() {
+  const std::set<int> slots = {
+      kSlope,        kGateSum,    kOpenCount, kPopulation,     kKeepRatio,   kBalance,
+      kBalanceGain,  kEasyWeight, kStepSize,  kAgeCap,         kResting,     kLossScale,
+      kScaleRunning, kLossSum,    kLossCount, kNotFiniteCount, kNotFiniteIds};
+  CHECK_EQUAL(slots.size(), 17u);
+  CHECK_EQUAL(*slots.begin(), 0);
+  CHECK_EQUAL(*slots.rbegin(), kNotFiniteIds);
+  CHECK_EQUAL(kStateSize, kNotFiniteIds + kNotFiniteCapacity);
+  CHECK(kOldest < kNeverVisited);
+}
+
+}  // namespace
+
+int main() {
+  exp2_of_a_fraction_in_exact_arithmetic();
+  exp_nonpositive_is_as_close_as_it_says();
+  exp_nonpositive_at_its_ends();
+  exp_clamped_is_as_close_as_it_says();
+  gates_are_sigmoids();
+  fixed_gates_are_rounded_half_to_even();
+  fixed_gates_never_fall_as_logits_rise();
+  sums_of_fixed_gates_need_no_order_and_no_correction();
+  weights_are_gates_and_one_in_warm_up();
+  balance_follows_its_formula();
+  pressure_follows_its_formula();
+  a_visit_spans_the_epochs_since_the_last_one();
+  a_step_follows_its_formula();
+  rows_follow_their_definition();
+  a_single_class_has_no_loss();
+  large_equal_logits_lose_nothing();
+  the_state_holds_doubles_bit_for_bit();
+  slots_and_ages_are_apart();
+  return check::failures() == 0 ? 0 : 1;
+}

@@ -1,0 +1,68 @@
+"""torch.library.opcheck of every operator: schemas, fake kernels, autograd, tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from sample_inputs import (
+    FEW,
+    LOSSES,
+    TOP_K,
+    UPDATES,
+    cross_entropy_sample,
+    loss_sample,
+    native_gates,
+    segmented_topk_sample,
+    topk_sample,
+    update_sample,
+)
+
+OPERATORS = torch.ops.adapruner
+
+
+def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
+    """Operator, name of the sample, arguments."""
+    for name in FEW:
+        for dtype in (torch.float32, torch.bfloat16):
+            sample = cross_entropy_sample(name, dtype)
+            arguments = sample.arguments(native_gates(sample.gates))
+            yield "masked_cross_entropy_", f"{name} {dtype}", arguments, sample.options
+            arguments = (sample.logits.clone().requires_grad_(), *arguments[1:])
+            yield "masked_cross_entropy", f"{name} {dtype}", arguments, sample.options
+            evaluation = sample.options | {"compute_gradient": False}
+            arguments = (sample.logits, *arguments[1:])
+            yield "masked_cross_entropy", f"{name} {dtype} evaluation", arguments, evaluation
+    for name in LOSSES:
+        losses = loss_sample(name)
+        gates = native_gates(losses.gates)
+        x = losses.sample_loss.requires_grad_()
+        yield "masked_loss", name, (x, losses.ids, gates.logits, gates.state), {}
+    for name in UPDATES:
+        update = update_sample(name)
+        for track in (False, True):
+            gates = native_gates(update.gates, track_losses=track)
+            yield "gate_update", f"{name} {track}", update.arguments(gates), {}
+    for name in TOP_K:
+        yield "topk_mask", name, topk_sample(name), {}
+        yield "topk_indices", name, topk_sample(name), {}
+        yield "segmented_topk", name, segmented_topk_sample(name), {}
+    for operator in ("scale_gradient", "scale_gradient_"):
+        yield operator, "matrix", (torch.ones(3, 4), torch.tensor(2.0)), {}
+
+
+CALLS = {f"{operator}: {name}": (operator, *rest) for operator, name, *rest in calls()}
+
+
+def test_every_operator_has_samples() -> None:
+    schemas = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    registered = {name.split("::")[1] for name in schemas if name.startswith("adapruner::")}
+    assert {operator for operator, *_ in CALLS.values()} == registered
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name: str) -> None:
+    operator, arguments, options = CALLS[name]
+    torch.library.opcheck(getattr(OPERATORS, operator).default, arguments, options)
