@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -63,7 +65,7 @@ Tensor saved_gradient(AutogradContext* ctx) {
   const Tensor before = ctx->saved_data["weights"].toTensor(), now = saved[1];
   std::vector<int64_t> per_sample(saved[0].dim(), 1);
   per_sample[0] = -1;
-  const Tensor ratio = at::where(now == 0, now, before / now).view(per_sample);
+  const Tensor ratio = at::where(at::eq(now, 0), now, at::div(before, now)).view(per_sample);
   return at::mul(saved[0], ratio).to(saved[0].scalar_type());
 }
 

@@ -25,15 +25,13 @@ ADAPRUNER_HD inline RowTerms<T> row_terms(T target_class_weight, T total_weight,
           static_cast<T>(smoothing / static_cast<double>(classes)), total_weight};
 }
 
-// All of the logits less their maximum, so that large ones cancel nothing: `log_sum` = lse − max,
-// `target_logit` = x_y − max, `weighted_logits` = Σ_c w_c·(x_c − max), read only where there is
-// smoothing.
+// `target_loss` = lse − x_y, as log Σ_c exp(x_c − max) − (x_y − max); `weighted` = Σ_c w_c·(x_c −
+// x_y), read only where there is smoothing. Differences, so that nothing of large logits cancels.
 template <typename T>
-ADAPRUNER_HD inline T row_loss(const RowTerms<T>& terms, T log_sum, T target_logit,
-                               T weighted_logits) {
-  T loss = terms.target_weight * (log_sum - target_logit);
+ADAPRUNER_HD inline T row_loss(const RowTerms<T>& terms, T target_loss, T weighted) {
+  T loss = terms.target_weight * target_loss;
   if (terms.smooth_weight != 0) {
-    loss += terms.smooth_weight * (terms.total_weight * log_sum - weighted_logits);
+    loss += terms.smooth_weight * (terms.total_weight * target_loss - weighted);
   }
   return loss;
 }

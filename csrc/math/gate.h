@@ -13,7 +13,7 @@ namespace adapruner {
 constexpr double kLossEpsilon = 1e-5;       // ε of log(ℓ + ε)
 constexpr double kFixedOne = 1073741824.0;  // 2³⁰, the fixed point of gate sums
 
-// s = σ(k·m) in (0, 1); m = −inf gives 0 to within 1e−304.
+// s = σ(k·m) in (0, 1], 1 from k·m ≈ 37 on; m = −inf gives 0 to within 1e−304.
 ADAPRUNER_HD inline double gate(double slope, float gate_logit) {
   return 1.0 / (1.0 + exp_clamped(-slope * static_cast<double>(gate_logit)));
 }

@@ -35,6 +35,44 @@ class Scratch {
   A* data_;
 };
 
+// f(vector, place, values) over [begin, end): whole vectors, then a part with `none` in its rest.
+template <typename T, typename F>
+inline void each_vector(const T* x, int64_t begin, int64_t end, float none, const F& f) {
+  int64_t j = begin;
+  for (; j + kWidth <= end; j += kWidth) f(load(x + j), j, int64_t{kWidth});
+  if (j < end) f(load_part(x + j, end - j, none), j, end - j);
+}
+
+// Some n ≤ kWidth values, with 0 in the other lanes.
+inline Floats load_some(const float* x, int64_t n) {
+  return n == kWidth ? load(x) : load_part(x, n, 0);
+}
+
+// Σ_c w_c·(x_c − reference), in sums of blocks; the reference is a number of type T.
+template <typename T>
+double weighted_differences(const T* x, float reference, const float* weight, int64_t n) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+    Floats part{};
+    each_vector(x, begin, end, reference, [&](Floats values, int64_t at, int64_t size) {
+      const Floats difference = values - reference;
+      part += weight == nullptr ? difference : difference * load_some(weight + at, size);
+    });
+    total += sum(part);
+  }
+  return total;
+}
+
+inline double weighted_differences(const double* x, double reference, const double* weight,
+                                   int64_t n) {
+  double total = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    total += (weight == nullptr ? 1 : weight[j]) * (x[j] - reference);
+  }
+  return total;
+}
+
 template <typename T>
 struct Row {
   using A = Acc<T>;
@@ -45,7 +83,7 @@ struct Row {
   A scale;
   RowTerms<A> terms;
   A target_logit;
-  A weighted_logits;
+  A weighted;  // Σ_c w_c·(x_c − x_y), taken before a gradient overwrites the logits
 
   Row(const CrossEntropyRows<T>& all, int64_t i)
       : rows(all),
@@ -56,34 +94,37 @@ struct Row {
         terms(row_terms<A>(all.class_weight == nullptr ? A(1) : all.class_weight[target],
                            all.total_weight, all.smoothing, all.classes)),
         target_logit(static_cast<A>(logits[target])),
-        weighted_logits(terms.smooth_weight != 0 ? weighted_sum() : A(0)) {}
-
-  A weighted_sum() const {
-    A result = 0;
-    for (int64_t j = 0; j < rows.classes; ++j) {
-      const A x = static_cast<A>(logits[j]);
-      result += rows.class_weight == nullptr ? x : rows.class_weight[j] * x;
-    }
-    return result;
+        weighted(0) {
+    if (terms.smooth_weight == 0) return;
+    // With an infinite x_y the loss is not finite, whatever it is held against.
+    const A reference = std::isfinite(target_logit) ? target_logit : A(0);
+    weighted =
+        static_cast<A>(weighted_differences(logits, reference, rows.class_weight, rows.classes));
   }
 
+  // From Σ_c exp(x_c − shift).
   A loss(A shift, A sum) const {
-    return row_loss(terms, shift + std::log(sum), target_logit, weighted_logits);
+    return row_loss(terms, std::log(sum) - (target_logit - shift), weighted);
   }
   // The gradient is e·factor less what smoothing and the target take, with e the exponentials.
   A factor(A sum) const { return scale * softmax_weight(terms) / sum; }
 
-  void subtract_labels(A target_softmax) const {
-    const A smooth = scale * terms.smooth_weight;
-    if (smooth != 0) {
-      for (int64_t j = 0; j < rows.classes; ++j) {
-        const A weight = rows.class_weight == nullptr ? A(1) : rows.class_weight[j];
-        gradient[j] = static_cast<T>(static_cast<A>(gradient[j]) - smooth * weight);
-      }
-    }
-    const A weight = rows.class_weight == nullptr ? A(1) : rows.class_weight[target];
-    gradient[target] =
-        static_cast<T>(target_softmax - smooth * weight - scale * terms.target_weight);
+  A class_weight(int64_t j) const {
+    return rows.class_weight == nullptr ? A(1) : rows.class_weight[j];
+  }
+  A smoothing() const { return scale * terms.smooth_weight; }
+
+  // `size` values of the gradient from class `at` on, from e·factor.
+  Floats less_smoothing(Floats g, int64_t at, int64_t size) const {
+    if (terms.smooth_weight == 0) return g;
+    const float smooth = smoothing();
+    if (rows.class_weight == nullptr) return g - smooth;
+    return g - smooth * load_some(rows.class_weight + at, size);
+  }
+
+  void set_target_gradient(A target_softmax) const {
+    gradient[target] = static_cast<T>(target_softmax - smoothing() * class_weight(target) -
+                                      scale * terms.target_weight);
   }
 };
 
@@ -115,12 +156,12 @@ inline float short_row(const Row<T>& row, int64_t rest) {
     for (int v = 0; v < kVectors; ++v) {
       T* at = row.gradient + v * kWidth;
       if (v + 1 < kVectors || rest == 0) {
-        store(at, x[v] * factor);
+        store(at, row.less_smoothing(x[v] * factor, v * kWidth, kWidth));
       } else {
-        store_part(at, rest, x[v] * factor);
+        store_part(at, rest, row.less_smoothing(x[v] * factor, v * kWidth, rest));
       }
     }
-    row.subtract_labels(target_exp * factor);
+    row.set_target_gradient(target_exp * factor);
   }
   return row.loss(shift, all);
 }
@@ -147,14 +188,6 @@ inline float short_row(const Row<T>& row, int vectors, int64_t rest) {
   }
 }
 
-// f(vector, place, values) over [begin, end): whole vectors, then a part with `none` in its rest.
-template <typename T, typename F>
-inline void each_vector(const T* x, int64_t begin, int64_t end, float none, const F& f) {
-  int64_t j = begin;
-  for (; j + kWidth <= end; j += kWidth) f(load(x + j), j, int64_t{kWidth});
-  if (j < end) f(load_part(x + j, end - j, none), j, end - j);
-}
-
 inline void store_some(float* x, int64_t n, Floats v) {
   if (n == kWidth) {
     store(x, v);
@@ -169,7 +202,8 @@ template <typename T>
 float long_row(const Row<T>& row, float* e, float* shifts) {
   constexpr float kNone = -std::numeric_limits<float>::infinity();
   const int64_t n = row.rows.classes;
-  float shift = kNone, all = 0;
+  float shift = kNone;
+  double all = 0;
   for (int64_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
     const int64_t end = begin + kBlock < n ? begin + kBlock : n;
     Floats most0 = spread(kNone), most1 = most0, most2 = most0, most3 = most0;
@@ -184,7 +218,7 @@ float long_row(const Row<T>& row, float* e, float* shifts) {
                 [&](Floats x, int64_t, int64_t) { most0 = larger(most0, x); });
     const float here = largest(larger(larger(most0, most1), larger(most2, most3)));
     if (here > shift) {
-      all = all == 0 ? 0 : all * exp_nonpositive(shift - here);
+      all = all == 0 ? 0 : all * static_cast<double>(exp_nonpositive(shift - here));
       shift = here;
     }
     shifts[block] = shift;
@@ -198,19 +232,24 @@ float long_row(const Row<T>& row, float* e, float* shifts) {
     all += sum(total);
   }
   if (row.gradient != nullptr) {
-    const float factor = row.factor(all);
+    const float factor = row.factor(static_cast<float>(all));
     const float target_exp = exp_nonpositive(row.target_logit - shift);
     for (int64_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
       const int64_t end = begin + kBlock < n ? begin + kBlock : n;
       const float here =
           shifts[block] == shift ? factor : factor * exp_nonpositive(shifts[block] - shift);
       int64_t j = begin;
-      for (; j + kWidth <= end; j += kWidth) store(row.gradient + j, load(e + j) * here);
-      if (j < end) store_part(row.gradient + j, end - j, load_part(e + j, end - j, 0) * here);
+      for (; j + kWidth <= end; j += kWidth) {
+        store(row.gradient + j, row.less_smoothing(load(e + j) * here, j, kWidth));
+      }
+      if (j < end) {
+        const Floats part = load_part(e + j, end - j, 0) * here;
+        store_part(row.gradient + j, end - j, row.less_smoothing(part, j, end - j));
+      }
     }
-    row.subtract_labels(target_exp * factor);
+    row.set_target_gradient(target_exp * factor);
   }
-  return row.loss(shift, all);
+  return row.loss(shift, static_cast<float>(all));
 }
 
 // float64, for checks: plain, with the library's exp.
@@ -222,8 +261,11 @@ inline double plain_row(const Row<double>& row) {
   if (row.gradient != nullptr) {
     const double factor = row.factor(all);
     const double target_exp = std::exp(row.target_logit - shift);
-    for (int64_t j = 0; j < n; ++j) row.gradient[j] = std::exp(row.logits[j] - shift) * factor;
-    row.subtract_labels(target_exp * factor);
+    const double smooth = row.smoothing();
+    for (int64_t j = 0; j < n; ++j) {
+      row.gradient[j] = std::exp(row.logits[j] - shift) * factor - smooth * row.class_weight(j);
+    }
+    row.set_target_gradient(target_exp * factor);
   }
   return row.loss(shift, all);
 }
