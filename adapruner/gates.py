@@ -20,7 +20,9 @@ class Gates:
         keep_ratio: r, the ratio wanted, in (0, 1].
         method: the constants of the objective.
         device: where the gates live.
-        track_losses: whether to keep the last loss of every sample (4 more bytes a sample).
+        track_losses: whether to keep the last loss of every sample (4 more bytes a sample), by
+            which gates step in epochs that do not visit them; without it, a later visit stands for
+            those epochs.
 
     Attributes:
         logits: m, float32 ``[N]``; 1 at the start; −inf for a sample that is excluded.
@@ -50,7 +52,8 @@ class Gates:
         self.set_real("easy_weight", method.easy_weight)
         self.set_real("step_size", method.step_size)
         self.set_real("loss_scale", 1.0)
-        self.set_integer("age_cap", method.age_cap)
+        # Gates that drift have taken the steps of the epochs between two visits.
+        self.set_integer("age_cap", 1 if track_losses else method.age_cap)
         self.set_integer("population", num_samples)
         self.set_slope(method.slope[0])
 
@@ -107,6 +110,14 @@ class Gates:
             self.logits[closed] = -torch.inf
             self.set_integer("population", self.integer("population") - closed.numel())
             self.set_slope(self.real("slope"))
+
+    def drift(self) -> None:
+        """Step the gates that the epoch did not visit, if their last losses are known.
+
+        A top-k must follow: the sums are not kept up.
+        """
+        if self.last_loss is not None:
+            ops.gate_drift(self.logits, self.age, self.state, self.last_loss)
 
     def end_epoch(self) -> None:
         """Let every visited sample grow an epoch older and start new sums of losses."""

@@ -139,6 +139,21 @@ def gate_update(
     torch.ops.adapruner.gate_update(gate_logits, age, state, last_loss, ids, pressure, sample_loss)
 
 
+def gate_drift(gate_logits: Tensor, age: Tensor, state: Tensor, last_loss: Tensor) -> None:
+    """The epoch's step of every gate that it did not visit, from the sample's last loss, in place.
+
+    To be called at the end of an epoch, before a top-k (which brings the sums in the state to the
+    new gates). O(N).
+
+    Args:
+        gate_logits: m, float32 ``[N]``.
+        age: epochs since the last visit, uint8 ``[N]``, 0 for those visited in this epoch.
+        state: int64.
+        last_loss: float32 ``[N]``; where it is not finite the gate is left alone.
+    """
+    torch.ops.adapruner.gate_drift(gate_logits, age, state, last_loss)
+
+
 def topk_mask(gate_logits: Tensor, k: int, slope: float) -> TopK:
     """The k largest gate logits as a bit mask; equal ones go to the lower index. Exact."""
     return TopK(*torch.ops.adapruner.topk_mask(gate_logits, k, slope))
@@ -212,6 +227,11 @@ def _(gradient, upstream):  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake("adapruner::gate_update")
 def _(gate_logits, age, state, last_loss, ids, pressure, sample_loss):  # type: ignore[no-untyped-def]
+    return None
+
+
+@torch.library.register_fake("adapruner::gate_drift")
+def _(gate_logits, age, state, last_loss):  # type: ignore[no-untyped-def]
     return None
 
 

@@ -7,7 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,15 @@ from adapruner.gates import Gates
 from adapruner.methods import DEFAULT_METHOD, find_method
 from adapruner.result import PruneResult
 from adapruner.selection import Selection, check_keep_ratio, keep_count, unpack
+
+
+class _Best(NamedTuple):
+    """The selection to return, as far as held-out losses tell."""
+
+    loss: float  # the lowest
+    bound: float  # one standard error above it
+    epoch: int
+    mask: Tensor
 
 
 class Pruner:
@@ -45,7 +54,9 @@ class Pruner:
         explore: share of N of pruned samples that each epoch reads besides, so that one can return.
         normalize_loss: divide losses by their running mean in the pressure, for losses that are not
             on the scale of cross entropy.
-        track_losses: keep the last loss of every sample for the result (4 bytes a sample).
+        track_losses: keep the last loss of every sample (4 bytes a sample), by which gates step in
+            epochs that do not visit them; without it, a later visit stands for those epochs, and
+            short runs select less like runs that visit all.
         device: where the gates live; that of the losses.
 
     Example:
@@ -76,7 +87,7 @@ class Pruner:
         held_out: Any | None = None,
         explore: float = 0.02,
         normalize_loss: bool = False,
-        track_losses: bool = False,
+        track_losses: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         _check_whole("num_samples", num_samples, 1)
@@ -129,9 +140,10 @@ class Pruner:
             "held_out": int(self.selection.held_out.sum()),
             "explore": explore,
             "normalize_loss": normalize_loss,
+            "track_losses": track_losses,
         }
         self._reads = self.selection.reads()
-        self._best: tuple[float, int, Tensor] | None = None  # held-out loss, epoch, bit mask
+        self._best: _Best | None = None
         self._unreadable: dict[int, str] = {}
         self._not_finite: list[int] = []
         self.fingerprint = ""
@@ -289,7 +301,7 @@ class Pruner:
             self._unreadable.setdefault(index, reason)
         indices = torch.tensor([index for index, _ in unreadable], dtype=torch.int64)
         self.gates.exclude(indices)
-        if self._best is not None and unpack(self._best[2], self.num_samples)[indices].any():
+        if self._best is not None and unpack(self._best.mask, self.num_samples)[indices].any():
             self._best = None
 
     def step(
@@ -299,7 +311,7 @@ class Pruner:
 
         Args:
             validation_loss: mean loss on held-out data; given, the pace is held back when it falls
-                behind, and the selection with the lowest one is chosen in the end.
+                behind, and of the selections with the lowest ones the latest is chosen in the end.
             standard_error: of that mean.
 
         Returns:
@@ -329,7 +341,7 @@ class Pruner:
             "validation_loss": None if validation_loss is None else float(validation_loss),
         }
         self._not_finite += [i for i in gates.not_finite() if i not in self._not_finite]
-        self._note_best(entry["validation_loss"])
+        self._note_best(entry["validation_loss"], float(standard_error))
         entry["decision"] = controller.step(
             self.epoch, entry["validation_loss"], float(standard_error)
         )
@@ -347,16 +359,26 @@ class Pruner:
         self.history.append(entry)
         return entry
 
-    def _note_best(self, validation_loss: float | None) -> None:
-        """Remember the selection of this epoch if it is at the ratio wanted and the best so far."""
+    def _note_best(self, validation_loss: float | None, standard_error: float) -> None:
+        """Remember the selection of this epoch if it is at the ratio wanted and among the best.
+
+        The latest one within a standard error of the lowest held-out loss: a difference below that
+        is chance, and a later selection has seen more.
+        """
         at_target = self.selection.kept_count == keep_count(self.keep_ratio, self.num_samples)
         if not at_target or self.epoch < self.warmup_epochs:
             return
         if validation_loss is None or not math.isfinite(validation_loss):
             return
         all_readable = bool((self.gates.logits[self.selection.kept_indices()] != -torch.inf).all())
-        if all_readable and (self._best is None or validation_loss <= self._best[0]):
-            self._best = (validation_loss, self.epoch, self.selection.mask.clone())
+        if not all_readable:
+            return
+        best = self._best
+        if best is None or validation_loss < best.loss:
+            bound = validation_loss + standard_error
+            self._best = _Best(validation_loss, bound, self.epoch, self.selection.mask.clone())
+        elif validation_loss <= best.bound:
+            self._best = _Best(best.loss, best.bound, self.epoch, self.selection.mask.clone())
 
     def _end_gate_epoch(self, warming_up: bool) -> None:
         gates = self.gates
@@ -364,6 +386,7 @@ class Pruner:
         if self._normalize and mean_loss:
             gates.set_real("loss_scale", mean_loss)
             gates.set_integer("scale_running", 0)
+        gates.drift()
         gates.end_epoch()
         if warming_up and self.epoch + 1 == self.warmup_epochs:
             gates.set_integer("resting", 0)
@@ -381,7 +404,7 @@ class Pruner:
             )
         mask, selected_epoch = self.selection.mask, None
         if self._best is not None:
-            _, selected_epoch, mask = self._best
+            selected_epoch, mask = self._best.epoch, self._best.mask
         indices = torch.from_numpy(np.flatnonzero(unpack(mask, self.num_samples)))
         # Held back to the end: no epoch has trained at the ratio wanted.
         target = keep_count(self.keep_ratio, self.num_samples)
@@ -414,7 +437,6 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from the start of the current epoch: tensors and plain values."""
-        best = self._best
         return {
             "settings": dict(self._settings),
             "epoch": self.epoch,
@@ -423,7 +445,7 @@ class Pruner:
             "gates": {name: tensor.clone() for name, tensor in self.gates.state_dict().items()},
             "mask": self.selection.mask.clone(),
             "explored": self.selection.explored.clone(),
-            "best": None if best is None else {"loss": best[0], "epoch": best[1], "mask": best[2]},
+            "best": None if self._best is None else self._best._asdict(),
             "unreadable": [list(item) for item in self._unreadable.items()],
             "not_finite": list(self._not_finite),
         }
@@ -446,8 +468,7 @@ class Pruner:
         self.controller.load_state_dict(state["controller"])
         self.selection.mask = state["mask"].clone()
         self.selection.explored = state["explored"].clone()
-        best = state["best"]
-        self._best = None if best is None else (best["loss"], best["epoch"], best["mask"].clone())
+        self._best = None if state["best"] is None else _Best(**state["best"])
         self._unreadable = {index: reason for index, reason in state["unreadable"]}
         self._not_finite = list(state["not_finite"])
         self._reads = self.selection.reads()

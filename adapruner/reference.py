@@ -81,6 +81,17 @@ class ReferenceGates:
             self.m[i] = m[i] - self.step_size * span * self.slope * s[i] * (1 - s[i]) * value
             self.age[i] = 0
 
+    def drift(self, last_loss: list[float]) -> None:
+        """The epoch's step of the gates that it did not visit, from their last losses."""
+        if self.resting:
+            return
+        m, s = self.m.clone(), self.gates
+        pressure = self.pressure(torch.tensor(last_loss, dtype=torch.float64))
+        for i, age in enumerate(self.age):
+            if age not in (0, None) and math.isfinite(last_loss[i]):
+                step = self.step_size * self.slope * s[i] * (1 - s[i]) * pressure[i]
+                self.m[i] = m[i] - step
+
     def end_epoch(self) -> None:
         self.age = [None if age is None else age + 1 for age in self.age]
 

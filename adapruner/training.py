@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
@@ -150,7 +151,6 @@ def fast_prune(
         labels=source.targets if balance == "class" else None,
         held_out=held_out,
         normalize_loss=normalize_loss,
-        track_losses=True,
         device=device,
     )
     run = _Run(model.to(device), pruner, loss, learning_rate, optimizer, progress, on_error)
@@ -252,8 +252,6 @@ class _Run:
                 finite += 1
                 loss.backward()
                 self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
         if not finite:
             raise FloatingPointError(
                 f"no batch of epoch {pruner.epoch} had a finite loss; the samples concerned start "
@@ -302,6 +300,10 @@ class _Run:
         count = len(held_out_losses)
         mean = held_out_losses.mean().item() if count else None
         error = held_out_losses.std().item() / math.sqrt(count) if count > 1 else 0.0
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(mean if mean is not None else self.pruner.gates.training_loss())
+        elif self.scheduler is not None:
+            self.scheduler.step()
         entry = self.pruner.step(mean, error)
         if self.progress:
             tqdm.write(describe_epoch(entry, self.pruner.epochs), file=sys.stderr)

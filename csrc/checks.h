@@ -98,6 +98,34 @@ inline void check_masked_loss(const at::Tensor& sample_loss, const at::Tensor& i
   check_device(state, sample_loss, "state");
 }
 
+// age [N] and last_loss [N] beside the gates that are written in place.
+inline void check_age(const at::Tensor& gate_logits, const at::Tensor& age) {
+  TORCH_CHECK_TYPE(age.scalar_type() == at::kByte, "age must be uint8; found ", age.scalar_type());
+  TORCH_CHECK_VALUE(age.sizes() == gate_logits.sizes(), "age must have the shape of gate_logits, ",
+                    gate_logits.sizes(), "; found ", age.sizes());
+  TORCH_CHECK_VALUE(gate_logits.is_contiguous() && age.is_contiguous(),
+                    "gate_logits and age are written in place and must be contiguous");
+  check_device(age, gate_logits, "age");
+}
+
+inline void check_last_loss(const at::Tensor& gate_logits, const at::Tensor& last_loss) {
+  TORCH_CHECK_TYPE(last_loss.scalar_type() == at::kFloat, "last_loss must be float32; found ",
+                   last_loss.scalar_type());
+  TORCH_CHECK_VALUE(last_loss.sizes() == gate_logits.sizes() && last_loss.is_contiguous(),
+                    "last_loss must be contiguous, of the shape of gate_logits, ",
+                    gate_logits.sizes(), "; found ", last_loss.sizes());
+  check_device(last_loss, gate_logits, "last_loss");
+}
+
+inline void check_gate_drift(const at::Tensor& gate_logits, const at::Tensor& age,
+                             const at::Tensor& state, const at::Tensor& last_loss) {
+  check_gate_logits(gate_logits);
+  check_age(gate_logits, age);
+  check_state(state);
+  check_device(state, gate_logits, "state");
+  check_last_loss(gate_logits, last_loss);
+}
+
 inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& age,
                               const at::Tensor& state, const std::optional<at::Tensor>& last_loss,
                               const at::Tensor& ids, const at::Tensor& pressure,
@@ -108,24 +136,12 @@ inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& a
   TORCH_CHECK_VALUE(sample_loss.sizes() == pressure.sizes(),
                     "sample_loss must have the shape of pressure, ", pressure.sizes(), "; found ",
                     sample_loss.sizes());
-  TORCH_CHECK_TYPE(age.scalar_type() == at::kByte, "age must be uint8; found ", age.scalar_type());
-  TORCH_CHECK_VALUE(age.sizes() == gate_logits.sizes(), "age must have the shape of gate_logits, ",
-                    gate_logits.sizes(), "; found ", age.sizes());
-  TORCH_CHECK_VALUE(gate_logits.is_contiguous() && age.is_contiguous(),
-                    "gate_logits and age are written in place and must be contiguous");
-  check_device(age, gate_logits, "age");
+  check_age(gate_logits, age);
   check_device(state, gate_logits, "state");
   check_device(ids, gate_logits, "ids");
   check_device(pressure, gate_logits, "pressure");
   check_device(sample_loss, gate_logits, "sample_loss");
-  if (last_loss.has_value()) {
-    TORCH_CHECK_TYPE(last_loss->scalar_type() == at::kFloat, "last_loss must be float32; found ",
-                     last_loss->scalar_type());
-    TORCH_CHECK_VALUE(last_loss->sizes() == gate_logits.sizes() && last_loss->is_contiguous(),
-                      "last_loss must be contiguous, of the shape of gate_logits, ",
-                      gate_logits.sizes(), "; found ", last_loss->sizes());
-    check_device(*last_loss, gate_logits, "last_loss");
-  }
+  if (last_loss.has_value()) check_last_loss(gate_logits, *last_loss);
 }
 
 inline void check_topk(const at::Tensor& gate_logits, int64_t k) {

@@ -50,6 +50,12 @@ TORCH_LIBRARY(adapruner, m) {
       "gate_update(Tensor(a!) gate_logits, Tensor(b!) age, Tensor(c!) state, "
       "Tensor(d!)? last_loss, Tensor ids, Tensor pressure, Tensor sample_loss) -> ()");
 
+  // At the end of an epoch, its step of every gate that it did not visit (age neither 0 nor "never
+  // visited"), with the pressure of the sample's last_loss [N] float32, unless that is not finite.
+  // In warm-up (resting) nothing.
+  // The sums in state are left as they were: the top-k that follows brings them up to date.
+  m.def("gate_drift(Tensor(a!) gate_logits, Tensor age, Tensor state, Tensor last_loss) -> ()");
+
   // The k largest of gate_logits: exact; +0 and −0 equal; equal values to the lower index; NaN is a
   // ValueError naming the first. mask [ceil(N / 8)] uint8, bit i % 8 of byte i / 8; indices [k]
   // int64 ascending; sums [2] int64: Σ round(σ(slope·m)·2³⁰) and the number of m > 0.

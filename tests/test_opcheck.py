@@ -45,6 +45,9 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
         for track in (False, True):
             gates = native_gates(update.gates, track_losses=track)
             yield "gate_update", f"{name} {track}", update.arguments(gates), {}
+            if gates.last_loss is not None:
+                arguments = (gates.logits, gates.age, gates.state, gates.last_loss)
+                yield "gate_drift", name, arguments, {}
     for name in TOP_K:
         yield "topk_mask", name, topk_sample(name), {}
         yield "topk_indices", name, topk_sample(name), {}

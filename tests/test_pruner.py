@@ -20,8 +20,13 @@ from adapruner.selection import keep_count
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("warmup_epochs", "normalize"), [(0, False), (2, False), (2, True)])
-def test_run_is_that_of_the_reference(method: str, warmup_epochs: int, normalize: bool) -> None:
+@pytest.mark.parametrize(
+    ("warmup_epochs", "normalize", "track"),
+    [(0, False, False), (2, False, False), (2, True, False), (0, False, True), (2, True, True)],
+)
+def test_run_is_that_of_the_reference(
+    method: str, warmup_epochs: int, normalize: bool, track: bool
+) -> None:
     num_samples, epochs, keep_ratio = 60, 9, 0.4
     losses = frozen(num_samples)(0)
     pruner = Pruner(
@@ -32,6 +37,7 @@ def test_run_is_that_of_the_reference(method: str, warmup_epochs: int, normalize
         method=method,
         explore=0.05,
         normalize_loss=normalize,
+        track_losses=track,
     )
     constants = METHODS[method]
     plain = reference.ReferenceGates(
@@ -42,7 +48,7 @@ def test_run_is_that_of_the_reference(method: str, warmup_epochs: int, normalize
         balance_gain=constants.balance_gain,
         easy_weight=constants.easy_weight,
         step_size=constants.step_size,
-        age_cap=constants.age_cap,
+        age_cap=1 if track else constants.age_cap,
         resting=warmup_epochs > 0,
     )
     for epoch in range(epochs):
@@ -58,6 +64,8 @@ def test_run_is_that_of_the_reference(method: str, warmup_epochs: int, normalize
         entry = pruner.step()
         assert entry["mean_gate"] == pytest.approx(plain.mean_gate, abs=1e-5)
         assert entry["open_share"] == pytest.approx(plain.open_share)
+        if track:
+            plain.drift(losses.tolist())
         plain.end_epoch()
         plain.resting = epoch + 1 < warmup_epochs
         done = max(epoch + 1 - warmup_epochs, 0) / (epochs - warmup_epochs - 1)

@@ -146,7 +146,7 @@ def test_state_of_other_settings_is_refused_and_changes_nothing() -> None:
         ("normalize_loss=False; this one has normalize_loss=True", 30, {"normalize_loss": True}),
         ("held_out=0; this one has held_out=2", 30, {"held_out": [1, 2]}),
         (r"\[30\] for gate_logits; expected shape \[31\]", 31, {}),
-        (r"nothing for last_loss; expected shape \[30\]", 30, {"track_losses": True}),
+        ("track_losses=True; this one has track_losses=False", 30, {"track_losses": False}),
     ]
     for message, num_samples, arguments in others:
         settings = {"keep_ratio": 0.5, "epochs": 4, "warmup_epochs": 0, **arguments}

@@ -129,9 +129,11 @@ def test_losses_on_another_scale_give_the_same_pressures() -> None:
     assert other.loss.item() == pytest.approx(37 * plain.loss.item())  # the model's loss is not
 
 
-def kept_of(method: str, losses: np.ndarray, *, everything: bool, seed: int) -> np.ndarray:
-    """What a run of 40 epochs with frozen losses keeps, reading everything or what is kept."""
-    pruner = Pruner(N, RATIO, epochs=40, method=method, seed=seed)
+def kept_of(
+    method: str, losses: np.ndarray, *, everything: bool, seed: int, epochs: int, track: bool
+) -> np.ndarray:
+    """What a run with frozen losses keeps, reading everything or what is kept."""
+    pruner = Pruner(N, RATIO, epochs, method=method, seed=seed, track_losses=track)
     random = np.random.default_rng(seed)
     while not pruner.finished:
         order = np.arange(N) if everything else np.flatnonzero(pruner.reads())
@@ -145,9 +147,12 @@ def kept_of(method: str, losses: np.ndarray, *, everything: bool, seed: int) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["lognormal", "uniform"])
-def test_reading_what_is_kept_selects_what_reading_everything_does(method: str, kind: str) -> None:
+@pytest.mark.parametrize(("epochs", "track"), [(20, True), (30, True), (40, False)])
+def test_reading_what_is_kept_selects_what_reading_everything_does(
+    method: str, kind: str, epochs: int, track: bool
+) -> None:
     random = np.random.default_rng(3)
     losses = np.exp(random.normal(-1, 1.2, N)) if kind == "lognormal" else random.uniform(0, 3, N)
-    full = kept_of(method, losses, everything=True, seed=1)
-    kept = kept_of(method, losses, everything=False, seed=2)
+    full = kept_of(method, losses, everything=True, seed=1, epochs=epochs, track=track)
+    kept = kept_of(method, losses, everything=False, seed=2, epochs=epochs, track=track)
     assert len(np.intersect1d(full, kept)) >= 0.95 * round(RATIO * N)

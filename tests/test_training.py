@@ -276,6 +276,7 @@ def test_result_equals_independent_counts() -> None:
         "held_out": 21,
         "explore": 0.02,
         "normalize_loss": False,
+        "track_losses": True,
         "batch_size": 16,
     }
     assert result.config == expected

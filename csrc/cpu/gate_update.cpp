@@ -1,3 +1,4 @@
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
@@ -108,8 +109,28 @@ void gate_update_cpu(at::Tensor& gate_logits, at::Tensor& age, at::Tensor& state
   if (!s[kResting]) step_gates(visits.visits(), gate_logits.mutable_data_ptr<float>(), ages, s);
 }
 
+void gate_drift_cpu(at::Tensor& gate_logits, const at::Tensor& age, const at::Tensor& state,
+                    const at::Tensor& last_loss) {
+  check_gate_drift(gate_logits, age, state, last_loss);
+  float* m = gate_logits.mutable_data_ptr<float>();
+  const uint8_t* ages = age.const_data_ptr<uint8_t>();
+  const float* losses = last_loss.const_data_ptr<float>();
+  const int64_t* s = state.const_data_ptr<int64_t>();
+  if (s[kResting]) return;
+  const double balance = balance_pressure(s);
+  at::parallel_for(0, gate_logits.numel(), 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (ages[i] == 0 || ages[i] == kNeverVisited || !std::isfinite(losses[i])) continue;
+      m[i] = stepped(s, m[i], 0, pressure(s, balance, losses[i]));
+    }
+  });
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapruner, CPU, m) { m.impl("gate_update", gate_update_cpu); }
+TORCH_LIBRARY_IMPL(adapruner, CPU, m) {
+  m.impl("gate_update", gate_update_cpu);
+  m.impl("gate_drift", gate_drift_cpu);
+}
 
 }  // namespace adapruner::cpu

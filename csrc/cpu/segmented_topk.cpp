@@ -8,6 +8,8 @@
 // Memory beyond the results: histograms of at most 64 MB for all threads together or, with more
 // than 8 million segments, 8 bytes per segment; some 40 bytes per segment and 8 more per thread;
 // bands of at most 2 bytes per value (0.16 where 1 % is in them) or 1 MB.
+#include "simd/segmented_topk.h"
+
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
