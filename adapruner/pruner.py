@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adapruner import ops
+from adapruner.arguments import check_held_out, check_labels, check_whole
 from adapruner.controller import Controller
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.sources import as_source
@@ -90,13 +91,13 @@ class Pruner:
         track_losses: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        _check_whole("num_samples", num_samples, 1)
-        _check_whole("epochs", epochs, 1)
-        _check_whole("seed", seed, 0)
+        check_whole("num_samples", num_samples, 1)
+        check_whole("epochs", epochs, 1)
+        check_whole("seed", seed, 0)
         keep_ratio = check_keep_ratio(keep_ratio, num_samples)
         if warmup_epochs is None:
             warmup_epochs = min(max(round(0.1 * epochs), 1), epochs - 1)
-        _check_whole("warmup_epochs", warmup_epochs, 0)
+        check_whole("warmup_epochs", warmup_epochs, 0)
         if warmup_epochs >= epochs:
             raise ValueError(
                 f"warmup_epochs must be less than epochs ({epochs}), so that gates learn; "
@@ -122,8 +123,8 @@ class Pruner:
             num_samples,
             keep_ratio,
             seed=seed,
-            labels=None if labels is None else _check_labels(labels, num_samples),
-            held_out=None if held_out is None else _check_held_out(held_out, num_samples),
+            labels=None if labels is None else check_labels(labels, num_samples),
+            held_out=None if held_out is None else check_held_out(held_out, num_samples),
             explore=explore,
         )
         self.controller = Controller(epochs, warmup_epochs, keep_ratio, constants.slope)
@@ -485,34 +486,3 @@ def _in_recomputation() -> bool:
         return False
     node = torch._C._current_autograd_node()
     return node is None or "CheckpointFunction" not in node.name()
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a whole number; found {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}; found {value}")
-
-
-def _check_labels(labels: Any, num_samples: int) -> Tensor:
-    tensor = torch.as_tensor(labels)
-    if tensor.dim() != 1 or len(tensor) != num_samples:
-        raise ValueError(
-            f"labels must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
-        )
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"labels must be integers; found {tensor.dtype}")
-    if tensor.numel() and int(tensor.min()) < 0:
-        raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
-    return tensor.to(torch.int64).cpu()
-
-
-def _check_held_out(held_out: Any, num_samples: int) -> Tensor:
-    tensor = torch.as_tensor(held_out, dtype=torch.int64).flatten().cpu()
-    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_samples:
-        raise ValueError(f"held_out must hold dataset indices in [0, {num_samples})")
-    if tensor.unique().numel() != tensor.numel():
-        raise ValueError("held_out holds an index twice")
-    if tensor.numel() >= num_samples:
-        raise ValueError("held_out leaves no sample to train on")
-    return tensor

@@ -5,37 +5,27 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch import nn
 from torch.utils.data import default_collate
-from tqdm.auto import tqdm
 
-from adapruner.checkpoint import describe, load_checkpoint, save_checkpoint, to_cpu
+from adapruner.checkpoint import describe
 from adapruner.data.base import Source, Transform
-from adapruner.data.loader import PrunedLoader, Unreadable, evaluation_loader, refuse_unreadable
+from adapruner.data.loader import evaluation_loader
 from adapruner.data.order import epoch_seed
 from adapruner.data.sources import as_source
 from adapruner.methods import DEFAULT_METHOD
 from adapruner.pruner import Pruner
-from adapruner.result import DatasetMismatchError, PruneResult
+from adapruner.result import PruneResult
+from adapruner.run import OptimizerFactory, Run, SampleLoss
 from adapruner.vision import to_tensor
 
-SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
-OptimizerFactory: TypeAlias = Callable[[Any], Any]
-
-LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.01
 # Held out of the training data for the controller: this share, between these numbers of samples.
 HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST = 0.05, 20, 5000
 
@@ -153,7 +143,7 @@ def fast_prune(
         normalize_loss=normalize_loss,
         device=device,
     )
-    run = _Run(model.to(device), pruner, loss, learning_rate, optimizer, progress, on_error)
+    run = Run(model.to(device), pruner, loss, learning_rate, optimizer, progress, on_error)
     loader = pruner.loader(
         source,
         batch_size,
@@ -189,195 +179,6 @@ def fast_prune(
     return _with_provenance(pruner.result(), source, batch_size)
 
 
-class _Run:
-    """The model, its optimiser and the pruner, through the epochs."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        pruner: Pruner,
-        loss: SampleLoss | None,
-        learning_rate: float | None,
-        optimizer: OptimizerFactory | None,
-        progress: bool,
-        on_error: str,
-    ) -> None:
-        self.on_error = on_error
-        self.model = model
-        self.pruner = pruner
-        self.loss = loss
-        self.progress = progress
-        self.device = pruner.gates.logits.device
-        self.scheduler: Any = None
-        # Of the one-cycle schedule; None where the optimiser is the user's.
-        self.highest_rate = None if optimizer else learning_rate or LEARNING_RATE
-        made = (
-            torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-            if optimizer is None
-            else optimizer(model.parameters())
-        )
-        if isinstance(made, (tuple, list)) and len(made) == 2:
-            made, self.scheduler = made
-        if not isinstance(made, Optimizer):
-            raise TypeError(
-                "optimizer must be a function of the parameters that gives a torch optimiser, or "
-                f"an optimiser and a scheduler; it gave {type(made).__name__}"
-            )
-        self.optimizer: Optimizer = made
-
-    def train(self, loader: PrunedLoader) -> None:
-        """One epoch over what the pruner has it read."""
-        self.model.train()
-        pruner, batches, finite = self.pruner, len(loader), 0
-        bar = tqdm(
-            loader,
-            total=batches,
-            desc=f"epoch {pruner.epoch + 1}/{pruner.epochs}",
-            leave=False,
-            # None: where standard error is no terminal there is no bar, only a line per epoch.
-            disable=None if self.progress else True,
-        )
-        for position, (inputs, targets, ids) in enumerate(bar):
-            if self.highest_rate is not None:
-                done = (pruner.epoch + position / batches) / pruner.epochs
-                _set_learning_rate(self.optimizer, self.highest_rate, done)
-            outputs = self._forward(inputs)
-            if self.loss is None:
-                loss = pruner.loss(outputs, _to(targets, self.device), ids)
-            else:
-                loss = pruner.weigh(self.loss(outputs, _to(targets, self.device)), ids)
-            self.optimizer.zero_grad(set_to_none=True)
-            # A loss that is not finite would ruin the weights for good: its step is left out.
-            if math.isfinite(loss.item()):
-                finite += 1
-                loss.backward()
-                self.optimizer.step()
-        if not finite:
-            raise FloatingPointError(
-                f"no batch of epoch {pruner.epoch} had a finite loss; the samples concerned start "
-                f"with {pruner.gates.not_finite()[:5]}; check the learning rate and the inputs"
-            )
-
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[Any], observe: bool) -> Tensor:
-        """Losses of the held-out samples, float64; the gates take them in where they have some."""
-        self.model.eval()
-        losses = [torch.zeros(0, dtype=torch.float64)]
-        for batch, ids, unreadable in batches:
-            if unreadable:
-                self._leave_out(unreadable, observe)
-            if not len(ids):
-                continue
-            inputs, targets = batch
-            outputs, targets = self._forward(inputs), _to(targets, self.device)
-            sample_loss = (
-                _sample_cross_entropy(outputs, targets)
-                if self.loss is None
-                else self.loss(outputs, targets)
-            )
-            if observe:
-                self.pruner.observe(sample_loss, ids)
-            losses.append(sample_loss.double().cpu())
-        return torch.cat(losses)
-
-    def _leave_out(self, unreadable: list[Unreadable], of_training_data: bool) -> None:
-        refuse_unreadable(unreadable, self.on_error)
-        if of_training_data:
-            self.pruner.exclude(unreadable)
-        else:
-            sample, reason = unreadable[0]
-            warnings.warn(
-                f"{len(unreadable)} samples of the validation data cannot be read and are left "
-                f"out; the first one, sample {sample}: {reason}",
-                stacklevel=4,
-            )
-
-    def end_epoch(self, held_out_losses: Tensor) -> None:
-        finite = held_out_losses[held_out_losses.isfinite()]
-        # A broken sample is listed and left out; where most are broken the model is, and is behind.
-        if 2 * len(finite) > len(held_out_losses):
-            held_out_losses = finite
-        count = len(held_out_losses)
-        mean = held_out_losses.mean().item() if count else None
-        error = held_out_losses.std().item() / math.sqrt(count) if count > 1 else 0.0
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(mean if mean is not None else self.pruner.gates.training_loss())
-        elif self.scheduler is not None:
-            self.scheduler.step()
-        entry = self.pruner.step(mean, error)
-        if self.progress:
-            tqdm.write(describe_epoch(entry, self.pruner.epochs), file=sys.stderr)
-
-    def checkpoint(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
-        state = {
-            "settings": settings,
-            "fingerprint": self.pruner.fingerprint,
-            "pruner": self.pruner.state_dict(),
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-        }
-        save_checkpoint(folder, to_cpu(state))
-
-    def resume(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
-        # Made now: a place that cannot be written is to be known before the first epoch.
-        os.makedirs(folder, exist_ok=True)
-        state = load_checkpoint(folder)
-        if state is None:
-            return
-        if state["fingerprint"] != self.pruner.fingerprint:
-            raise DatasetMismatchError(
-                f"the checkpoint in {os.fspath(folder)} belongs to another dataset: it was made "
-                f"for fingerprint {state['fingerprint']}, the dataset given has "
-                f"{self.pruner.fingerprint}"
-            )
-        for name, value in settings.items():
-            if state["settings"].get(name) != value:
-                raise ValueError(
-                    f"the checkpoint in {os.fspath(folder)} was made with another {name}; remove "
-                    "it to start anew, or choose another folder"
-                )
-        self.pruner.load_state_dict(state["pruner"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-
-    def _forward(self, inputs: Any) -> Any:
-        inputs = _to(inputs, self.device)
-        outputs = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
-        if self.loss is None and not isinstance(outputs, Tensor):
-            outputs = getattr(outputs, "logits", outputs)
-            if not isinstance(outputs, Tensor):
-                raise TypeError(
-                    "the model must give logits as a tensor, or an object with them as .logits; it "
-                    f"gave {type(outputs).__name__} (other outputs need loss=)"
-                )
-        return outputs
-
-
-def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:
-    """An epoch of the history as one line of text."""
-
-    def number(name: str) -> str:
-        return "   -  " if entry[name] is None else f"{entry[name]:6.3f}"
-
-    return (
-        f"epoch {entry['epoch'] + 1:>3}/{epochs}  ratio {entry['keep_ratio']:.3f}  "
-        f"read {entry['samples_read']:>9,}  loss {number('training_loss')}  "
-        f"held-out {number('validation_loss')}  {entry['decision']:<8}  {entry['seconds']:.1f} s"
-    )
-
-
-def _sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """ℓ ``[B]``, the mean over a sample's rows that are not ignored, without gates."""
-    rows = functional.cross_entropy(logits, target.long(), reduction="none").reshape(
-        len(target), -1
-    )
-    counted = (target.reshape(rows.shape) != -100).sum(1).clamp(min=1)
-    return rows.sum(1) / counted
-
-
 def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
     """A seeded part of the indices for the controller, ascending; None where it is too small."""
     count = min(int(HELD_OUT_SHARE * num_samples), HELD_OUT_MOST)
@@ -407,27 +208,6 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
     changed = copy.copy(source)
     changed.transform = transform
     return changed
-
-
-def _set_learning_rate(
-    optimizer: Optimizer, highest: float, done: float, warm: float = 0.15
-) -> None:
-    """One cycle: up in a line over the share ``warm`` of the run, down in a cosine."""
-    falling = 0.5 + 0.5 * math.cos(math.pi * (done - warm) / (1 - warm))
-    factor = done / warm if done < warm else falling
-    for group in optimizer.param_groups:
-        group["lr"] = highest * max(factor, 0.01)
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    """Tensors in ``value``, nested as collate functions nest them, on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: _to(v, device) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to(v, device) for v in value]
-    return value
 
 
 @contextmanager

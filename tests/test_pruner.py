@@ -247,6 +247,20 @@ def test_selection_of_the_best_epoch_at_the_ratio_wanted_is_chosen() -> None:
     assert len(chosen) > 1
 
 
+def test_of_selections_within_a_standard_error_of_the_best_the_latest_is_chosen() -> None:
+    losses = frozen(100)(0)
+    held_out = {7: 0.90, 8: 0.97, 9: 0.94, 10: 0.951, 11: 0.99}
+    pruner = Pruner(100, 0.5, epochs=12)
+    kept = []
+    while not pruner.finished:
+        kept.append(pruner.selection.kept_indices())
+        ids = torch.from_numpy(np.flatnonzero(pruner.reads()))
+        pruner.weigh(losses[ids].requires_grad_(), ids)
+        pruner.step(held_out.get(pruner.epoch, 1.0), standard_error=0.05)
+    assert pruner.result().selected_epoch == 9
+    assert torch.equal(pruner.result().indices, kept[9])
+
+
 def test_of_equally_good_selections_the_latest_is_chosen() -> None:
     pruner = Pruner(100, 0.5, epochs=8)
     kept = drive(pruner, frozen(100), validation=lambda epoch: 0.5)

@@ -17,7 +17,7 @@ from training_data import Counted, Points, blobs, check_exact, generator_states,
 
 import adapruner
 from adapruner import UnreadableSampleError
-from adapruner.training import describe_epoch
+from adapruner.run import describe_epoch
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +205,21 @@ def test_own_optimizer_and_scheduler() -> None:
     check_exact(prune(blobs(50), optimizer=both), 30)
     assert made[0].last_epoch == 4  # once for every epoch
     assert made[0].get_last_lr() == [0.05]
+
+
+def test_scheduler_that_follows_the_held_out_loss() -> None:
+    made = []
+
+    def both(parameters: Any) -> Any:
+        optimizer = torch.optim.SGD(parameters, lr=0.0)  # so that the loss never improves
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+        made.append(plateau)
+        return optimizer, plateau
+
+    result = prune(blobs(50), optimizer=both, validation_data=blobs(30))
+    held_out = [entry["validation_loss"] for entry in result.history]
+    assert made[0].best == held_out[0] == pytest.approx(held_out[-1])
+    assert made[0].last_epoch == 4
 
 
 def test_own_loss_of_a_regression() -> None:

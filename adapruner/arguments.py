@@ -1,0 +1,40 @@
+"""Checks of arguments that several places take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a whole number; found {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; found {value}")
+
+
+def check_labels(labels: Any, num_samples: int) -> Tensor:
+    tensor = torch.as_tensor(labels)
+    if tensor.dim() != 1 or len(tensor) != num_samples:
+        raise ValueError(
+            f"labels must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
+        )
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"labels must be integers; found {tensor.dtype}")
+    if tensor.numel() and int(tensor.min()) < 0:
+        raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
+    return tensor.to(torch.int64).cpu()
+
+
+def check_held_out(held_out: Any, num_samples: int) -> Tensor:
+    tensor = torch.as_tensor(held_out, dtype=torch.int64).flatten().cpu()
+    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_samples:
+        raise ValueError(f"held_out must hold dataset indices in [0, {num_samples})")
+    if tensor.unique().numel() != tensor.numel():
+        raise ValueError("held_out holds an index twice")
+    if tensor.numel() >= num_samples:
+        raise ValueError("held_out leaves no sample to train on")
+    return tensor
