@@ -99,6 +99,71 @@ def masked_cross_entropy(
     return MaskedLoss(loss, sample_loss, pressure)
 
 
+def masked_linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    gate_logits: Tensor,
+    state: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> MaskedLoss:
+    """:func:`masked_cross_entropy` of ``linear(input, linear_weight, linear_bias)``, in chunks.
+
+    For large vocabularies: the logits, a row of C for each of ``input``, are never held whole. They
+    go through a scratch of at most 32 MiB (or 64 rows, where these take more), and the gradients of
+    ``input``, ``linear_weight`` and ``linear_bias`` are made in the forward pass, those of them
+    that are needed. Rows that are ignored cost nothing.
+
+    Args:
+        input: ``[B, H]`` or ``[B, ..., H]``, float32, float64, bfloat16 or float16: the last hidden
+            states, for a language model ``[B, T, H]``.
+        linear_weight: ``[C, H]``, of the dtype of ``input``.
+        linear_bias: ``[C]``, of the dtype of ``input``, or None.
+        target: ``[B]`` or ``[B, ...]``, any integer type: classes in ``[0, C)``, ``ignore_index``.
+        ids: ``[B]``, any integer type, dataset indices in ``[0, N)``; repeats are allowed.
+        gate_logits: m, float32 ``[N]``.
+        state: the run's state, int64, see :class:`adapruner.selection.Gates`.
+        weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`.
+        ignore_index: target value of rows that do not count.
+        label_smoothing: in ``[0, 1]``.
+
+    Under autocast the floating arguments are cast to its dtype first, as those of
+    :func:`torch.nn.functional.linear` are. bfloat16: each chunk's part of the gradient of
+    ``linear_weight`` is rounded, their sum is taken in float32. float16: all products are taken in
+    float32, on a float32 copy of ``linear_weight``.
+
+    Returns:
+        As of :func:`masked_cross_entropy`: ``sample_loss`` is the mean over a sample's rows.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype.
+        ValueError: shapes or devices do not fit together, or ``label_smoothing`` is out of range.
+        IndexError: a target or id is out of range; the message names the first.
+    """
+    grad = torch.is_grad_enabled()
+    loss, sample_loss, pressure, *_ = torch.ops.adapruner.masked_linear_cross_entropy(
+        input,
+        linear_weight,
+        linear_bias,
+        target,
+        ids,
+        gate_logits,
+        state,
+        weight,
+        ignore_index,
+        label_smoothing,
+        grad and input.requires_grad,
+        grad and linear_weight.requires_grad,
+        grad and linear_bias is not None and linear_bias.requires_grad,
+    )
+    return MaskedLoss(loss, sample_loss, pressure)
+
+
 def masked_loss(sample_loss: Tensor, ids: Tensor, gate_logits: Tensor, state: Tensor) -> MaskedLoss:
     """The same for any task, from its per-sample losses.
 
@@ -204,6 +269,24 @@ def _(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     losses = logits.new_empty(logits.shape[:1], dtype=_loss_dtype(logits))
     return losses.new_empty(()), losses, logits.new_empty(logits.shape[:1], dtype=torch.float32)
+
+
+@torch.library.register_fake("adapruner::masked_linear_cross_entropy")
+def _(  # type: ignore[no-untyped-def]
+    input, linear_weight, linear_bias, target, ids, gate_logits, state, weight=None,
+    ignore_index=-100, label_smoothing=0.0, compute_input_gradient=True,
+    compute_weight_gradient=True, compute_bias_gradient=True,
+):  # fmt: skip
+    losses = input.new_empty(input.shape[:1], dtype=_loss_dtype(input))
+    bias_gradient = compute_bias_gradient and linear_bias is not None
+    return (
+        losses.new_empty(()),
+        losses,
+        input.new_empty(input.shape[:1], dtype=torch.float32),
+        input.new_empty(input.shape if compute_input_gradient else 0),
+        input.new_empty(linear_weight.shape if compute_weight_gradient else 0),
+        input.new_empty(linear_weight.shape[:1] if bias_gradient else 0),
+    )
 
 
 @torch.library.register_fake("adapruner::masked_loss")

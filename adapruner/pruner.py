@@ -247,6 +247,58 @@ class Pruner:
         self._visit(ids, losses)
         return losses.loss
 
+    def linear_loss(
+        self,
+        hidden: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        ids: Tensor,
+        *,
+        linear_bias: Tensor | None = None,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """:meth:`loss` of the logits of a last linear layer, which are never held whole.
+
+        For large vocabularies, where the logits would be most of the memory of a step. Gates step
+        as in :meth:`loss`.
+
+        Args:
+            hidden: what the layer takes, ``[B, H]`` or ``[B, ..., H]`` (of a language model
+                ``[B, T, H]``).
+            linear_weight: ``[C, H]``, for a language model the weight of its head.
+            target: ``[B]`` or ``[B, ...]``, integers (of a language model the next tokens).
+            ids: ``[B]``, dataset indices of the samples.
+            linear_bias: ``[C]``.
+            weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+
+        Returns:
+            Scalar, with its graph on ``hidden``, ``linear_weight`` and ``linear_bias``.
+
+        Example:
+            >>> head = torch.nn.Linear(8, 1000)
+            >>> hidden, tokens = torch.randn(2, 5, 8), torch.randint(0, 1000, (2, 5))
+            >>> pruner = Pruner(64, epochs=2)
+            >>> ids = torch.tensor([7, 40])
+            >>> loss = pruner.linear_loss(hidden, head.weight, tokens, ids, linear_bias=head.bias)
+            >>> loss.backward()
+        """
+        losses = ops.masked_linear_cross_entropy(
+            hidden,
+            linear_weight,
+            linear_bias,
+            target,
+            ids,
+            self.gates.logits,
+            self.gates.state,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+        self._visit(ids, losses)
+        return losses.loss
+
     def weigh(self, sample_loss: Tensor, ids: Tensor) -> Tensor:
         """The training loss of a batch from its per-sample losses, for any task.
 

@@ -139,6 +139,32 @@ def masked_cross_entropy(
     return loss, sample_loss.detach(), pressure
 
 
+def masked_linear_cross_entropy(
+    gates: ReferenceGates,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of the logits of a linear layer; the loss has its graph on all that it takes."""
+    bias = None if linear_bias is None else linear_bias.double()
+    logits = functional.linear(input.double(), linear_weight.double(), bias)
+    return masked_cross_entropy(
+        gates,
+        logits.movedim(-1, 1),
+        target,
+        ids,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+    )
+
+
 def masked_loss(gates: ReferenceGates, sample_loss: Tensor, ids: Tensor) -> Tensor:
     """1/B · Σ s_i·ℓ_i, float64; 0 for an empty batch."""
     s = torch.ones_like(gates.gates) if gates.resting else gates.gates

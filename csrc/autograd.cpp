@@ -2,6 +2,7 @@
 // upstream gradient, and nothing else of the gates is in the graph.
 #include <ATen/FunctionalTensorWrapper.h>
 #include <ATen/SavedTensorHooks.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -26,6 +27,13 @@ template <typename Signature>
 auto find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
+
+using MaskedLinearCrossEntropySignature =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                               const OptionalTensor&, const Tensor&,
+                                                               const Tensor&, const Tensor&,
+                                                               const Tensor&, const OptionalTensor&,
+                                                               int64_t, double, bool, bool, bool);
 
 void refuse_second_derivative() {
   TORCH_CHECK(!at::GradMode::is_enabled(),
@@ -145,6 +153,58 @@ class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEn
   }
 };
 
+class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCrossEntropy> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& input,
+                               const Tensor& linear_weight, const OptionalTensor& linear_bias,
+                               const Tensor& target, const Tensor& ids, const Tensor& gate_logits,
+                               const Tensor& state, const OptionalTensor& weight,
+                               int64_t ignore_index, double label_smoothing, bool of_input,
+                               bool of_weight, bool of_bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    static auto op =
+        find_operator<MaskedLinearCrossEntropySignature>("adapruner::masked_linear_cross_entropy");
+    auto [loss, sample_loss, pressure, input_gradient, weight_gradient, bias_gradient] =
+        op.call(input, linear_weight, linear_bias, target, ids, gate_logits, state, weight,
+                ignore_index, label_smoothing, of_input, of_weight, of_bias);
+    ctx->saved_data["computed"] = std::vector<bool>{of_input, of_weight, of_bias};
+    ctx->saved_data["inputs"] = linear_bias.has_value() ? 3 : 2;
+    const variable_list gradients{input_gradient, weight_gradient, bias_gradient};
+    // Sums over samples: not to be brought to other weights afterwards, so no hook gets them.
+    if (hooks_are_active()) {
+      ctx->saved_data["gradients"] = gradients;
+    } else {
+      ctx->save_for_backward(gradients);
+    }
+    ctx->set_materialize_grads(false);
+    ctx->mark_non_differentiable(
+        {sample_loss, pressure, input_gradient, weight_gradient, bias_gradient});
+    return {loss, sample_loss, pressure, input_gradient, weight_gradient, bias_gradient};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    variable_list gradients(13);
+    if (!upstream[0].defined()) return gradients;
+    refuse_second_derivative();
+    static auto scale =
+        find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
+    const auto computed = ctx->saved_data["computed"].toBoolList();
+    const auto kept = ctx->saved_data.find("gradients");
+    const variable_list saved =
+        kept == ctx->saved_data.end() ? ctx->get_saved_variables() : kept->second.toTensorVector();
+    const bool as_saved = is_plain_one(upstream[0]);
+    for (int64_t i = 0; i < ctx->saved_data["inputs"].toInt(); ++i) {
+      if (!ctx->needs_input_grad(i)) continue;
+      TORCH_CHECK(computed.get(i),
+                  "masked_linear_cross_entropy was called with "
+                  "compute_{input,weight,bias}_gradient=False for a tensor that a gradient is now "
+                  "asked for");
+      gradients[i] = as_saved ? saved[i] : scale.call(saved[i], upstream[0]);
+    }
+    return gradients;
+  }
+};
+
 class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& sample_loss, const Tensor& ids,
@@ -193,6 +253,37 @@ std::tuple<Tensor, Tensor, Tensor> masked_cross_entropy__autograd(
   return {out[0], out[1], out[2]};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_entropy_autograd(
+    const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,
+    const Tensor& target, const Tensor& ids, const Tensor& gate_logits, const Tensor& state,
+    const OptionalTensor& weight, int64_t ignore_index, double label_smoothing, bool of_input,
+    bool of_weight, bool of_bias) {
+  auto out = MaskedLinearCrossEntropy::apply(input, linear_weight, linear_bias, target, ids,
+                                             gate_logits, state, weight, ignore_index,
+                                             label_smoothing, of_input, of_weight, of_bias);
+  return {out[0], out[1], out[2], out[3], out[4], out[5]};
+}
+
+// Under autocast the products are in its dtype, as those of torch.nn.functional.linear are: its
+// casts are below this and part of the graph.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_entropy_autocast(
+    const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,
+    const Tensor& target, const Tensor& ids, const Tensor& gate_logits, const Tensor& state,
+    const OptionalTensor& weight, int64_t ignore_index, double label_smoothing, bool of_input,
+    bool of_weight, bool of_bias) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  static auto op =
+      find_operator<MaskedLinearCrossEntropySignature>("adapruner::masked_linear_cross_entropy");
+  const auto type = at::autocast::get_autocast_dtype(at::kCPU);
+  const auto cast = [&](const Tensor& tensor) {
+    return at::autocast::cached_cast(type, tensor, at::kCPU);
+  };
+  return op.call(cast(input), cast(linear_weight),
+                 linear_bias.has_value() ? OptionalTensor(cast(*linear_bias)) : linear_bias, target,
+                 ids, gate_logits, state, weight, ignore_index, label_smoothing, of_input,
+                 of_weight, of_bias);
+}
+
 std::tuple<Tensor, Tensor, Tensor> masked_loss_autograd(const Tensor& sample_loss,
                                                         const Tensor& ids,
                                                         const Tensor& gate_logits,
@@ -206,7 +297,12 @@ std::tuple<Tensor, Tensor, Tensor> masked_loss_autograd(const Tensor& sample_los
 TORCH_LIBRARY_IMPL(adapruner, Autograd, m) {
   m.impl("masked_cross_entropy", masked_cross_entropy_autograd);
   m.impl("masked_cross_entropy_", masked_cross_entropy__autograd);
+  m.impl("masked_linear_cross_entropy", masked_linear_cross_entropy_autograd);
   m.impl("masked_loss", masked_loss_autograd);
+}
+
+TORCH_LIBRARY_IMPL(adapruner, AutocastCPU, m) {
+  m.impl("masked_linear_cross_entropy", masked_linear_cross_entropy_autocast);
 }
 
 }  // namespace adapruner

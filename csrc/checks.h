@@ -51,6 +51,32 @@ inline void check_gates(const at::Tensor& ids, int64_t batch, const at::Tensor& 
   check_state(state);
 }
 
+// The arguments of a cross entropy beside its first one, `like`, whose shape without its `without`
+// the targets have.
+inline void check_labels(const at::Tensor& target, at::IntArrayRef expected, const char* without,
+                         const at::Tensor& like, int64_t classes, const at::Tensor& ids,
+                         const at::Tensor& gate_logits, const at::Tensor& state,
+                         const std::optional<at::Tensor>& weight, double label_smoothing) {
+  check_integers(target, "target");
+  TORCH_CHECK_VALUE(target.sizes() == expected, "target must have shape ", expected, ", that of ",
+                    without, "; found shape ", target.sizes());
+  check_gates(ids, expected[0], gate_logits, state);
+  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1,
+                    "label_smoothing must be in [0, 1]; found ", label_smoothing);
+  for (const auto& [tensor, name] : {std::pair{&target, "target"},
+                                     {&ids, "ids"},
+                                     {&gate_logits, "gate_logits"},
+                                     {&state, "state"}}) {
+    check_device(*tensor, like, name);
+  }
+  if (weight.has_value()) {
+    check_floats(*weight, "weight");
+    TORCH_CHECK_VALUE(weight->dim() == 1 && weight->size(0) == classes, "weight must have shape [",
+                      classes, "], one per class; found shape ", weight->sizes());
+    check_device(*weight, like, "weight");
+  }
+}
+
 inline void check_cross_entropy(const at::Tensor& logits, const at::Tensor& target,
                                 const at::Tensor& ids, const at::Tensor& gate_logits,
                                 const at::Tensor& state, const std::optional<at::Tensor>& weight,
@@ -61,28 +87,44 @@ inline void check_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
   TORCH_CHECK_VALUE(logits.size(1) >= 1,
                     "logits must have at least one class in dimension 1; found ", "shape ",
                     logits.sizes());
-  check_integers(target, "target");
   auto expected = logits.sizes().vec();
   expected.erase(expected.begin() + 1);
-  TORCH_CHECK_VALUE(target.sizes() == at::IntArrayRef(expected), "target must have shape ",
-                    at::IntArrayRef(expected), ", that of logits without its classes; found shape ",
-                    target.sizes());
-  check_gates(ids, logits.size(0), gate_logits, state);
-  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1,
-                    "label_smoothing must be in [0, 1]; found ", label_smoothing);
-  for (const auto& [tensor, name] : {std::pair{&target, "target"},
-                                     {&ids, "ids"},
-                                     {&gate_logits, "gate_logits"},
-                                     {&state, "state"}}) {
-    check_device(*tensor, logits, name);
+  check_labels(target, expected, "logits without its classes", logits, logits.size(1), ids,
+               gate_logits, state, weight, label_smoothing);
+}
+
+inline void check_same_type(const at::Tensor& tensor, const at::Tensor& like, const char* name) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name,
+                   " must have the dtype of input, ", like.scalar_type(), "; found ",
+                   tensor.scalar_type());
+}
+
+inline void check_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight,
+                                       const std::optional<at::Tensor>& linear_bias,
+                                       const at::Tensor& target, const at::Tensor& ids,
+                                       const at::Tensor& gate_logits, const at::Tensor& state,
+                                       const std::optional<at::Tensor>& weight,
+                                       double label_smoothing) {
+  check_floats(input, "input");
+  TORCH_CHECK_VALUE(input.dim() >= 2, "input must have shape [B, H] or [B, ..., H]; found shape ",
+                    input.sizes());
+  check_same_type(linear_weight, input, "linear_weight");
+  check_device(linear_weight, input, "linear_weight");
+  TORCH_CHECK_VALUE(linear_weight.dim() == 2 && linear_weight.size(0) >= 1 &&
+                        linear_weight.size(1) == input.size(-1),
+                    "linear_weight must have shape [C, ", input.size(-1),
+                    "], at least one class and the features of input; found shape ",
+                    linear_weight.sizes());
+  const int64_t classes = linear_weight.size(0);
+  if (linear_bias.has_value()) {
+    check_same_type(*linear_bias, input, "linear_bias");
+    check_device(*linear_bias, input, "linear_bias");
+    TORCH_CHECK_VALUE(linear_bias->dim() == 1 && linear_bias->size(0) == classes,
+                      "linear_bias must have shape [", classes, "], one per class; found shape ",
+                      linear_bias->sizes());
   }
-  if (weight.has_value()) {
-    check_floats(*weight, "weight");
-    TORCH_CHECK_VALUE(weight->dim() == 1 && weight->size(0) == logits.size(1),
-                      "weight must have shape [", logits.size(1), "], one per class; found shape ",
-                      weight->sizes());
-    check_device(*weight, logits, "weight");
-  }
+  check_labels(target, input.sizes().slice(0, input.dim() - 1), "input without its features", input,
+               classes, ids, gate_logits, state, weight, label_smoothing);
 }
 
 inline void check_masked_loss(const at::Tensor& sample_loss, const at::Tensor& ids,

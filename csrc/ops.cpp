@@ -32,6 +32,22 @@ TORCH_LIBRARY(adapruner, m) {
       "Tensor state, Tensor? weight=None, int ignore_index=-100, float label_smoothing=0.0) "
       "-> (Tensor loss, Tensor sample_loss, Tensor pressure)");
 
+  // The same of logits = input · linear_weightᵀ + linear_bias, which are never held whole: input
+  // [B, H] or [B, ..., H], linear_weight [C, H], linear_bias [C], all of one dtype of the four;
+  // target [B] or [B, ...]. Rows go chunk by chunk through one scratch of at most 32 MiB, or 64
+  // rows of logits where these take more; ignored rows take no part, whatever they hold. Products
+  // are at::mm's in the dtype of input (float16: in float32, on a float32 copy of the weight).
+  // Gradients: those of loss on input, linear_weight and linear_bias, of their shapes, contiguous,
+  // in their dtype; sums over chunks are float32 for bfloat16 and float16. Each empty [0] unless it
+  // is to be computed (and for no bias). The same bits every time at one number of threads.
+  m.def(
+      "masked_linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor? linear_bias, "
+      "Tensor target, Tensor ids, Tensor gate_logits, Tensor state, Tensor? weight=None, "
+      "int ignore_index=-100, float label_smoothing=0.0, bool compute_input_gradient=True, "
+      "bool compute_weight_gradient=True, bool compute_bias_gradient=True) "
+      "-> (Tensor loss, Tensor sample_loss, Tensor pressure, Tensor input_gradient, "
+      "Tensor weight_gradient, Tensor bias_gradient)");
+
   // The same from a given sample_loss [B] ≥ 0 (negative: ValueError). gradient [B]: s_i / B.
   m.def(
       "masked_loss(Tensor sample_loss, Tensor ids, Tensor gate_logits, Tensor state) "

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from linear_inputs import FEW_LINEAR, linear_sample
 from sample_inputs import (
     FEW,
     LOSSES,
@@ -35,6 +36,15 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
             evaluation = sample.options | {"compute_gradient": False}
             arguments = (sample.logits, *arguments[1:])
             yield "masked_cross_entropy", f"{name} {dtype} evaluation", arguments, evaluation
+    for name in FEW_LINEAR:
+        for dtype in (torch.float32, torch.bfloat16):
+            linear = linear_sample(name, dtype)
+            arguments = linear.arguments(linear.leaves())
+            yield "masked_linear_cross_entropy", f"{name} {dtype}", arguments, linear.options
+            none = {f"compute_{of}_gradient": False for of in ("input", "weight", "bias")}
+            arguments = linear.arguments([leaf.detach() for leaf in linear.leaves()])
+            options = linear.options | none
+            yield "masked_linear_cross_entropy", f"{name} {dtype} evaluation", arguments, options
     for name in LOSSES:
         losses = loss_sample(name)
         gates = native_gates(losses.gates)

@@ -21,6 +21,11 @@ inline at::Tensor checked_ids(const at::Tensor& ids, int64_t gates) {
   return result;
 }
 
+// The dtype of the losses of a tensor of this dtype.
+inline at::ScalarType loss_type(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 // The pressure that goes out for a sample: NaN for a loss that is not finite, +inf for no rows.
 inline float sample_pressure(const int64_t* state, double balance, double loss, bool any_row) {
   if (!any_row) return std::numeric_limits<float>::infinity();

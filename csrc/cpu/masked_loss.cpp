@@ -17,7 +17,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_loss_cpu(const at::Tensor&
                                                                const at::Tensor& state) {
   check_masked_loss(sample_loss, ids, gate_logits, state);
   const int64_t samples = sample_loss.size(0);
-  const auto accumulate = sample_loss.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto accumulate = loss_type(sample_loss);
   const at::Tensor id_tensor = checked_ids(ids, gate_logits.size(0));
   const at::Tensor losses = sample_loss.to(at::kDouble).contiguous();
   const at::Tensor gates = gate_logits.contiguous();

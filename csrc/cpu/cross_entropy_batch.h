@@ -1,0 +1,76 @@
+// What the cross entropy operators share on the CPU: what is known of a batch before there are
+// logits, the loop over rows of logits, and what becomes of the rows' losses.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "simd/cross_entropy.h"
+
+namespace adapruner::cpu {
+
+// Of B samples with R rows each and C classes, checked and contiguous.
+struct CrossEntropyBatch {
+  int64_t samples, rows, classes;  // B, R, C
+  at::Tensor target;               // [B·R] int64
+  at::Tensor state;
+  at::Tensor class_weight;  // [C] of the dtype of the losses; undefined for ones
+  double total_weight;      // sum of the class weights
+  double label_smoothing;
+  int64_t ignore_index;
+  std::vector<int64_t> counts;  // [B]: rows that are not ignored
+  std::vector<double> weights;  // [B]: s_i
+
+  // Factor of the gradient of a row of sample b.
+  double row_scale(int64_t b) const {
+    return weights[b] / static_cast<double>(samples) /
+           static_cast<double>(std::max<int64_t>(counts[b], 1));
+  }
+};
+
+// options: device and dtype of the losses. The arguments are those of the operators, whose shapes
+// have been checked; targets and ids out of range raise IndexError here.
+CrossEntropyBatch make_batch(const at::TensorOptions& options, int64_t classes,
+                             const at::Tensor& target, const at::Tensor& ids,
+                             const at::Tensor& gate_logits, const at::Tensor& state,
+                             const std::optional<at::Tensor>& weight, int64_t ignore_index,
+                             double label_smoothing);
+
+struct Losses {
+  at::Tensor loss, sample_loss, pressure;
+};
+
+// sums [B]: over the rows of each sample that are not ignored. A: float or double, the dtype of the
+// losses; options: their device.
+template <typename A>
+Losses losses_of(const CrossEntropyBatch& batch, const at::TensorOptions& options,
+                 const std::vector<double>& sums);
+
+// Losses of n rows, in parallel, and their gradient where that is not null (it may be the logits).
+// T: the dtype of the logits.
+template <typename T>
+void each_row(const CrossEntropyBatch& batch, const T* logits, const int64_t* targets,
+              const Acc<T>* row_scale, int64_t n, Acc<T>* row_loss, T* gradient) {
+  CrossEntropyRows<T> work{};
+  work.logits = logits;
+  work.targets = targets;
+  work.row_scale = row_scale;
+  work.class_weight =
+      batch.class_weight.defined() ? batch.class_weight.const_data_ptr<Acc<T>>() : nullptr;
+  work.total_weight = static_cast<Acc<T>>(batch.total_weight);
+  work.smoothing = batch.label_smoothing;
+  work.classes = batch.classes;
+  work.row_loss = row_loss;
+  work.gradient = gradient;
+  constexpr int64_t kGrain = 16384;  // elements worth a thread
+  at::parallel_for(0, n, std::max<int64_t>(1, kGrain / batch.classes),
+                   [&](int64_t begin, int64_t end) {
+                     ADAPRUNER_DISPATCH(cross_entropy_rows, work, begin, end);
+                   });
+}
+
+}  // namespace adapruner::cpu
