@@ -15,6 +15,8 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
+#include "math/cross_entropy.h"
+
 namespace adapruner {
 namespace {
 
@@ -77,6 +79,11 @@ Tensor saved_gradient(AutogradContext* ctx) {
   return at::mul(saved[0], ratio).to(saved[0].scalar_type());
 }
 
+// What the stored gradient [B, C, ...] is to be multiplied by.
+Tensor factor_of(const Tensor& gradient, const Tensor& upstream) {
+  return gradient.scalar_type() == at::kHalf ? at::div(upstream, kHalfGradientScale) : upstream;
+}
+
 class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
@@ -108,7 +115,8 @@ class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> 
         find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
     const Tensor gradient = saved_gradient(ctx);
     variable_list gradients(9);
-    gradients[0] = is_plain_one(upstream[0]) ? gradient : scale.call(gradient, upstream[0]);
+    const Tensor factor = factor_of(gradient, upstream[0]);
+    gradients[0] = is_plain_one(factor) ? gradient : scale.call(gradient, factor);
     return gradients;
   }
 };
@@ -146,7 +154,7 @@ class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEn
     ctx->saved_data["used"] = true;
     static auto scale = find_operator<void(Tensor&, const Tensor&)>("adapruner::scale_gradient_");
     Tensor gradient = saved_gradient(ctx);
-    scale.call(gradient, upstream[0]);
+    scale.call(gradient, factor_of(gradient, upstream[0]));
     variable_list gradients(8);
     gradients[0] = gradient;
     return gradients;

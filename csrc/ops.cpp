@@ -18,7 +18,8 @@ TORCH_LIBRARY(adapruner, m) {
   // Masked cross entropy of logits [B, C] or [B, C, ...] (float32, float64, bfloat16, float16) with
   // target [B] or [B, ...] (integers in [0, C) or ignore_index), weight [C], label_smoothing, as in
   // torch.nn.functional.cross_entropy; ℓ_i is the mean over the rows of sample i not ignored.
-  // gradient: that of loss on logits, shape and dtype of logits; empty [0] unless compute_gradient.
+  // gradient: that of loss on logits, shape and dtype of logits; for float16 times
+  // kHalfGradientScale; empty [0] unless compute_gradient.
   m.def(
       "masked_cross_entropy(Tensor logits, Tensor target, Tensor ids, Tensor gate_logits, "
       "Tensor state, Tensor? weight=None, int ignore_index=-100, float label_smoothing=0.0, "
@@ -26,7 +27,7 @@ TORCH_LIBRARY(adapruner, m) {
       "-> (Tensor loss, Tensor sample_loss, Tensor pressure, Tensor gradient)");
 
   // The same, the gradient written over logits. Autograd refuses a backward pass for which an
-  // earlier operation needs the logits; backward runs once.
+  // earlier operation needs the logits; backward runs once. float16: as above.
   m.def(
       "masked_cross_entropy_(Tensor(a!) logits, Tensor target, Tensor ids, Tensor gate_logits, "
       "Tensor state, Tensor? weight=None, int ignore_index=-100, float label_smoothing=0.0) "

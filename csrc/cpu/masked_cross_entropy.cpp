@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../math/cross_entropy.h"
 #include "batch.h"
 #include "cross_entropy_batch.h"
 #include "huge_pages.h"
@@ -22,7 +23,8 @@ Losses compute(const CrossEntropyBatch& batch, const at::Tensor& logits, T* grad
   const int64_t* target = batch.target.const_data_ptr<int64_t>();
   std::vector<A> row_scale(all), row_loss(all);
   for (int64_t b = 0; b < batch.samples; ++b) {
-    const A scale = static_cast<A>(batch.row_scale(b));
+    constexpr double kStored = std::is_same_v<T, c10::Half> ? kHalfGradientScale : 1.0;
+    const A scale = static_cast<A>(kStored * batch.row_scale(b));
     for (int64_t i = b * rows; i < (b + 1) * rows; ++i) {
       row_scale[i] = target[i] == batch.ignore_index ? A(-1) : scale;
     }

@@ -11,6 +11,11 @@
 
 namespace adapruner {
 
+// A float16 gradient is stored times this, a power of two, until backward knows the upstream
+// gradient: s/B times a small probability would vanish in float16, and loss scaling comes too late
+// for it.
+constexpr double kHalfGradientScale = 1024.0;
+
 template <typename T>
 struct RowTerms {
   T target_weight;  // (1 − α)·w_y
