@@ -30,7 +30,7 @@ class Method:
 METHODS = {
     # As published: an easy sample (ℓ = 0.01) is pressed with 4.6, a wrong one (ℓ = 4) with 2.6.
     "adapruner": Method(easy_weight=1.0),
-    # The hardest go first, then the easiest: ℓ = 4 gives 3.4, ℓ = 0.01 gives 1.9, ℓ = 0.4 gives 0.8.
+    # The hardest go first, then the easiest: ℓ = 4 gives 3.4, ℓ = 0.01 gives 1.9, 0.4 gives 0.8.
     "balanced": Method(easy_weight=0.4),
 }
 DEFAULT_METHOD = "balanced"

@@ -85,7 +85,7 @@ def balanced_gates(method: str) -> Gates:
     return gates
 
 
-@pytest.mark.parametrize(("method", "weight"), [("adapruner", 1.0), ("balanced", 0.2)])
+@pytest.mark.parametrize(("method", "weight"), [("adapruner", 1.0), ("balanced", 0.4)])
 def test_the_pressure_is_least_at_middling_losses(method: str, weight: float) -> None:
     gates = balanced_gates(method)
     loss = torch.logspace(-6, 3, 3001, dtype=torch.float64)
