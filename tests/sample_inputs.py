@@ -55,6 +55,7 @@ def native_gates(
     assert torch.equal(gates.logits.double().cpu(), reference.m), "m must hold float32 values"
     ages = [NEVER_VISITED if age is None else age for age in reference.age]
     gates.age.copy_(torch.tensor(ages, dtype=torch.uint8))
+    gates.set_integer("age_cap", reference.age_cap)  # with last losses it would be 1
     gates.set_slope(reference.slope)
     gates.set_integer("resting", int(reference.resting))
     gates.set_real("loss_scale", reference.loss_scale)

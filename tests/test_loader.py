@@ -118,7 +118,7 @@ def test_sample_comes_back_after_it_was_explored() -> None:
     # Sample 7 looks mislabelled until epoch 5, then the model has understood it.
     def losses(epoch: int) -> Tensor:
         loss = torch.linspace(0.2, 2.0, 100)
-        loss[7] = 9.0 if epoch < 5 else 0.2
+        loss[7] = 4.0 if epoch < 5 else 0.4
         return loss
 
     pruner = Pruner(100, 0.7, epochs=30, warmup_epochs=0)
