@@ -6,22 +6,13 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
+#include "width.h"
 
 namespace adapruner::ADAPRUNER_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t UnsignedLanes __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Lanes __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t UnsignedLanes __attribute__((vector_size(4 * kWidth)));
 
 // The bits of floats, or integers as they are.
 inline Lanes load_bits(const void* x) {
@@ -48,7 +39,7 @@ inline uint64_t greater(Lanes a, Lanes b) {
   return static_cast<uint32_t>(_mm_movemask_ps((__m128)(a > b)));
 #else
   uint64_t bits = 0;
-  for (int j = 0; j < kLanes; ++j) bits |= static_cast<uint64_t>(a[j] > b[j]) << j;
+  for (int j = 0; j < kWidth; ++j) bits |= static_cast<uint64_t>(a[j] > b[j]) << j;
   return bits;
 #endif
 }

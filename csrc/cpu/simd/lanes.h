@@ -10,21 +10,11 @@
 #include <type_traits>
 
 #include "../../math/exp.h"
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
+#include "width.h"
 
 namespace adapruner::ADAPRUNER_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kWidth = 16;
-#elif defined(__AVX2__)
-constexpr int kWidth = 8;
-#else
-constexpr int kWidth = 4;
-#endif
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t Words __attribute__((vector_size(4 * kWidth)));

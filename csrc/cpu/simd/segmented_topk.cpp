@@ -69,7 +69,7 @@ void split_rows(const float* x, const uint32_t* rows, int64_t n, const KeyRange*
       high[j] = ranges[row].high;
     }
     uint64_t above = 0, below = 0;
-    for (int j = 0; j < kWord; j += kLanes) {
+    for (int j = 0; j < kWord; j += kWidth) {
       const Lanes keys = keys_of(load_bits(values + j));
       above |= greater(keys, load_bits(high + j) ^ kSignBit) << j;
       below |= greater(load_bits(low + j) ^ kSignBit, keys) << j;

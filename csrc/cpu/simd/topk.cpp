@@ -28,7 +28,7 @@ template <typename Test>
 inline uint64_t word_of(const float* x, const Test& test) {
   uint64_t word = 0;
 #pragma GCC unroll 16
-  for (int j = 0; j < kWord; j += kLanes) word |= test(load_bits(x + j)) << j;
+  for (int j = 0; j < kWord; j += kWidth) word |= test(load_bits(x + j)) << j;
   return word;
 }
 
