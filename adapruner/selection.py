@@ -165,7 +165,7 @@ class Selection:
         """
         if self._segments is None:
             readable = gates.integer("population")
-            count = self._clip(keep_count(ratio, self.num_samples), ratio, readable)
+            count = self._clip(keep_count(ratio, self.num_samples), readable)
             self.mask, sums = ops.topk_mask(gates.logits, count, slope)
         else:
             quotas = torch.from_numpy(self.quotas(gates, ratio))
@@ -180,7 +180,7 @@ class Selection:
         lost = np.bincount(self._segments[closed].numpy(), minlength=len(self._sizes))
         available = self._sizes - lost
         half = self._classes
-        count = self._clip(keep_count(ratio, self.num_samples), ratio, int(available.sum()))
+        count = self._clip(keep_count(ratio, self.num_samples), int(available.sum()))
         trained, held_out = self._sizes[:half], self._sizes[half:]
         of_class = largest_remainder(count, trained + held_out, available[:half] + available[half:])
         # What the readable training samples of a class cannot fill, those held out must.
@@ -191,7 +191,7 @@ class Selection:
         of_held_out = _largest_remainder_within(share, held_out, least, most)
         return np.concatenate([of_class - of_held_out, of_held_out])
 
-    def _clip(self, count: int, ratio: float, readable: int) -> int:
+    def _clip(self, count: int, readable: int) -> int:
         """A count on the way down is cut to what can be read; the final one must be met."""
         wanted = keep_count(self.keep_ratio, self.num_samples)
         if wanted > readable:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.nn import functional
@@ -12,15 +10,7 @@ from training_data import convolutional, digits
 from adapruner import fast_prune
 from adapruner.methods import METHODS, find_method
 
-
-@pytest.fixture(autouse=True)
-def _reproducible() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_published_method_drops_trivial_copies_first() -> None:

@@ -21,15 +21,7 @@ from training_data import Counted, Points, blobs, check_exact, prune
 from adapruner import UnreadableSampleError, fast_prune
 from adapruner.checkpoint import NAME, load_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 # --- what is refused
