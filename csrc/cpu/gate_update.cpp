@@ -82,7 +82,8 @@ void step_gates(const std::vector<Visits::Visit>& visits, float* m, uint8_t* age
   }
 }
 
-// Every id's gate, age and last loss are likely in no cache. Asked for together, they come together.
+// Every id's gate, age and last loss are likely in no cache. Asked for together, they come
+// together.
 void prefetch(const int64_t* id, int64_t samples, const float* m, const uint8_t* ages,
               const float* last_loss) {
   for (int64_t b = 0; b < samples; ++b) {
