@@ -254,6 +254,23 @@ def test_order_of_the_batches_of_an_epoch_does_not_matter() -> None:
         assert torch.equal(gates.state[slots], results[0].state[slots])
 
 
+@pytest.mark.parametrize("batch", [1, 15, 511, 512, 513, 1500])
+def test_many_at_a_time_are_stepped_as_one_at_a_time(batch: int) -> None:
+    random = generator(f"batch {batch}")
+    together = native_gates(ReferenceGates(torch.randn(2000, generator=random) * 3, 0.7, 1.3))
+    together.age.random_(0, 20, generator=random)
+    alone = native_gates(ReferenceGates(together.logits, 0.7, 1.3))
+    alone.age.copy_(together.age)
+    ids = torch.randperm(2000, generator=random)[:batch]
+    pressure = torch.randn(batch, generator=random) * 30
+    visit(together, ids, pressure)
+    for index, value in zip(ids, pressure, strict=True):
+        visit(alone, index[None], value[None])
+    assert torch.equal(together.logits, alone.logits)
+    assert torch.equal(together.age, alone.age)
+    check_sums(together)
+
+
 def test_a_single_gate() -> None:
     gates = native_gates(ReferenceGates(torch.ones(1), 1.0, 0.1))
     expected = ReferenceGates(torch.ones(1), 1.0, 0.1)

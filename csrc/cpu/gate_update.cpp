@@ -2,11 +2,13 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "../checks.h"
 #include "batch.h"
+#include "simd/gate_step.h"
 
 namespace adapruner::cpu {
 namespace {
@@ -71,15 +73,29 @@ void note_losses(const int64_t* id, const double* pressure, const double* loss, 
 }
 
 void step_gates(const std::vector<Visits::Visit>& visits, float* m, uint8_t* ages, int64_t* state) {
-  const double slope = read_double(state, kSlope);
-  for (const auto& visit : visits) {
-    const float before = m[visit.id];
-    const float after = stepped(state, before, ages[visit.id], visit.pressure);
-    m[visit.id] = after;
-    ages[visit.id] = 0;
-    state[kGateSum] += gate_fixed(slope, after) - gate_fixed(slope, before);
-    state[kOpenCount] += (after > 0) - (before > 0);
+  float logits[kGateBlock];
+  uint8_t waited[kGateBlock];
+  double pressures[kGateBlock];
+  const int64_t count = static_cast<int64_t>(visits.size());
+  GateSums sums{0, 0};
+  for (int64_t begin = 0; begin < count; begin += kGateBlock) {
+    const int64_t n = std::min(kGateBlock, count - begin);
+    for (int64_t j = 0; j < n; ++j) {
+      const Visits::Visit& visit = visits[begin + j];
+      logits[j] = m[visit.id];
+      waited[j] = ages[visit.id];
+      pressures[j] = visit.pressure;
+    }
+    const GateSums changed = ADAPRUNER_DISPATCH(step_block, state, logits, waited, pressures, n);
+    sums.fixed += changed.fixed;
+    sums.open += changed.open;
+    for (int64_t j = 0; j < n; ++j) {
+      m[visits[begin + j].id] = logits[j];
+      ages[visits[begin + j].id] = 0;
+    }
   }
+  state[kGateSum] += sums.fixed;
+  state[kOpenCount] += sums.open;
 }
 
 // Every id's gate, age and last loss are likely in no cache. Asked for together, they come
