@@ -1,4 +1,4 @@
-# make setup | demo | test | style | bench.  Every target sets up what it needs in .venv.
+# make setup | demo | test | style | bench | bench-full | bench-native.  Every target sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
@@ -6,7 +6,7 @@ SETUP := .venv/.setup-done
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
 CXX ?= c++
 
-.PHONY: setup demo test test-native style format bench clean
+.PHONY: setup demo test test-native style format bench bench-full bench-native clean
 
 setup: $(SETUP)
 
@@ -43,9 +43,21 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/csrc/*')
 
+# A few minutes; compare with another run by benchmarks/compare_results.py.
 bench: setup
-	$(BIN)/python -m pytest benchmarks --benchmark-only --results benchmarks/results/operators.json
+	$(BIN)/python -m pytest benchmarks --benchmark-only --results build/benchmarks
+
+# Everything at full size, some 13 GB of memory; redraws the tables and pictures of the documents.
+bench-full: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-only --full --results benchmarks/results
 	$(BIN)/python benchmarks/report.py
+
+# The formulas of csrc/math/ alone.
+bench-native:
+	mkdir -p build/benchmarks
+	$(CXX) -std=c++20 -O3 -march=native -Wall -Wextra -ffp-contract=off \
+	  benchmarks/csrc/benchmark_math.cpp -o build/benchmarks/benchmark_math
+	build/benchmarks/benchmark_math
 
 clean:
 	rm -rf build dist .venv *.egg-info adapruner/_C*.so

@@ -7,42 +7,67 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+Quartiles = tuple[float, float, float]
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one rival: median and quartiles over n runs."""
+    """One of several that took turns, over n turns.
 
-    median: float
-    lower: float
-    upper: float
+    Attributes:
+        seconds: lower quartile, median, upper quartile.
+        times_first: the same of its time as a multiple of the first one's in the same turn.
+        n: number of turns.
+    """
+
+    seconds: Quartiles
+    times_first: Quartiles
     n: int
+
+    @property
+    def median(self) -> float:
+        return self.seconds[1]
 
 
 def alternate(
-    rivals: Mapping[str, Callable[[], object]], seconds: float = 2.0, least: int = 7
+    calls: Mapping[str, Callable[[], object]], seconds: float = 2.0, least: int = 5
 ) -> dict[str, Timing]:
-    """Time every rival in turns until ``seconds`` are over, at least ``least`` turns.
+    """Time every one in turns until ``seconds`` are over, at least ``least`` turns.
 
-    A turn times enough calls of each for the clock's resolution (some 0.2 ms).
+    A turn times enough calls of each for the clock's resolution (some 0.2 ms), after one that is
+    not timed, so that each finds the caches as its own last call left them, not a rival's. Calls
+    that fill every cache many times over, 0.1 s long or more, need none.
     """
-    calls = {}
-    for name, call in rivals.items():
+    repeats: dict[str, int] = {}
+    refreshed: dict[str, bool] = {}
+    for name, call in calls.items():
         for _ in range(3):
             start = time.perf_counter()
             call()
             last = time.perf_counter() - start
-        calls[name] = max(1, round(2e-4 / max(last, 1e-7)))
-    times: dict[str, list[float]] = {name: [] for name in rivals}
+            if last > seconds:  # nothing left to warm up
+                break
+        repeats[name] = max(1, round(2e-4 / max(last, 1e-7)))
+        refreshed[name] = last < 0.1
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    first = times[next(iter(calls))]
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
-        for name, call in rivals.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
+    while time.perf_counter() < end or len(first) < least:
+        for name, call in calls.items():
+            if refreshed[name]:
                 call()
-            times[name].append((time.perf_counter() - start) / calls[name])
-    return {name: _timing(values) for name, values in times.items()}
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return {
+        name: Timing(
+            quartiles(mine), quartiles([t / f for t, f in zip(mine, first, strict=True)]), len(mine)
+        )
+        for name, mine in times.items()
+    }
 
 
-def _timing(values: list[float]) -> Timing:
-    lower, median, upper = statistics.quantiles(values, n=4)
-    return Timing(median, lower, upper, len(values))
+def quartiles(values: list[float]) -> Quartiles:
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, median, upper

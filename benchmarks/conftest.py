@@ -1,46 +1,89 @@
-"""Shared by the benchmark suites: threads, and the comparison with rivals in one process."""
+"""Shared by the suites: threads, bandwidth, and the comparison with rivals in one process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+
+# Huge pages for everybody, before the first tensor: what torch allocates and what NumPy does
+# (which asks for them by itself). Without them the page faults of fresh outputs drown the rest.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from alternate import Timing, alternate
+from alternate import alternate
+from bandwidth import Bandwidth, measure_bandwidth
 from provenance import provenance
 
-from adapruner.ops import _C
+ALL = torch.get_num_threads()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--threads", type=int, default=0, help="threads of torch; 0: all cores")
-    parser.addoption("--results", help="JSON file to write the comparison with the rivals to")
+    parser.addoption("--full", action="store_true", help="everything at full size")
+    parser.addoption("--results", help="folder for a JSON file per suite")
 
 
-@pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> None:
-    if threads := request.config.getoption("--threads"):
-        torch.set_num_threads(threads)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every benchmark that names ``threads`` runs with one and with all of them."""
+    if "threads" in metafunc.fixturenames:
+        counts = sorted({1, ALL}, reverse=True)
+        metafunc.parametrize("threads", counts, ids=[f"{c} threads" for c in counts], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the run at full size."""
+    return bool(request.config.getoption("--full"))
 
 
 @pytest.fixture
-def compare(benchmark) -> Callable[[Mapping[str, Callable[[], object]]], dict[str, Timing]]:
-    """Time rivals in turns; the first one is ours. Ratios go to the benchmark's extra_info."""
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    torch.set_num_threads(request.param)
+    # What torch.compile has compiled is for the number of threads that there were.
+    torch._dynamo.reset()
+    yield request.param
+    torch.set_num_threads(ALL)
 
-    def run(rivals: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
-        timings = alternate(rivals)
-        ours = next(iter(rivals))
-        for name, timing in timings.items():
-            benchmark.extra_info[name] = {
-                "seconds": [timing.lower, timing.median, timing.upper],
-                "n": timing.n,
-                "times_ours": timing.median / timings[ours].median,
-            }
-        # What pytest-benchmark's own table shows is ours alone, a few runs of it.
-        benchmark.pedantic(rivals[ours], rounds=5, warmup_rounds=1)
-        return timings
+
+@pytest.fixture(scope="session")
+def _bandwidths() -> dict[int, Bandwidth]:
+    return {}
+
+
+@pytest.fixture
+def bandwidth(_bandwidths: dict[int, Bandwidth]) -> Bandwidth:
+    """The machine's own, at the present number of threads; measured once for each."""
+    count = torch.get_num_threads()
+    if count not in _bandwidths:
+        _bandwidths[count] = measure_bandwidth()
+    return _bandwidths[count]
+
+
+@pytest.fixture
+def compare(benchmark) -> Callable[..., Any]:
+    """Time rivals in turns; the first one is ours. What was measured goes to ``extra_info``.
+
+    ``facts`` are numbers of the row besides times: bytes, samples. Gives what ours gave.
+    """
+
+    def run(
+        rivals: Mapping[str, Callable[[], object]],
+        seconds: float = 2.0,
+        least: int = 5,
+        **facts: Any,
+    ) -> Any:
+        # What pytest-benchmark's own table shows is ours alone, one run of it.
+        outcome = benchmark.pedantic(next(iter(rivals.values())), rounds=1)
+        timings = alternate(rivals, seconds, least)
+        benchmark.extra_info["threads"] = torch.get_num_threads()
+        benchmark.extra_info["rivals"] = {name: asdict(t) for name, t in timings.items()}
+        benchmark.extra_info.update(facts)
+        return outcome
 
     return run
 
@@ -49,16 +92,25 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
     if session is None or not session.benchmarks:
         return
-    terminalreporter.section(f"beside the rivals, alternating, {torch.get_num_threads()} threads")
+    terminalreporter.section("beside the rivals, alternating in one process")
+    suites: dict[str, dict[str, Any]] = {}
     for bench in session.benchmarks:
+        suite = Path(bench.fullname.split("::")[0]).stem.removeprefix("test_")
+        suites.setdefault(suite, {})[bench.name.removeprefix("test_")] = bench.extra_info
         terminalreporter.write_line(bench.name)
-        for name, row in bench.extra_info.items():
+        for name, row in bench.extra_info.get("rivals", {}).items():
             lower, median, upper = (1e3 * second for second in row["seconds"])
             terminalreporter.write_line(
-                f"  {name:<24}{median:>11.4f} ms [{lower:.4f}, {upper:.4f}]"
-                f"{row['times_ours']:>10.2f} × ours   n = {row['n']}"
+                f"  {name:<32}{median:>12.4f} ms [{lower:.4f}, {upper:.4f}]"
+                f"{row['times_first'][1]:>10.3f} × ours   n = {row['n']}"
             )
-    if path := config.getoption("--results"):
-        about = provenance() | {"instruction_set": _C.build_info()["instruction_set"]}
-        rows = {bench.name: bench.extra_info for bench in session.benchmarks}
-        Path(path).write_text(json.dumps({"provenance": about, "rows": rows}, indent=1) + "\n")
+    if folder := config.getoption("--results"):
+        for suite, rows in suites.items():
+            write_results(Path(folder) / f"{suite}.json", rows)
+
+
+def write_results(path: Path, rows: Mapping[str, Any]) -> None:
+    """One suite's rows, with where they come from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"provenance": provenance(), "rows": rows}
+    path.write_text(json.dumps(about, indent=1) + "\n")

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.info import machine
+from adapruner.ops import _C
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def provenance() -> dict[str, Any]:
@@ -18,4 +21,10 @@ def provenance() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     changed = git("status", "--porcelain", "--untracked-files=no")
-    return machine() | {"commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else "")}
+    return machine() | {
+        "instruction_set": _C.build_info()["instruction_set"],
+        "huge_pages": HUGE_PAGES.read_text().split("[")[-1].split("]")[0]
+        if HUGE_PAGES.exists()
+        else "unknown",
+        "commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+    }

@@ -1,29 +1,82 @@
-"""Draw the README's tables and figure from the result files.
+"""Draw the tables of README.md and docs/performance.md, and their pictures, from the result files.
 
     python benchmarks/report.py
 
-Reads benchmarks/results/*.json; writes what stands between the markers in README.md, and
-docs/images/digits.png.
+Reads benchmarks/results/*.json; writes what stands between the markers, and docs/images/*.png.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from charts import draw_growth, draw_speed
+from inputs import OURS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SUITES = (
+    "masked_cross_entropy",
+    "linear_cross_entropy",
+    "topk",
+    "gate_update",
+    "order",
+    "step",
+    "end_to_end",
+    "growth",
+)
+# What the README shows of them: the sizes of BUDGETS that a reader would ask for first.
+FIRST = (
+    "masked_cross_entropy[(256, 10)]",
+    "masked_cross_entropy[(1024, 1000)]",
+    "masked_cross_entropy[(4096, 1000)]",
+    "over_the_logits[(64, 128256)]",
+    "masked_linear_cross_entropy[(2048, 64, 50257)]",
+    "masked_linear_cross_entropy[(512, 512, 32000)]",
+    "topk_mask[1e+07]",
+    "topk_indices[1e+07]",
+    "segmented_topk[1e+07]",
+    "gate_update[1e+08]",
+    "order[1e+08-keep 0.7]",
+    "step[plain]",
+    "step[published]",
+    "end_to_end[cifar10]",
+)
+
+
+def load(suite: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{suite}.json").read_text())
+
+
+def rows_of(suite: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Title and row of a suite; threads are a column, not part of the title."""
+    for name, row in load(suite)["rows"].items():
+        title = name.replace(f"{row['threads']} threads-", "").replace(
+            f"[{row['threads']} threads]", ""
+        )
+        yield title, row
 
 
 def machine(about: dict[str, Any]) -> str:
     return (
-        f"{about['processor']}, {about['cores']} cores, threads: {about['threads']}, "
-        f"torch {about['torch']}, {about['date']}"
+        f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {about['date']}, "
+        f"commit {about['commit']}"
     )
+
+
+def time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def factor(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
 def digits_table(data: dict[str, Any]) -> str:
@@ -54,59 +107,118 @@ def digits_table(data: dict[str, Any]) -> str:
         )
     lines.append(
         f"\nTest accuracy of the last epoch, mean ± standard deviation over {len(clean)} seeds, "
-        f"{about['epochs']} epochs each, by `make demo` ({machine(about)})."
+        f"{about['epochs']} epochs each, by `make demo` ({about['processor']}, {about['cores']} "
+        f"cores, threads: {about['threads']}, torch {about['torch']}, {about['date']})."
     )
     return "\n".join(lines)
 
 
-def speed_table(data: dict[str, Any]) -> str:
-    """Ours and the rivals, from the alternating runs."""
-    lines = ["| operator | ours | rival | rival's time / ours |", "|---|---|---|---|"]
-    for name, rows in data["rows"].items():
-        title = re.sub(r"^test_", "", name).replace("_", " ").replace("[", " [")
-        ours = next(iter(rows))  # the first one, by the contract of `compare`
-        for rival, row in rows.items():
-            if rival.startswith("adapruner") or rival == ours:
-                continue
-            low, median, high = row["seconds"]
-            base = rows[ours]["seconds"][1]
-            lines.append(
-                f"| {title} | {1e3 * base:.3g} ms | {rival} | **{median / base:.2f}** "
-                f"({low / base:.2f} to {high / base:.2f}) |"
-            )
+def first_rows() -> dict[str, dict[str, Any]]:
+    """The rows of FIRST at all threads, in that order."""
+    found = {}
+    for suite in SUITES:
+        for title, row in rows_of(suite):
+            if title in FIRST and row["threads"] >= found.get(title, row)["threads"]:
+                found[title] = row
+    return {title: found[title] for title in FIRST if title in found}
+
+
+def speed_table() -> str:
+    """Ours and the rivals, the shapes of FIRST, all threads."""
+    lines = ["| | ours | time of the rivals as a multiple of ours |", "|---|---|---|"]
+    for title, row in first_rows().items():
+        ours = row["rivals"][OURS]["seconds"][1]
+        rivals = ", ".join(
+            f"{name} **{factor(timing['times_first'][1])}**"
+            for name, timing in row["rivals"].items()
+            if not name.startswith(OURS)
+        )
+        lines.append(f"| {title.replace('_', ' ').replace('[', ' [')} | {time(ours)} | {rivals} |")
+    about = load("masked_cross_entropy")["provenance"]
     lines.append(
-        "\nMedian (quartiles) of alternating runs in one process, by `make bench` "
-        f"({machine(data['provenance'])}). Below 1 the rival is faster. Masked cross entropy is "
-        "forward and backward; eager torch computes the same masked loss and pressure, plain cross "
-        "entropy neither mask nor pressure."
+        f"\nMedians of alternating runs in one process, {about['threads']} threads, by "
+        f"`make bench-full` ({machine(about)}). Below 1 the rival is faster. Losses are forward "
+        "and backward; plain cross entropy has neither mask nor pressure. Quartiles, other shapes, "
+        "one thread, and what each is made of: [performance](docs/performance.md)."
     )
     return "\n".join(lines)
+
+
+def suite_table(suite: str) -> str:
+    """Everything that a suite measured."""
+    lines = [
+        "| | threads | | median [quartiles] | as a multiple of ours [quartiles] | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, row in rows_of(suite):
+        first = f"{title.split('[')[0].replace('_', ' ')} [{title.split('[')[-1]}"
+        for name, timing in row["rivals"].items():
+            lower, median, upper = timing["seconds"]
+            low, middle, high = timing["times_first"]
+            times = f"{factor(middle)} [{factor(low)}, {factor(high)}]"
+            lines.append(
+                f"| {first} | {row['threads'] if first else ''} | {name} | {time(median)} "
+                f"[{time(lower)}, {time(upper)}] | {times} | {timing['n']} |"
+            )
+            first = ""
+        for text in notes(row):
+            lines.append(f"| | | | {text} | | |")
+    lines.append(f"\n{machine(load(suite)['provenance'])}.")
+    return "\n".join(lines)
+
+
+def notes(row: dict[str, Any]) -> Iterator[str]:
+    """What a row says beside its times."""
+    ours = row["rivals"][OURS]["seconds"][1]
+    for moved, bandwidth in (("read", "read_bandwidth"), ("copied", "copy_bandwidth")):
+        if moved in row:
+            share = row[moved] / row[bandwidth] / ours
+            rate = row[bandwidth] / 1e9
+            yield f"{share:.2f} of the {rate:.0f} GB/s at which memory is {moved} in the same run"
+    for name, peak in row.get("peak_bytes", {}).items():
+        if peak is not None:
+            yield f"peak of {name}: {peak / 2**20:,.0f} MiB"
+    if "samples_read_full" in row:
+        yield f"{row['samples_read']:,} of {row['samples_read_full']:,} samples read"
+    if "seconds_ending_epochs" in row:
+        yield f"{time(row['seconds_ending_epochs'])} of ours in the ends of the epochs"
 
 
 def between(text: str, marker: str, content: str) -> str:
     """``text`` with what stands between the markers replaced."""
     begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
     if begin not in text or end not in text:
-        raise ValueError(f"README.md lacks the markers {begin} and {end}")
+        raise ValueError(f"the document lacks the markers {begin} and {end}")
     head, rest = text.split(begin)
     return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def rewrite(document: Path, contents: dict[str, str]) -> None:
+    text = document.read_text()
+    for marker, content in contents.items():
+        text = between(text, marker, content)
+    document.write_text(text)
 
 
 def main() -> None:
     sys.path.insert(0, str(ROOT / "examples"))
     from digits import draw
 
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    digits = json.loads((RESULTS / "digits.json").read_text())
-    text = between(text, "demo table", digits_table(digits))
-    operators = json.loads((RESULTS / "operators.json").read_text())
-    text = between(text, "speed", speed_table(operators))
-    readme.write_text(text)
-    runs = {float(share): rows for share, rows in digits["runs"].items()}
+    digits = load("digits")
+    rewrite(ROOT / "README.md", {"demo table": digits_table(digits), "speed": speed_table()})
+    rewrite(ROOT / "docs" / "performance.md", {suite: suite_table(suite) for suite in SUITES})
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
+    runs = {float(share): rows for share, rows in digits["runs"].items()}
     draw(runs, digits["provenance"]["keep_ratio"], images / "digits.png")
+    speeds = {
+        title.replace("_", " ").replace("[", " ["): {
+            name: timing for name, timing in row["rivals"].items() if not name.startswith(OURS)
+        }
+        for title, row in first_rows().items()
+    }
+    draw_speed(speeds, images / "speed.png")
+    draw_growth([row for _, row in rows_of("growth")], images / "growth.png")
 
 
 if __name__ == "__main__":
