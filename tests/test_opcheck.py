@@ -59,9 +59,10 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
                 arguments = (gates.logits, gates.age, gates.state, gates.last_loss)
                 yield "gate_drift", name, arguments, {}
     for name in TOP_K:
-        yield "topk_mask", name, topk_sample(name), {}
-        yield "topk_indices", name, topk_sample(name), {}
-        yield "segmented_topk", name, segmented_topk_sample(name), {}
+        for sums, end in (("", None), (" without sums", -1)):  # the slope comes last
+            yield "topk_mask", name + sums, topk_sample(name)[:end], {}
+            yield "topk_indices", name + sums, topk_sample(name)[:end], {}
+            yield "segmented_topk", name + sums, segmented_topk_sample(name)[:end], {}
     for operator in ("scale_gradient", "scale_gradient_"):
         yield operator, "matrix", (torch.ones(3, 4), torch.tensor(2.0)), {}
 
