@@ -34,10 +34,16 @@ class MaskedLoss(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """A selection, and what the same pass tells of the gates at the slope given."""
+    """A selection, and what the same pass tells of the gates at the slope given.
 
-    selected: Tensor  # topk_mask, segmented_topk: uint8 [ceil(N / 8)]; topk_indices: int64 [k]
-    sums: Tensor  # int64 [2]: Σ round(σ(slope·m)·2³⁰), number of m > 0
+    ``selected`` is uint8 ``[ceil(N / 8)]``, bit i % 8 of byte i // 8, from :func:`topk_mask` and
+    :func:`segmented_topk`, int64 ``[k]`` from :func:`topk_indices`. ``sums`` is int64 ``[2]``: the
+    sum of the gates σ(slope·m), each rounded to a multiple of 2⁻³⁰ (:data:`GATE_SUM_ONE` is one
+    gate of 1), and the number of m > 0; it is empty where no slope was given.
+    """
+
+    selected: Tensor
+    sums: Tensor
 
 
 class Order(NamedTuple):
@@ -226,24 +232,48 @@ def gate_drift(gate_logits: Tensor, age: Tensor, state: Tensor, last_loss: Tenso
     torch.ops.adapruner.gate_drift(gate_logits, age, state, last_loss)
 
 
-def topk_mask(gate_logits: Tensor, k: int, slope: float) -> TopK:
-    """The k largest gate logits as a bit mask; equal ones go to the lower index. Exact."""
+def topk_mask(gate_logits: Tensor, k: int, slope: float | None = None) -> TopK:
+    """The k largest gate logits as a bit mask; equal ones go to the lower index. Exact.
+
+    Args:
+        gate_logits: m, float32 ``[N]``; +0 and −0 are equal.
+        k: how many, in ``[0, N]``.
+        slope: slope at which the sums are taken; None: no sums, in less time.
+
+    Raises:
+        TypeError: ``gate_logits`` is not float32.
+        ValueError: ``k`` is out of range, ``slope`` not finite, or a gate logit is NaN; the message
+            names the first.
+
+    Example:
+        >>> import torch
+        >>> topk_mask(torch.tensor([0.5, 2.0, -1.0, 0.5]), k=2).selected  # 1 and, of equals, 0
+        tensor([3], dtype=torch.uint8)
+    """
     return TopK(*torch.ops.adapruner.topk_mask(gate_logits, k, slope))
 
 
-def topk_indices(gate_logits: Tensor, k: int, slope: float) -> TopK:
-    """The k largest gate logits as ascending int64 indices; equal ones go to the lower index."""
+def topk_indices(gate_logits: Tensor, k: int, slope: float | None = None) -> TopK:
+    """The same as ascending int64 indices ``[k]``; arguments and errors are :func:`topk_mask`'s."""
     return TopK(*torch.ops.adapruner.topk_indices(gate_logits, k, slope))
 
 
-def segmented_topk(gate_logits: Tensor, segments: Tensor, quotas: Tensor, slope: float) -> TopK:
+def segmented_topk(
+    gate_logits: Tensor, segments: Tensor, quotas: Tensor, slope: float | None = None
+) -> TopK:
     """The ``quotas[j]`` largest gate logits of each segment j as a bit mask.
 
     Args:
-        gate_logits: float32 ``[N]``.
-        segments: ``[N]``, any integer type; −1 is in no segment and never kept.
-        quotas: int64 ``[S]``, each at most the size of its segment.
-        slope: slope at which the returned sums are taken.
+        gate_logits: m, float32 ``[N]``.
+        segments: ``[N]``, any integer type; −1 is in no segment and never kept. Narrow types are
+            faster: there is less to read.
+        quotas: ``[S]``, any integer type, each at most the size of its segment.
+        slope: slope at which the sums are taken; None: no sums, in less time.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype.
+        ValueError: shapes or devices do not fit, a segment or quota is out of range, ``slope`` is
+            not finite, or a gate logit is NaN; the message names the first.
     """
     return TopK(*torch.ops.adapruner.segmented_topk(gate_logits, segments, quotas, slope))
 
@@ -363,30 +393,28 @@ def _(gate_logits, age, state, last_loss):  # type: ignore[no-untyped-def]
     return None
 
 
-def _fake_mask(gate_logits: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_sums(gate_logits: Tensor, slope: float | None) -> Tensor:
+    return gate_logits.new_empty(0 if slope is None else 2, dtype=torch.int64)
+
+
+def _fake_mask(gate_logits: Tensor, slope: float | None) -> tuple[Tensor, Tensor]:
     size = (gate_logits.shape[0] + 7) // 8
-    return (
-        gate_logits.new_empty(size, dtype=torch.uint8),
-        gate_logits.new_empty(2, dtype=torch.int64),
-    )
+    return gate_logits.new_empty(size, dtype=torch.uint8), _fake_sums(gate_logits, slope)
 
 
 @torch.library.register_fake("adapruner::topk_mask")
-def _(gate_logits, k, slope):  # type: ignore[no-untyped-def]
-    return _fake_mask(gate_logits)
+def _(gate_logits, k, slope=None):  # type: ignore[no-untyped-def]
+    return _fake_mask(gate_logits, slope)
 
 
 @torch.library.register_fake("adapruner::topk_indices")
-def _(gate_logits, k, slope):  # type: ignore[no-untyped-def]
-    return (
-        gate_logits.new_empty(k, dtype=torch.int64),
-        gate_logits.new_empty(2, dtype=torch.int64),
-    )
+def _(gate_logits, k, slope=None):  # type: ignore[no-untyped-def]
+    return gate_logits.new_empty(k, dtype=torch.int64), _fake_sums(gate_logits, slope)
 
 
 @torch.library.register_fake("adapruner::segmented_topk")
-def _(gate_logits, segments, quotas, slope):  # type: ignore[no-untyped-def]
-    return _fake_mask(gate_logits)
+def _(gate_logits, segments, quotas, slope=None):  # type: ignore[no-untyped-def]
+    return _fake_mask(gate_logits, slope)
 
 
 @torch.library.register_fake("adapruner::masked_order")

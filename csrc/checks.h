@@ -4,6 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cmath>
+#include <optional>
+
 #include "math/state.h"
 
 namespace adapruner {
@@ -186,10 +189,35 @@ inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& a
   if (last_loss.has_value()) check_last_loss(gate_logits, *last_loss);
 }
 
-inline void check_topk(const at::Tensor& gate_logits, int64_t k) {
+inline void check_slope(const std::optional<double>& slope) {
+  TORCH_CHECK_VALUE(!slope || std::isfinite(*slope), "slope must be a finite number; found ",
+                    *slope);
+}
+
+inline void check_topk(const at::Tensor& gate_logits, int64_t k,
+                       const std::optional<double>& slope) {
   check_gate_logits(gate_logits);
+  check_slope(slope);
   TORCH_CHECK_VALUE(k >= 0 && k <= gate_logits.size(0), "k must be in [0, ", gate_logits.size(0),
                     "], the number of gates; found ", k);
+}
+
+// Row numbers and slots of histograms must fit 32 bits.
+constexpr int64_t kMostSegments = int64_t{1} << 30;
+
+inline void check_segmented_topk(const at::Tensor& gate_logits, const at::Tensor& segments,
+                                 const at::Tensor& quotas, const std::optional<double>& slope) {
+  check_gate_logits(gate_logits);
+  check_slope(slope);
+  check_integers(segments, "segments");
+  TORCH_CHECK_VALUE(segments.sizes() == gate_logits.sizes(),
+                    "segments must have the shape of gate_logits, ", gate_logits.sizes(),
+                    "; found shape ", segments.sizes());
+  check_device(segments, gate_logits, "segments");
+  check_integers(quotas, "quotas");
+  TORCH_CHECK_VALUE(quotas.dim() == 1 && quotas.size(0) < kMostSegments,
+                    "quotas must have shape [S], one per segment, with S below ", kMostSegments,
+                    "; found shape ", quotas.sizes());
 }
 
 // A bit mask of n samples: bit i % 8 of byte i / 8 for sample i.

@@ -11,6 +11,7 @@ import torch
 MODULES = [
     "adapruner.data.order",
     "adapruner.data.sources",
+    "adapruner.ops",
     "adapruner.pruner",
     "adapruner.selection",
     "adapruner.training",

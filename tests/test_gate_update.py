@@ -209,6 +209,26 @@ def test_sums_in_the_state_are_exact_after_many_updates() -> None:
     check_sums(gates)
 
 
+def test_a_million_visits_leave_no_drift_at_any_number_of_threads() -> None:
+    before, ends = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            gates = Gates(50_000, 0.7, METHODS["adapruner"])
+            gates.set_slope(1.0)
+            random = generator("a million visits")
+            for _ in range(1000):
+                ids = torch.randint(0, 50_000, (1000,), generator=random)
+                visit(gates, ids, torch.randn(1000, generator=random) * 50)
+            assert len(ids.unique()) < 1000  # some repeat
+            check_sums(gates)
+            ends.append((gates.logits, gates.state))
+    finally:
+        torch.set_num_threads(before)
+    assert 0.1 < gates.open_share < 0.9
+    assert all(torch.equal(one, two) for one, two in zip(*ends, strict=True))
+
+
 def test_excluded_gates_stay_closed() -> None:
     gates = native_gates(ReferenceGates(torch.ones(5), 0.5, 1.0))
     gates.exclude(torch.tensor([2]))

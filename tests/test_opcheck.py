@@ -61,9 +61,10 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
                 arguments = (gates.logits, gates.age, gates.state, gates.last_loss)
                 yield "gate_drift", name, arguments, {}
     for name in TOP_K:
-        yield "topk_mask", name, topk_sample(name), {}
-        yield "topk_indices", name, topk_sample(name), {}
-        yield "segmented_topk", name, segmented_topk_sample(name), {}
+        for sums, end in (("", None), (" without sums", -1)):  # the slope comes last
+            yield "topk_mask", name + sums, topk_sample(name)[:end], {}
+            yield "topk_indices", name + sums, topk_sample(name)[:end], {}
+            yield "segmented_topk", name + sums, segmented_topk_sample(name)[:end], {}
         yield "masked_order", name, order_sample(name), {}
         yield "oldest_mask", name, oldest_sample(name), {}
     for operator in ("scale_gradient", "scale_gradient_"):

@@ -142,3 +142,5 @@ def test_segmented_says_what_is_wrong():
         operator(m, segments, torch.tensor([[1, 1]]), 1.0)
     with pytest.raises(TypeError, match="float32"):
         operator(m.half(), segments, torch.tensor([1, 1]), 1.0)
+    with pytest.raises(ValueError, match="slope must be a finite number; found nan"):
+        operator(m, segments, torch.tensor([1, 1]), float("nan"))

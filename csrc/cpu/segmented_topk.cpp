@@ -18,6 +18,7 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "../checks.h"
@@ -28,9 +29,6 @@
 
 namespace adapruner::cpu {
 namespace {
-
-// Row numbers and slots of histograms must fit 32 bits.
-constexpr int64_t kMostSegments = int64_t{1} << 30;
 
 struct Segments {
   at::Tensor tensor;  // [N], contiguous, of one of the types of load_rows
@@ -108,8 +106,8 @@ class SegmentedSelection {
         inside_(rows_),
         earlier_(partition_.tasks() * rows_) {}
 
-  // Writes the mask and sums [2].
-  void run(double slope, int64_t* sums) {
+  // Writes the mask and, with a slope, sums [2].
+  void run(std::optional<double> slope, int64_t* sums) {
     count_values(slope, sums);
     check_quotas();
     choose_first_digits();
@@ -134,6 +132,20 @@ class SegmentedSelection {
     return size;
   }
 
+  // Asks memory for the values and segments i … i + 63 while the processor is busy with others.
+  void prefetch(int64_t i) const {
+    if (i + 64 > n_) return;
+    constexpr int kLine = 64, kSecondLevel = 2;
+    const auto ask = [i](const void* array, int64_t bytes_each) {
+      const char* first = static_cast<const char*>(array) + i * bytes_each;
+      for (int64_t b = 0; b < 64 * bytes_each; b += kLine) {
+        __builtin_prefetch(first + b, 0, kSecondLevel);
+      }
+    };
+    ask(values_, sizeof *values_);
+    ask(segments_.tensor.const_data_ptr(), segments_.tensor.element_size());
+  }
+
   // f(begin, size, rows) for the blocks of a task.
   template <typename F>
   void each_block(int64_t task, const F& f) const {
@@ -144,7 +156,7 @@ class SegmentedSelection {
     });
   }
 
-  void count_values(double slope, int64_t* sums) {
+  void count_values(std::optional<double> slope, int64_t* sums) {
     struct alignas(64) Found {
       int64_t sums[2] = {0, 0};
       int64_t first_nan = -1;
@@ -161,8 +173,12 @@ class SegmentedSelection {
         const float* x = values_ + begin;
         const bool nan = ADAPRUNER_DISPATCH(value_slots, x, rows, size, bins_, layout_.bits, rows);
         if (nan && mine.first_nan < 0) mine.first_nan = std::find_if(x, x + size, is_nan) - values_;
-        for (int64_t j = 0; j < size; ++j) ++counts[rows[j]];
-        ADAPRUNER_DISPATCH(sum_gates, x, size, slope, mine.sums);
+        for (int64_t j = 0; j < size; j += 64) {
+          prefetch(begin + kBlock + j);
+          const int64_t end = std::min(size, j + 64);
+          for (int64_t i = j; i < end; ++i) ++counts[rows[i]];
+        }
+        if (slope) ADAPRUNER_DISPATCH(sum_gates, x, size, *slope, mine.sums);
       });
     });
     for (const Found& mine : found) {
@@ -174,9 +190,9 @@ class SegmentedSelection {
                         segment_at(mine.first_outside), "; expected a segment in [0, ",
                         segments_.count, "), or -1 for none");
     }
-    sums[0] = sums[1] = 0;
-    for (const Found& mine : found) {
-      for (int i = 0; i < 2; ++i) sums[i] += mine.sums[i];
+    for (int i = 0; slope.has_value() && i < 2; ++i) {
+      sums[i] = 0;
+      for (const Found& mine : found) sums[i] += mine.sums[i];
     }
   }
 
@@ -301,6 +317,7 @@ class SegmentedSelection {
         ADAPRUNER_DISPATCH(split_rows, values_ + begin, rows, size, ranges_.data(),
                            mask_ + begin / 8, candidates);
         for (int64_t j = 0; j < size; j += 64) {
+          prefetch(begin + kBlock + j);
           for (uint64_t rest = candidates[j / 64]; rest != 0; rest &= rest - 1) {
             const int64_t at = j + __builtin_ctzll(rest), i = begin + at;
             const int64_t row = rows[at], rank = earlier[row]++;
@@ -354,24 +371,11 @@ class SegmentedSelection {
       earlier_;  // [tasks, rows]: how many of those are in the runs of earlier tasks
 };
 
-void check_segmented(const at::Tensor& gate_logits, const at::Tensor& segments,
-                     const at::Tensor& quotas) {
-  check_gate_logits(gate_logits);
-  check_integers(segments, "segments");
-  TORCH_CHECK_VALUE(segments.sizes() == gate_logits.sizes(),
-                    "segments must have the shape of gate_logits, ", gate_logits.sizes(),
-                    "; found shape ", segments.sizes());
-  check_device(segments, gate_logits, "segments");
-  check_integers(quotas, "quotas");
-  TORCH_CHECK_VALUE(quotas.dim() == 1 && quotas.size(0) < kMostSegments,
-                    "quotas must have shape [S], one per segment, with S below ", kMostSegments,
-                    "; found shape ", quotas.sizes());
-}
-
 std::tuple<at::Tensor, at::Tensor> segmented_topk_cpu(const at::Tensor& gate_logits,
                                                       const at::Tensor& segments,
-                                                      const at::Tensor& quotas, double slope) {
-  check_segmented(gate_logits, segments, quotas);
+                                                      const at::Tensor& quotas,
+                                                      std::optional<double> slope) {
+  check_segmented_topk(gate_logits, segments, quotas, slope);
   const at::Tensor values = gate_logits.contiguous();
   const at::Tensor limits = quotas.to(at::kCPU, at::kLong).contiguous();
   const bool native = segments.scalar_type() <= at::kLong;
@@ -379,7 +383,7 @@ std::tuple<at::Tensor, at::Tensor> segmented_topk_cpu(const at::Tensor& gate_log
   const int64_t n = values.numel();
   at::Tensor mask = at::empty({(n + 7) / 8}, values.options().dtype(at::kByte));
   advise_huge_pages(mask);
-  at::Tensor sums = at::empty({2}, values.options().dtype(at::kLong));
+  at::Tensor sums = at::empty({slope ? 2 : 0}, values.options().dtype(at::kLong));
   SegmentedSelection(values.const_data_ptr<float>(), n, groups, limits.const_data_ptr<int64_t>(),
                      mask.mutable_data_ptr<uint8_t>())
       .run(slope, sums.mutable_data_ptr<int64_t>());

@@ -1,5 +1,5 @@
 // Exact top-k without a sort. A sample of the gate logits brackets the threshold; one pass writes
-// the mask for what lies outside the bracket and stores what lies inside, the band, some 2–4 % of
+// the mask for what lies outside the bracket and stores what lies inside, the band, some 0.4–2 % of
 // all; the band is then decided exactly by digit histograms. Where the sample misled, digit
 // histograms over all values give a bracket that holds, and the pass is done again. Ties at a bound
 // of the bracket, which may be most of the data, are ranked by one more pass and never stored.
@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "../checks.h"
@@ -23,8 +24,8 @@ namespace adapruner::cpu {
 namespace {
 
 constexpr int kDigitBits = 11;
-constexpr int kDigits = 1 << kDigitBits;
-using Histogram = std::vector<int64_t>;  // [kDigits]
+constexpr int kSampleBits = 12;  // sign, exponent, 3 bits more
+using Histogram = std::vector<int64_t>;
 
 // Entries of a band in the order of their indices; not initialised where nothing was appended.
 class Band {
@@ -65,21 +66,21 @@ class Selection {
   Selection(const float* values, int64_t n, int64_t k, uint8_t* mask)
       : values_(values), n_(n), k_(k), mask_(mask), partition_(n), scans_(partition_.tasks()) {}
 
-  // Writes the mask and sums [2].
-  void run(double slope, int64_t* sums) {
+  // Writes the mask and, with a slope, sums [2].
+  void run(std::optional<double> slope, int64_t* sums) {
     Bracket bracket = first_bracket();
     scan<true>(bracket, slope);
     for (const Scan& found : scans_) {
       TORCH_CHECK_VALUE(found.first_nan < 0, "gate_logits[", found.first_nan,
                         "] is NaN; a gate logit must be a number");
     }
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; slope.has_value() && i < 2; ++i) {
       sums[i] = 0;
       for (const Scan& found : scans_) sums[i] += found.sums[i];
     }
     if (resolve(bracket)) return;
     bracket = sure_bracket();
-    scan<false>(bracket, 0.0);
+    scan<false>(bracket, std::nullopt);
     TORCH_INTERNAL_ASSERT(resolve(bracket), "the threshold left its bracket");
   }
 
@@ -91,21 +92,39 @@ class Selection {
     if (k_ == n_) return {kBelowAll, kBelowAll};
     const int64_t size = sample_size(n_);
     if (size == 0) return {kBelowAll, kAboveAll};
+    // Keys of the sample, and a histogram of their leading bits, for each task.
+    constexpr int kShift = 32 - kSampleBits;
+    const Partition strata(size);
     std::vector<uint32_t> sample(size);
-    at::parallel_for(0, size, 4096, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        sample[i] = order_key(values_[sample_index(i, size, n_)]);
-      }
+    const Histogram histogram = count_digits(strata, kSampleBits, [&](int64_t task, auto& counts) {
+      strata.each_block(task, [&](int64_t begin, int64_t length) {
+        // Places first: memory answers many requests at a time.
+        int64_t places[kBlock];
+        for (int64_t i = 0; i < length; ++i) {
+          places[i] = sample_index(begin + i, size, n_);
+          __builtin_prefetch(values_ + places[i]);
+        }
+        uint32_t* const keys = sample.data() + begin;
+        for (int64_t i = 0; i < length; ++i) keys[i] = order_key(values_[places[i]]);
+        for (int64_t i = 0; i < length; ++i) ++counts[keys[i] >> kShift];
+      });
     });
     const SampleRanks ranks = bracket_ranks(k_, n_, size);
-    const auto largest = [&](int64_t begin, int64_t rank) {
-      std::nth_element(sample.begin() + begin, sample.begin() + rank - 1, sample.end(),
-                       std::greater<uint32_t>());
-      return std::min(std::max(sample[rank - 1], kBelowAll), kAboveAll);  // NaN has keys beyond
+    std::vector<uint32_t> same(size);
+    const auto largest = [&](int64_t rank) {
+      const DigitRank found = find_digit(histogram.data(), 1 << kSampleBits, rank);
+      auto end = same.begin();
+      for (const uint32_t key : sample) {
+        *end = key;
+        end += key >> kShift == static_cast<uint32_t>(found.digit);
+      }
+      const auto nth = same.begin() + found.rank - 1;
+      std::nth_element(same.begin(), nth, end, std::greater<uint32_t>());
+      return std::min(std::max(*nth, kBelowAll), kAboveAll);  // NaN has keys beyond
     };
     Bracket bracket{kBelowAll, kAboveAll};
-    if (ranks.high >= 1) bracket.high = largest(0, ranks.high);
-    if (ranks.low <= size) bracket.low = largest(std::max<int64_t>(ranks.high, 0), ranks.low);
+    if (ranks.high >= 1) bracket.high = largest(ranks.high);
+    if (ranks.low <= size) bracket.low = largest(ranks.low);
     return bracket;
   }
 
@@ -115,14 +134,15 @@ class Selection {
     int64_t rank = k_, inside = n_;
     while (inside > band_limit() && range.low < range.high) {
       const int shift = digit_shift(range, kDigitBits);
-      const Histogram histogram = count_digits([&](int64_t task, Histogram& counts) {
+      const auto count = [&](int64_t task, Histogram& counts) {
         const uint32_t span = range.high - range.low;
         for (int64_t i = partition_.begin(task); i < partition_.end(task); ++i) {
           const uint32_t above_low = order_key(values_[i]) - range.low;
           if (above_low <= span) ++counts[above_low >> shift];
         }
-      });
-      const DigitRank found = find_digit(histogram.data(), kDigits, rank);
+      };
+      const Histogram histogram = count_digits(partition_, kDigitBits, count);
+      const DigitRank found = find_digit(histogram.data(), 1 << kDigitBits, rank);
       range = digit_range(range, shift, found.digit);
       rank = found.rank;
       inside = histogram[found.digit];
@@ -134,7 +154,7 @@ class Selection {
   int64_t band_limit() const { return std::max<int64_t>(n_ / 8, int64_t{1} << 16); }
 
   template <bool kFirst>
-  void scan(const Bracket& bracket, double slope) {
+  void scan(const Bracket& bracket, std::optional<double> slope) {
     std::atomic<int64_t> stored{0};
     partition_.each_task([&](int64_t task) {
       Scan& found = scans_[task];
@@ -150,9 +170,8 @@ class Selection {
         if (stored.fetch_add(appended, std::memory_order_relaxed) <= band_limit()) {
           found.band.resize(found.band.size() + appended);
         }
-        if (!kFirst) return;
-        if (nan && found.first_nan < 0) found.first_nan = first_nan(begin);
-        ADAPRUNER_DISPATCH(sum_gates, values_ + begin, size, slope, found.sums);
+        if (kFirst && nan && found.first_nan < 0) found.first_nan = first_nan(begin);
+        if (slope) ADAPRUNER_DISPATCH(sum_gates, values_ + begin, size, *slope, found.sums);
       });
     });
   }
@@ -181,7 +200,8 @@ class Selection {
       return true;
     }
     partition_.each_task([&](int64_t task) {
-      for (const BandEntry& entry : scans_[task].band) keep(task, entry);
+      uint8_t* const mask = mask_of(task);
+      for (const BandEntry& entry : scans_[task].band) keep(mask, entry);
     });
     return resolve_ties(bracket.low);
   }
@@ -227,8 +247,8 @@ class Selection {
           ++counts[digit_of(entry.key, range.low, shift)];
         }
       };
-      const Histogram histogram = count_digits(count, worthwhile);
-      const DigitRank found = find_digit(histogram.data(), kDigits, rank);
+      const Histogram histogram = count_digits(partition_, kDigitBits, count, worthwhile);
+      const DigitRank found = find_digit(histogram.data(), 1 << kDigitBits, rank);
       const uint32_t digit = static_cast<uint32_t>(found.digit);
       rank = found.rank;
       size = histogram[digit];
@@ -236,13 +256,12 @@ class Selection {
       const auto decide = [&](int64_t task) {
         Band& band = scans_[task].band;
         BandEntry* undecided = band.begin();
-        for (const BandEntry& entry : band) {
+        uint8_t* const mask = mask_of(task);
+        for (const BandEntry entry : band) {  // no branch: about half are kept, in no order
           const uint32_t its = digit_of(entry.key, range.low, shift);
-          if (its >= lowest_kept) {
-            keep(task, entry);
-          } else if (its == digit) {
-            *undecided++ = entry;
-          }
+          keep(mask, entry, its >= lowest_kept);
+          *undecided = entry;
+          undecided += its == digit;
         }
         band.resize(undecided - band.begin());
       };
@@ -254,27 +273,32 @@ class Selection {
     for (int64_t task = 0; task < partition_.tasks(); ++task) {  // equal: the first ones
       for (const BandEntry& entry : scans_[task].band) {
         if (rank-- <= 0) return;
-        keep(task, entry);
+        keep(mask_of(task), entry);
       }
     }
   }
 
-  void keep(int64_t task, const BandEntry& entry) {
-    const int64_t i = partition_.begin(task) + entry.offset;
-    mask_[i / 8] = static_cast<uint8_t>(mask_[i / 8] | 1u << (i % 8));
+  uint8_t* mask_of(int64_t task) { return mask_ + partition_.begin(task) / 8; }
+
+  static void keep(uint8_t* mask, const BandEntry& entry, bool kept = true) {
+    uint8_t& byte = mask[entry.offset / 8];
+    byte = static_cast<uint8_t>(byte | unsigned{kept} << (entry.offset % 8));
   }
 
-  // The sum of the histograms that count(task, histogram) makes.
+  // The sum of the histograms of digits of so many bits that count(task, histogram) makes.
   template <typename F>
-  Histogram count_digits(const F& count, bool worthwhile = true) const {
-    std::vector<Histogram> counts(partition_.tasks());
+  static Histogram count_digits(const Partition& partition, int bits, const F& count,
+                                bool worthwhile = true) {
+    std::vector<Histogram> counts(partition.tasks());
     const auto count_one = [&](int64_t task) {
-      counts[task].assign(kDigits, 0);
+      counts[task].assign(int64_t{1} << bits, 0);
       count(task, counts[task]);
     };
-    partition_.each_task(count_one, worthwhile);
+    partition.each_task(count_one, worthwhile);
     for (size_t task = 1; task < counts.size(); ++task) {
-      for (int digit = 0; digit < kDigits; ++digit) counts[0][digit] += counts[task][digit];
+      for (size_t digit = 0; digit < counts[0].size(); ++digit) {
+        counts[0][digit] += counts[task][digit];
+      }
     }
     return std::move(counts[0]);
   }
@@ -288,20 +312,20 @@ class Selection {
 };
 
 std::tuple<at::Tensor, at::Tensor> topk_mask_cpu(const at::Tensor& gate_logits, int64_t k,
-                                                 double slope) {
-  check_topk(gate_logits, k);
+                                                 std::optional<double> slope) {
+  check_topk(gate_logits, k, slope);
   const at::Tensor values = gate_logits.contiguous();
   const int64_t n = values.numel();
   at::Tensor mask = at::empty({(n + 7) / 8}, values.options().dtype(at::kByte));
   advise_huge_pages(mask);
-  at::Tensor sums = at::empty({2}, values.options().dtype(at::kLong));
+  at::Tensor sums = at::empty({slope ? 2 : 0}, values.options().dtype(at::kLong));
   Selection(values.const_data_ptr<float>(), n, k, mask.mutable_data_ptr<uint8_t>())
       .run(slope, sums.mutable_data_ptr<int64_t>());
   return {mask, sums};
 }
 
 std::tuple<at::Tensor, at::Tensor> topk_indices_cpu(const at::Tensor& gate_logits, int64_t k,
-                                                    double slope) {
+                                                    std::optional<double> slope) {
   const auto [mask, sums] = topk_mask_cpu(gate_logits, k, slope);
   at::Tensor indices = at::empty({k}, sums.options());
   advise_huge_pages(indices);

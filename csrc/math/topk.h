@@ -24,9 +24,15 @@ ADAPRUNER_HD inline uint32_t order_key(float x) {
   return (((bits & 0x7fffffffu) ^ negative) - negative) + kZeroKey;
 }
 
-// The value of a key in [kLowestKey, kHighestKey]; kZeroKey gives +0.
+// The bits of the float that a key is of; kZeroKey gives +0. Keys beyond the range of numbers give
+// NaN.
+ADAPRUNER_HD inline uint32_t key_bits(uint32_t key) {
+  return key < kZeroKey ? 0x80000000u | (kZeroKey - key) : key - kZeroKey;
+}
+
+// The value of a key in [kLowestKey, kHighestKey].
 ADAPRUNER_HD inline float key_value(uint32_t key) {
-  const uint32_t bits = key < kZeroKey ? 0x80000000u | (kZeroKey - key) : key - kZeroKey;
+  const uint32_t bits = key_bits(key);
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
@@ -81,11 +87,13 @@ ADAPRUNER_HD inline DigitRank find_digit(const Count* histogram, int digits, int
 // ---- A sample of the data brackets the threshold
 // --------------------------------------------------
 
-// Size of the sample for n values; 0: too few to be worth one.
+// Size of the sample for n values; 0: too few to be worth one. It costs a time in proportion to its
+// size, and saves one for the band, which has some n/√size values: the sum is least around n^⅔.
 ADAPRUNER_HD inline int64_t sample_size(int64_t n) {
   constexpr int64_t kTooFew = int64_t{1} << 14, kMost = int64_t{1} << 20;
   if (n <= kTooFew) return 0;
-  const int64_t size = n / 512 + 256;
+  const double root = std::cbrt(static_cast<double>(n));
+  const int64_t size = static_cast<int64_t>(0.8 * root * root);
   return size < kMost ? size : kMost;
 }
 

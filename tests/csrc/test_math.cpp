@@ -137,24 +137,49 @@ void gates_are_sigmoids() {
   }
 }
 
-void fixed_gates_are_rounded_half_to_even() {
+void fixed_gates_are_gates_to_half_a_unit() {
   std::mt19937 random(3);
-  std::normal_distribution<float> logits(0, 0.5f);
-  int ties = 0;
-  for (int i = 0; i < 20000000; ++i) {
-    const float m = logits(random);
-    const double s = gate(1.0, m) * kFixedOne;  // exact: times a power of two
-    const double expected = std::nearbyint(s);  // the default mode: half to even
-    ties += std::fabs(s - std::floor(s) - 0.5) == 0;
-    if (gate_fixed(1.0, m) != static_cast<int64_t>(expected)) {
-      CHECK_EQUAL(gate_fixed(1.0, m), static_cast<int64_t>(expected));
-      break;
+  std::normal_distribution<float> logits(0, 1);
+  for (double slope : {0.1, 1.0, 5.0, 40.0, -3.0}) {
+    Real worst = 0, sum = 0;
+    constexpr int kCount = 1000000;
+    for (int i = 0; i < kCount; ++i) {
+      const float m = logits(random);
+      const Real error = gate_fixed(slope, m) - sigmoid(slope * static_cast<Real>(m)) * kFixedOne;
+      worst = std::max(worst, std::fabs(error));
+      sum += error;
+    }
+    CHECK(worst <= 0.53L);
+    CHECK(std::fabs(sum / kCount) <= 0.01L);  // no drift: roundings go both ways
+  }
+}
+
+void fixed_gates_at_their_ends() {
+  constexpr float kMax = std::numeric_limits<float>::max();
+  constexpr float kLeast = std::numeric_limits<float>::denorm_min();
+  constexpr int64_t kOne = int64_t{1} << 30;
+  for (double slope : {1e-3, 0.1, 5.0, 1e15, 1e30, 1e300}) {
+    CHECK_EQUAL(gate_fixed(slope, -kInfinity), 0);
+    CHECK_EQUAL(gate_fixed(slope, -kMax), 0);
+    CHECK_EQUAL(gate_fixed(slope, kInfinity), kOne);
+    CHECK_EQUAL(gate_fixed(slope, kMax), kOne);
+    CHECK_EQUAL(gate_fixed(-slope, kMax), 0);
+    CHECK_EQUAL(gate_fixed(slope, 0.0f), kOne / 2);
+    CHECK_EQUAL(gate_fixed(slope, -0.0f), kOne / 2);
+    CHECK_EQUAL(gate_fixed(slope, kLeast), kOne / 2);
+  }
+  for (float m : {-kInfinity, -kMax, 0.0f, 1.0f, kInfinity}) {
+    CHECK_EQUAL(gate_fixed(0.0, m), kOne / 2);
+    CHECK_EQUAL(gate_fixed(1e-300, m), kOne / 2);
+  }
+  for (double slope : {0.5, 5.0}) {  // about where they saturate, and the bound on m
+    for (float x = 19.0f; x < 50.0f; x += 0.25f) {
+      const float m = x / static_cast<float>(slope);
+      const Real closed = sigmoid(slope * static_cast<Real>(-m)) * kFixedOne;
+      CHECK(std::fabs(gate_fixed(slope, -m) - closed) <= 0.53L);
+      CHECK(std::fabs(kOne - gate_fixed(slope, m) - closed) <= 0.53L);
     }
   }
-  CHECK(ties > 0);
-  CHECK_EQUAL(gate_fixed(5.0, -kInfinity), 0);
-  CHECK_EQUAL(gate_fixed(5.0, kInfinity), int64_t{1} << 30);
-  CHECK_EQUAL(gate_fixed(0.1, 0.0f), int64_t{1} << 29);
 }
 
 void fixed_gates_never_fall_as_logits_rise() {
@@ -363,7 +388,8 @@ int main() {
   exp_nonpositive_at_its_ends();
   exp_clamped_is_as_close_as_it_says();
   gates_are_sigmoids();
-  fixed_gates_are_rounded_half_to_even();
+  fixed_gates_are_gates_to_half_a_unit();
+  fixed_gates_at_their_ends();
   fixed_gates_never_fall_as_logits_rise();
   sums_of_fixed_gates_need_no_order_and_no_correction();
   weights_are_gates_and_one_in_warm_up();

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../math/topk.h"
 #include "width.h"
 
 namespace adapruner::ADAPRUNER_ISA {
@@ -43,6 +44,21 @@ inline uint64_t greater(Lanes a, Lanes b) {
   return bits;
 #endif
 }
+
+// The test "key > bound" on the bits of floats themselves, in one exclusive or and one comparison:
+// those of negative numbers descend in size, so a negative bound has all but the sign turned over.
+struct Above {
+  Lanes flip;
+  Lanes bound;
+
+  explicit Above(uint32_t key) {
+    const int32_t turned = key < kZeroKey ? 0x7fffffff : 0;
+    flip = spread(turned);
+    bound = spread(static_cast<int32_t>(key_bits(key)) ^ turned);
+  }
+
+  uint64_t operator()(Lanes bits) const { return greater(bits ^ flip, bound); }
+};
 
 inline uint64_t is_nan(Lanes bits) { return greater(bits & 0x7fffffff, spread(0x7f800000)); }
 

@@ -32,14 +32,6 @@ inline uint64_t word_of(const float* x, const Test& test) {
   return word;
 }
 
-// Keys above the given one.
-inline uint64_t above(const float* x, uint32_t key) {
-  const Lanes bound = spread(signed_key(key));
-  return word_of(x, [&](Lanes bits) { return greater(keys_of(bits), bound); });
-}
-
-inline uint64_t nans(const float* x) { return word_of(x, is_nan); }
-
 inline int64_t bytes_at(int64_t i, int64_t n) { return n - i < kWord ? (n - i + 7) / 8 : 8; }
 
 // The bits of values i … i + 63 of the n that a mask is for.
@@ -70,12 +62,13 @@ inline void write_word(uint8_t* mask, int64_t i, int64_t n, uint64_t word) {
 
 int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset,
                      uint8_t* mask, BandEntry* band, BracketCounts& counts, bool& nan) {
+  const Above high(bracket.high - 1), low(bracket.low);
   int64_t appended = 0, from_high_count = 0, above_low_count = 0;
-  uint64_t any_nan = 0;
+  uint64_t nans = 0;
   each_word(x, n, [&](const float* values, int64_t i, uint64_t valid) {
-    const uint64_t from_high = valid & above(values, bracket.high - 1);
-    const uint64_t above_low = valid & above(values, bracket.low);
-    any_nan |= nans(values);
+    const uint64_t from_high = valid & word_of(values, high);
+    const uint64_t above_low = valid & word_of(values, low);
+    nans |= word_of(values, is_nan);
     write_word(mask, i, n, from_high);
     from_high_count += __builtin_popcountll(from_high);
     above_low_count += __builtin_popcountll(above_low);
@@ -86,26 +79,27 @@ int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t
   });
   counts.from_high += from_high_count;
   counts.above_low += above_low_count;
-  nan |= any_nan != 0;
+  nan |= nans != 0;
   return appended;
 }
 
 void sum_gates(const float* x, int64_t n, double slope, int64_t* sums) {
-  uint64_t gates = 0;  // unsigned: it may wrap where there is a NaN, before that is an error
-  int64_t open = 0;
+  int64_t gates = 0;
+  int32_t open = 0;
 #pragma omp simd reduction(+ : gates, open)
   for (int64_t i = 0; i < n; ++i) {
-    gates += static_cast<uint64_t>(gate_fixed(slope, x[i]));
+    gates += gate_fixed(slope, x[i]);
     open += x[i] > 0;
   }
-  sums[0] = static_cast<int64_t>(static_cast<uint64_t>(sums[0]) + gates);
+  sums[0] += gates;
   sums[1] += open;
 }
 
 void count_ties(const float* x, int64_t n, uint32_t key, TieCounts& counts) {
+  const Above above_key(key), from_key(key - 1);
   int64_t above_count = 0, equal_count = 0;
   each_word(x, n, [&](const float* values, int64_t, uint64_t valid) {
-    const uint64_t larger = above(values, key), from = above(values, key - 1);
+    const uint64_t larger = word_of(values, above_key), from = word_of(values, from_key);
     above_count += __builtin_popcountll(valid & larger);
     equal_count += __builtin_popcountll(valid & from & ~larger);
   });
@@ -114,9 +108,10 @@ void count_ties(const float* x, int64_t n, uint32_t key, TieCounts& counts) {
 }
 
 int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t* mask) {
+  const Above above_key(key), from_key(key - 1);
   int64_t kept = 0;
   each_word(x, n, [&](const float* values, int64_t i, uint64_t valid) {
-    const uint64_t found = valid & above(values, key - 1) & ~above(values, key);
+    const uint64_t found = valid & word_of(values, from_key) & ~word_of(values, above_key);
     if (found == 0) return;
     uint64_t first = found;
     if (__builtin_popcountll(found) > keep - kept) {
