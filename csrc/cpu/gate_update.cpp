@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../math/gate.h"
 #include "batch.h"
 
 namespace adapruner::cpu {
