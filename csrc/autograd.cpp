@@ -51,6 +51,19 @@ bool is_plain_one(const Tensor& upstream) {
          upstream.item<double>() == 1.0;
 }
 
+// Arguments of the cross entropy operators beside the logits. Handed on as one, and results beside
+// the loss taken back through a reference: autograd's bookkeeping for a tensor that never has a
+// gradient costs as much as a small batch.
+struct CrossEntropyArguments {
+  const Tensor& target;
+  const Tensor& ids;
+  const Tensor& gate_logits;
+  const Tensor& state;
+  const OptionalTensor& weight;
+  int64_t ignore_index;
+  double label_smoothing;
+};
+
 // Under hooks, a saved tensor may come back computed anew: activation checkpointing calls the
 // forward pass again, and by then the gates have stepped. So the weights of the first call are kept
 // where no hook reaches, in saved_data.
@@ -58,12 +71,13 @@ bool hooks_are_active() { return at::SavedTensorDefaultHooks::get_hooks().has_va
 
 // Saves a gradient [B, C, ...], and under hooks the weights s_i/B that it was formed with.
 void save_gradient(AutogradContext* ctx, const Tensor& gradient, const Tensor& sample_loss,
-                   const Tensor& ids, const Tensor& gate_logits, const Tensor& state) {
+                   const CrossEntropyArguments& with) {
   if (!hooks_are_active()) return ctx->save_for_backward({gradient});
   at::AutoDispatchBelowADInplaceOrView guard;
   static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
       const Tensor&, const Tensor&, const Tensor&, const Tensor&)>("adapruner::masked_loss");
-  const Tensor weights = std::get<2>(op.call(at::zeros_like(sample_loss), ids, gate_logits, state));
+  const Tensor weights =
+      std::get<2>(op.call(at::zeros_like(sample_loss), with.ids, with.gate_logits, with.state));
   ctx->saved_data["weights"] = weights;
   ctx->save_for_backward({gradient, weights});
 }
@@ -84,37 +98,58 @@ Tensor factor_of(const Tensor& gradient, const Tensor& upstream) {
   return gradient.scalar_type() == at::kHalf ? at::div(upstream, kHalfGradientScale) : upstream;
 }
 
+bool needs_gradient(const Tensor& logits) {
+  return at::GradMode::is_enabled() && logits.requires_grad();
+}
+
+// The same operator below autograd: loss, sample_loss, pressure, gradient.
+using CrossEntropyResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+CrossEntropyResults cross_entropy_below(const Tensor& logits, const CrossEntropyArguments& with,
+                                        bool compute_gradient) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static auto op = find_operator<CrossEntropyResults(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+      const OptionalTensor&, int64_t, double, bool)>("adapruner::masked_cross_entropy");
+  return op.call(logits, with.target, with.ids, with.gate_logits, with.state, with.weight,
+                 with.ignore_index, with.label_smoothing, compute_gradient);
+}
+
+using CrossEntropyInPlaceResults = std::tuple<Tensor, Tensor, Tensor>;
+CrossEntropyInPlaceResults cross_entropy_below_(Tensor& logits, const CrossEntropyArguments& with) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static auto op = find_operator<CrossEntropyInPlaceResults(
+      Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+      int64_t, double)>("adapruner::masked_cross_entropy_");
+  return op.call(logits, with.target, with.ids, with.gate_logits, with.state, with.weight,
+                 with.ignore_index, with.label_smoothing);
+}
+
 class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> {
  public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
-                               const Tensor& ids, const Tensor& gate_logits, const Tensor& state,
-                               const OptionalTensor& weight, int64_t ignore_index,
-                               double label_smoothing, bool compute_gradient) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor, Tensor>(
-        const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-        const OptionalTensor&, int64_t, double, bool)>("adapruner::masked_cross_entropy");
-    auto [loss, sample_loss, pressure, gradient] =
-        op.call(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing,
-                compute_gradient);
-    ctx->saved_data["computed"] = compute_gradient;
-    if (compute_gradient) save_gradient(ctx, gradient, sample_loss, ids, gate_logits, state);
-    // Else backward is handed a zero for every output, one of them of the size of the logits.
+  static Tensor forward(AutogradContext* ctx, const Tensor& logits,
+                        const CrossEntropyArguments& with, bool compute_gradient,
+                        CrossEntropyResults& results) {
+    results = cross_entropy_below(logits, with, compute_gradient);
+    const auto& [loss, sample_loss, pressure, gradient] = results;
+    if (compute_gradient) {
+      save_gradient(ctx, gradient, sample_loss, with);
+    } else {
+      ctx->saved_data["nothing"] = true;
+    }
     ctx->set_materialize_grads(false);
-    ctx->mark_non_differentiable({sample_loss, pressure, gradient});
-    return {loss, sample_loss, pressure, gradient};
+    return loss;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    if (!upstream[0].defined()) return variable_list(9);
+    variable_list gradients(4);  // one for each argument of forward
+    if (!upstream[0].defined()) return gradients;
     refuse_second_derivative();
-    TORCH_CHECK(ctx->saved_data["computed"].toBool(),
+    TORCH_CHECK(ctx->saved_data.count("nothing") == 0,
                 "masked_cross_entropy was called with compute_gradient=False and cannot be "
                 "differentiated");
     static auto scale =
         find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
     const Tensor gradient = saved_gradient(ctx);
-    variable_list gradients(9);
     const Tensor factor = factor_of(gradient, upstream[0]);
     gradients[0] = is_plain_one(factor) ? gradient : scale.call(gradient, factor);
     return gradients;
@@ -123,40 +158,28 @@ class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> 
 
 class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEntropyInPlace> {
  public:
-  static variable_list forward(AutogradContext* ctx, Tensor logits, const Tensor& target,
-                               const Tensor& ids, const Tensor& gate_logits, const Tensor& state,
-                               const OptionalTensor& weight, int64_t ignore_index,
-                               double label_smoothing) {
-    Tensor loss, sample_loss, pressure;
-    {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      static auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
-          Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-          const OptionalTensor&, int64_t, double)>("adapruner::masked_cross_entropy_");
-      std::tie(loss, sample_loss, pressure) =
-          op.call(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
-    }
+  static Tensor forward(AutogradContext* ctx, Tensor logits, const CrossEntropyArguments& with,
+                        CrossEntropyInPlaceResults& results) {
+    results = cross_entropy_below_(logits, with);
+    const auto& [loss, sample_loss, pressure] = results;
     // Whatever saved these logits for its own backward pass must see that they are gone.
     torch::autograd::impl::bump_version(logits);
-    ctx->saved_data["used"] = false;
-    save_gradient(ctx, logits.detach(), sample_loss, ids, gate_logits, state);
+    save_gradient(ctx, logits.detach(), sample_loss, with);
     ctx->set_materialize_grads(false);
-    ctx->mark_non_differentiable({sample_loss, pressure});
-    return {loss, sample_loss, pressure};
+    return loss;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    if (!upstream[0].defined()) return variable_list(8);
+    variable_list gradients(3);
+    if (!upstream[0].defined()) return gradients;
     refuse_second_derivative();
-    TORCH_CHECK(!ctx->saved_data["used"].toBool(),
+    TORCH_CHECK(ctx->saved_data.count("used") == 0,
                 "backward a second time through a loss that has overwritten its logits; leave out "
                 "overwrite_logits=True to keep the graph");
     ctx->saved_data["used"] = true;
     static auto scale = find_operator<void(Tensor&, const Tensor&)>("adapruner::scale_gradient_");
-    Tensor gradient = saved_gradient(ctx);
-    scale.call(gradient, factor_of(gradient, upstream[0]));
-    variable_list gradients(8);
-    gradients[0] = gradient;
+    gradients[0] = saved_gradient(ctx);
+    scale.call(gradients[0], factor_of(gradients[0], upstream[0]));
     return gradients;
   }
 };
@@ -241,24 +264,35 @@ class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> masked_cross_entropy_autograd(
-    const Tensor& logits, const Tensor& target, const Tensor& ids, const Tensor& gate_logits,
-    const Tensor& state, const OptionalTensor& weight, int64_t ignore_index, double label_smoothing,
-    bool compute_gradient) {
-  auto out = MaskedCrossEntropy::apply(logits, target, ids, gate_logits, state, weight,
-                                       ignore_index, label_smoothing, compute_gradient);
-  return {out[0], out[1], out[2], out[3]};
+CrossEntropyResults masked_cross_entropy_autograd(const Tensor& logits, const Tensor& target,
+                                                  const Tensor& ids, const Tensor& gate_logits,
+                                                  const Tensor& state, const OptionalTensor& weight,
+                                                  int64_t ignore_index, double label_smoothing,
+                                                  bool compute_gradient) {
+  const CrossEntropyArguments with{target, ids,          gate_logits,    state,
+                                   weight, ignore_index, label_smoothing};
+  if (!needs_gradient(logits)) return cross_entropy_below(logits, with, compute_gradient);
+  CrossEntropyResults results;
+  std::get<0>(results) = MaskedCrossEntropy::apply(logits, with, compute_gradient, results);
+  return results;
 }
 
-std::tuple<Tensor, Tensor, Tensor> masked_cross_entropy__autograd(
+CrossEntropyInPlaceResults masked_cross_entropy__autograd(
     Tensor& logits, const Tensor& target, const Tensor& ids, const Tensor& gate_logits,
     const Tensor& state, const OptionalTensor& weight, int64_t ignore_index,
     double label_smoothing) {
-  TORCH_CHECK(!(at::GradMode::is_enabled() && logits.requires_grad() && logits.is_leaf()),
+  const CrossEntropyArguments with{target, ids,          gate_logits,    state,
+                                   weight, ignore_index, label_smoothing};
+  if (!needs_gradient(logits)) {
+    CrossEntropyInPlaceResults results = cross_entropy_below_(logits, with);
+    torch::autograd::impl::bump_version(logits);
+    return results;
+  }
+  TORCH_CHECK(!logits.is_leaf(),
               "masked_cross_entropy_ cannot overwrite a leaf tensor that requires grad");
-  auto out = MaskedCrossEntropyInPlace::apply(logits, target, ids, gate_logits, state, weight,
-                                              ignore_index, label_smoothing);
-  return {out[0], out[1], out[2]};
+  CrossEntropyInPlaceResults results;
+  std::get<0>(results) = MaskedCrossEntropyInPlace::apply(logits, with, results);
+  return results;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_entropy_autograd(

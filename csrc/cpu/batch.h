@@ -1,18 +1,19 @@
-// What the loss operators share on the CPU: ids, weights and pressures of a batch.
+// What the loss operators share on the CPU: the ids of a batch and the dtype of its losses.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <cmath>
-#include <limits>
-
-#include "../math/gate.h"
-
 namespace adapruner::cpu {
+
+// The tensor itself where it is one already: asking torch for a conversion takes as long as the
+// losses of a few rows, even where there is nothing to do.
+inline at::Tensor contiguous_as(const at::Tensor& tensor, at::ScalarType type) {
+  return tensor.scalar_type() == type ? tensor.contiguous() : tensor.to(type).contiguous();
+}
 
 // A contiguous int64 version of ids, checked against the number of gates.
 inline at::Tensor checked_ids(const at::Tensor& ids, int64_t gates) {
-  const at::Tensor result = ids.to(at::kLong).contiguous();
+  const at::Tensor result = contiguous_as(ids, at::kLong);
   const int64_t* values = result.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < result.numel(); ++b) {
     TORCH_CHECK_INDEX(values[b] >= 0 && values[b] < gates, "ids[", b, "] is ", values[b],
@@ -24,13 +25,6 @@ inline at::Tensor checked_ids(const at::Tensor& ids, int64_t gates) {
 // The dtype of the losses of a tensor of this dtype.
 inline at::ScalarType loss_type(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// The pressure that goes out for a sample: NaN for a loss that is not finite, +inf for no rows.
-inline float sample_pressure(const int64_t* state, double balance, double loss, bool any_row) {
-  if (!any_row) return std::numeric_limits<float>::infinity();
-  if (!std::isfinite(loss)) return std::numeric_limits<float>::quiet_NaN();
-  return static_cast<float>(pressure(state, balance, loss));
 }
 
 }  // namespace adapruner::cpu

@@ -1,8 +1,10 @@
 #include "cross_entropy_batch.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/EmptyTensor.h>
 
+#include "../math/gate.h"
 #include "batch.h"
+#include "simd/samples.h"
 
 namespace adapruner::cpu {
 namespace {
@@ -26,20 +28,19 @@ std::vector<int64_t> count_rows(const CrossEntropyBatch& batch) {
 
 }  // namespace
 
-CrossEntropyBatch make_batch(const at::TensorOptions& options, int64_t classes,
-                             const at::Tensor& target, const at::Tensor& ids,
-                             const at::Tensor& gate_logits, const at::Tensor& state,
-                             const std::optional<at::Tensor>& weight, int64_t ignore_index,
-                             double label_smoothing) {
+CrossEntropyBatch make_batch(at::ScalarType type, int64_t classes, const at::Tensor& target,
+                             const at::Tensor& ids, const at::Tensor& gate_logits,
+                             const at::Tensor& state, const std::optional<at::Tensor>& weight,
+                             int64_t ignore_index, double label_smoothing) {
   CrossEntropyBatch batch{};
   batch.samples = target.size(0);
   batch.rows = batch.samples == 0 ? 0 : target.numel() / batch.samples;
   batch.classes = classes;
-  batch.target = target.to(at::kLong).contiguous();
+  batch.target = contiguous_as(target, at::kLong);
   batch.state = state;
   batch.total_weight = static_cast<double>(classes);
   if (weight.has_value()) {
-    batch.class_weight = weight->to(options.dtype()).contiguous();
+    batch.class_weight = contiguous_as(*weight, type);
     batch.total_weight = batch.class_weight.sum().item<double>();
   }
   batch.label_smoothing = label_smoothing;
@@ -52,38 +53,34 @@ CrossEntropyBatch make_batch(const at::TensorOptions& options, int64_t classes,
   const float* m = gates.const_data_ptr<float>();
   const int64_t* slots = state.const_data_ptr<int64_t>();
   batch.weights.resize(batch.samples);
-  for (int64_t b = 0; b < batch.samples; ++b) {
-    batch.weights[b] = sample_weight(slots, m[id[b]]);
-  }
+  ADAPRUNER_DISPATCH(sample_weights, slots, m, id, batch.samples, batch.weights.data());
   return batch;
 }
 
 template <typename A>
-Losses losses_of(const CrossEntropyBatch& batch, const at::TensorOptions& options,
-                 const std::vector<double>& sums) {
-  const auto type = c10::CppTypeToScalarType<A>::value;
-  Losses out{at::empty({}, options.dtype(type)), at::empty({batch.samples}, options.dtype(type)),
-             at::empty({batch.samples}, options.dtype(at::kFloat))};
+Losses losses_of(const CrossEntropyBatch& batch, const std::vector<double>& sums) {
+  constexpr auto kType = c10::CppTypeToScalarType<A>::value;
+  const int64_t samples = batch.samples;
+  Losses out{at::detail::empty_cpu({}, kType), at::detail::empty_cpu({samples}, kType),
+             at::detail::empty_cpu({samples}, at::kFloat)};
   const int64_t* state = batch.state.const_data_ptr<int64_t>();
-  const double balance = balance_pressure(state);
+  std::vector<double> losses(samples);
+  const SampleLosses work{state,         balance_pressure(state),
+                          sums.data(),   batch.counts.data(),
+                          losses.data(), out.pressure.mutable_data_ptr<float>()};
+  ADAPRUNER_DISPATCH(sample_losses, work, samples);
   A* sample_loss = out.sample_loss.mutable_data_ptr<A>();
-  float* pressures = out.pressure.mutable_data_ptr<float>();
   double total = 0;
-  for (int64_t b = 0; b < batch.samples; ++b) {
-    const int64_t count = batch.counts[b];
-    const double loss = count == 0 ? 0.0 : sums[b] / static_cast<double>(count);
-    sample_loss[b] = static_cast<A>(loss);
-    pressures[b] = sample_pressure(state, balance, loss, count != 0);
-    total += batch.weights[b] * loss;
+  for (int64_t b = 0; b < samples; ++b) {
+    sample_loss[b] = static_cast<A>(losses[b]);
+    total += batch.weights[b] * losses[b];
   }
   *out.loss.mutable_data_ptr<A>() =
-      static_cast<A>(batch.samples == 0 ? 0.0 : total / static_cast<double>(batch.samples));
+      static_cast<A>(samples == 0 ? 0.0 : total / static_cast<double>(samples));
   return out;
 }
 
-template Losses losses_of<float>(const CrossEntropyBatch&, const at::TensorOptions&,
-                                 const std::vector<double>&);
-template Losses losses_of<double>(const CrossEntropyBatch&, const at::TensorOptions&,
-                                  const std::vector<double>&);
+template Losses losses_of<float>(const CrossEntropyBatch&, const std::vector<double>&);
+template Losses losses_of<double>(const CrossEntropyBatch&, const std::vector<double>&);
 
 }  // namespace adapruner::cpu

@@ -27,28 +27,25 @@ struct CrossEntropyBatch {
 
   // Factor of the gradient of a row of sample b.
   double row_scale(int64_t b) const {
-    return weights[b] / static_cast<double>(samples) /
-           static_cast<double>(std::max<int64_t>(counts[b], 1));
+    return weights[b] / static_cast<double>(samples * std::max<int64_t>(counts[b], 1));
   }
 };
 
-// options: device and dtype of the losses. The arguments are those of the operators, whose shapes
+// type: the dtype of the losses. The arguments are those of the operators, whose shapes
 // have been checked; targets and ids out of range raise IndexError here.
-CrossEntropyBatch make_batch(const at::TensorOptions& options, int64_t classes,
-                             const at::Tensor& target, const at::Tensor& ids,
-                             const at::Tensor& gate_logits, const at::Tensor& state,
-                             const std::optional<at::Tensor>& weight, int64_t ignore_index,
-                             double label_smoothing);
+CrossEntropyBatch make_batch(at::ScalarType type, int64_t classes, const at::Tensor& target,
+                             const at::Tensor& ids, const at::Tensor& gate_logits,
+                             const at::Tensor& state, const std::optional<at::Tensor>& weight,
+                             int64_t ignore_index, double label_smoothing);
 
 struct Losses {
   at::Tensor loss, sample_loss, pressure;
 };
 
 // sums [B]: over the rows of each sample that are not ignored. A: float or double, the dtype of the
-// losses; options: their device.
+// losses.
 template <typename A>
-Losses losses_of(const CrossEntropyBatch& batch, const at::TensorOptions& options,
-                 const std::vector<double>& sums);
+Losses losses_of(const CrossEntropyBatch& batch, const std::vector<double>& sums);
 
 // Losses of n rows, in parallel, and their gradient where that is not null (it may be the logits).
 // T: the dtype of the logits.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../math/gate.h"
 #include "batch.h"
 #include "simd/gate_step.h"
 

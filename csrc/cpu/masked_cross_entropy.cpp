@@ -1,6 +1,6 @@
 #include <ATen/Dispatch.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -19,25 +19,25 @@ namespace {
 template <typename T>
 Losses compute(const CrossEntropyBatch& batch, const at::Tensor& logits, T* gradient) {
   using A = Acc<T>;
+  constexpr double kStored = std::is_same_v<T, c10::Half> ? kHalfGradientScale : 1.0;
   const int64_t rows = batch.rows, all = batch.samples * rows;
   const int64_t* target = batch.target.const_data_ptr<int64_t>();
   std::vector<A> row_scale(all), row_loss(all);
+  std::vector<double> sums(batch.samples);
+  for (int64_t b = 0; b < batch.samples; ++b) sums[b] = kStored * batch.row_scale(b);
   for (int64_t b = 0; b < batch.samples; ++b) {
-    constexpr double kStored = std::is_same_v<T, c10::Half> ? kHalfGradientScale : 1.0;
-    const A scale = static_cast<A>(kStored * batch.row_scale(b));
     for (int64_t i = b * rows; i < (b + 1) * rows; ++i) {
-      row_scale[i] = target[i] == batch.ignore_index ? A(-1) : scale;
+      row_scale[i] = target[i] == batch.ignore_index ? A(-1) : static_cast<A>(sums[b]);
     }
   }
   each_row(batch, logits.const_data_ptr<T>(), target, row_scale.data(), all, row_loss.data(),
            gradient);
-  std::vector<double> sums(batch.samples);
   for (int64_t b = 0; b < batch.samples; ++b) {
     double sum = 0;
     for (int64_t i = b * rows; i < (b + 1) * rows; ++i) sum += row_loss[i];
     sums[b] = sum;
   }
-  return losses_of<A>(batch, logits.options(), sums);
+  return losses_of<A>(batch, sums);
 }
 
 at::Tensor classes_last(const at::Tensor& logits) {
@@ -49,8 +49,8 @@ CrossEntropyBatch prepare(const at::Tensor& logits, const at::Tensor& target, co
                           const std::optional<at::Tensor>& weight, int64_t ignore_index,
                           double label_smoothing) {
   check_cross_entropy(logits, target, ids, gate_logits, state, weight, label_smoothing);
-  return make_batch(logits.options().dtype(loss_type(logits)), logits.size(1), target, ids,
-                    gate_logits, state, weight, ignore_index, label_smoothing);
+  return make_batch(loss_type(logits), logits.size(1), target, ids, gate_logits, state, weight,
+                    ignore_index, label_smoothing);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy_cpu(
@@ -60,9 +60,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy_
   const CrossEntropyBatch batch =
       prepare(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
   const at::Tensor rows = classes_last(logits).contiguous();
-  at::Tensor gradient = at::empty({0}, logits.options());
+  at::Tensor gradient = at::detail::empty_cpu(
+      compute_gradient ? rows.sizes() : at::IntArrayRef({0}), logits.scalar_type());
   if (compute_gradient) {
-    gradient = at::empty(rows.sizes(), logits.options());
     advise_huge_pages(gradient);
     if (logits.dim() > 2) gradient = gradient.movedim(-1, 1);
   }

@@ -60,7 +60,7 @@ class LinearCrossEntropy {
     const int64_t size = chunks == 0 ? 0 : (all + chunks - 1) / chunks;  // no small one at the end
     allocate(size, input_gradient, weight_gradient, bias_gradient);
     for (int64_t begin = 0; begin < all; begin += size) chunk(begin, std::min(size, all - begin));
-    return losses_of<A>(batch_, input_.options(), sums_);
+    return losses_of<A>(batch_, sums_);
   }
 
   // After run(), in the dtype of the input.
@@ -201,8 +201,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_e
   check_linear_cross_entropy(input, linear_weight, linear_bias, target, ids, gate_logits, state,
                              weight, label_smoothing);
   const CrossEntropyBatch batch =
-      make_batch(input.options().dtype(loss_type(input)), linear_weight.size(0), target, ids,
-                 gate_logits, state, weight, ignore_index, label_smoothing);
+      make_batch(loss_type(input), linear_weight.size(0), target, ids, gate_logits, state, weight,
+                 ignore_index, label_smoothing);
   const Tensor rows = input.contiguous().view({target.numel(), input.size(-1)});
   const bool bias_gradient = compute_bias_gradient && linear_bias.has_value();
   const auto call = [&](auto of) {

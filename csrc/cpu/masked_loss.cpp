@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "../math/gate.h"
 #include "batch.h"
 
 namespace adapruner::cpu {

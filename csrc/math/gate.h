@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "exp.h"
+#include "log.h"
 #include "platform.h"
 #include "state.h"
 
@@ -15,8 +17,8 @@ constexpr double kFixedOne = 1073741824.0;  // 2³⁰, the fixed point of gate s
 constexpr double kSteepest = 1e20;          // slopes beyond count as this one in gate sums
 
 // s = σ(k·m) in (0, 1], 1 from k·m ≈ 37 on; m = −inf gives 0 to within 1e−304.
-ADAPRUNER_HD inline double gate(double slope, float gate_logit) {
-  return 1.0 / (1.0 + exp_clamped(-slope * static_cast<double>(gate_logit)));
+ADAPRUNER_HD inline double gate(double slope, double gate_logit) {
+  return 1.0 / (1.0 + exp_clamped(-slope * gate_logit));
 }
 
 // s·2³⁰ as an integer, to within 0.53: summed as integers, so that no order of additions matters.
@@ -78,7 +80,16 @@ ADAPRUNER_HD inline double balance_pressure(const int64_t* state) {
 // Pressure of a finite ℓ ≥ 0: ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r), with ℓ' = ℓ / loss scale.
 ADAPRUNER_HD inline double pressure(const int64_t* state, double balance, double loss) {
   const double scaled = loss / read_double(state, kLossScale);
-  return scaled - read_double(state, kEasyWeight) * std::log(scaled + kLossEpsilon) + balance;
+  return scaled - read_double(state, kEasyWeight) * log_positive(scaled + kLossEpsilon) + balance;
+}
+
+// The pressure that goes out for a sample: NaN for a loss that is not finite, +inf for no rows.
+ADAPRUNER_HD inline float sample_pressure(const int64_t* state, double balance, double loss,
+                                          bool any_row) {
+  const bool finite = std::fabs(loss) <= std::numeric_limits<double>::max();
+  const float value = static_cast<float>(pressure(state, balance, loss));
+  const float of_rows = finite ? value : std::numeric_limits<float>::quiet_NaN();
+  return any_row ? of_rows : std::numeric_limits<float>::infinity();
 }
 
 // a, the epochs that a visit stands for: 1 for a first visit and within an epoch, capped.
