@@ -40,7 +40,7 @@ FIRST = (
     "topk_mask[1e+07]",
     "topk_indices[1e+07]",
     "segmented_topk[1e+07]",
-    "gate_update[1e+08]",
+    "gate_update[1e+08-other samples each time]",
     "order[1e+08-keep 0.7]",
     "step[plain]",
     "step[published]",

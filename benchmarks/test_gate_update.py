@@ -11,19 +11,18 @@ from inputs import OURS, generator, make_gates
 
 from adapruner import ops, reference
 
-BATCH, POOL = 1024, 1024
+BATCH = 1024
 QUICK = 10_000_000
 
 
-@pytest.mark.parametrize(
-    "n", [10_000, 1_000_000, 10_000_000, 100_000_000], ids=lambda n: f"{n:.0e}"
-)
-def test_gate_update(compare, threads, full, n):
+@pytest.mark.parametrize("pool", [1024, 1], ids=["other samples each time", "the same ones"])
+@pytest.mark.parametrize("n", [10**4, 10**6, 10**7, 10**8], ids=lambda n: f"{n:.0e}")
+def test_gate_update(compare, threads, full, n, pool):
+    """Other samples at each call, as in training: no cache holds them. The same: the work alone."""
     if n > QUICK and not full:
         pytest.skip("part of --full")
     gates = make_gates(n)
-    # A batch of other samples at every call, as in training: no cache holds them from the last one.
-    batches = torch.randint(n, (POOL, BATCH), generator=generator(3))
+    batches = torch.randint(n, (pool, BATCH), generator=generator(3))
     pressure = torch.randn(BATCH, generator=generator(5))
     losses = ops.MaskedLoss(torch.zeros(()), torch.rand(BATCH, generator=generator(6)), pressure)
     check(gates, batches[0], losses)
@@ -43,7 +42,7 @@ def test_gate_update(compare, threads, full, n):
         (torch.sigmoid(embedding(ids).squeeze(1)) * pressure).sum().backward()
         sparse_sgd.step()
 
-    def with_fresh_batches(step):
+    def in_turns(step):
         drawn = itertools.cycle(batches)
         return lambda: step(next(drawn))
 
@@ -52,7 +51,7 @@ def test_gate_update(compare, threads, full, n):
         "dense SGD": dense_step,
         "sparse embedding, SGD": sparse_step,
     }
-    compare({name: with_fresh_batches(step) for name, step in steps.items()})
+    compare({name: in_turns(step) for name, step in steps.items()})
 
 
 def check(gates, ids, losses) -> None:

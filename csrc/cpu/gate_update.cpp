@@ -10,6 +10,7 @@
 #include "../math/gate.h"
 #include "batch.h"
 #include "simd/gate_step.h"
+#include "simd/topk.h"
 
 namespace adapruner::cpu {
 namespace {
@@ -46,7 +47,7 @@ class Visits {
   const std::vector<Visit>& visits() const { return visits_; }
 
  private:
-  std::vector<int64_t> slots_;
+  std::vector<int64_t> slots_;  // −1, or a place in visits_
   std::vector<Visit> visits_;
 };
 
@@ -77,8 +78,9 @@ void step_gates(const std::vector<Visits::Visit>& visits, float* m, uint8_t* age
   float logits[kGateBlock];
   uint8_t waited[kGateBlock];
   double pressures[kGateBlock];
+  const double slope = read_double(state, kSlope);
   const int64_t count = static_cast<int64_t>(visits.size());
-  GateSums sums{0, 0};
+  int64_t before[2] = {0, 0}, after[2] = {0, 0};
   for (int64_t begin = 0; begin < count; begin += kGateBlock) {
     const int64_t n = std::min(kGateBlock, count - begin);
     for (int64_t j = 0; j < n; ++j) {
@@ -87,16 +89,16 @@ void step_gates(const std::vector<Visits::Visit>& visits, float* m, uint8_t* age
       waited[j] = ages[visit.id];
       pressures[j] = visit.pressure;
     }
-    const GateSums changed = ADAPRUNER_DISPATCH(step_block, state, logits, waited, pressures, n);
-    sums.fixed += changed.fixed;
-    sums.open += changed.open;
+    ADAPRUNER_DISPATCH(sum_gates, logits, n, slope, before);
+    ADAPRUNER_DISPATCH(step_block, state, logits, waited, pressures, n);
+    ADAPRUNER_DISPATCH(sum_gates, logits, n, slope, after);
     for (int64_t j = 0; j < n; ++j) {
       m[visits[begin + j].id] = logits[j];
       ages[visits[begin + j].id] = 0;
     }
   }
-  state[kGateSum] += sums.fixed;
-  state[kOpenCount] += sums.open;
+  state[kGateSum] += after[0] - before[0];
+  state[kOpenCount] += after[1] - before[1];
 }
 
 // Every id's gate, age and last loss are likely in no cache. Asked for together, they come
