@@ -116,6 +116,18 @@ void exp_clamped_is_as_close_as_it_says() {
   CHECK(std::isnan(exp_clamped(static_cast<double>(kNaN))));
 }
 
+void sample_pressures_at_their_ends() {
+  const State state({0.5f, -1.0f});
+  CHECK_EQUAL(sample_pressure(state.slots, 0.25, 1.5, true),
+              static_cast<float>(pressure(state.slots, 0.25, 1.5)));
+  CHECK(std::isfinite(sample_pressure(state.slots, 0.25, 0.0, true)));
+  for (double loss : {static_cast<double>(kInfinity), static_cast<double>(kNaN)}) {
+    CHECK(std::isnan(sample_pressure(state.slots, 0.25, loss, true)));
+    CHECK_EQUAL(sample_pressure(state.slots, 0.25, loss, false), kInfinity);
+  }
+  CHECK_EQUAL(sample_pressure(state.slots, 0.25, 0.0, false), kInfinity);
+}
+
 void gates_are_sigmoids() {
   std::mt19937 random(2);
   std::normal_distribution<float> logits(0, 20);
@@ -387,6 +399,7 @@ int main() {
   exp_nonpositive_is_as_close_as_it_says();
   exp_nonpositive_at_its_ends();
   exp_clamped_is_as_close_as_it_says();
+  sample_pressures_at_their_ends();
   gates_are_sigmoids();
   fixed_gates_are_gates_to_half_a_unit();
   fixed_gates_at_their_ends();

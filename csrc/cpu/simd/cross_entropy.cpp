@@ -85,14 +85,14 @@ struct Row {
   A target_logit;
   A weighted;  // Σ_c w_c·(x_c − x_y), taken before a gradient overwrites the logits
 
-  Row(const CrossEntropyRows<T>& all, int64_t i)
+  // plain: the terms of a row without class weights.
+  Row(const CrossEntropyRows<T>& all, int64_t i, const RowTerms<A>& plain)
       : rows(all),
         logits(all.logits + i * all.classes),
         gradient(all.gradient == nullptr ? nullptr : all.gradient + i * all.classes),
         target(all.targets[i]),
         scale(all.row_scale[i]),
-        terms(row_terms<A>(all.class_weight == nullptr ? A(1) : all.class_weight[target],
-                           all.total_weight, all.smoothing, all.classes)),
+        terms(all.class_weight == nullptr ? plain : terms_of(all, all.class_weight[target])),
         target_logit(static_cast<A>(logits[target])),
         weighted(0) {
     if (terms.smooth_weight == 0) return;
@@ -100,6 +100,10 @@ struct Row {
     const A reference = std::isfinite(target_logit) ? target_logit : A(0);
     weighted =
         static_cast<A>(weighted_differences(logits, reference, rows.class_weight, rows.classes));
+  }
+
+  static RowTerms<A> terms_of(const CrossEntropyRows<T>& all, A target_class_weight) {
+    return row_terms<A>(target_class_weight, all.total_weight, all.smoothing, all.classes);
   }
 
   // From Σ_c exp(x_c − shift).
@@ -122,9 +126,15 @@ struct Row {
     return g - smooth * load_some(rows.class_weight + at, size);
   }
 
-  void set_target_gradient(A target_softmax) const {
-    gradient[target] = static_cast<T>(target_softmax - smoothing() * class_weight(target) -
-                                      scale * terms.target_weight);
+  // Once all the others are written. Half types round only what comes out.
+  void set_target_gradient(A shift, A factor) const {
+    if constexpr (std::is_same_v<T, A>) {
+      gradient[target] -= scale * terms.target_weight;
+    } else {
+      const A softmax = exp_nonpositive(target_logit - shift) * factor;
+      gradient[target] = static_cast<T>(softmax - smoothing() * class_weight(target) -
+                                        scale * terms.target_weight);
+    }
   }
 };
 
@@ -151,7 +161,6 @@ inline float short_row(const Row<T>& row, int64_t rest) {
   const float all = sum(total);
   if (row.gradient != nullptr) {
     const float factor = row.factor(all);
-    const float target_exp = exp_nonpositive(row.target_logit - shift);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       T* at = row.gradient + v * kWidth;
@@ -161,7 +170,7 @@ inline float short_row(const Row<T>& row, int64_t rest) {
         store_part(at, rest, row.less_smoothing(x[v] * factor, v * kWidth, rest));
       }
     }
-    row.set_target_gradient(target_exp * factor);
+    row.set_target_gradient(shift, factor);
   }
   return row.loss(shift, all);
 }
@@ -233,7 +242,6 @@ float long_row(const Row<T>& row, float* e, float* shifts) {
   }
   if (row.gradient != nullptr) {
     const float factor = row.factor(static_cast<float>(all));
-    const float target_exp = exp_nonpositive(row.target_logit - shift);
     for (int64_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
       const int64_t end = begin + kBlock < n ? begin + kBlock : n;
       const float here =
@@ -247,7 +255,7 @@ float long_row(const Row<T>& row, float* e, float* shifts) {
         store_part(row.gradient + j, end - j, row.less_smoothing(part, j, end - j));
       }
     }
-    row.set_target_gradient(target_exp * factor);
+    row.set_target_gradient(shift, factor);
   }
   return row.loss(shift, static_cast<float>(all));
 }
@@ -260,12 +268,11 @@ inline double plain_row(const Row<double>& row) {
   for (int64_t j = 0; j < n; ++j) all += std::exp(row.logits[j] - shift);
   if (row.gradient != nullptr) {
     const double factor = row.factor(all);
-    const double target_exp = std::exp(row.target_logit - shift);
     const double smooth = row.smoothing();
     for (int64_t j = 0; j < n; ++j) {
       row.gradient[j] = std::exp(row.logits[j] - shift) * factor - smooth * row.class_weight(j);
     }
-    row.set_target_gradient(target_exp * factor);
+    row.set_target_gradient(shift, factor);
   }
   return row.loss(shift, all);
 }
@@ -279,6 +286,7 @@ void rows_of(const CrossEntropyRows<T>& rows, int64_t begin, int64_t end) {
   const bool wanted = rows.gradient != nullptr;
   const Scratch<float> exponentials(kDirect || is_short || !wanted ? 0 : n);
   const Scratch<float> shifts(is_short ? 0 : n / kBlock + 1);
+  const RowTerms<Acc<T>> plain = Row<T>::terms_of(rows, 1);
   for (int64_t i = begin; i < end; ++i) {
     if (rows.row_scale[i] < 0) {
       rows.row_loss[i] = 0;
@@ -286,7 +294,7 @@ void rows_of(const CrossEntropyRows<T>& rows, int64_t begin, int64_t end) {
       if (wanted) std::memset(static_cast<void*>(rows.gradient + i * n), 0, n * sizeof(T));
       continue;
     }
-    const Row<T> row(rows, i);
+    const Row<T> row(rows, i, plain);
     if constexpr (std::is_same_v<T, double>) {
       rows.row_loss[i] = plain_row(row);
     } else if (is_short) {
