@@ -52,8 +52,11 @@ def alternate(
     times: dict[str, list[float]] = {name: [] for name in calls}
     first = times[next(iter(calls))]
     end = time.perf_counter() + seconds
+    order = list(calls)
     while time.perf_counter() < end or len(first) < least:
-        for name, call in calls.items():
+        order.append(order.pop(0))  # none always follows the same one
+        for name in order:
+            call = calls[name]
             if refreshed[name]:
                 call()
             start = time.perf_counter()
