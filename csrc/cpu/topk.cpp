@@ -165,7 +165,7 @@ class Selection {
         bool nan = false;
         const int64_t appended = ADAPRUNER_DISPATCH(
             scan_bracket, values_ + begin, size, bracket, static_cast<uint32_t>(begin - run),
-            mask_ + begin / 8, found.band.reserve(size), found.counts, nan);
+            mask_ + begin / 8, found.band.reserve(size + 2), found.counts, nan);
         // A band over its limit is of no use: stop storing, go on counting.
         if (stored.fetch_add(appended, std::memory_order_relaxed) <= band_limit()) {
           found.band.resize(found.band.size() + appended);

@@ -72,10 +72,17 @@ int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t
     write_word(mask, i, n, from_high);
     from_high_count += __builtin_popcountll(from_high);
     above_low_count += __builtin_popcountll(above_low);
-    for (uint64_t rest = above_low & ~from_high; rest != 0; rest &= rest - 1) {
-      const int j = __builtin_ctzll(rest);
-      band[appended++] = {order_key(values[j]), offset + static_cast<uint32_t>(i + j)};
-    }
+    uint64_t rest = above_low & ~from_high;
+    const auto append = [&] {
+      const int j = __builtin_ctzll(rest | uint64_t{1} << (kWord - 1));
+      band[appended] = {order_key(values[j]), offset + static_cast<uint32_t>(i + j)};
+      appended += rest != 0;
+      rest &= rest - 1;
+    };
+    // Whether a word has one or two cannot be foretold, so it is not asked; few have more.
+    append();
+    append();
+    while (rest != 0) append();
   });
   counts.from_high += from_high_count;
   counts.above_low += above_low_count;

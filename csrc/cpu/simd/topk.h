@@ -33,8 +33,8 @@ struct TieCounts {
 };
 
 // scan_bracket   mask ← key ≥ high; counts; appends what lies strictly between the bounds to band,
-//                which has room for n more, with offsets from `offset` on; `nan` becomes true if
-//                there is one. Returns the number appended.
+//                which has room for n + 2 more, with offsets from `offset` on; `nan` becomes true
+//                if there is one. Returns the number appended.
 // sum_gates      sums[0] += Σ gate_fixed(slope, x), sums[1] += number of x > 0, of n < 2³¹ values.
 // count_ties     values with a larger key than the given one, and with that key.
 // rank_ties      of the values with that key the first `keep` are set in mask, the others cleared.
