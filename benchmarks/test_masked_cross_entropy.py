@@ -30,13 +30,16 @@ class Layer(torch.autograd.Function):
         return torch.zeros(()), None
 
 
-def make_rivals(shape, dtype=torch.float32, overwrite=False):
+def make_rivals(shape, dtype=torch.float32, overwrite=False, classes_last=False):
     """Name to a call that gives the loss and the gradient on the logits; and what they are given.
 
-    ``shape``: [B, C], or [B, C, T] for T rows a sample.
+    ``shape``: [B, C], or [B, C, ...] for several rows a sample; in memory like that, or
+    [B, ..., C], as a last linear layer gives them.
     """
     gates = make_gates(N)
     buffer = torch.randn(shape, generator=generator(1)).to(dtype)
+    if classes_last:
+        buffer = buffer.movedim(1, -1).contiguous().movedim(-1, 1)
     rows = (shape[0], *shape[2:])
     target = torch.randint(shape[1], rows, generator=generator(2))
     ids = torch.randint(N, rows[:1], generator=generator(3))
@@ -123,10 +126,14 @@ def test_half_precision(compare, threads, full, shape, dtype):
     compare(calls)
 
 
-@pytest.mark.parametrize("shape", [(8, 10000, 256), (64, 1000, 49)], ids=str)
-def test_rows_per_sample(compare, threads, full, shape):
+@pytest.mark.parametrize(
+    ("shape", "classes_last"),
+    [((8, 10000, 256), True), ((64, 1000, 49), True), ((16, 21, 64, 64), False)],
+    ids=["sequences of 256, 10000 classes", "49 patches, 1000 classes", "64x64 pixels, 21 classes"],
+)
+def test_rows_per_sample(compare, threads, full, shape, classes_last):
     if not full:
         pytest.skip("part of --full")
-    calls, given = make_rivals(shape)
+    calls, given = make_rivals(shape, classes_last=classes_last)
     check(calls[OURS], given)
     compare(calls)
