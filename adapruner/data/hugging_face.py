@@ -15,7 +15,7 @@ from adapruner.data.base import (
     new_digest,
     viewable,
 )
-from adapruner.data.image_folder import convert_image
+from adapruner.data.images import convert_image
 from adapruner.data.map_style import checked_length
 from adapruner.extras import require
 

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, Subset
 from adapruner.data.base import (
     Array,
     IntArray,
+    Location,
     Source,
     Transform,
     integer_targets,
@@ -101,6 +102,8 @@ class SubsetSource(Source):
         if base.sizes is not None:
             self.sizes = base.sizes[self._indices]
         self.deterministic = base.deterministic and self._reads_base and transform is None
+        # What the base's own transform would do to a decoded image is done by nobody else.
+        self.has_encoded = base.has_encoded and self._reads_base and base.transform is None
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -113,6 +116,14 @@ class SubsetSource(Source):
     def image(self, index: int) -> Any | None:
         """Sample ``index`` to look at, before any transform that can be left out."""
         return self._base.image(int(self._indices[self._checked(index)]))
+
+    def location(self, index: int) -> Location:
+        """Where the encoded image lies, as the source that this is a subset of tells it."""
+        return self._base.location(int(self._indices[self._checked(index)]))
+
+    def encoded(self, index: int) -> bytes:
+        """The encoded image, as the source that this is a subset of gives it."""
+        return self._base.encoded(int(self._indices[self._checked(index)]))
 
     def _identify(self) -> str:
         digest = new_digest("subset")

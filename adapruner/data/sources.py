@@ -16,6 +16,7 @@ from adapruner.data.image_folder import (
     ImageFolderSource,
     is_image_folder_dataset,
 )
+from adapruner.data.images import MAX_PIXELS
 from adapruner.data.map_style import DatasetSource, SubsetSource, checked_length
 
 __all__ = [
@@ -37,6 +38,7 @@ def as_source(
     fingerprint: str | None = None,
     columns: tuple[str, str] | None = None,
     mode: str | None = "RGB",
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """A :class:`Source` of the samples in ``data``.
 
@@ -51,6 +53,8 @@ def as_source(
         columns: the input and the target column of a Hugging Face dataset; guessed where None.
         mode: the PIL mode to which images of a folder or of a Hugging Face dataset are converted;
             None leaves each as it is.
+        max_pixels: an image of a folder or of shards with more, width times height, counts as
+            unreadable; Pillow's own limit, about 180 million, holds besides.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder is missing, or a file.
@@ -70,14 +74,14 @@ def as_source(
     if isinstance(data, Source):
         return _changed(data, transform, fingerprint)
     if isinstance(data, (str, os.PathLike)):
-        return ImageFolderSource(data, transform, fingerprint, mode)
+        return ImageFolderSource(data, transform, fingerprint, mode, max_pixels)
     if isinstance(data, tuple) or type(data) is TensorDataset:
         inputs, targets = _two_arrays(data)
         return ArraySource(inputs, targets, transform, fingerprint)
     if is_hugging_face(data):
         return HuggingFaceSource(data, transform, fingerprint, columns, mode)
     if isinstance(data, Subset):
-        base = as_source(data.dataset, columns=columns, mode=mode)
+        base = as_source(data.dataset, columns=columns, mode=mode, max_pixels=max_pixels)
         return SubsetSource(data, base, transform, fingerprint)
     checked_length(data)
     if is_image_folder_dataset(data):
