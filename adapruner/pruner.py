@@ -19,7 +19,7 @@ from adapruner.arguments import check_held_out, check_labels, check_whole
 from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.order import epoch_batches
-from adapruner.data.sources import as_source
+from adapruner.data.sources import Source, as_source
 from adapruner.gates import Gates
 from adapruner.losses import Losses
 from adapruner.methods import DEFAULT_METHOD, find_method
@@ -205,7 +205,19 @@ class Pruner(Losses):
         Raises:
             ValueError: the dataset has another length than N.
         """
-        source = as_source(dataset)
+        return PrunedLoader(
+            as_source(dataset),
+            self,
+            batch_size,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            pin_memory=pin_memory,
+            drop_last=drop_last,
+            on_error=on_error,
+        )
+
+    def note_source(self, source: Source) -> None:
+        """Take note of the dataset, of N samples: a loader made for this pruner calls this."""
         if len(source) != self.num_samples:
             raise ValueError(
                 f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
@@ -217,16 +229,6 @@ class Pruner(Losses):
             "root": source.root,
             "class_names": source.class_names,
         }
-        return PrunedLoader(
-            source,
-            self,
-            batch_size,
-            num_workers=num_workers,
-            collate_fn=collate_fn,
-            pin_memory=pin_memory,
-            drop_last=drop_last,
-            on_error=on_error,
-        )
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of samples that cannot be read; they are never kept."""

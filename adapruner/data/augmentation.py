@@ -41,7 +41,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Zoom:
-    """Any part of the image, of ``area`` of it and of ``ratio`` width to height, zoomed to ``size``.
+    """Any part of the image, of ``area`` and ``ratio`` (width to height), zoomed to ``size``.
 
     Torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip``.
     """
@@ -106,31 +106,29 @@ class Crop:
     draws = 3
 
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
-        """``resized`` (height, width) and ``start`` ``[B, 2]``, ``mirror`` ``[B]``.
+        """``start`` (height, width) ``[B, 2]`` and ``mirror`` ``[B]``; where an image is not of its
+        size already, ``resized`` ``[B, 2]`` too.
 
         Args:
             shapes: of the images, ``[B, 2]``, height and width.
             drawn: ``[B, draws]``.
         """
-        resized = shapes * self.shorter // shapes.min(1, keepdims=True)
+        shorter = shapes.min(1, keepdims=True)
+        resized = shapes * self.shorter // shorter
         room = resized - self.size
         if self.margin is None:
             # Half of an odd room as torchvision rounds it: to the even one.
-            start = np.rint(room / 2).astype(np.int64)
+            start = np.rint(room / 2)
             mirror = np.zeros(len(shapes), dtype=np.int32)
         else:
             places = np.maximum(room + 2 * self.margin, 0) + 1
-            start = np.floor(drawn[:, :2] * places).astype(np.int64) - self.margin
+            start = np.floor(drawn[:, :2] * places) - self.margin
             mirror = _coins(drawn[:, 2])
-        return {
-            "resized": resized.astype(np.float32),
-            "start": start.astype(np.int32),
-            "mirror": mirror,
-        }
-
-    def resizes(self, shapes: Shapes) -> bool:
-        """Whether any of the images is not of the size wanted already."""
-        return bool((shapes.min(1) != self.shorter).any())
+        inputs: Inputs = {"start": start.astype(np.int32), "mirror": mirror}
+        if (shorter != self.shorter).any():
+            # Not done for nothing: DALI takes as long for it as for decoding 32 x 32 pixels.
+            inputs["resized"] = resized.astype(np.float32)
+        return inputs
 
 
 def _coins(drawn: Uniforms) -> npt.NDArray[np.int32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -45,11 +45,13 @@ class Graph(Protocol):
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         """What it takes besides the images, of ``shapes`` ``[B, 2]``, by name."""
 
-    def resizes(self, shapes: Shapes) -> bool:
-        """Whether it has to resize any of the images."""
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+        """The nodes.
 
-    def define(self, device: str, resizes: bool) -> tuple[Any, ...]:
-        """The nodes; ``device`` is that of the decoder, "cpu" or "mixed"."""
+        Args:
+            device: of the decoder, "cpu" or "mixed".
+            given: the names of :meth:`inputs`.
+        """
 
 
 class ZoomGraph:
@@ -61,10 +63,7 @@ class ZoomGraph:
         self.draws, self.inputs = zoom.draws, zoom.inputs
         self._size, self._mean, self._std = zoom.size, mean, std
 
-    def resizes(self, shapes: Shapes) -> bool:
-        return True
-
-    def define(self, device: str, resizes: bool) -> tuple[Any, ...]:
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
         fn, types = _dali()
         window = fn.decoders.image_slice(
             _encoded(),
@@ -85,15 +84,15 @@ class CropGraph:
     partial = False
 
     def __init__(self, crop: Crop, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.draws, self.inputs, self.resizes = crop.draws, crop.inputs, crop.resizes
+        self.draws, self.inputs = crop.draws, crop.inputs
         self._size, self._mean, self._std = crop.size, mean, std
 
-    def define(self, device: str, resizes: bool) -> tuple[Any, ...]:
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
         fn, types = _dali()
         image = _decoded(device)
-        resized = _given("resized", types.FLOAT, 1)
-        if resizes:  # not free where the size stays: it took as long as decoding 32 x 32 pixels
-            image = fn.resize(image, size=resized, interp_type=types.INTERP_LINEAR)
+        if "resized" in given:
+            size = _given("resized", types.FLOAT, 1)
+            image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR)
         image = fn.slice(
             image,
             start=_given("start", types.INT32, 1),
@@ -121,10 +120,7 @@ class WholeGraph:
             )
         return {}
 
-    def resizes(self, shapes: Shapes) -> bool:
-        return False
-
-    def define(self, device: str, resizes: bool) -> tuple[Any, ...]:
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
         return (_normalized(_decoded(device), [0.0] * 3, [1.0] * 3, None),)
 
 
@@ -139,10 +135,7 @@ class CustomGraph:
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         return {"random": drawn.astype(np.float32)}
 
-    def resizes(self, shapes: Shapes) -> bool:
-        return False
-
-    def define(self, device: str, resizes: bool) -> tuple[Any, ...]:
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
         return (self._function(_encoded(), _given("random", _dali()[1].FLOAT, 1)),)
 
 

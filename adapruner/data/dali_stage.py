@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from adapruner.extras import require
 
 Feeds: TypeAlias = Mapping[str, Any]
+Define: TypeAlias = Callable[[], tuple[Any, ...]]
 
 
 class BatchError(RuntimeError):
@@ -31,11 +32,7 @@ class Stage:
     """
 
     def __init__(
-        self,
-        define: Callable[[], tuple[Any, ...]],
-        batch_size: int,
-        num_threads: int,
-        device_id: int | None,
+        self, define: Define, batch_size: int, num_threads: int, device_id: int | None
     ) -> None:
         self._define = define
         self._batch_size, self._num_threads = batch_size, num_threads
@@ -67,6 +64,25 @@ class Stage:
             raise BatchError(_essence(str(error))) from error
         self._waiting.popleft()
         return outputs
+
+    def do(self, feeds: Feeds) -> tuple[Any, ...]:
+        """The outputs for a batch, where none is under way.
+
+        Raises:
+            BatchError: it cannot be done.
+        """
+        self.push(feeds)
+        return self.pop()
+
+    def try_each(self, samples: Iterable[Feeds]) -> list[tuple[Any, ...] | BatchError]:
+        """The outputs for each of some batches of one sample, or the error."""
+        done: list[tuple[Any, ...] | BatchError] = []
+        for feeds in samples:
+            try:
+                done.append(self.do(feeds))
+            except BatchError as error:
+                done.append(error)
+        return done
 
     def _build(self) -> Any:
         pipelines = require("nvidia.dali.pipeline", extra="dali")
