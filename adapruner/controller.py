@@ -1,14 +1,16 @@
 """Pruning performance controller (PPC): keeps the model good enough for its losses to count.
 
 It sets the pace at which the gates sharpen (slope k) and the keep ratio comes down, and holds it
-back when the held-out loss falls behind its best.
+back when the held-out loss falls behind its best. That loss also says which selection to return.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 # Share of the way (after warm-up) at which the keep ratio has come down to the one wanted: the rest
 # of the epochs trains at that ratio, where selections can be compared.
@@ -94,3 +96,25 @@ class Controller:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress, self.best, self.behind = state["progress"], state["best"], state["behind"]
+
+
+class Best(NamedTuple):
+    """The selection to return, as far as held-out losses tell."""
+
+    loss: float  # the lowest
+    bound: float  # one standard error above it
+    epoch: int
+    mask: Tensor
+
+
+def choose_best(
+    best: Best | None, loss: float, standard_error: float, epoch: int, mask: Tensor
+) -> Best:
+    """The best one with a later selection, whose held-out loss is given.
+
+    The latest one within a standard error of the lowest loss: a difference below that is chance,
+    and a later selection has seen more.
+    """
+    if best is None or loss < best.loss:
+        return Best(loss, loss + standard_error, epoch, mask)
+    return best._replace(epoch=epoch, mask=mask) if loss <= best.bound else best

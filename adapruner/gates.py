@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapruner import ops
+from adapruner import masks, ops
 from adapruner.methods import Method
 from adapruner.ops import _C
 
@@ -107,9 +107,26 @@ class Gates:
         """Take samples (int64) out of the running: their gates close for good. Twice is once."""
         closed = indices[self.logits[indices] != -torch.inf].unique()
         if closed.numel():
+            # The share of the sums that these few had.
+            gone = ops.topk_mask(self.logits[closed], 0, self.real("slope")).sums
             self.logits[closed] = -torch.inf
             self.set_integer("population", self.integer("population") - closed.numel())
-            self.set_slope(self.real("slope"))
+            self.set_integer("gate_sum", self.integer("gate_sum") - int(gone[0]))
+            self.set_integer("open_count", self.integer("open_count") - int(gone[1]))
+
+    @property
+    def all_readable(self) -> bool:
+        """Whether no sample was excluded."""
+        return self.integer("population") == len(self.logits)
+
+    def readable(self) -> Tensor:
+        """The samples that were not excluded, as a bit mask."""
+        if self.all_readable:
+            return masks.full(len(self.logits))
+        return masks.pack_pieces(
+            len(self.logits),
+            lambda begin, end: (self.logits[begin:end] != -torch.inf).cpu().numpy(),
+        )
 
     def drift(self) -> None:
         """Step the gates that the epoch did not visit, if their last losses are known.
@@ -121,7 +138,8 @@ class Gates:
 
     def end_epoch(self) -> None:
         """Let every visited sample grow an epoch older and start new sums of losses."""
-        self.age += self.age < ops.OLDEST
+        for ages in self.age.split(masks.PIECE):
+            ages += ages < ops.OLDEST
         self.set_real("loss_sum", 0.0)
         self.set_integer("loss_count", 0)
         self.set_integer("not_finite_count", 0)
@@ -139,8 +157,13 @@ class Gates:
 
     def any_unvisited(self) -> bool:
         """Whether a sample that can be read has never been visited."""
-        unvisited = self.age == ops.NEVER_VISITED
-        return bool((unvisited & (self.logits != -torch.inf)).any())
+        for ages, logits in zip(
+            self.age.split(masks.PIECE), self.logits.split(masks.PIECE), strict=True
+        ):
+            unvisited = ages == ops.NEVER_VISITED
+            if unvisited.any() and (unvisited & (logits != -torch.inf)).any():
+                return True
+        return False
 
     def state_dict(self) -> dict[str, Tensor]:
         tensors = {"gate_logits": self.logits, "age": self.age, "state": self.state}

@@ -40,6 +40,13 @@ class TopK(NamedTuple):
     sums: Tensor  # int64 [2]: Σ round(σ(slope·m)·2³⁰), number of m > 0
 
 
+class Order(NamedTuple):
+    """A stretch of an epoch's order."""
+
+    indices: Tensor  # int64
+    position: int  # where the order goes on
+
+
 def masked_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -241,6 +248,44 @@ def segmented_topk(gate_logits: Tensor, segments: Tensor, quotas: Tensor, slope:
     return TopK(*torch.ops.adapruner.segmented_topk(gate_logits, segments, quotas, slope))
 
 
+def masked_order(mask: Tensor, num_samples: int, key: int, position: int, count: int) -> Order:
+    """The next samples of an epoch's order, which is computed as it goes and stored nowhere.
+
+    A permutation of all N samples that ``key`` fixes, without those that ``mask`` leaves out: each
+    sample comes once, and the order of a part is a subsequence of that of all. The same at any
+    number of threads, and however it is cut into calls.
+
+    Args:
+        mask: bit mask of the samples to come, uint8 ``[ceil(N / 8)]``.
+        num_samples: N.
+        key: in [0, 2⁶³).
+        position: place to go on from in the permutation of all N, in [0, N]; 0 at the start.
+        count: how many samples are wanted.
+
+    Returns:
+        ``indices``, int64 ``[count]`` or fewer at the order's end, and the ``position`` after them.
+
+    Raises:
+        ValueError: the mask has not the shape of N samples, or a number is out of range.
+    """
+    indices, after = torch.ops.adapruner.masked_order(mask, num_samples, key, position, count)
+    return Order(indices, int(after))
+
+
+def oldest_mask(candidates: Tensor, age: Tensor, count: int, key: int) -> Tensor:
+    """Of some samples the ``count`` with the largest age, as a bit mask; all if there are no more.
+
+    Equal ones go in the order of a hash that ``key`` fixes. Exact.
+
+    Args:
+        candidates: bit mask of the samples to choose from, uint8 ``[ceil(N / 8)]``.
+        age: uint8 ``[N]``.
+        count: at least 0.
+        key: in [0, 2⁶³).
+    """
+    return torch.ops.adapruner.oldest_mask(candidates, age, count, key)
+
+
 def _loss_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
@@ -342,3 +387,14 @@ def _(gate_logits, k, slope):  # type: ignore[no-untyped-def]
 @torch.library.register_fake("adapruner::segmented_topk")
 def _(gate_logits, segments, quotas, slope):  # type: ignore[no-untyped-def]
     return _fake_mask(gate_logits)
+
+
+@torch.library.register_fake("adapruner::masked_order")
+def _(mask, num_samples, key, position, count):  # type: ignore[no-untyped-def]
+    size = torch.library.get_ctx().new_dynamic_size()
+    return mask.new_empty(size, dtype=torch.int64), mask.new_empty((), dtype=torch.int64)
+
+
+@torch.library.register_fake("adapruner::oldest_mask")
+def _(candidates, age, count, key):  # type: ignore[no-untyped-def]
+    return torch.empty_like(candidates)

@@ -6,35 +6,28 @@ import importlib.metadata
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from adapruner import ops
+from adapruner import masks
 from adapruner.arguments import check_held_out, check_labels, check_whole
-from adapruner.controller import Controller
+from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
+from adapruner.data.order import epoch_batches
 from adapruner.data.sources import as_source
 from adapruner.gates import Gates
+from adapruner.losses import Losses
 from adapruner.methods import DEFAULT_METHOD, find_method
 from adapruner.result import PruneResult
-from adapruner.selection import Selection, check_keep_ratio, keep_count, unpack
+from adapruner.selection import Selection, check_keep_ratio, keep_count
 
 
-class _Best(NamedTuple):
-    """The selection to return, as far as held-out losses tell."""
-
-    loss: float  # the lowest
-    bound: float  # one standard error above it
-    epoch: int
-    mask: Tensor
-
-
-class Pruner:
+class Pruner(Losses):
     """Learns which samples to keep while the user's own loop trains the model.
 
     One call of :meth:`loss` (or :meth:`weigh`) for each batch, one :meth:`step` at the end of each
@@ -118,7 +111,8 @@ class Pruner:
         self.seed = seed
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
-        self.gates = Gates(num_samples, keep_ratio, constants, device, track_losses)
+        gates = Gates(num_samples, keep_ratio, constants, device, track_losses)
+        super().__init__(gates, normalize_loss)
         self.selection = Selection(
             num_samples,
             keep_ratio,
@@ -128,9 +122,7 @@ class Pruner:
             explore=explore,
         )
         self.controller = Controller(epochs, warmup_epochs, keep_ratio, constants.slope)
-        self._normalize = normalize_loss
-        self.gates.set_integer("scale_running", int(normalize_loss))
-        self.gates.set_integer("resting", int(warmup_epochs > 0))
+        gates.set_integer("resting", int(warmup_epochs > 0))
         self._settings = {
             "keep_ratio": keep_ratio,
             "epochs": epochs,
@@ -138,23 +130,52 @@ class Pruner:
             "method": method,
             "seed": seed,
             "balance": None if labels is None else "class",
-            "held_out": int(self.selection.held_out.sum()),
+            "held_out": self.selection.held_out_count,
             "explore": explore,
             "normalize_loss": normalize_loss,
             "track_losses": track_losses,
         }
-        self._reads = self.selection.reads()
-        self._best: _Best | None = None
+        self._best: Best | None = None
         self._unreadable: dict[int, str] = {}
         self._not_finite: list[int] = []
         self.fingerprint = ""
         self._dataset: dict[str, Any] = {"num_samples": num_samples}
-        self._evaluated = 0
         self._started = time.perf_counter()
 
     def reads(self) -> np.ndarray:
-        """Bools ``[N]``: the samples that the current epoch trains on."""
-        return self._reads
+        """Bools ``[N]``, made anew by each call: the samples that the current epoch trains on."""
+        return masks.unpack(self.selection.read, self.num_samples)
+
+    def read_mask(self) -> Tensor:
+        """The same as bits, uint8 ``[ceil(N / 8)]``: sample i is bit i % 8 of byte i / 8."""
+        return self.selection.read
+
+    def batches(self, batch_size: int, drop_last: bool = False) -> Iterator[Tensor]:
+        """What the current epoch trains on, batch by batch, for data that is in memory already.
+
+        Random access and nothing else is asked of the data, so that it can lie on the device:
+
+        >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
+        >>> model, pruner = torch.nn.Linear(5, 3), Pruner(64, epochs=2)
+        >>> for ids in pruner.batches(16):
+        ...     loss = pruner.loss(model(x[ids]), y[ids], ids)
+
+        Args:
+            batch_size: samples in a batch; the last one may have fewer.
+            drop_last: leave out a last batch that is not full.
+
+        Returns:
+            Dataset indices, int64, in the order that a :meth:`loader` has.
+        """
+        check_whole("batch_size", batch_size, 1)
+        return epoch_batches(
+            self.read_mask(),
+            self.num_samples,
+            self.seed,
+            self.epoch,
+            batch_size,
+            drop_last=drop_last,
+        )
 
     @property
     def finished(self) -> bool:
@@ -207,154 +228,13 @@ class Pruner:
             on_error=on_error,
         )
 
-    def loss(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        ids: Tensor,
-        *,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        overwrite_logits: bool = False,
-    ) -> Tensor:
-        """The training loss of a batch: cross entropy weighted by the gates, which take a step.
-
-        Gates step once for each call with gradients enabled, whatever becomes of the loss; not
-        under ``no_grad``, and not when activation checkpointing calls again.
-
-        Args:
-            logits: ``[B, C]`` or ``[B, C, ...]``.
-            target: ``[B]`` or ``[B, ...]``, integers.
-            ids: ``[B]``, dataset indices of the samples.
-            weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
-            overwrite_logits: see :func:`adapruner.ops.masked_cross_entropy`.
-
-        Returns:
-            Scalar, with its graph.
-        """
-        losses = ops.masked_cross_entropy(
-            logits,
-            target,
-            ids,
-            self.gates.logits,
-            self.gates.state,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            overwrite_logits=overwrite_logits,
-        )
-        self._visit(ids, losses)
-        return losses.loss
-
-    def linear_loss(
-        self,
-        hidden: Tensor,
-        linear_weight: Tensor,
-        target: Tensor,
-        ids: Tensor,
-        *,
-        linear_bias: Tensor | None = None,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        """:meth:`loss` of the logits of a last linear layer, which are never held whole.
-
-        For large vocabularies, where the logits would be most of the memory of a step. Gates step
-        as in :meth:`loss`.
-
-        Args:
-            hidden: what the layer takes, ``[B, H]`` or ``[B, ..., H]`` (of a language model
-                ``[B, T, H]``).
-            linear_weight: ``[C, H]``, for a language model the weight of its head.
-            target: ``[B]`` or ``[B, ...]``, integers (of a language model the next tokens).
-            ids: ``[B]``, dataset indices of the samples.
-            linear_bias: ``[C]``.
-            weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
-
-        Returns:
-            Scalar, with its graph on ``hidden``, ``linear_weight`` and ``linear_bias``.
-
-        Example:
-            >>> head = torch.nn.Linear(8, 1000)
-            >>> hidden, tokens = torch.randn(2, 5, 8), torch.randint(0, 1000, (2, 5))
-            >>> pruner = Pruner(64, epochs=2)
-            >>> ids = torch.tensor([7, 40])
-            >>> loss = pruner.linear_loss(hidden, head.weight, tokens, ids, linear_bias=head.bias)
-            >>> loss.backward()
-        """
-        losses = ops.masked_linear_cross_entropy(
-            hidden,
-            linear_weight,
-            linear_bias,
-            target,
-            ids,
-            self.gates.logits,
-            self.gates.state,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-        )
-        self._visit(ids, losses)
-        return losses.loss
-
-    def weigh(self, sample_loss: Tensor, ids: Tensor) -> Tensor:
-        """The training loss of a batch from its per-sample losses, for any task.
-
-        Args:
-            sample_loss: ℓ ≥ 0, ``[B]``, unreduced, with its graph.
-            ids: ``[B]``, dataset indices of the samples.
-
-        Returns:
-            1/B · Σ s_i·ℓ_i, scalar, with its graph.
-        """
-        losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
-        self._visit(ids, losses)
-        return losses.loss
-
-    def observe(self, sample_loss: Tensor, ids: Tensor) -> None:
-        """Take in losses of an evaluation, of samples that are held out, as a visit of their gates.
-
-        Args:
-            sample_loss: ℓ ≥ 0, ``[B]``.
-            ids: ``[B]``, dataset indices of the samples.
-        """
-        losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
-        # The epoch's mean is that of its training losses.
-        loss_sum, count = self.gates.real("loss_sum"), self.gates.integer("loss_count")
-        self.gates.visit(ids, losses)
-        self.gates.set_real("loss_sum", loss_sum)
-        self.gates.set_integer("loss_count", count)
-        self._evaluated += len(ids)
-
-    def _visit(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
-        if torch.is_grad_enabled() and not _in_recomputation():
-            self.gates.visit(ids, self._on_scale(ids, losses))
-
-    def _on_scale(self, ids: Tensor, losses: ops.MaskedLoss) -> ops.MaskedLoss:
-        """The losses with pressures of a known scale: there is none before the first batch."""
-        gates = self.gates
-        if not self._normalize or not gates.integer("scale_running"):
-            return losses
-        if gates.integer("loss_count"):
-            return losses
-        seen = losses.sample_loss[losses.sample_loss.isfinite() & ~losses.pressure.isinf()]
-        if not seen.numel() or not seen.sum() > 0:
-            return losses
-        gates.set_real("loss_scale", seen.double().mean().item())
-        pressure = ops.masked_loss(losses.sample_loss, ids, gates.logits, gates.state).pressure
-        return losses._replace(
-            pressure=torch.where(losses.pressure.isinf(), losses.pressure, pressure)
-        )
-
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of samples that cannot be read; they are never kept."""
         for index, reason in unreadable:
             self._unreadable.setdefault(index, reason)
         indices = torch.tensor([index for index, _ in unreadable], dtype=torch.int64)
         self.gates.exclude(indices)
-        if self._best is not None and unpack(self._best.mask, self.num_samples)[indices].any():
+        if self._best is not None and masks.holds_any(self._best.mask, indices):
             self._best = None
 
     def step(
@@ -382,10 +262,10 @@ class Pruner:
         entry: dict[str, Any] = {
             "epoch": self.epoch,
             "phase": "warm-up" if warming_up else "prune",
-            "samples_read": int((self._reads & (gates.logits != -torch.inf).numpy()).sum()),
+            "samples_read": masks.count(selection.read & gates.readable()),
             "samples_evaluated": self._evaluated,
             "kept": kept,
-            "explored": len(selection.explored),
+            "explored": masks.count(selection.explored()),
             "keep_ratio": kept / self.num_samples,
             "slope": gates.real("slope"),
             "mean_gate": gates.mean_gate,
@@ -406,32 +286,23 @@ class Pruner:
         selection.select(gates, ratio, controller.slope_now)
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
-        self._reads = selection.reads()
         entry["seconds"] = time.perf_counter() - self._started
         self._started, self._evaluated = time.perf_counter(), 0
         self.history.append(entry)
         return entry
 
     def _note_best(self, validation_loss: float | None, standard_error: float) -> None:
-        """Remember the selection of this epoch if it is at the ratio wanted and among the best.
-
-        The latest one within a standard error of the lowest held-out loss: a difference below that
-        is chance, and a later selection has seen more.
-        """
+        """Remember the selection of this epoch if it is at the ratio wanted and among the best."""
         at_target = self.selection.kept_count == keep_count(self.keep_ratio, self.num_samples)
         if not at_target or self.epoch < self.warmup_epochs:
             return
         if validation_loss is None or not math.isfinite(validation_loss):
             return
-        all_readable = bool((self.gates.logits[self.selection.kept_indices()] != -torch.inf).all())
-        if not all_readable:
+        if (self.selection.kept & ~self.gates.readable()).any():
             return
-        best = self._best
-        if best is None or validation_loss < best.loss:
-            bound = validation_loss + standard_error
-            self._best = _Best(validation_loss, bound, self.epoch, self.selection.mask.clone())
-        elif validation_loss <= best.bound:
-            self._best = _Best(best.loss, best.bound, self.epoch, self.selection.mask.clone())
+        self._best = choose_best(
+            self._best, validation_loss, standard_error, self.epoch, self.selection.kept
+        )
 
     def _end_gate_epoch(self, warming_up: bool) -> None:
         gates = self.gates
@@ -455,10 +326,10 @@ class Pruner:
                 f"the run has {self.epochs - self.epoch} of {self.epochs} epochs to go; call "
                 "step() at the end of each"
             )
-        mask, selected_epoch = self.selection.mask, None
+        mask, selected_epoch = self.selection.kept, None
         if self._best is not None:
             selected_epoch, mask = self._best.epoch, self._best.mask
-        indices = torch.from_numpy(np.flatnonzero(unpack(mask, self.num_samples)))
+        indices = masks.indices(mask)
         # Held back to the end: no epoch has trained at the ratio wanted.
         target = keep_count(self.keep_ratio, self.num_samples)
         at_target = any(e["phase"] == "prune" and e["kept"] == target for e in self.history)
@@ -496,8 +367,8 @@ class Pruner:
             "history": [dict(entry) for entry in self.history],
             "controller": self.controller.state_dict(),
             "gates": {name: tensor.clone() for name, tensor in self.gates.state_dict().items()},
-            "mask": self.selection.mask.clone(),
-            "explored": self.selection.explored.clone(),
+            "kept": self.selection.kept.clone(),
+            "read": self.selection.read.clone(),
             "best": None if self._best is None else self._best._asdict(),
             "unreadable": [list(item) for item in self._unreadable.items()],
             "not_finite": list(self._not_finite),
@@ -519,22 +390,9 @@ class Pruner:
         self.epoch = state["epoch"]
         self.history = [dict(entry) for entry in state["history"]]
         self.controller.load_state_dict(state["controller"])
-        self.selection.mask = state["mask"].clone()
-        self.selection.explored = state["explored"].clone()
-        self._best = None if state["best"] is None else _Best(**state["best"])
+        self.selection.kept = state["kept"].clone()
+        self.selection.read = state["read"].clone()
+        self._best = None if state["best"] is None else Best(**state["best"])
         self._unreadable = {index: reason for index, reason in state["unreadable"]}
         self._not_finite = list(state["not_finite"])
-        self._reads = self.selection.reads()
         self._started = time.perf_counter()
-
-
-def _in_recomputation() -> bool:
-    """Whether this is activation checkpointing's second call of a forward pass that had gradients.
-
-    Its recomputation runs within a backward pass. The reentrant kind alone runs the first call
-    without gradients, so that its second call is the one that counts.
-    """
-    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-        return False
-    node = torch._C._current_autograd_node()
-    return node is None or "CheckpointFunction" not in node.name()

@@ -7,6 +7,7 @@ the native core.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -186,3 +187,57 @@ def segmented_topk(m: Tensor, segments: Tensor, quotas: list[int]) -> Tensor:
         members = torch.nonzero(segments == segment).flatten()
         chosen += members[topk_indices(m[members], quota)].tolist()
     return torch.tensor(sorted(chosen), dtype=torch.int64)
+
+
+_WORD, _LONG = 2**32 - 1, 2**64 - 1
+
+
+def _mixed(x: int) -> int:
+    """The finaliser of SplitMix64."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _LONG
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _LONG
+    return x ^ x >> 31
+
+
+def permutation(num_samples: int, key: int) -> Callable[[int], int]:
+    """π of the key: from a position in [0, N) to the sample there.
+
+    A generalised Feistel network (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002)
+    on a grid of at least N cells, walked until it comes to one below N.
+    """
+    rows = math.isqrt(num_samples - 1) + 1
+    columns = -(-num_samples // rows)
+    sides = rows, columns + columns % 2
+    words = [
+        _mixed(key + (i + 1) * 0x9E3779B97F4A7C15 & _LONG)
+        for i in range(32 if num_samples <= 1024 else 6)
+    ]
+
+    def walk(position: int) -> int:
+        while True:
+            cell = list(divmod(position, sides[1]))
+            for number, word in enumerate(words):
+                to, of = number % 2, 1 - number % 2
+                x = ((cell[of] ^ word) & _WORD) * 0x9E3779B1 & _WORD
+                x = (x ^ x >> 15) * (word >> 32 | 1) & _WORD
+                cell[to] = (cell[to] + (x * sides[to] >> 32)) % sides[to]
+            position = cell[0] * sides[1] + cell[1]
+            if position < num_samples:
+                return position
+
+    return walk
+
+
+def masked_order(kept: list[bool], key: int) -> list[int]:
+    """The whole order of the samples that are kept."""
+    pi = permutation(len(kept), key)
+    return [i for i in map(pi, range(len(kept))) if kept[i]]
+
+
+def oldest(candidates: list[int], age: list[int], count: int, key: int) -> list[int]:
+    """The ``count`` candidates with the largest age, equal ones by their hash, ascending."""
+
+    def rank(i: int) -> tuple[int, int]:
+        return -age[i], _mixed(i * 0x9E3779B97F4A7C15 + key & _LONG)
+
+    return sorted(sorted(candidates, key=rank)[:count])

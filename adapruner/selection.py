@@ -9,12 +9,14 @@ the training data compete among themselves for their own share. A sample that ca
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adapruner import ops
+from adapruner import masks, ops
+from adapruner.data.order import epoch_seed
 from adapruner.gates import Gates
 
 
@@ -41,16 +43,6 @@ def check_keep_ratio(keep_ratio: float, num_samples: int) -> float:
             f"keep_ratio {keep_ratio} of {num_samples} samples keeps fewer than one sample"
         )
     return float(keep_ratio)
-
-
-def unpack(mask: Tensor, num_samples: int) -> np.ndarray:
-    """A bit mask (uint8 ``[ceil(N / 8)]``) as bools ``[N]``."""
-    return np.unpackbits(mask.cpu().numpy(), count=num_samples, bitorder="little").view(bool)
-
-
-def pack(kept: np.ndarray) -> Tensor:
-    """Bools ``[N]`` as a bit mask."""
-    return torch.from_numpy(np.packbits(kept, bitorder="little"))
 
 
 def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> np.ndarray:
@@ -106,8 +98,9 @@ class Selection:
         explore: share of N of pruned samples to read in each epoch, in [0, 1].
 
     Attributes:
-        mask: bit mask of the samples kept by the last top-k (all at the start).
-        explored: int64, the pruned samples that this epoch reads besides.
+        kept: bit mask of the samples that the last top-k kept (all at the start).
+        read: bit mask of those that the epoch trains on: kept and explored, nothing held out.
+        held_out: bit mask, or None where nothing is held out.
     """
 
     def __init__(
@@ -124,38 +117,58 @@ class Selection:
         self.keep_ratio = check_keep_ratio(keep_ratio, num_samples)
         self.seed = seed
         self.explore = explore
-        self.held_out = np.zeros(num_samples, dtype=bool)
-        if held_out is not None:
-            self.held_out[held_out.numpy()] = True
-        self._classes = 1
-        classes = np.zeros(num_samples, dtype=np.int64)
-        if labels is not None:
-            classes = labels.numpy()
-            self._classes = int(classes.max()) + 1
-        # Segment = class, then the same again for those held out.
-        segments = classes + self._classes * self.held_out
-        self._segments = None
-        if labels is not None or held_out is not None:
-            width = np.min_scalar_type(-2 * self._classes)
-            self._segments = torch.from_numpy(segments.astype(width))
-        self._sizes = np.bincount(segments, minlength=2 * self._classes)
-        self.mask = pack(np.ones(num_samples, dtype=bool))
-        self.explored = torch.zeros(0, dtype=torch.int64)
+        self.kept = masks.full(num_samples)
+        self.held_out = None if held_out is None else masks.of_indices(held_out, num_samples)
+        self.read = self._trained()
+        self._classes = 1 if labels is None else int(labels.max()) + 1
+        self._of_class = None if labels is None else self._class_segments(labels)
+        self._sizes = self._segment_sizes()
 
     @property
     def kept_count(self) -> int:
-        """How many samples :attr:`mask` keeps."""
-        return int(unpack(self.mask, self.num_samples).sum())
+        """How many samples are kept."""
+        return masks.count(self.kept)
 
-    def kept_indices(self) -> Tensor:
-        """int64, ascending: what :attr:`mask` keeps."""
-        return torch.from_numpy(np.flatnonzero(unpack(self.mask, self.num_samples)))
+    @property
+    def held_out_count(self) -> int:
+        """How many samples are held out."""
+        return 0 if self.held_out is None else masks.count(self.held_out)
 
-    def reads(self) -> np.ndarray:
-        """Bools ``[N]``: what the epoch trains on, kept and explored, nothing held out."""
-        reads = unpack(self.mask, self.num_samples) & ~self.held_out
-        reads[self.explored.numpy()] = True
-        return reads
+    def explored(self) -> Tensor:
+        """Bit mask of the pruned samples that the epoch reads besides."""
+        return self.read & ~self.kept
+
+    def _trained(self) -> Tensor:
+        return self.kept if self.held_out is None else self.kept & ~self.held_out
+
+    def _class_segments(self, labels: Tensor) -> Tensor:
+        """The segment of every sample, in as few bytes as do: the class, or as many more of them
+        for one that is held out."""
+        segments = np.empty(self.num_samples, np.min_scalar_type(-2 * self._classes))
+        np.copyto(segments, labels.numpy(), casting="unsafe")  # no label is larger
+        if self.held_out is not None:
+            for begin, held_out in masks.unpack_pieces(self.held_out, self.num_samples):
+                segments[begin : begin + len(held_out)][held_out] += self._classes
+        return torch.from_numpy(segments)
+
+    def _segments(self) -> Tensor | None:
+        """Integers ``[N]``, or None where all are one segment."""
+        if self._of_class is not None or self.held_out is None:
+            return self._of_class
+        # Two segments are held as bits.
+        return torch.from_numpy(masks.unpack(self.held_out, self.num_samples).view(np.uint8))
+
+    def _segment_sizes(self) -> np.ndarray:
+        if self._of_class is None:
+            return np.array([self.num_samples - self.held_out_count, self.held_out_count])
+        return self._count(piece.numpy() for piece in self._of_class.split(masks.PIECE))
+
+    def _count(self, pieces: Iterable[np.ndarray]) -> np.ndarray:
+        """How often each segment comes in all pieces, int64 ``[2·classes]``."""
+        counts = np.zeros(2 * self._classes, dtype=np.int64)
+        for piece in pieces:
+            counts += np.bincount(piece, minlength=len(counts))
+        return counts
 
     def select(self, gates: Gates, ratio: float, slope: float) -> None:
         """Keep the exact top-k at ``ratio``, and bring the gates' sums to ``slope``.
@@ -163,22 +176,25 @@ class Selection:
         Raises:
             ValueError: fewer samples can be read than are to be kept in the end.
         """
-        if self._segments is None:
+        segments = self._segments()
+        if segments is None:
             readable = gates.integer("population")
             count = self._clip(keep_count(ratio, self.num_samples), readable)
-            self.mask, sums = ops.topk_mask(gates.logits, count, slope)
+            self.kept, sums = ops.topk_mask(gates.logits, count, slope)
         else:
-            quotas = torch.from_numpy(self.quotas(gates, ratio))
-            segments = self._segments.to(gates.logits.device)
-            self.mask, sums = ops.segmented_topk(gates.logits, segments, quotas, slope)
+            quotas = torch.from_numpy(self._quotas(gates, ratio, segments))
+            self.kept, sums = ops.segmented_topk(gates.logits, segments, quotas, slope)
+        self.read = self._trained()
         gates.use_sums(slope, sums)
 
-    def quotas(self, gates: Gates, ratio: float) -> np.ndarray:
+    def _quotas(self, gates: Gates, ratio: float, segments: Tensor) -> np.ndarray:
         """How many of each segment a selection at ``ratio`` keeps, int64 ``[2·classes]``."""
-        assert self._segments is not None
-        closed = torch.nonzero(gates.logits == -torch.inf).flatten().cpu()
-        lost = np.bincount(self._segments[closed].numpy(), minlength=len(self._sizes))
-        available = self._sizes - lost
+        available = self._sizes
+        if not gates.all_readable:
+            both = zip(segments.split(masks.PIECE), gates.logits.split(masks.PIECE), strict=True)
+            available = available - self._count(
+                piece[logits == -torch.inf].numpy() for piece, logits in both
+            )
         half = self._classes
         count = self._clip(keep_count(ratio, self.num_samples), int(available.sum()))
         trained, held_out = self._sizes[:half], self._sizes[half:]
@@ -204,23 +220,9 @@ class Selection:
     def explore_pruned(self, gates: Gates, epoch: int) -> None:
         """Choose the pruned samples that the coming epoch reads: those unvisited the longest, equal
         ones in the order of a seeded hash."""
+        pruned = gates.readable() & ~self.kept
+        if self.held_out is not None:
+            pruned &= ~self.held_out
         limit = int(self.explore * self.num_samples)
-        pruned = np.flatnonzero(
-            ~unpack(self.mask, self.num_samples)
-            & ~self.held_out
-            & (gates.logits != -torch.inf).cpu().numpy()
-        )
-        if len(pruned) > limit:
-            age = gates.age.cpu().numpy()[pruned]
-            tie = _hash(pruned, self.seed, epoch)
-            pruned = np.sort(pruned[np.lexsort((tie, -age.astype(np.int16)))[:limit]])
-        self.explored = torch.from_numpy(pruned)
-
-
-def _hash(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """A well-mixed uint64 of each index (the finaliser of SplitMix64)."""
-    start = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+        key = epoch_seed(self.seed, epoch, 0, 2)
+        self.read = self._trained() | ops.oldest_mask(pruned, gates.age, limit, key)

@@ -192,4 +192,31 @@ inline void check_topk(const at::Tensor& gate_logits, int64_t k) {
                     "], the number of gates; found ", k);
 }
 
+// A bit mask of n samples: bit i % 8 of byte i / 8 for sample i.
+inline void check_mask(const at::Tensor& mask, int64_t n, const char* name) {
+  TORCH_CHECK_TYPE(mask.scalar_type() == at::kByte, name, " must be uint8; found ",
+                   mask.scalar_type());
+  TORCH_CHECK_VALUE(mask.dim() == 1 && mask.size(0) == (n + 7) / 8, name, " must have shape [",
+                    (n + 7) / 8, "], a bit for each of ", n, " samples; found shape ",
+                    mask.sizes());
+}
+
+inline void check_masked_order(const at::Tensor& mask, int64_t num_samples, int64_t position,
+                               int64_t count) {
+  TORCH_CHECK_VALUE(num_samples >= 0 && num_samples <= int64_t{1} << 62,
+                    "num_samples must be in [0, 2**62]; found ", num_samples);
+  check_mask(mask, num_samples, "mask");
+  TORCH_CHECK_VALUE(position >= 0 && position <= num_samples, "position must be in [0, ",
+                    num_samples, "], the places of the order; found ", position);
+  TORCH_CHECK_VALUE(count >= 0, "count must be at least 0; found ", count);
+}
+
+inline void check_oldest_mask(const at::Tensor& candidates, const at::Tensor& age, int64_t count) {
+  TORCH_CHECK_TYPE(age.scalar_type() == at::kByte, "age must be uint8; found ", age.scalar_type());
+  TORCH_CHECK_VALUE(age.dim() == 1, "age must have one dimension [N]; found shape ", age.sizes());
+  check_mask(candidates, age.size(0), "candidates");
+  check_device(age, candidates, "age");
+  TORCH_CHECK_VALUE(count >= 0, "count must be at least 0; found ", count);
+}
+
 }  // namespace adapruner

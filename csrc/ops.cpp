@@ -84,4 +84,18 @@ TORCH_LIBRARY(adapruner, m) {
   m.def(
       "segmented_topk(Tensor gate_logits, Tensor segments, Tensor quotas, float slope) "
       "-> (Tensor mask, Tensor sums)");
+
+  // The next `count` samples of an epoch's order (fewer at its end) and the position to go on from,
+  // int64 scalar. The order is a permutation π of [0, num_samples) that `key` fixes, without the
+  // samples whose bit in mask [ceil(num_samples / 8)] uint8 is 0; position is a place in the
+  // permutation as a whole, in [0, num_samples], 0 at the start. indices int64. The same at any
+  // number of threads, and however the order is cut into calls. num_samples ≤ 2⁶².
+  m.def(
+      "masked_order(Tensor mask, int num_samples, int key, int position, int count) "
+      "-> (Tensor indices, Tensor next_position)");
+
+  // Of the samples whose bit in candidates [ceil(N / 8)] uint8 is set, the `count` with the largest
+  // age [N] uint8, as such a mask; equal ones in the order of a hash that `key` fixes and in which
+  // no two samples are equal. All, where there are no more than count.
+  m.def("oldest_mask(Tensor candidates, Tensor age, int count, int key) -> Tensor");
 }

@@ -289,3 +289,17 @@ def segmented_topk_sample(name: str, device: str = "cpu") -> tuple[Tensor, Tenso
     sizes = torch.bincount(segments[segments >= 0], minlength=3)
     quotas = torch.minimum(sizes, torch.tensor([k // 3, k, k // 5]))
     return m.to(device), segments.to(device), quotas.to(device), slope
+
+
+def order_sample(name: str, device: str = "cpu") -> tuple[Tensor, int, int, int, int]:
+    """Bit mask, N, key, position and count."""
+    size, count = TOP_K[name]
+    bits = torch.randint(256, ((size + 7) // 8,), generator=generator("order " + name))
+    return bits.to(torch.uint8).to(device), size, 12345, size // 5, count
+
+
+def oldest_sample(name: str, device: str = "cpu") -> tuple[Tensor, Tensor, int, int]:
+    """Bit mask of candidates, ages with ties, count and key."""
+    candidates, size, key, _, count = order_sample(name, device)
+    age = torch.arange(size).remainder(5).to(torch.uint8)
+    return candidates, age.to(device), count, key

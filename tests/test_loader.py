@@ -21,11 +21,11 @@ from training_data import (
     drive,
     generator_states,
     loader_of,
+    order_of,
 )
 
-from adapruner import Pruner, as_source
+from adapruner import Pruner, as_source, masks
 from adapruner.data.loader import evaluation_loader
-from adapruner.data.order import epoch_order
 
 # --- order and ids
 
@@ -43,7 +43,7 @@ def test_ids_travel_with_the_data(num_workers: int) -> None:
             assert torch.equal(targets, ids % 3)
             met += ids.tolist()
         assert met != sorted(met)
-        assert met == epoch_order(followed.mask, 3, epoch).tolist()
+        assert met == order_of(followed.mask, 3, epoch).tolist()
         followed.mask = random.random(61) < 0.6
 
 
@@ -90,9 +90,9 @@ def test_whole_run_reads_what_is_kept_and_explored_and_nothing_else() -> None:
     returned: set[int] = set()
     pruned_before: set[int] = set()
     while not pruner.finished:
-        kept = pruner.selection.kept_indices()
+        kept = masks.indices(pruner.selection.kept)
         trained = set(kept[~torch.isin(kept, held_out)].tolist())
-        explored = set(pruner.selection.explored.tolist())
+        explored = set(masks.indices(pruner.selection.explored()).tolist())
         assert len(explored) <= num_samples // 50
         assert not explored & set(kept.tolist())
         dataset.reads[:] = 0

@@ -16,6 +16,8 @@ from sample_inputs import (
     cross_entropy_sample,
     loss_sample,
     native_gates,
+    oldest_sample,
+    order_sample,
     segmented_topk_sample,
     topk_sample,
     update_sample,
@@ -62,6 +64,8 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
         yield "topk_mask", name, topk_sample(name), {}
         yield "topk_indices", name, topk_sample(name), {}
         yield "segmented_topk", name, segmented_topk_sample(name), {}
+        yield "masked_order", name, order_sample(name), {}
+        yield "oldest_mask", name, oldest_sample(name), {}
     for operator in ("scale_gradient", "scale_gradient_"):
         yield operator, "matrix", (torch.ones(3, 4), torch.tensor(2.0)), {}
 

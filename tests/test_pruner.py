@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from training_data import blobs, drive, frozen
 
-from adapruner import Pruner, reference
+from adapruner import Pruner, masks, reference
 from adapruner.methods import METHODS
 from adapruner.selection import keep_count
 
@@ -72,7 +72,7 @@ def test_run_is_that_of_the_reference(
         plain.slope = 0.1 + 4.9 * min(done, 1.0)
         ratio = 1 - (1 - keep_ratio) * min(2 * done, 1)
         kept = reference.topk_indices(plain.m, keep_count(round(ratio, 9), num_samples))
-        assert pruner.selection.kept_indices().tolist() == kept.tolist()
+        assert masks.indices(pruner.selection.kept).tolist() == kept.tolist()
     assert pruner.result().indices.tolist() == kept.tolist()
 
 
@@ -153,7 +153,7 @@ def test_classes_keep_their_share_exactly_in_every_epoch() -> None:
     pruner = Pruner(300, 0.6, epochs=10, labels=labels, held_out=held_out, seed=4)
     losses = frozen(300)(0) + labels  # one class is the hardest by far
     while not pruner.finished:
-        kept = pruner.selection.kept_indices()
+        kept = masks.indices(pruner.selection.kept)
         counts = torch.bincount(labels[kept])
         assert counts.max() - counts.min() <= 1
         for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(32):
@@ -253,7 +253,7 @@ def test_of_selections_within_a_standard_error_of_the_best_the_latest_is_chosen(
     pruner = Pruner(100, 0.5, epochs=12)
     kept = []
     while not pruner.finished:
-        kept.append(pruner.selection.kept_indices())
+        kept.append(masks.indices(pruner.selection.kept))
         ids = torch.from_numpy(np.flatnonzero(pruner.reads()))
         pruner.weigh(losses[ids].requires_grad_(), ids)
         pruner.step(held_out.get(pruner.epoch, 1.0), standard_error=0.05)
@@ -291,7 +291,7 @@ def test_choice_with_a_sample_that_turns_out_unreadable_is_taken_back(last: floa
     losses = frozen(100)(0)
     before: set[int] = set()
     while not pruner.finished:
-        kept = set(pruner.selection.kept_indices().tolist())
+        kept = set(masks.indices(pruner.selection.kept).tolist())
         if pruner.epoch == 9:
             lost = min(kept & before)
             pruner.exclude([(lost, "gone")])

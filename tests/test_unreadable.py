@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_data import Counted, Followed, all_ids, loader_of
+from training_data import Counted, Followed, all_ids, loader_of, order_of
 
 from adapruner import Pruner, UnreadableSampleError
-from adapruner.data.order import epoch_order
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -54,7 +53,7 @@ def test_unreadable_sample_can_stop_the_run(num_workers: int) -> None:
 
 
 def test_batch_that_is_unreadable_as_a_whole_is_left_out() -> None:
-    order = epoch_order(np.ones(40, dtype=bool), 0, 0)
+    order = order_of(np.ones(40, dtype=bool), 0, 0)
     bad = order[8:16].tolist()
     followed = Followed(40)
     sizes = [len(ids) for _, _, ids in loader_of(Counted(40, bad=bad), followed)]
@@ -65,7 +64,7 @@ def test_batch_that_is_unreadable_as_a_whole_is_left_out() -> None:
 def test_nothing_readable_is_an_error_at_once() -> None:
     dataset = Counted(4000, bad=range(4000))
     loader = loader_of(dataset, batch_size=32)
-    first = epoch_order(np.ones(4000, dtype=bool), 0, 0)[0]
+    first = order_of(np.ones(4000, dtype=bool), 0, 0)[0]
     with pytest.raises(
         UnreadableSampleError,
         match=f"none of the first 32 samples can be read; the first one, sample {first}: OSError",
@@ -76,7 +75,7 @@ def test_nothing_readable_is_an_error_at_once() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_small_first_batch_may_be_unreadable(batch_size: int) -> None:
-    first = epoch_order(np.ones(40, dtype=bool), 0, 0)[:3].tolist()
+    first = order_of(np.ones(40, dtype=bool), 0, 0)[:3].tolist()
     followed = Followed(40)
     met = all_ids(loader_of(Counted(40, bad=first), followed, batch_size=batch_size))
     assert sorted(met) == sorted(set(range(40)) - set(first))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from adapruner import Pruner, PruneResult, as_source, fast_prune
+from adapruner import Pruner, PruneResult, as_source, fast_prune, masks
 from adapruner.data.loader import PrunedLoader
+from adapruner.data.order import epoch_batches
 from adapruner.gates import Gates
 from adapruner.methods import find_method
 
@@ -106,7 +107,7 @@ def drive(
     kept = []
     while not pruner.finished:
         epoch = pruner.epoch
-        kept.append(pruner.selection.kept_indices().numpy())
+        kept.append(masks.indices(pruner.selection.kept).numpy())
         for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(batch_size):
             pruner.weigh(losses(epoch)[ids], ids)
         pruner.step(validation(epoch))
@@ -133,11 +134,12 @@ class Followed:
     def __init__(self, num_samples: int, seed: int = 0) -> None:
         self.epoch = 0
         self.seed = seed
+        self.num_samples = num_samples
         self.mask = np.ones(num_samples, dtype=bool)
         self.unreadable: list[tuple[int, str]] = []
 
-    def reads(self) -> np.ndarray:
-        return self.mask
+    def read_mask(self) -> Tensor:
+        return masks.pack(self.mask)
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         self.unreadable += [(index, reason) for index, reason in unreadable]
@@ -148,6 +150,12 @@ def loader_of(
 ) -> PrunedLoader:
     source = as_source(dataset)
     return PrunedLoader(source, followed or Followed(len(source)), batch_size, **arguments)
+
+
+def order_of(reads: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The whole order of an epoch that reads what the bools say."""
+    mask = masks.pack(reads)
+    return np.concatenate([*epoch_batches(mask, len(reads), seed, epoch, 7), np.zeros(0, int)])
 
 
 def all_ids(loader: PrunedLoader) -> list[int]:

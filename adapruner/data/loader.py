@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
+from adapruner import masks
 from adapruner.data.base import Source
-from adapruner.data.order import batches, epoch_order, epoch_seed
+from adapruner.data.order import batch_count, batches, epoch_batches, epoch_seed
 
 # So many samples that cannot be read, and none before them that can, stop a run.
 ENOUGH_FAILURES = 16
@@ -43,8 +44,9 @@ class Follows(Protocol):
 
     epoch: int
     seed: int
+    num_samples: int
 
-    def reads(self) -> np.ndarray: ...
+    def read_mask(self) -> torch.Tensor: ...
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None: ...
 
@@ -52,11 +54,11 @@ class Follows(Protocol):
 class PrunedLoader:
     """Yields ``(inputs, targets, ids)`` for the samples that the current epoch reads.
 
-    Each iteration is one epoch: it asks the pruner what to read, in the order of
-    :func:`adapruner.data.order.epoch_order`. Random augmentation is seeded by (seed, epoch, index),
-    through the generators of torch, NumPy and ``random`` of the process that reads the sample; the
-    caller's are left as they were. A sample that cannot be read is left out of its batch and
-    reported to the pruner.
+    Each iteration is one epoch: it asks the pruner what to read, in the batches of
+    :func:`adapruner.data.order.epoch_batches`. Random augmentation is seeded by (seed, epoch,
+    index), through the generators of torch, NumPy and ``random`` of the process that reads the
+    sample; the caller's are left as they were. A sample that cannot be read is left out of its
+    batch and reported to the pruner.
 
     Args:
         source: the samples.
@@ -166,14 +168,20 @@ class _Plan:
         self._drop_last = drop_last
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, seed = self._follows.epoch, self._follows.seed
-        order = epoch_order(self._follows.reads(), seed, epoch)
-        for batch in batches(order, self._batch_size, self._drop_last):
+        follows, epoch = self._follows, self._follows.epoch
+        for batch in epoch_batches(
+            follows.read_mask(),
+            follows.num_samples,
+            follows.seed,
+            epoch,
+            self._batch_size,
+            drop_last=self._drop_last,
+        ):
             yield [(epoch, index) for index in batch.tolist()]
 
     def __len__(self) -> int:
-        full, rest = divmod(int(self._follows.reads().sum()), self._batch_size)
-        return full + (rest > 0 and not self._drop_last)
+        reads = masks.count(self._follows.read_mask())
+        return batch_count(reads, self._batch_size, self._drop_last)
 
 
 class _Reader(TorchDataset[Any]):

@@ -1,0 +1,79 @@
+"""Bit masks of samples: uint8 ``[ceil(N / 8)]``, bit i % 8 of byte i / 8 for sample i, no others.
+
+They are all that stays of a selection; where flags of N samples are needed, they go by in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PIECE = 2**20  # samples at a time: whole bytes of a mask, and what they unfold to stays in cache
+
+_BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
+
+
+def full(num_samples: int) -> Tensor:
+    """The mask of all samples."""
+    mask = torch.full(((num_samples + 7) // 8,), 255, dtype=torch.uint8)
+    if num_samples % 8:
+        mask[-1] = 2 ** (num_samples % 8) - 1
+    return mask
+
+
+def pack(flags: np.ndarray) -> Tensor:
+    """Bools ``[N]`` as a mask."""
+    return torch.from_numpy(np.packbits(flags, bitorder="little"))
+
+
+def unpack(mask: Tensor, num_samples: int) -> np.ndarray:
+    """A mask as bools ``[N]``."""
+    return np.unpackbits(mask.cpu().numpy(), count=num_samples, bitorder="little").view(bool)
+
+
+def unpack_pieces(mask: Tensor, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The same, piece by piece: the first sample of each, and its bools."""
+    for begin in range(0, num_samples, PIECE):
+        end = min(begin + PIECE, num_samples)
+        yield begin, unpack(mask[begin // 8 : (end + 7) // 8], end - begin)
+
+
+def pack_pieces(num_samples: int, flags: Callable[[int, int], np.ndarray]) -> Tensor:
+    """The mask of N samples of whom ``flags(begin, end)`` tells, bools ``[end - begin]``."""
+    mask = torch.empty((num_samples + 7) // 8, dtype=torch.uint8)
+    for begin in range(0, num_samples, PIECE):
+        end = min(begin + PIECE, num_samples)
+        mask[begin // 8 : (end + 7) // 8] = pack(flags(begin, end))
+    return mask
+
+
+def of_indices(indices: Tensor, num_samples: int) -> Tensor:
+    """The mask of distinct samples, int64."""
+    mask = np.zeros((num_samples + 7) // 8, dtype=np.uint8)
+    index = indices.numpy()
+    np.bitwise_or.at(mask, index // 8, np.left_shift(1, index % 8).astype(np.uint8))
+    return torch.from_numpy(mask)
+
+
+def count(mask: Tensor) -> int:
+    """How many samples a mask holds."""
+    return sum(int(np.take(_BITS, piece.numpy()).sum()) for piece in mask.cpu().split(PIECE))
+
+
+def indices(mask: Tensor) -> Tensor:
+    """The samples that a mask holds, int64, ascending."""
+    found = torch.empty(count(mask), dtype=torch.int64)
+    end = 0
+    for begin, flags in unpack_pieces(mask, 8 * len(mask)):
+        held = np.flatnonzero(flags)
+        found[end : end + len(held)] = torch.from_numpy(held + begin)
+        end += len(held)
+    return found
+
+
+def holds_any(mask: Tensor, indices: Tensor) -> bool:
+    """Whether a mask holds any of the samples, int64."""
+    return bool((mask[indices // 8] >> (indices % 8) & 1).any())

@@ -1,0 +1,89 @@
+"""The samples that have waited the longest, against a sort of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from adapruner import masks, ops, reference
+
+
+@pytest.fixture(autouse=True)
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+AGES = {
+    "few": lambda random, n: random.integers(0, 4, n),
+    "all": lambda random, n: random.integers(0, 256, n),
+    "equal": lambda random, n: np.full(n, 3),
+    "never": lambda random, n: np.full(n, ops.NEVER_VISITED),
+}
+
+
+@pytest.mark.parametrize("ages", AGES)
+@pytest.mark.parametrize("num_samples", [1, 7, 8, 9, 63, 64, 65, 1000, 5003])
+def test_oldest_are_those_of_a_sort(num_samples: int, ages: str) -> None:
+    random = np.random.default_rng(num_samples)
+    age = AGES[ages](random, num_samples).astype(np.uint8)
+    for share in (0.0, 0.2, 1.0):
+        flags = random.random(num_samples) < share
+        candidates = np.flatnonzero(flags).tolist()
+        for count in {0, 1, 2, len(candidates) // 3, len(candidates), len(candidates) + 5}:
+            for key in (0, 2**63 - 1):
+                expected = reference.oldest(candidates, age.tolist(), count, key)
+                mask = ops.oldest_mask(masks.pack(flags), torch.from_numpy(age), count, key)
+                assert masks.indices(mask).tolist() == expected
+
+
+def test_spare_bits_are_no_candidates() -> None:
+    mask = ops.oldest_mask(
+        torch.full((2,), 255, dtype=torch.uint8), torch.zeros(11, dtype=torch.uint8), 16, 0
+    )
+    assert torch.equal(mask, masks.full(11))
+
+
+def test_same_mask_at_any_number_of_threads() -> None:
+    random = np.random.default_rng(0)
+    num_samples = 400_003
+    age = torch.from_numpy(random.integers(0, 3, num_samples).astype(np.uint8))
+    flags = random.random(num_samples) < 0.4
+    found = set()
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        found.add(ops.oldest_mask(masks.pack(flags), age, 70_000, 5).numpy().tobytes())
+    [mask] = found
+    chosen = masks.unpack(torch.tensor(list(mask), dtype=torch.uint8), num_samples)
+    assert chosen.sum() == 70_000
+    assert (age.numpy()[chosen] == 2).sum() == min(70_000, (age.numpy()[flags] == 2).sum())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((masks.full(9), torch.zeros(9), 1, 0), TypeError, "age must be uint8; found Float"),
+        (
+            (masks.full(9), torch.zeros(3, 3, dtype=torch.uint8), 1, 0),
+            ValueError,
+            r"age must have one dimension \[N\]; found shape \[3, 3\]",
+        ),
+        (
+            (masks.full(9), torch.zeros(17, dtype=torch.uint8), 1, 0),
+            ValueError,
+            r"candidates must have shape \[3\], a bit for each of 17 samples; found shape \[2\]",
+        ),
+        (
+            (masks.full(9), torch.zeros(9, dtype=torch.uint8), -1, 0),
+            ValueError,
+            "count must be at least 0; found -1",
+        ),
+    ],
+)
+def test_arguments_that_are_refused(arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        ops.oldest_mask(*arguments)
