@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,24 @@ class ArraySource(Source):
             if isinstance(state[name], _MappedFile):
                 state[name] = state[name].open()
         self.__dict__.update(state)
+
+
+def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """The array of a .npy file, mapped into memory: of it, only what is read comes from the disk.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no .npy file of numbers (but of objects, say), is cut off, or empty.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}; expected an array, .npy")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)} is no whole .npy file of numbers: {error}") from error
+    if not isinstance(array, np.memmap):
+        raise ValueError(f"{os.fspath(path)} is no .npy file but a {type(array).__name__}")
+    return array
 
 
 @dataclass(frozen=True)
