@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PIECE = 2**20  # samples at a time: whole bytes of a mask, and what they unfold to stays in cache
+PIECE = 2**18  # samples at a time: whole bytes of a mask, and what they unfold to stays in cache
 
 _BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
 
