@@ -211,12 +211,7 @@ class Pruner(Losses):
                 f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
             )
         self.fingerprint = source.fingerprint()
-        self._dataset = {
-            "num_samples": self.num_samples,
-            "kind": source.kind,
-            "root": source.root,
-            "class_names": source.class_names,
-        }
+        self._dataset = source.about()
         return PrunedLoader(
             source,
             self,

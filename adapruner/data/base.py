@@ -121,6 +121,15 @@ class Source(Dataset[tuple[Any, Any]]):
             handle.seek(location.offset)
             return handle.read(location.size)
 
+    def about(self) -> dict[str, Any]:
+        """What a result tells of its dataset, in plain values."""
+        return {
+            "num_samples": len(self),
+            "kind": self.kind,
+            "root": self.root,
+            "class_names": self.class_names,
+        }
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} samples, kind={self.kind!r})"
 
