@@ -139,7 +139,7 @@ class Gates:
     def end_epoch(self) -> None:
         """Let every visited sample grow an epoch older and start new sums of losses."""
         for ages in self.age.split(masks.PIECE):
-            ages += ages < ops.OLDEST
+            ages += (ages < ops.OLDEST).view(torch.uint8)  # no cast: sums of one type are fast
         self.set_real("loss_sum", 0.0)
         self.set_integer("loss_count", 0)
         self.set_integer("not_finite_count", 0)
@@ -160,8 +160,9 @@ class Gates:
         for ages, logits in zip(
             self.age.split(masks.PIECE), self.logits.split(masks.PIECE), strict=True
         ):
-            unvisited = ages == ops.NEVER_VISITED
-            if unvisited.any() and (unvisited & (logits != -torch.inf)).any():
+            if ages.max() < ops.NEVER_VISITED:
+                continue
+            if ((ages == ops.NEVER_VISITED) & (logits != -torch.inf)).any():
                 return True
         return False
 

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PIECE = 2**20  # samples at a time: whole bytes of a mask, and what they unfold to stays in cache
-
-_BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
+PIECE = 2**18  # samples at a time: whole bytes of a mask, and what they unfold to stays in cache
 
 
 def full(num_samples: int) -> Tensor:
@@ -60,7 +58,8 @@ def of_indices(indices: Tensor, num_samples: int) -> Tensor:
 
 def count(mask: Tensor) -> int:
     """How many samples a mask holds."""
-    return sum(int(np.take(_BITS, piece.numpy()).sum()) for piece in mask.cpu().split(PIECE))
+    pieces = unpack_pieces(mask, 8 * len(mask))
+    return sum(int(np.count_nonzero(flags)) for _, flags in pieces)
 
 
 def indices(mask: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 // The samples that have waited the longest, as a bit mask. A histogram of the ages says which age
-// is cut; a histogram of the leading bits of a hash, in which bin of them the cut lies; the few
-// samples of that bin are ranked. No two samples share a hash, so that the outcome is exact.
+// is cut. Of the samples of that age a share is to be chosen, by a hash: those of a hash well below
+// that share are, those around it are stored and ranked. No two samples have the same hash, so that
+// the outcome is exact.
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -17,8 +19,6 @@
 
 namespace adapruner::cpu {
 namespace {
-
-constexpr int kHashBits = 12;
 
 // f(i) for the bits set in [begin, begin + size), ascending; begin is a multiple of 8.
 template <typename F>
@@ -34,18 +34,21 @@ void each_bit(const uint8_t* mask, int64_t begin, int64_t size, const F& f) {
 
 class OldestSelection {
  public:
-  OldestSelection(const uint8_t* candidates, const uint8_t* age, int64_t n, uint64_t key)
-      : candidates_(candidates), age_(age), key_(key), partition_(n) {}
+  OldestSelection(const uint8_t* candidates, const uint8_t* age, int64_t n, uint64_t key,
+                  uint8_t* mask)
+      : candidates_(candidates), age_(age), key_(key), mask_(mask), partition_(n) {}
 
-  // Sets the bits of `count` candidates, or of all where there are no more, in a mask of zeros.
-  void run(int64_t count, uint8_t* mask) const {
-    const auto ages = histogram<256>([&](int64_t i, auto add) { add(age_[i]); });
-    const auto [cut_age, left] = cut(ages, 255, -1, count);
-    const auto hashes = histogram<1 << kHashBits>([&, age = cut_age](int64_t i, auto add) {
-      if (age_[i] == age) add(hash(i) >> (64 - kHashBits));
-    });
-    const auto [cut_hash, rest] = cut(hashes, 0, 1, left);
-    write(mask, cut_age, cut_hash, rest);
+  // Writes the mask of `count` candidates, or of all where there are no more.
+  void run(int64_t count) const {
+    const std::array<int64_t, 256> ages = histogram();
+    int cut = 255;
+    while (cut >= 0 && ages[cut] <= count) count -= ages[cut--];
+    if (cut < 0) count = 0;
+    const double equal = cut < 0 ? 1.0 : static_cast<double>(ages[cut]);
+    const double share = static_cast<double>(count) / equal;
+    // Standard deviations; the cut lies outside of so many for one key in billions.
+    double margin = 6 * std::sqrt(share * (1 - share) / equal) + 16 / equal;
+    while (!choose(cut, count, share - margin, share + margin)) margin *= 8;
   }
 
  private:
@@ -54,64 +57,75 @@ class OldestSelection {
     return mixed(static_cast<uint64_t>(i) * 0x9e3779b97f4a7c15u + key_);
   }
 
-  // f(i) for the candidates of a task.
-  template <typename F>
-  void each_candidate(int64_t task, const F& f) const {
-    const int64_t begin = partition_.begin(task);
-    each_bit(candidates_, begin, partition_.end(task) - begin, f);
-  }
+  void set(int64_t i) const { mask_[i / 8] = static_cast<uint8_t>(mask_[i / 8] | 1u << (i % 8)); }
 
-  // Counts of the bins that f(i, add) adds.
-  template <int kBins, typename F>
-  std::vector<int64_t> histogram(const F& f) const {
-    std::vector<std::array<int64_t, kBins>> counts(partition_.tasks());
+  // The candidates of each age.
+  std::array<int64_t, 256> histogram() const {
+    // Several, because a count just raised is slow to be raised again.
+    std::vector<std::array<std::array<int64_t, 256>, 4>> counts(partition_.tasks());
     partition_.each_task([&](int64_t task) {
       auto& mine = counts[task];
-      mine.fill(0);
-      each_candidate(task, [&](int64_t i) { f(i, [&](uint64_t bin) { ++mine[bin]; }); });
+      int next = 0;
+      const int64_t begin = partition_.begin(task);
+      each_bit(candidates_, begin, partition_.end(task) - begin,
+               [&](int64_t i) { ++mine[next++ % 4][age_[i]]; });
     });
-    std::vector<int64_t> total(kBins, 0);
+    std::array<int64_t, 256> total{};
     for (const auto& mine : counts) {
-      for (int bin = 0; bin < kBins; ++bin) total[bin] += mine[bin];
+      for (const auto& part : mine) {
+        for (int age = 0; age < 256; ++age) total[age] += part[age];
+      }
     }
     return total;
   }
 
-  // The first bin, from `bin` on in steps of `step`, that holds more than is left of `count` there,
-  // and what is left; one bin past the last where there is none.
-  static std::pair<int, int64_t> cut(const std::vector<int64_t>& counts, int bin, int step,
-                                     int64_t count) {
-    const int bins = static_cast<int>(counts.size());
-    for (; bin >= 0 && bin < bins && counts[bin] <= count; bin += step) count -= counts[bin];
-    return {bin, count};
-  }
-
-  void write(uint8_t* mask, int cut_age, int cut_hash, int64_t rest) const {
-    using Ranked = std::pair<uint64_t, int64_t>;  // hash, index
-    std::vector<std::vector<Ranked>> at_cut(partition_.tasks());
-    const auto set = [mask](int64_t i) {
-      mask[i / 8] = static_cast<uint8_t>(mask[i / 8] | 1u << (i % 8));
+  // Writes those older than `cut` and, of those of that age, the `count` with the smallest hash:
+  // false where its bound does not lie between two shares of the range of hashes.
+  bool choose(int cut, int64_t count, double low_share, double high_share) const {
+    const uint64_t low = bound(low_share), high = bound(high_share);
+    struct Found {
+      int64_t below = 0;
+      std::vector<std::pair<uint64_t, int64_t>> between;  // hash, index
     };
+    std::vector<Found> found(partition_.tasks());
     partition_.each_task([&](int64_t task) {
-      each_candidate(task, [&](int64_t i) {
-        if (age_[i] < cut_age) return;
-        if (age_[i] > cut_age) return set(i);
+      Found& mine = found[task];
+      const int64_t begin = partition_.begin(task), size = partition_.end(task) - begin;
+      std::memset(mask_ + begin / 8, 0, (size + 7) / 8);
+      each_bit(candidates_, begin, size, [&](int64_t i) {
+        if (age_[i] < cut) return;
+        if (age_[i] > cut) return set(i);
         const uint64_t hash = this->hash(i);
-        const int bin = static_cast<int>(hash >> (64 - kHashBits));
-        if (bin < cut_hash) set(i);
-        if (bin == cut_hash) at_cut[task].emplace_back(hash, i);
+        if (hash > high) return;
+        if (hash >= low) {
+          mine.between.emplace_back(hash, i);
+        } else {
+          ++mine.below;
+          set(i);
+        }
       });
     });
-    std::vector<Ranked> ranked;
-    for (const auto& mine : at_cut) ranked.insert(ranked.end(), mine.begin(), mine.end());
-    rest = std::min(rest, static_cast<int64_t>(ranked.size()));  // none is cut: all are kept
-    std::nth_element(ranked.begin(), ranked.begin() + rest, ranked.end());
-    for (int64_t j = 0; j < rest; ++j) set(ranked[j].second);
+    std::vector<std::pair<uint64_t, int64_t>> ranked;
+    for (const Found& mine : found) {
+      count -= mine.below;
+      ranked.insert(ranked.end(), mine.between.begin(), mine.between.end());
+    }
+    if (count < 0 || count > static_cast<int64_t>(ranked.size())) return false;
+    std::nth_element(ranked.begin(), ranked.begin() + count, ranked.end());
+    for (int64_t j = 0; j < count; ++j) set(ranked[j].second);
+    return true;
+  }
+
+  // A share of the range of hashes, or the end of the range that it lies beyond.
+  static uint64_t bound(double share) {
+    if (share <= 0) return 0;
+    return share >= 1 ? ~uint64_t{0} : static_cast<uint64_t>(std::ldexp(share, 64));
   }
 
   const uint8_t* candidates_;
   const uint8_t* age_;
   uint64_t key_;
+  uint8_t* mask_;
   Partition partition_;
 };
 
@@ -119,10 +133,10 @@ at::Tensor oldest_mask_cpu(const at::Tensor& candidates, const at::Tensor& age, 
                            int64_t key) {
   check_oldest_mask(candidates, age, count);
   const at::Tensor bits = candidates.contiguous(), ages = age.contiguous();
-  const at::Tensor mask = at::zeros(bits.sizes(), bits.options());
+  const at::Tensor mask = at::empty(bits.sizes(), bits.options());
   OldestSelection(bits.const_data_ptr<uint8_t>(), ages.const_data_ptr<uint8_t>(), ages.size(0),
-                  static_cast<uint64_t>(key))
-      .run(count, mask.mutable_data_ptr<uint8_t>());
+                  static_cast<uint64_t>(key), mask.mutable_data_ptr<uint8_t>())
+      .run(count);
   return mask;
 }
 
