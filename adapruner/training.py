@@ -66,16 +66,18 @@ def fast_prune(
     Args:
         model: takes a batch of inputs, gives logits ``[B, C]`` or ``[B, C, ...]`` (or an object
             with them as ``.logits``), or with ``loss`` whatever that takes.
-        data: a map-style dataset of (input, target), an image folder's path, (inputs, targets) as
-            tensors or arrays, or a Hugging Face dataset; see :func:`adapruner.data.as_source`.
+        data: a map-style dataset of (input, target), an image folder's path, WebDataset shards,
+            (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset; see
+            :func:`adapruner.data.as_source`.
         keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
         epochs: epochs of the run.
         batch_size: samples in a batch.
         seed: of the order, the held-out part, the augmentation and the model's own dropout.
         device: where to train; this build has kernels for "cpu".
         num_workers: processes that read samples.
-        transform: applied to each input of the training data. Where None, the images of a folder or
-            of a Hugging Face dataset become tensors in [0, 1]; they must then be of one size.
+        transform: applied to each input of the training data. Where None, the images of a folder,
+            of shards or of a Hugging Face dataset become tensors in [0, 1]; they must then be of
+            one size.
         evaluation_transform: applied instead where the model is evaluated, on the held-out part and
             ``validation_data``.
         validation_data: held-out data, of any form that ``data`` can have. Where None, 5 % of
@@ -196,7 +198,7 @@ def _open(
 ) -> Source:
     """``data`` as a source, of tensors where its samples would be PIL images."""
     source = as_source(data, transform=transform, fingerprint=fingerprint)
-    pictures = source.kind in ("image folder", "hugging face")
+    pictures = source.kind in ("image folder", "shards", "hugging face")
     if pictures and source.transform is None and collate_fn is default_collate:
         source = as_source(source, transform=to_tensor)
     return source

@@ -95,8 +95,9 @@ def create_model(
 
 
 def training_transform(image_size: int) -> Transform:
-    """From a PIL image to a randomly cropped and flipped, normalised tensor ``[3, S, S]``, float32.
+    """From an image to a randomly cropped and flipped, normalised tensor ``[3, S, S]``, float32.
 
+    An image is what :func:`to_picture` takes.
     Up to 64 pixels the crop is one of ``image_size`` from the image with a margin of an eighth
     around it, and an image whose shorter side is of another size is resized before; above, it is
     any part of the image, zoomed to size.
@@ -110,13 +111,16 @@ def training_transform(image_size: int) -> Transform:
         crop = [v2.Resize(image_size), v2.RandomCrop(image_size, padding=image_size // 8)]
     else:
         crop = [v2.RandomResizedCrop(image_size)]
-    transform: Transform = v2.Compose([*crop, v2.RandomHorizontalFlip(), *_to_normalized(v2)])
+    transform: Transform = v2.Compose(
+        [to_picture, *crop, v2.RandomHorizontalFlip(), *_to_normalized(v2)]
+    )
     return transform
 
 
 def evaluation_transform(image_size: int) -> Transform:
-    """From a PIL image to the normalised tensor of its middle, ``[3, S, S]``, float32.
+    """From an image to the normalised tensor of its middle, ``[3, S, S]``, float32.
 
+    An image is what :func:`to_picture` takes.
     Up to 64 pixels the shorter side is kept whole; above, an eighth of it is cut off.
 
     Raises:
@@ -125,7 +129,7 @@ def evaluation_transform(image_size: int) -> Transform:
     """
     v2 = _transforms(image_size)
     resized = image_size if image_size <= SMALL_IMAGE else round(image_size * 8 / 7)
-    steps = [v2.Resize(resized), v2.CenterCrop(image_size), *_to_normalized(v2)]
+    steps = [to_picture, v2.Resize(resized), v2.CenterCrop(image_size), *_to_normalized(v2)]
     transform: Transform = v2.Compose(steps)
     return transform
 
@@ -151,6 +155,27 @@ def to_tensor(image: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32) / np.float32(largest))
 
 
+def to_picture(value: Any) -> Any:
+    """A PIL image as it is; uint8 ``[H, W]``, ``[H, W, 3]`` or ``[3, H, W]`` as one, in RGB.
+
+    Raises:
+        ValueError: ``value`` is neither.
+    """
+    if is_pil_image(value):
+        return value
+    pillow = require("PIL.Image", extra="vision")
+    array = np.asarray(value)
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
+        array = array.transpose(1, 2, 0)
+    colour = array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
+        raise ValueError(
+            "an image as an array must be uint8 [H, W], [H, W, 3] or [3, H, W]; "
+            f"found {array.dtype} {list(array.shape)}"
+        )
+    return pillow.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
 def guess_image_size(source: Source) -> int:
     """A size for the images of ``source``: their own if they are small, else 224.
 
@@ -161,11 +186,9 @@ def guess_image_size(source: Source) -> int:
     sides = []
     for index in np.linspace(0, len(source) - 1, count).round().astype(np.int64).tolist():
         try:
-            image = source.image(index)
+            sides.append(max(to_picture(source.image(index)).size))
         except Exception:  # an unreadable one: the run will say so
             continue
-        if is_pil_image(image):
-            sides.append(max(image.size))  # type: ignore[union-attr]
     if not sides or max(sides) > SMALL_IMAGE:
         return USUAL_IMAGE
     return -(-max(sides) // 4) * 4

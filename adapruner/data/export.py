@@ -13,7 +13,7 @@ import numpy as np
 from adapruner.data.base import IntArray, Source
 from adapruner.data.shard_export import write_kept_indexes, write_kept_shards
 from adapruner.data.shards import ShardSource
-from adapruner.data.sources import as_source
+from adapruner.data.sources import as_source, source_again
 from adapruner.extras import require
 from adapruner.files import new_folder, replace_atomically
 
@@ -77,20 +77,8 @@ def _find_source(result: PruneResult, source: Any | None, needed: str) -> Source
         return None
     if result.source is not None:
         return result.source
-    return source_of(result)
-
-
-def source_of(result: PruneResult) -> Source | None:
-    """The image folder or the shards that ``result`` was made from, if still in their place."""
-    root, columns = result.dataset.get("root"), result.dataset.get("columns")
-    if root is None:
-        return None
     try:
-        return as_source(
-            root,
-            columns=columns and tuple(columns),
-            index_folder=result.dataset.get("index_folder"),
-        )
+        return source_again(result.dataset)
     except FileNotFoundError:
         return None
 
