@@ -19,7 +19,7 @@ from adapruner.arguments import check_held_out, check_labels, check_whole
 from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.order import epoch_batches
-from adapruner.data.sources import as_source
+from adapruner.data.sources import Source, as_source
 from adapruner.gates import Gates
 from adapruner.losses import Losses
 from adapruner.methods import DEFAULT_METHOD, find_method
@@ -205,15 +205,8 @@ class Pruner(Losses):
         Raises:
             ValueError: the dataset has another length than N.
         """
-        source = as_source(dataset)
-        if len(source) != self.num_samples:
-            raise ValueError(
-                f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
-            )
-        self.fingerprint = source.fingerprint()
-        self._dataset = source.about()
         return PrunedLoader(
-            source,
+            as_source(dataset),
             self,
             batch_size,
             num_workers=num_workers,
@@ -222,6 +215,15 @@ class Pruner(Losses):
             drop_last=drop_last,
             on_error=on_error,
         )
+
+    def note_source(self, source: Source) -> None:
+        """Take note of the dataset, of N samples: a loader made for this pruner calls this."""
+        if len(source) != self.num_samples:
+            raise ValueError(
+                f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
+            )
+        self.fingerprint = source.fingerprint()
+        self._dataset = source.about()
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of samples that cannot be read; they are never kept."""

@@ -46,9 +46,55 @@ class Follows(Protocol):
     seed: int
     num_samples: int
 
+    def note_source(self, source: Source) -> None: ...
+
     def read_mask(self) -> torch.Tensor: ...
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None: ...
+
+
+class Failures:
+    """What could not be read: reported to the pruner, or raised.
+
+    Args:
+        follows: the pruner.
+        num_samples: N.
+        on_error: "skip" or "raise".
+    """
+
+    def __init__(self, follows: Follows, num_samples: int, on_error: str) -> None:
+        if on_error not in ("skip", "raise"):
+            raise ValueError(f'on_error must be "skip" or "raise"; found {on_error!r}')
+        self._follows, self._num_samples, self._on_error = follows, num_samples, on_error
+        self._any_read = False
+        self._first: list[Unreadable] = []  # before anything could be read
+
+    def note(self, unreadable: list[Unreadable], read: int) -> None:
+        """Take in what a batch lacks, and how many samples it has.
+
+        Raises:
+            UnreadableSampleError: errors are to be raised, or nothing at all could be read so far.
+        """
+        refuse_unreadable(unreadable, self._on_error)
+        self._any_read = self._any_read or read > 0
+        if not self._any_read:
+            self._first += unreadable
+            if len(self._first) >= min(ENOUGH_FAILURES, self._num_samples):
+                # More likely the code than the data.
+                raise UnreadableSampleError(
+                    f"none of the first {len(self._first)} samples can be read; the first one, "
+                    f"sample {self._first[0].sample}: {self._first[0].reason}"
+                )
+        if unreadable:
+            self._follows.exclude(unreadable)
+
+
+def checked_batch_size(batch_size: int) -> int:
+    """``batch_size``; ValueError unless it is a whole number of at least 1."""
+    whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    if not whole or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1; found {batch_size!r}")
+    return int(batch_size)
 
 
 class PrunedLoader:
@@ -83,25 +129,14 @@ class PrunedLoader:
         drop_last: bool = False,
         on_error: str = "skip",
     ) -> None:
-        if (
-            isinstance(batch_size, bool)
-            or not isinstance(batch_size, (int, np.integer))
-            or batch_size < 1
-        ):
-            raise ValueError(
-                f"batch_size must be a whole number of at least 1; found {batch_size!r}"
-            )
-        if on_error not in ("skip", "raise"):
-            raise ValueError(f'on_error must be "skip" or "raise"; found {on_error!r}')
+        batch_size = checked_batch_size(batch_size)
+        self._failures = Failures(follows, len(source), on_error)
         self.source = source
-        self.batch_size = batch_size = int(batch_size)
+        self.batch_size = batch_size
         self.drop_last = drop_last
-        self._follows = follows
-        self._on_error = on_error
-        self._any_read = False
-        self._failed: list[Unreadable] = []  # before anything could be read
+        follows.note_source(source)
         # Knows nothing of this loader: the workers of one in a reference cycle end late and slowly.
-        self._plan = _Plan(follows, batch_size, drop_last)
+        self._plan = Plan(follows, batch_size, drop_last)
         self._loader: DataLoader[Any] = DataLoader(
             _Reader(source, follows.seed),
             batch_sampler=self._plan,
@@ -119,24 +154,10 @@ class PrunedLoader:
 
     def __iter__(self) -> Iterator[tuple[Any, Any, torch.Tensor]]:
         for batch, ids, unreadable in self._loader:
-            self._report(unreadable, len(ids))
+            self._failures.note(unreadable, len(ids))
             if len(ids):
                 inputs, targets = batch
                 yield inputs, targets, ids
-
-    def _report(self, unreadable: list[Unreadable], read: int) -> None:
-        refuse_unreadable(unreadable, self._on_error)
-        self._any_read = self._any_read or read > 0
-        if not self._any_read:
-            self._failed += unreadable
-            if len(self._failed) >= min(ENOUGH_FAILURES, len(self.source)):
-                # Nothing at all could be read so far: more likely the code than the data.
-                raise UnreadableSampleError(
-                    f"none of the first {len(self._failed)} samples can be read; the first one, "
-                    f"sample {self._failed[0].sample}: {self._failed[0].reason}"
-                )
-        if unreadable:
-            self._follows.exclude(unreadable)
 
 
 def evaluation_loader(
@@ -159,24 +180,32 @@ def evaluation_loader(
     )
 
 
-class _Plan:
-    """The batch sampler: asked anew at the start of every epoch."""
+class Plan:
+    """What an epoch reads, batch by batch: asked anew at the start of every epoch.
+
+    Iterated, the sampler of a DataLoader: the batches as lists of (epoch, index).
+    """
 
     def __init__(self, follows: Follows, batch_size: int, drop_last: bool) -> None:
         self._follows = follows
         self._batch_size = batch_size
         self._drop_last = drop_last
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        follows, epoch = self._follows, self._follows.epoch
-        for batch in epoch_batches(
+    def batches(self) -> Iterator[torch.Tensor]:
+        """The batches of the current epoch, int64."""
+        follows = self._follows
+        return epoch_batches(
             follows.read_mask(),
             follows.num_samples,
             follows.seed,
-            epoch,
+            follows.epoch,
             self._batch_size,
             drop_last=self._drop_last,
-        ):
+        )
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self._follows.epoch
+        for batch in self.batches():
             yield [(epoch, index) for index in batch.tolist()]
 
     def __len__(self) -> int:

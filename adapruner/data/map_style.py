@@ -90,7 +90,7 @@ class SubsetSource(Source):
     ) -> None:
         super().__init__(transform, fingerprint)
         self.kind = base.kind
-        self.dataset, self._base = subset, base
+        self.dataset, self.base = subset, base
         self._indices = _subset_indices(subset, len(base))
         # A class derived from Subset that reads its items in its own way is left to do so.
         self._reads_base = type(subset).__getitem__ is Subset.__getitem__
@@ -110,24 +110,24 @@ class SubsetSource(Source):
 
     def _read(self, index: int) -> tuple[Any, Any]:
         if self._reads_base:
-            return self._base[int(self._indices[index])]
+            return self.base[int(self._indices[index])]
         return checked_pair(self.dataset[index], index, self.dataset)
 
     def image(self, index: int) -> Any | None:
         """Sample ``index`` to look at, before any transform that can be left out."""
-        return self._base.image(int(self._indices[self._checked(index)]))
+        return self.base.image(int(self._indices[self._checked(index)]))
 
     def location(self, index: int) -> Location:
         """Where the encoded image lies, as the source that this is a subset of tells it."""
-        return self._base.location(int(self._indices[self._checked(index)]))
+        return self.base.location(int(self._indices[self._checked(index)]))
 
     def encoded(self, index: int) -> bytes:
         """The encoded image, as the source that this is a subset of gives it."""
-        return self._base.encoded(int(self._indices[self._checked(index)]))
+        return self.base.encoded(int(self._indices[self._checked(index)]))
 
     def _identify(self) -> str:
         digest = new_digest("subset")
-        digest.update(f"{self._base.fingerprint()}\n".encode())
+        digest.update(f"{self.base.fingerprint()}\n".encode())
         update_with_array(digest, self._indices)
         return digest.hexdigest()
 
