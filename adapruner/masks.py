@@ -13,8 +13,6 @@ from torch import Tensor
 
 PIECE = 2**18  # samples at a time: whole bytes of a mask, and what they unfold to stays in cache
 
-_BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
-
 
 def full(num_samples: int) -> Tensor:
     """The mask of all samples."""
@@ -60,7 +58,8 @@ def of_indices(indices: Tensor, num_samples: int) -> Tensor:
 
 def count(mask: Tensor) -> int:
     """How many samples a mask holds."""
-    return sum(int(np.take(_BITS, piece.numpy()).sum()) for piece in mask.cpu().split(PIECE))
+    pieces = unpack_pieces(mask, 8 * len(mask))
+    return sum(int(np.count_nonzero(flags)) for _, flags in pieces)
 
 
 def indices(mask: Tensor) -> Tensor:
@@ -72,6 +71,13 @@ def indices(mask: Tensor) -> Tensor:
         found[end : end + len(held)] = torch.from_numpy(held + begin)
         end += len(held)
     return found
+
+
+def indices_between(mask: Tensor, begin: int, end: int) -> np.ndarray:
+    """The samples in [begin, end) that a mask holds, int64, ascending."""
+    first = begin // 8
+    flags = np.unpackbits(mask[first : (end + 7) // 8].numpy(), bitorder="little")
+    return np.flatnonzero(flags[begin - 8 * first : end - 8 * first]) + begin
 
 
 def holds_any(mask: Tensor, indices: Tensor) -> bool:

@@ -191,6 +191,7 @@ class Pruner(Losses):
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         pin_memory: bool = False,
         drop_last: bool = False,
+        block_size: int | None = None,
         on_error: str = "skip",
     ) -> PrunedLoader:
         """A loader of ``(inputs, targets, ids)`` that reads what the current epoch trains on.
@@ -199,6 +200,7 @@ class Pruner(Losses):
             dataset: anything that :func:`adapruner.data.as_source` takes, of N samples.
             batch_size, num_workers, collate_fn, pin_memory, drop_last: as in
                 :class:`torch.utils.data.DataLoader`.
+            block_size: see :class:`adapruner.data.loader.PrunedLoader`.
             on_error: "skip" leaves samples out that cannot be read and lists them in the result;
                 "raise" stops at the first one.
 
@@ -213,6 +215,7 @@ class Pruner(Losses):
             collate_fn=collate_fn,
             pin_memory=pin_memory,
             drop_last=drop_last,
+            block_size=block_size,
             on_error=on_error,
         )
 
@@ -223,12 +226,7 @@ class Pruner(Losses):
                 f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
             )
         self.fingerprint = source.fingerprint()
-        self._dataset = {
-            "num_samples": self.num_samples,
-            "kind": source.kind,
-            "root": source.root,
-            "class_names": source.class_names,
-        }
+        self._dataset = source.about()
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of samples that cannot be read; they are never kept."""

@@ -96,7 +96,7 @@ def create_model(
 
 
 class ImageTransform:
-    """From a PIL image to a normalised tensor ``[3, S, S]``, float32.
+    """From an image, as :func:`to_picture` takes it, to a normalised tensor ``[3, S, S]``, float32.
 
     It says what it does, so that the DALI loader can do the same.
 
@@ -131,8 +131,8 @@ class ImageTransform:
         self._steps = v2.Compose([*steps, *normalize])
 
     def __call__(self, image: Any) -> Tensor:
-        """``image``, a PIL image, as a tensor."""
-        tensor: Tensor = self._steps(image)
+        """``image`` as a tensor."""
+        tensor: Tensor = self._steps(to_picture(image))
         return tensor
 
     def __repr__(self) -> str:
@@ -140,8 +140,9 @@ class ImageTransform:
 
 
 def training_transform(image_size: int) -> ImageTransform:
-    """From a PIL image to a randomly cropped and flipped, normalised tensor ``[3, S, S]``, float32.
+    """From an image to a randomly cropped and flipped, normalised tensor ``[3, S, S]``, float32.
 
+    An image is what :func:`to_picture` takes.
     Up to 64 pixels the crop is one of ``image_size`` from the image with a margin of an eighth
     around it, and an image whose shorter side is of another size is resized before; above, it is
     any part of the image, zoomed to size.
@@ -157,8 +158,9 @@ def training_transform(image_size: int) -> ImageTransform:
 
 
 def evaluation_transform(image_size: int) -> ImageTransform:
-    """From a PIL image to the normalised tensor of its middle, ``[3, S, S]``, float32.
+    """From an image to the normalised tensor of its middle, ``[3, S, S]``, float32.
 
+    An image is what :func:`to_picture` takes.
     Up to 64 pixels the shorter side is kept whole; above, an eighth of it is cut off.
 
     Raises:
@@ -191,6 +193,27 @@ def to_tensor(image: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32) / np.float32(largest))
 
 
+def to_picture(value: Any) -> Any:
+    """A PIL image as it is; uint8 ``[H, W]``, ``[H, W, 3]`` or ``[3, H, W]`` as one, in RGB.
+
+    Raises:
+        ValueError: ``value`` is neither.
+    """
+    if is_pil_image(value):
+        return value
+    pillow = require("PIL.Image", extra="vision")
+    array = np.asarray(value)
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
+        array = array.transpose(1, 2, 0)
+    colour = array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
+        raise ValueError(
+            "an image as an array must be uint8 [H, W], [H, W, 3] or [3, H, W]; "
+            f"found {array.dtype} {list(array.shape)}"
+        )
+    return pillow.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
 def guess_image_size(source: Source) -> int:
     """A size for the images of ``source``: their own if they are small, else 224.
 
@@ -201,11 +224,9 @@ def guess_image_size(source: Source) -> int:
     sides = []
     for index in np.linspace(0, len(source) - 1, count).round().astype(np.int64).tolist():
         try:
-            image = source.image(index)
+            sides.append(max(to_picture(source.image(index)).size))
         except Exception:  # an unreadable one: the run will say so
             continue
-        if is_pil_image(image):
-            sides.append(max(image.size))  # type: ignore[union-attr]
     if not sides or max(sides) > SMALL_IMAGE:
         return USUAL_IMAGE
     return -(-max(sides) // 4) * 4

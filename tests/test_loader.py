@@ -63,6 +63,36 @@ def test_no_batch_of_a_single_sample() -> None:
     assert sizes == [8, 8, 5, 4]
 
 
+def test_batches_of_a_pruner_are_those_of_its_loader() -> None:
+    pruner = Pruner(200, 0.4, epochs=6, held_out=range(0, 200, 9), seed=4)
+    loader = pruner.loader(Counted(200), batch_size=16)
+    while not pruner.finished:
+        batches = [ids.tolist() for ids in pruner.batches(16)]
+        assert batches == [ids.tolist() for _, _, ids in loader]
+        assert len(batches) == len(loader)
+        assert sorted(i for ids in batches for i in ids) == np.flatnonzero(pruner.reads()).tolist()
+        full = [index for ids in pruner.batches(16, drop_last=True) for index in ids.tolist()]
+        assert full == [i for ids in batches for i in ids][: len(full)]
+        assert len(full) == pruner.reads().sum() // 16 * 16
+        for ids in pruner.batches(16):
+            assert ids.dtype == torch.int64
+            pruner.weigh(ids / 200, ids)
+        pruner.step()
+    for batch_size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size must be at least 1; found {batch_size}"):
+            pruner.batches(batch_size)
+
+
+def test_batches_go_on_as_they_began_when_the_selection_changes() -> None:
+    pruner = Pruner(300, 0.3, epochs=3, warmup_epochs=0)
+    begun = pruner.batches(10)
+    met = next(begun).tolist()
+    pruner.gates.age.zero_()
+    pruner.step()
+    met += [index for ids in begun for index in ids.tolist()]
+    assert sorted(met) == list(range(300))
+
+
 def test_dataset_is_read_as_it_is_iterated_and_no_more() -> None:
     dataset = Counted(40)
     loader = loader_of(dataset)

@@ -78,7 +78,7 @@ def test_order_may_be_cut_anywhere() -> None:
     flags, mask = random_mask(5000, 0.3)
     expected = whole(5000, 9)
     expected = expected[flags[expected]].tolist()
-    for count in (1, 7, 511, 512, 513, 1400, 5000):
+    for count in (1, 7, 127, 128, 129, 1400, 5000):
         met, position = [], 0
         while position < 5000:
             indices, position = ops.masked_order(mask, 5000, 9, position, count)

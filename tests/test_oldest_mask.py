@@ -41,6 +41,28 @@ def test_oldest_are_those_of_a_sort(num_samples: int, ages: str) -> None:
                 assert masks.indices(mask).tolist() == expected
 
 
+def hashes(num_samples: int, key: int) -> np.ndarray:
+    x = np.arange(num_samples, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@pytest.mark.parametrize("count", [100, 5000])
+def test_keys_by_which_the_share_is_far_from_the_expected_one(count: int) -> None:
+    num_samples, far = 10_000, 0
+    age = torch.zeros(num_samples, dtype=torch.uint8)
+    for key in range(1500):
+        hash_ = hashes(num_samples, key)
+        largest = np.partition(hash_, count - 1)[count - 1]
+        share = count / num_samples
+        deviation = np.sqrt(share * (1 - share) / num_samples)
+        far += abs(largest / 2**64 - share) > 3.1 * deviation
+        mask = ops.oldest_mask(masks.full(num_samples), age, count, key)
+        assert torch.equal(mask, masks.pack(hash_ <= largest))
+    assert far > 0
+
+
 def test_spare_bits_are_no_candidates() -> None:
     mask = ops.oldest_mask(
         torch.full((2,), 255, dtype=torch.uint8), torch.zeros(11, dtype=torch.uint8), 16, 0

@@ -62,6 +62,12 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return len(self._inputs)
 
+    def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
+        """The rows at ``indices``, taken at once."""
+        if self.transform is not None:
+            return None
+        return _rows(self._inputs, indices), _rows(self._targets, indices)
+
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         return _row(self._inputs, index), _row(self._targets, index)
 
@@ -152,6 +158,13 @@ def _check_array(name: str, array: Any) -> None:
         torch.from_numpy(np.empty(0, array.dtype.newbyteorder("=")))
     except TypeError as error:
         raise TypeError(f"{name} must hold numbers, got an array of {array.dtype}") from error
+
+
+def _rows(array: Array, indices: list[int]) -> Tensor:
+    if isinstance(array, Tensor):
+        return array[torch.tensor(indices, dtype=torch.int64, device=array.device)]
+    rows = np.asarray(array[np.array(indices, dtype=np.int64)])
+    return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
 
 
 def _row(array: Array, index: int) -> Tensor:

@@ -81,8 +81,22 @@ class Source(Dataset[tuple[Any, Any]]):
             IndexError: ``index`` is not in [-N, N).
             OSError: the sample's file cannot be read or decoded.
         """
-        inputs, target = self._read(self._checked(index))
+        return self.transformed(self._read(self._checked(index)))
+
+    def transformed(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+        """A sample as :meth:`read_batch` gives it, its input transformed."""
+        inputs, target = pair
         return (inputs if self.transform is None else self.transform(inputs)), target
+
+    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """Some samples, in [0, N), before this source's transform; None where it would be no faster
+        to read them together."""
+        return None
+
+    def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
+        """Some samples, in [0, N), as ``default_collate`` would join them; None where that is no
+        faster, or a transform is to be applied to each."""
+        return None
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over what identifies the samples, whatever the transforms.
@@ -120,6 +134,15 @@ class Source(Dataset[tuple[Any, Any]]):
         with open(location.path, "rb") as handle:
             handle.seek(location.offset)
             return handle.read(location.size)
+
+    def about(self) -> dict[str, Any]:
+        """What a result tells of its dataset, in plain values."""
+        return {
+            "num_samples": len(self),
+            "kind": self.kind,
+            "root": self.root,
+            "class_names": self.class_names,
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} samples, kind={self.kind!r})"

@@ -6,8 +6,7 @@ Needs the extra ``adapruner[dali]``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,10 @@ from adapruner.data.dali_graphs import (
     WholeGraph,
     ZoomGraph,
 )
-from adapruner.data.loader import Failures, Follows, Plan, Unreadable, checked_batch_size
+from adapruner.data.loader import Failures, Unreadable
 from adapruner.data.map_style import origin
 from adapruner.data.order import batches
+from adapruner.data.plan import Follows, Plan
 from adapruner.data.sources import as_source
 from adapruner.extras import require
 from adapruner.vision import MEAN, STD, ImageTransform, to_tensor
@@ -67,6 +67,7 @@ class DaliLoader:
         num_threads: of DALI; those of the machine where None.
         device: where to decode and augment: "cpu", or a CUDA device.
         drop_last: leave out a last batch that is not full.
+        block_size: as in :class:`adapruner.data.loader.PrunedLoader`.
         on_error: "skip" or "raise".
 
     Raises:
@@ -92,67 +93,45 @@ class DaliLoader:
         num_threads: int | None = None,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
+        block_size: int | None = None,
         on_error: str = "skip",
     ) -> None:
         if graph is not None and transform is not None:
             raise ValueError("a graph takes the place of a transform: give one of the two")
         self.source = source = as_source(data, transform=transform)
-        self.batch_size = checked_batch_size(batch_size)
+        self._plan = Plan(follows, batch_size, drop_last, block_size)
+        self.batch_size = self._plan.batch_size
         self.drop_last = drop_last
         self._follows = follows
         self._failures = Failures(follows, len(source), on_error)
-        self._plan = Plan(follows, self.batch_size, drop_last)
         self._decoder = _decoder(source, graph, self.batch_size, follows.seed, num_threads, device)
         follows.note_source(source)
-        self._epoch, self._position = follows.epoch, 0
-        self._taken_up = False
 
     def __len__(self) -> int:
         """Number of batches in the current epoch."""
         return len(self._plan)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        epoch, skipped = self._follows.epoch, 0
-        if self._taken_up:
-            if epoch != self._epoch:
-                raise ValueError(
-                    f"this loader was at epoch {self._epoch} when its state was saved, the pruner "
-                    f"is at epoch {epoch}: load the state that was saved with it"
-                )
-            skipped = self._position
-        self._epoch, self._position, self._taken_up = epoch, skipped, False
-        left = islice(self._plan.batches(), skipped, None)
-        keys = ((epoch, ids.numpy()) for ids in left)
+        self._plan.begin()
+        epoch = self._follows.epoch
+        keys = ((epoch, ids.numpy()) for ids in self._plan.batches())
         for images, ids, unreadable in self._decoder.run(keys):
             self._failures.note(unreadable, len(ids))
-            self._position += 1
+            self._plan.deliver()
             if images is not None:
                 yield images, _targets(self.source, ids), ids
 
     def state_dict(self) -> dict[str, int]:
         """Where in its epoch this loader is: the batches that it has delivered."""
-        here = self._epoch == self._follows.epoch
-        return {
-            "seed": self._follows.seed,
-            "epoch": self._follows.epoch,
-            "batch_size": self.batch_size,
-            "drop_last": int(self.drop_last),
-            "position": self._position if here else 0,
-        }
+        return self._plan.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Have the next iteration go on where a saved one was, the pruner's state being loaded too.
 
         Raises:
             ValueError: the loader saved had other settings than this one.
         """
-        own = self.state_dict()
-        for name in ("seed", "batch_size", "drop_last"):
-            if state[name] != own[name]:
-                raise ValueError(
-                    f"this loader has {name} {own[name]}, the one saved had {state[name]}"
-                )
-        self._epoch, self._position, self._taken_up = state["epoch"], state["position"], True
+        self._plan.load_state_dict(state)
 
 
 class DaliEvaluation:

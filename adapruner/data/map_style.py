@@ -60,6 +60,16 @@ class DatasetSource(Source):
     def _read(self, index: int) -> tuple[Any, Any]:
         return checked_pair(self.dataset[index], index, self.dataset)
 
+    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """The samples by the dataset's own ``__getitems__``, where it has one."""
+        if not hasattr(self.dataset, "__getitems__"):
+            return None
+        samples = self.dataset.__getitems__(indices)
+        return [
+            checked_pair(sample, index, self.dataset)
+            for sample, index in zip(samples, indices, strict=True)
+        ]
+
     def image(self, index: int) -> Any | None:
         """Sample ``index`` to look at; of a torchvision dataset, before its own transform."""
         dataset = _without_transform(self.dataset)
@@ -112,6 +122,18 @@ class SubsetSource(Source):
         if self._reads_base:
             return self.base[int(self._indices[index])]
         return checked_pair(self.dataset[index], index, self.dataset)
+
+    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """The samples as the source that this is a subset of reads them together."""
+        if not self._reads_base or self.base.transform is not None:  # that one is for each
+            return None
+        return self.base.read_batch(self._indices[indices].tolist())
+
+    def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
+        """The samples as the source that this is a subset of collates them."""
+        if not self._reads_base or self.transform is not None:
+            return None
+        return self.base.collated(self._indices[indices].tolist())
 
     def image(self, index: int) -> Any | None:
         """Sample ``index`` to look at, before any transform that can be left out."""

@@ -158,7 +158,7 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                     raise tarfile.ReadError(f"member {info.name} has the size {info.size}")
                 if end > length:
                     raise tarfile.ReadError(
-                        f"cut off: member {info.name} ends at byte {end}, the file at {length}"
+                        f"cut off: {info.name} goes on to byte {end}, the file to {length}"
                     )
                 if info.isreg() and not info.issparse():
                     handle.seek(info.offset_data)
@@ -169,7 +169,7 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
             raise  # the system's own
         raise OSError(f"cannot read {shard}: {error}") from error
     except Exception as error:  # tarfile's own, and what a broken number or name leads to
-        what = "ends without the end of a tar" if offset >= length else "breaks off"
+        what = "it is cut off" if offset + BLOCK > length else "it breaks off"
         text = str(error) or type(error).__name__
         raise OSError(f"cannot read {shard}: {what} at byte {offset} ({text})") from error
 

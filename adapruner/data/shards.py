@@ -96,6 +96,7 @@ class ShardSource(Source):
         self.shards = [os.path.abspath(os.path.expanduser(os.fspath(shard))) for shard in shards]
         self._image_name = None if columns is None else columns[0].lower()
         self._class_name = CLASS if columns is None else columns[1].lower()
+        self._columns = None if columns is None else list(columns)
         self._problems: dict[int, str] = {}
         self._files = _OpenFiles()
         parts = self._open()
@@ -138,6 +139,24 @@ class ShardSource(Source):
         if _digest(index) != self._digests[shard]:
             raise OSError(f"{self.shards[shard]} was changed since it was opened")
         return index
+
+    def member_names(self, indices: IntArray) -> list[str]:
+        """SHARD.tar/MEMBER of the first member of each sample of ``indices``, which ascend.
+
+        Raises:
+            OSError: a shard was changed since, or cannot be read.
+        """
+        starts = np.cumsum([0, *self.samples_in_shard])
+        names = []
+        for shard in np.unique(self._shard[indices]).tolist():
+            index, name = self.shard_index(shard), os.path.basename(self.shards[shard])
+            for position in (indices[self._shard[indices] == shard] - starts[shard]).tolist():
+                names.append(f"{name}/{os.fsdecode(index.components(position)[0].name)}")
+        return names
+
+    def about(self) -> dict[str, Any]:
+        """As of any source, with what it takes to find the shards again."""
+        return super().about() | {"index_folder": self.index_folder, "columns": self._columns}
 
     def _open(self) -> list[IntArray]:
         """Of each shard its samples as rows (offset, size, bytes in the shard, class)."""

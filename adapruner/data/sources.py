@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import Subset, TensorDataset
@@ -113,6 +114,24 @@ def as_source(
     if is_image_folder_dataset(data):
         return ImageFolderDatasetSource(data, transform, fingerprint)
     return DatasetSource(data, transform, fingerprint)
+
+
+def source_again(about: Mapping[str, Any], data: Any | None = None) -> Source:
+    """The source of which ``about`` (a result's ``dataset``) tells; of ``data``, in the same way.
+
+    Raises:
+        FileNotFoundError: it is no longer there, or ``about`` does not say where it was.
+        OSError, TypeError, ValueError: as :func:`as_source`.
+    """
+    data = about.get("root") if data is None else data
+    if data is None:
+        raise FileNotFoundError("this result does not say where its dataset is")
+    columns = about.get("columns")
+    return as_source(
+        data,
+        columns=None if columns is None else (columns[0], columns[1]),
+        index_folder=about.get("index_folder"),
+    )
 
 
 def _changed(source: Source, transform: Transform | None, fingerprint: str | None) -> Source:

@@ -46,8 +46,8 @@ class OldestSelection {
     if (cut < 0) count = 0;
     const double equal = cut < 0 ? 1.0 : static_cast<double>(ages[cut]);
     const double share = static_cast<double>(count) / equal;
-    // Standard deviations; the cut lies outside of so many for one key in billions.
-    double margin = 6 * std::sqrt(share * (1 - share) / equal) + 16 / equal;
+    // Three standard deviations: the cut lies outside for a few keys in a thousand.
+    double margin = 3 * std::sqrt(share * (1 - share) / equal);
     while (!choose(cut, count, share - margin, share + margin)) margin *= 8;
   }
 

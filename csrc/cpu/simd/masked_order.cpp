@@ -35,7 +35,7 @@ inline Words load(const uint32_t* x) {
 
 inline void store(uint32_t* x, Words v) { std::memcpy(x, &v, sizeof v); }
 
-constexpr int kStep = 512;
+constexpr int kStep = 128;
 constexpr int kTogether = 4;
 
 // cells[j] ← the cell that position + j goes to, before any walking; size ≤ kStep.
