@@ -14,6 +14,7 @@ from PIL import Image
 
 from adapruner import as_source
 from adapruner.data.base import Source
+from adapruner.data.shard_index import scan, write_index
 from adapruner.vision import training_transform
 
 IN_A_SHARD = 2500
@@ -61,16 +62,14 @@ def make_folder(root: Path, count: int, large: bool) -> None:
 
 
 def make_shards(root: Path, count: int, large: bool) -> None:
-    from adapruner.data.shard_index import scan, write_index  # noqa: F401
-
     root.mkdir(parents=True)
     for start in range(0, count, IN_A_SHARD):
-        with tarfile.open(
-            root / f"{start // IN_A_SHARD:05d}.tar", "w", tarfile.USTAR_FORMAT
-        ) as tar:
+        path = root / f"{start // IN_A_SHARD:05d}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for number in range(start, min(start + IN_A_SHARD, count)):
                 encoded, label = jpeg(number, large)
                 for extension, content in (("jpg", encoded), ("cls", str(label).encode())):
                     member = tarfile.TarInfo(f"{number:06d}.{extension}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+        write_index(path.with_suffix(".idx"), scan(path))

@@ -5,8 +5,8 @@ All decode, cut out, resize, mirror and normalise alike, with two threads or two
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -75,11 +75,29 @@ def torch_ours(source: Source, follows: Fixed, batch_size: int) -> Epoch:
 
 def dali_files(source: Source, follows: Fixed, batch_size: int) -> Epoch:
     """DALI's own file reader, built for one selection."""
+    read = _file_reader(source, follows)
+    return _epoch_of_reader(read, source, batch_size, len(follows.indices()))
+
+
+def _file_reader(source: Source, follows: Fixed) -> Callable[[], Any]:
     indices = follows.indices()
     files = [source.location(index).path for index in indices]
     labels = source.targets[indices].tolist()
-    read = partial(fn.readers.file, files=files, labels=labels, shuffle_after_epoch=True)
-    return _epoch_of_reader(read, source, batch_size, len(files))
+    return partial(fn.readers.file, files=files, labels=labels, shuffle_after_epoch=True)
+
+
+def first_of_dali_files(source: Source, follows: Fixed, batch_size: int) -> Iterator[Any]:
+    """The same up to the first batch."""
+    pipeline = _pipeline(_file_reader(source, follows), source, batch_size, AHEAD)
+    while True:
+        yield pipeline.run()
+
+
+def first_of_torch_subset(source: Source, follows: Fixed, batch_size: int) -> Iterator[Any]:
+    """Of a DataLoader made for it."""
+    return iter(
+        DataLoader(Subset(source, follows.indices()), batch_size, True, num_workers=WORKERS)
+    )
 
 
 def dali_webdataset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
@@ -96,7 +114,7 @@ def dali_webdataset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
 
 
 def dali_parallel(source: Source, follows: Fixed, batch_size: int) -> Epoch:
-    """DALI's external source in two processes, which hand over the bytes of one sample at a time."""
+    """DALI's external source in two processes, which hand over the bytes of sample by sample."""
     order = np.random.default_rng(1).permutation(follows.indices())
     sampler = _Samples(source, order, batch_size)
     read = partial(
@@ -129,6 +147,11 @@ class _Samples:
         index = int(self.order[place.idx_in_epoch])
         encoded = np.frombuffer(self.source.encoded(index), np.uint8)
         return encoded, self.source.targets[index : index + 1]
+
+
+def has_webdataset() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("webdataset") is not None
 
 
 def webdataset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
