@@ -267,6 +267,13 @@ def _add_practical_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="processes that read images; default %(default)s, none but the one that trains",
     )
+    option(
+        "--block-size",
+        type=at_least(1),
+        metavar="N",
+        help="read N images that stand next to each other at about the same time, and mix 16 such "
+        "blocks: for slow disks; default all are mixed",
+    )
     option("--threads", type=at_least(1), metavar="N", help="of computation; default all cores")
     option("--quiet", action="store_true", help="print warnings and errors only")
 

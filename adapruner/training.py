@@ -40,6 +40,7 @@ def fast_prune(
     seed: int = 0,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
+    block_size: int | None = None,
     transform: Transform | None = None,
     evaluation_transform: Transform | None = None,
     validation_data: Any | None = None,
@@ -75,6 +76,9 @@ def fast_prune(
         seed: of the order, the held-out part, the augmentation and the model's own dropout.
         device: where to train; this build has kernels for "cpu".
         num_workers: processes that read samples.
+        block_size: samples that stand next to each other in the data and are read at about the
+            same time, for slow disks: see :func:`adapruner.data.order.block_order`. All are mixed
+            where None.
         transform: applied to each input of the training data. Where None, the images of a folder,
             of shards or of a Hugging Face dataset become tensors in [0, 1]; they must then be of
             one size.
@@ -151,6 +155,7 @@ def fast_prune(
         batch_size,
         num_workers=num_workers,
         collate_fn=collate_fn,
+        block_size=block_size,
         on_error=on_error,
     )
     if validation_data is None:
@@ -164,6 +169,7 @@ def fast_prune(
     )
     settings = {
         "batch_size": batch_size,
+        "block_size": block_size,
         "model": describe(model),
         "optimizer": [type(run.optimizer).__name__, type(run.scheduler).__name__],
         "learning_rate": run.highest_rate,
