@@ -274,6 +274,13 @@ def _add_practical_options(group: argparse._ArgumentGroup) -> None:
         help="processes that read images, default none but the one that trains; or threads of "
         "DALI, default one per core",
     )
+    option(
+        "--block-size",
+        type=at_least(1),
+        metavar="N",
+        help="read N images that stand next to each other at about the same time, and mix 16 such "
+        "blocks: for slow disks; default all are mixed",
+    )
     option("--threads", type=at_least(1), metavar="N", help="of computation; default all cores")
     option("--quiet", action="store_true", help="print warnings and errors only")
 

@@ -21,6 +21,7 @@ from adapruner import vision
 from adapruner.checkpoint import NAME as CHECKPOINT
 from adapruner.cli import complain, say
 from adapruner.data.base import Source
+from adapruner.data.images import to_picture
 from adapruner.data.shard_index import scan, write_index
 from adapruner.data.shards import find_shards, index_path
 from adapruner.data.sources import as_source, source_again
@@ -73,6 +74,7 @@ def prune(arguments: Namespace) -> None:
         seed=arguments.seed,
         loader=arguments.loader,
         num_workers=arguments.workers,
+        block_size=arguments.block_size,
         transform=vision.training_transform(image_size),
         evaluation_transform=vision.evaluation_transform(image_size),
         validation_data=validation,
@@ -221,7 +223,7 @@ def _images(arguments: Namespace, paths: list[Path]) -> Source:
             "classes that are numbered from 0 on"
         )
     if source.kind == "arrays":
-        vision.to_picture(source[0][0])  # raises where it is none
+        to_picture(source[0][0])  # raises where it is none
     return source
 
 

@@ -60,6 +60,7 @@ def training_loader(
     batch_size: int,
     *,
     num_workers: int,
+    block_size: int | None,
     collate_fn: Collate,
     on_error: str,
 ) -> Any:
@@ -70,13 +71,20 @@ def training_loader(
             pruner,
             batch_size,
             num_workers=num_workers,
+            block_size=block_size,
             collate_fn=collate_fn,
             on_error=on_error,
         )
     from adapruner.data.dali import DaliLoader
 
-    threads = num_workers or None
-    return DaliLoader(source, pruner, batch_size, num_threads=threads, on_error=on_error)
+    return DaliLoader(
+        source,
+        pruner,
+        batch_size,
+        num_threads=num_workers or None,
+        block_size=block_size,
+        on_error=on_error,
+    )
 
 
 def held_out_loader(

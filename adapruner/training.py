@@ -43,6 +43,7 @@ def fast_prune(
     device: torch.device | str = "cpu",
     loader: str = "auto",
     num_workers: int = 0,
+    block_size: int | None = None,
     transform: Transform | None = None,
     evaluation_transform: Transform | None = None,
     validation_data: Any | None = None,
@@ -82,6 +83,9 @@ def fast_prune(
             does, in native threads. "auto": DALI where it is installed and can read these samples.
             The result's ``config`` says which it was and why, and which one evaluated.
         num_workers: processes that read samples; with DALI its threads, one per core where 0.
+        block_size: samples that stand next to each other in the data and are read at about the
+            same time, for slow disks: see :func:`adapruner.data.order.block_order`. All are mixed
+            where None.
         transform: applied to each input of the training data. Where None, the images of a folder,
             of shards or of a Hugging Face dataset become tensors in [0, 1]; they must then be of
             one size.
@@ -161,6 +165,7 @@ def fast_prune(
         batch_size,
         num_workers=num_workers,
         collate_fn=collate_fn,
+        block_size=block_size,
         on_error=on_error,
     )
     if validation_data is None:
@@ -190,6 +195,7 @@ def fast_prune(
     settings = {
         "loader": training_choice.name,
         "batch_size": batch_size,
+        "block_size": block_size,
         "model": describe(model),
         "optimizer": [type(run.optimizer).__name__, type(run.scheduler).__name__],
         "learning_rate": run.highest_rate,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adapruner.data.augmentation import Crop, Zoom
 from adapruner.data.base import Source, is_pil_image
+from adapruner.data.images import to_picture
 from adapruner.extras import require
 
 SMALL_IMAGE = 64  # pixels; up to here a model's stem is adapted, and images are cropped, not zoomed
@@ -96,8 +97,9 @@ def create_model(
 
 
 class ImageTransform:
-    """From an image, as :func:`to_picture` takes it, to a normalised tensor ``[3, S, S]``, float32.
+    """From an image to a normalised tensor ``[3, S, S]``, float32.
 
+    An image is what :func:`adapruner.data.images.to_picture` takes.
     It says what it does, so that the DALI loader can do the same.
 
     Args:
@@ -142,7 +144,7 @@ class ImageTransform:
 def training_transform(image_size: int) -> ImageTransform:
     """From an image to a randomly cropped and flipped, normalised tensor ``[3, S, S]``, float32.
 
-    An image is what :func:`to_picture` takes.
+    An image is what :func:`adapruner.data.images.to_picture` takes.
     Up to 64 pixels the crop is one of ``image_size`` from the image with a margin of an eighth
     around it, and an image whose shorter side is of another size is resized before; above, it is
     any part of the image, zoomed to size.
@@ -160,7 +162,7 @@ def training_transform(image_size: int) -> ImageTransform:
 def evaluation_transform(image_size: int) -> ImageTransform:
     """From an image to the normalised tensor of its middle, ``[3, S, S]``, float32.
 
-    An image is what :func:`to_picture` takes.
+    An image is what :func:`adapruner.data.images.to_picture` takes.
     Up to 64 pixels the shorter side is kept whole; above, an eighth of it is cut off.
 
     Raises:
@@ -191,27 +193,6 @@ def to_tensor(image: Any) -> Any:
     largest = 1 if array.dtype.kind == "b" else np.iinfo(array.dtype).max
     channels = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32) / np.float32(largest))
-
-
-def to_picture(value: Any) -> Any:
-    """A PIL image as it is; uint8 ``[H, W]``, ``[H, W, 3]`` or ``[3, H, W]`` as one, in RGB.
-
-    Raises:
-        ValueError: ``value`` is neither.
-    """
-    if is_pil_image(value):
-        return value
-    pillow = require("PIL.Image", extra="vision")
-    array = np.asarray(value)
-    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        array = array.transpose(1, 2, 0)
-    colour = array.ndim == 3 and array.shape[2] == 3
-    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
-        raise ValueError(
-            "an image as an array must be uint8 [H, W], [H, W, 3] or [3, H, W]; "
-            f"found {array.dtype} {list(array.shape)}"
-        )
-    return pillow.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
 def guess_image_size(source: Source) -> int:

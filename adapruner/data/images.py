@@ -7,6 +7,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from adapruner.data.base import is_pil_image
 from adapruner.extras import require
 
 # torchvision's IMG_EXTENSIONS, repeated so that listing a folder does not need torchvision.
@@ -81,6 +82,27 @@ def convert_image(image: Any, mode: str | None) -> Any:
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns
     return image.convert(mode)
+
+
+def to_picture(value: Any) -> Any:
+    """A PIL image as it is; uint8 ``[H, W]``, ``[H, W, 3]`` or ``[3, H, W]`` as one, in RGB.
+
+    Raises:
+        ValueError: ``value`` is neither.
+    """
+    if is_pil_image(value):
+        return value
+    pillow = require("PIL.Image", extra="vision")
+    array = np.asarray(value)
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
+        array = array.transpose(1, 2, 0)
+    colour = array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
+        raise ValueError(
+            "an image as an array must be uint8 [H, W], [H, W, 3] or [3, H, W]; "
+            f"found {array.dtype} {list(array.shape)}"
+        )
+    return pillow.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
 def check_mode(mode: str | None) -> None:
