@@ -9,18 +9,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
+from adapruner.cli_checks import (
+    EXPECTED,
+    at_least,
+    check_checkpoint_folder,
+    check_data,
+    check_destination,
+    positive,
+    ratio,
+)
 from adapruner.methods import DEFAULT_METHOD, METHODS
 
-EXPORT_FORMATS = ("paths", "npy", "parquet", "links")
+EXPORT_FORMATS = ("paths", "npy", "parquet", "links", "wds-index", "shards")
 
-_FOLDER = "image folder, FOLDER/CLASS/.../IMAGE"
 _EPILOG = "With ADAPRUNER_TRACEBACK=1 an error shows where it comes from, instead of one line."
 
 
@@ -98,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prune(add)
     _add_report(add)
     _add_export(add)
+    _add_index(add)
     info = add("info", help="versions, the native library, the extras that are installed")
     info.set_defaults(run=_info)
     return parser
@@ -109,13 +117,13 @@ _AddParser = Callable[..., argparse.ArgumentParser]
 def _add_prune(add: _AddParser) -> None:
     parser = add(
         "prune",
-        help="train a model on an image folder and learn which images to keep",
-        description="Train a model on an image folder, reading less than an ordinary run does, and "
-        "learn on the way which images to keep.",
+        help="train a model on images and learn which of them to keep",
+        description="Train a model on images, reading less than an ordinary run does, and learn on "
+        "the way which images to keep.",
     )
     parser.set_defaults(run=_prune)
     option = parser.add_argument
-    option("folder", type=Path, metavar="FOLDER", help=_FOLDER)
+    option("data", type=Path, nargs="+", metavar="DATA", help=EXPECTED)
     option(
         "--out",
         type=Path,
@@ -124,7 +132,8 @@ def _add_prune(add: _AddParser) -> None:
         help="where to write the result (safetensors); an old file is replaced",
     )
     _add_run_options(parser.add_argument_group("the run"))
-    _add_model_options(parser.add_argument_group("the model and its images"))
+    _add_data_options(parser.add_argument_group("the images"))
+    _add_model_options(parser.add_argument_group("the model"))
     _add_practical_options(parser.add_argument_group("how it is carried out"))
 
 
@@ -132,34 +141,34 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
     option(
         "--keep-ratio",
-        type=_ratio,
+        type=ratio,
         default=0.7,
         metavar="R",
         help="share of the images to keep, in (0, 1]; default %(default)s",
     )
-    option("--epochs", type=_at_least(1), default=20, metavar="N", help="default %(default)s")
+    option("--epochs", type=at_least(1), default=20, metavar="N", help="default %(default)s")
     option(
         "--warmup-epochs",
-        type=_at_least(0),
+        type=at_least(0),
         metavar="N",
         help="epochs at the start that read everything; default a tenth of all",
     )
     option(
         "--batch-size",
-        type=_at_least(1),
+        type=at_least(1),
         default=128,
         metavar="N",
         help="images in a batch; default %(default)s",
     )
     option(
         "--lr",
-        type=_positive,
+        type=positive,
         metavar="RATE",
         help="highest learning rate of AdamW; default 0.002",
     )
     option(
         "--seed",
-        type=_at_least(0),
+        type=at_least(0),
         default=0,
         metavar="N",
         help="of the fresh weights, the order and the augmentation; default %(default)s",
@@ -171,11 +180,44 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         default=DEFAULT_METHOD,
         help="what drives a gate; default %(default)s",
     )
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    option = group.add_argument
     option(
         "--validation",
         type=Path,
-        metavar="FOLDER",
-        help="held-out images, in folders of the same classes; default 5%% of the images",
+        action="append",
+        metavar="DATA",
+        help="held-out images of the same classes, in any of these forms (once for each path); "
+        "default 5%% of the images",
+    )
+    option(
+        "--columns",
+        nargs=2,
+        metavar=("IMAGE", "CLASS"),
+        help="in shards, the extensions of the components with the image and the class; default "
+        "the one that is an image, and cls",
+    )
+    option(
+        "--index",
+        type=Path,
+        metavar="DIR",
+        help="where the indexes of shards are; default beside them",
+    )
+    option(
+        "--max-pixels",
+        type=at_least(1),
+        default=100_000_000,
+        metavar="N",
+        help="an image of more counts as unreadable; default 100 million",
+    )
+    option(
+        "--on-error",
+        choices=["skip", "raise"],
+        default="skip",
+        help="what an unreadable image does: it is left out and listed (skip, the default), or "
+        "ends the run",
     )
 
 
@@ -192,7 +234,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     )
     option(
         "--image-size",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="PIXELS",
         help="images are cropped to this size; default their own if it is at most 64, else 224",
     )
@@ -211,13 +253,6 @@ def _add_practical_options(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="write a checkpoint after each epoch, and go on from the one that is there",
     )
-    option(
-        "--on-error",
-        choices=["skip", "raise"],
-        default="skip",
-        help="what an unreadable image does: it is left out and listed (skip, the default), or "
-        "ends the run",
-    )
     option("--report", type=Path, metavar="FILE", help="also write an HTML report")
     option(
         "--save-model",
@@ -226,13 +261,27 @@ def _add_practical_options(group: argparse._ArgumentGroup) -> None:
         help="also write the trained model's state dict (safetensors), as --weights takes it",
     )
     option(
+        "--loader",
+        choices=["auto", "torch", "dali"],
+        default="auto",
+        help="what reads the images; auto, the default, takes DALI where it is installed and can",
+    )
+    option(
         "--workers",
-        type=_at_least(0),
+        type=at_least(0),
         default=0,
         metavar="N",
-        help="processes that read images; default %(default)s, none but the one that trains",
+        help="processes that read images, default none but the one that trains; or threads of "
+        "DALI, default one per core",
     )
-    option("--threads", type=_at_least(1), metavar="N", help="of computation; default all cores")
+    option(
+        "--block-size",
+        type=at_least(1),
+        metavar="N",
+        help="read N images that stand next to each other at about the same time, and mix 16 such "
+        "blocks: for slow disks; default all are mixed",
+    )
+    option("--threads", type=at_least(1), metavar="N", help="of computation; default all cores")
     option("--quiet", action="store_true", help="print warnings and errors only")
 
 
@@ -254,7 +303,8 @@ def _add_export(add: _AddParser) -> None:
         choices=EXPORT_FORMATS,
         required=True,
         help="a text file of paths relative to the image folder, one per line; a .npy file of "
-        "indices; a Parquet file of both; or a folder of links, itself an image folder",
+        "indices; a Parquet file of both; a folder of links, itself an image folder; of shards, a "
+        "folder of DALI's indexes of the kept samples, or of new shards with these alone",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DEST", help="the file, or folder, to write"
@@ -266,24 +316,38 @@ def _add_result(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        metavar="FOLDER",
-        help="the image folder that was pruned, where it is no longer in its place",
+        action="append",
+        metavar="DATA",
+        help="what was pruned, where it is no longer in its place (once for each path)",
     )
 
 
+def _add_index(add: _AddParser) -> None:
+    parser = add(
+        "index",
+        help="write the indexes of WebDataset shards",
+        description="Write where the samples of WebDataset shards lie, NAME.idx for NAME.tar, as "
+        "DALI's wds2idx does; with it, a run need not read every header first.",
+    )
+    parser.set_defaults(run=_index)
+    option = parser.add_argument
+    option("shards", nargs="+", metavar="SHARDS", help="tar files, folders of them, or patterns")
+    option("--out", type=Path, metavar="DIR", help="where to write them; default beside the shards")
+
+
 def _prune(arguments: argparse.Namespace) -> None:
-    _check_folder(arguments.folder)
+    check_data(arguments.data)
     if arguments.validation is not None:
-        _check_folder(arguments.validation)
+        check_data(arguments.validation)
     if arguments.weights is not None and not arguments.weights.is_file():
         raise FileNotFoundError(f"no such file of weights: {arguments.weights}")
     # Before hours of training, not after them.
-    _check_destination(arguments.out)
+    check_destination(arguments.out)
     for also in (arguments.report, arguments.save_model):
         if also is not None:
-            _check_destination(also)
+            check_destination(also)
     if arguments.checkpoint is not None:
-        _check_checkpoint_folder(arguments.checkpoint)
+        check_checkpoint_folder(arguments.checkpoint)
     from adapruner import commands
 
     commands.prune(arguments)
@@ -301,81 +365,13 @@ def _export(arguments: argparse.Namespace) -> None:
     commands.export(arguments)
 
 
+def _index(arguments: argparse.Namespace) -> None:
+    from adapruner import commands
+
+    commands.index(arguments)
+
+
 def _info(arguments: argparse.Namespace) -> None:
     from adapruner.info import describe
 
     say(describe())
-
-
-def _ratio(text: str) -> float:
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(
-            f"must be in (0, 1], the share of images to keep; found {text}"
-        )
-    return value
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be more than 0; found {text}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number; found {text!r}") from None
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number; found {text!r}") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}; found {value}")
-        return value
-
-    return convert
-
-
-def _check_folder(path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"no such folder: {path}; expected an {_FOLDER}")
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path} is no folder; expected an {_FOLDER}")
-
-
-def _check_destination(path: Path) -> None:
-    """Raise OSError unless a file can be written there; leaves nothing behind."""
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    if path.exists() and not path.is_file():
-        raise OSError(f"cannot write {path}: it is no regular file")
-    if not path.parent.exists():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
-    _check_writable(path.parent, path)
-
-
-def _check_checkpoint_folder(path: Path) -> None:
-    """The same for a folder that may be missing, and whose parents may be."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    _check_writable(existing, path)
-
-
-def _check_writable(folder: Path, wanted: Path) -> None:
-    if not folder.is_dir():
-        raise NotADirectoryError(f"cannot write {wanted}: {folder} is no folder")
-    try:
-        # Tried, because permissions do not tell: not to root, and not of a read-only disk.
-        with tempfile.TemporaryDirectory(prefix=".adapruner.", dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            f"cannot write {wanted}: nothing can be made in {folder} ({reason})"
-        ) from error

@@ -9,27 +9,46 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_model
 from torch import nn
+from tqdm.auto import tqdm
 
 from adapruner import vision
 from adapruner.checkpoint import NAME as CHECKPOINT
 from adapruner.cli import complain, say
 from adapruner.data.base import Source
-from adapruner.data.sources import as_source
+from adapruner.data.images import to_picture
+from adapruner.data.shard_index import scan, write_index
+from adapruner.data.shards import find_shards, index_path
+from adapruner.data.sources import as_source, source_again
 from adapruner.extras import require
 from adapruner.files import replace_atomically
 from adapruner.result import PruneResult
 from adapruner.training import fast_prune
 
 _UNREADABLE_SHOWN = 5
+_NEED_DATA = {
+    "paths": "the image folder that was",
+    "links": "the image folder that was",
+    "wds-index": "the shards that were",
+    "shards": "the shards that were",
+}
+_EXPORTED = {
+    "paths": "paths to {out}, relative to the image folder",
+    "npy": "indices to {out}",
+    "parquet": "rows to {out}",
+    "links": "links to {out}",
+    "wds-index": "samples to indexes in {out}",
+    "shards": "samples to shards in {out}",
+}
 
 
 def prune(arguments: Namespace) -> None:
-    """Train on ``arguments.folder`` and write the result to ``arguments.out``.
+    """Train on ``arguments.data`` and write the result to ``arguments.out``.
 
     Raises:
         OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError: with a message
@@ -53,7 +72,9 @@ def prune(arguments: Namespace) -> None:
         arguments.epochs,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        loader=arguments.loader,
         num_workers=arguments.workers,
+        block_size=arguments.block_size,
         transform=vision.training_transform(image_size),
         evaluation_transform=vision.evaluation_transform(image_size),
         validation_data=validation,
@@ -82,7 +103,7 @@ def report(arguments: Namespace) -> None:
         OSError, ValueError, ImportError: with a message that is meant for users.
     """
     result = PruneResult.load(arguments.result)
-    result.report(arguments.out, source=_given_source(arguments))
+    result.report(arguments.out, source=_given_source(arguments, result))
     say(f"wrote {arguments.out}")
 
 
@@ -93,31 +114,58 @@ def export(arguments: Namespace) -> None:
         OSError, ValueError, ImportError: with a message that is meant for users.
     """
     result = PruneResult.load(arguments.result)
-    source = _given_source(arguments)
-    if source is None and arguments.to in ("paths", "links"):
-        _check_folder_known(result, arguments.to)
+    source = _given_source(arguments, result)
+    if source is None and arguments.to in _NEED_DATA:
+        _check_data_known(result, arguments.to)
     result.export(arguments.out, to=arguments.to, source=source)
-    what = {"paths": "paths", "npy": "indices", "parquet": "rows", "links": "links"}[arguments.to]
-    relative = ", relative to the image folder" if arguments.to == "paths" else ""
-    say(f"wrote {result.indices.numel():,} {what} to {arguments.out}{relative}")
+    what = _EXPORTED[arguments.to]
+    say(f"wrote {result.indices.numel():,} {what.format(out=arguments.out)}")
 
 
-def _given_source(arguments: Namespace) -> Source | None:
+def index(arguments: Namespace) -> None:
+    """Write the indexes of ``arguments.shards``; those of broken ones are told and not written.
+
+    Raises:
+        OSError, ValueError: with a message that is meant for users.
+    """
+    shards = [shard for pattern in arguments.shards for shard in find_shards(pattern)]
+    broken, samples = 0, 0
+    for shard in tqdm(shards, unit=" shards", leave=False, disable=None):
+        found = scan(shard)
+        if found.damage is None and found.lines:
+            write_index(index_path(shard, arguments.out), found, os.path.getsize(shard))
+            samples += len(found.lines)
+        else:
+            broken += 1
+            complain(f"no index of {shard}: {found.damage or 'it has no sample'}")
+    say(f"wrote the indexes of {len(shards) - broken:,} shards, with {samples:,} samples")
+    if broken:
+        raise OSError(f"{broken:,} of {len(shards):,} shards have no index")
+
+
+def _given_source(arguments: Namespace, result: PruneResult) -> Source | None:
     if arguments.data is None:
         return None
     with _warnings_as_lines():
-        return as_source(arguments.data)
+        return source_again(result.dataset, _named(arguments.data))
 
 
-def _check_folder_known(result: PruneResult, to: str) -> None:
+def _named(paths: list[Path]) -> Any:
+    """What the paths on the command line name, as ``as_source`` takes it."""
+    if all(path.suffix == ".npy" for path in paths):
+        return tuple(paths)
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _check_data_known(result: PruneResult, to: str) -> None:
     root = result.dataset.get("root")
-    if root is not None and os.path.isdir(root):
-        return
-    why = "the result does not say where it is" if root is None else f"{root} is gone"
-    raise ValueError(
-        f"export to {to} needs the image folder that was pruned, and {why}: give it with "
-        "--data FOLDER"
-    )
+    try:
+        source_again(result.dataset)
+    except FileNotFoundError as error:
+        why = "the result does not say where it is" if root is None else f"{root} is gone"
+        raise ValueError(
+            f"export to {to} needs {_NEED_DATA[to]} pruned, and {why}: give it with --data"
+        ) from error
 
 
 @contextmanager
@@ -132,23 +180,56 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def _sources(arguments: Namespace) -> tuple[Source, Source | None]:
-    source = as_source(arguments.folder)
-    names = source.class_names or []
-    if len(names) < 2:
+    source = _images(arguments, arguments.data)
+    if _class_count(source) < 2:
+        only = (source.class_names or ["0"])[0]
         raise ValueError(
-            f"{arguments.folder} has one class, {names[0]}: there is nothing to tell it from; "
-            "expected at least two folders of images"
+            f"{arguments.data[0]} has one class, {only}: there is nothing to tell it from; "
+            "expected at least two classes of images"
         )
     if arguments.validation is None:
         return source, None
-    validation = as_source(arguments.validation)
-    if validation.class_names != names:
-        differing = sorted(set(names) ^ set(validation.class_names or []))
+    validation = _images(arguments, arguments.validation)
+    names, theirs = source.class_names or [], validation.class_names or []
+    if bool(names) == bool(theirs) and names != theirs:
+        differing = sorted(set(names) ^ set(theirs))
         raise ValueError(
-            f"{arguments.validation} must have the same classes as {arguments.folder}; only one "
-            f"of them has {', '.join(differing[:10])}"
+            f"{arguments.validation[0]} must have the same classes as {arguments.data[0]}; only "
+            f"one of them has {', '.join(differing[:10])}"
+        )
+    count, most = _class_count(validation), _class_count(source)
+    if count > most:
+        raise ValueError(
+            f"{arguments.validation[0]} must have the same classes as {arguments.data[0]}; it has "
+            f"a class {count - 1}, and there is none above {most - 1}"
         )
     return source, validation
+
+
+def _images(arguments: Namespace, paths: list[Path]) -> Source:
+    source = as_source(
+        _named(paths),
+        columns=None if arguments.columns is None else tuple(arguments.columns),
+        max_pixels=arguments.max_pixels,
+        index_folder=arguments.index,
+    )
+    if source.targets is None:
+        raise ValueError(f"the classes in {paths[-1]} must be whole numbers, one for each image")
+    if source.targets.min() < 0:
+        raise ValueError(f"classes must be at least 0, found {source.targets.min()} in {paths[-1]}")
+    if _class_count(source) > max(1000, len(source)):
+        raise ValueError(
+            f"{paths[-1]} has a class {source.targets.max()} among {len(source)} images; expected "
+            "classes that are numbered from 0 on"
+        )
+    if source.kind == "arrays":
+        to_picture(source[0][0])  # raises where it is none
+    return source
+
+
+def _class_count(source: Source) -> int:
+    assert source.targets is not None
+    return len(source.class_names or ()) or int(source.targets.max()) + 1
 
 
 def _model(arguments: Namespace, source: Source, image_size: int) -> nn.Module:
@@ -156,7 +237,7 @@ def _model(arguments: Namespace, source: Source, image_size: int) -> nn.Module:
         torch.default_generator.manual_seed(arguments.seed)
         return vision.create_model(
             arguments.model,
-            len(source.class_names or []),
+            _class_count(source),
             image_size=image_size,
             small_images=arguments.small_images,
             weights=arguments.weights,
@@ -166,7 +247,7 @@ def _model(arguments: Namespace, source: Source, image_size: int) -> nn.Module:
 def _announce(arguments: Namespace, model: nn.Module, source: Source, image_size: int) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     complain(
-        f"{len(source):,} images of {len(source.class_names or []):,} classes, at {image_size} x "
+        f"{len(source):,} images of {_class_count(source):,} classes, at {image_size} x "
         f"{image_size} pixels; {arguments.model} with {parameters:,} parameters"
     )
     if arguments.checkpoint is not None and (arguments.checkpoint / CHECKPOINT).is_file():
@@ -180,7 +261,9 @@ def _settings(arguments: Namespace, image_size: int) -> dict[str, Any]:
         "image_size": image_size,
         "small_images": arguments.small_images,
         "weights": None if arguments.weights is None else str(arguments.weights),
-        "validation": None if arguments.validation is None else str(arguments.validation),
+        "validation": None
+        if arguments.validation is None
+        else list(map(str, arguments.validation)),
         "lr": arguments.lr,
     }
 
@@ -205,7 +288,7 @@ def _summary(result: PruneResult, arguments: Namespace) -> list[str]:
             "forced: no epoch trained on as few images as this, the end cut down to the ratio; "
             "more epochs or a higher keep ratio would let the selection settle"
         )
-    return [*lines, *_next_commands(arguments)]
+    return [*lines, *_next_commands(result, arguments)]
 
 
 def _unreadable(result: PruneResult) -> list[str]:
@@ -217,14 +300,16 @@ def _unreadable(result: PruneResult) -> list[str]:
     return lines
 
 
-def _next_commands(arguments: Namespace) -> list[str]:
-    result, stem = arguments.out, arguments.out.with_suffix("")
-    commands = [
-        f"export {_quoted(result)} --to paths --out {_quoted(f'{stem}.txt')}",
-        f"export {_quoted(result)} --to links --out {_quoted(f'{stem}-images')}",
-    ]
+def _next_commands(result: PruneResult, arguments: Namespace) -> list[str]:
+    written, stem = arguments.out, arguments.out.with_suffix("")
+    exports = {
+        "image folder": [("paths", f"{stem}.txt"), ("links", f"{stem}-images")],
+        "shards": [("wds-index", f"{stem}-index"), ("shards", f"{stem}-shards")],
+        "arrays": [("npy", f"{stem}.npy")],
+    }[result.dataset["kind"]]
+    commands = [f"export {_quoted(written)} --to {to} --out {_quoted(out)}" for to, out in exports]
     if arguments.report is None:
-        commands.insert(0, f"report {_quoted(result)} --out {_quoted(f'{stem}.html')}")
+        commands.insert(0, f"report {_quoted(written)} --out {_quoted(f'{stem}.html')}")
     return ["next:", *(f"  adapruner {command}" for command in commands)]
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,57 @@ def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], Non
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        # The message is to name the destination: not the temporary file, and not nothing, as
-        # that of a full disk does.
-        inner = error.filename is None or str(error.filename).startswith(str(workplace))
-        if error.errno is not None and error.filename2 is None and inner:
-            error.filename = str(path)
+        _name(error, path, workplace)
         raise
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, what: str) -> Iterator[Path]:
+    """A folder to fill, which takes the place of ``destination`` once it is whole.
+
+    Raises:
+        FileExistsError: ``destination`` is a file, or a folder that is not empty.
+        FileNotFoundError: the folder above it does not exist.
+    """
+    _check_free(destination, what)
+    # Under a temporary name until it is whole; the old folder, if any, is empty, so that rename
+    # can take its place.
+    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, destination)
+    except OSError as error:
+        _name(error, destination, temporary)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _name(error: OSError, path: Path, workplace: Path) -> None:
+    """Have the message name ``path``: not a temporary file, and not nothing, as that of a full disk
+    does."""
+    inner = error.filename is None or str(error.filename).startswith(str(workplace))
+    if error.errno is not None and error.filename2 is None and inner:
+        error.filename = str(path)
+
+
+def _check_free(destination: Path, what: str) -> None:
+    if destination.is_dir():
+        if any(destination.iterdir()):
+            raise FileExistsError(
+                f"cannot write {what} to {destination}: expected a new or empty folder, "
+                "and it is not empty"
+            )
+    elif destination.exists():
+        raise FileExistsError(f"cannot write {what} to {destination}: it is a file")
+    elif not destination.parent.exists():
+        raise FileNotFoundError(
+            f"cannot write {destination}: the folder {destination.parent} does not exist"
+        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -73,6 +73,13 @@ def indices(mask: Tensor) -> Tensor:
     return found
 
 
+def indices_between(mask: Tensor, begin: int, end: int) -> np.ndarray:
+    """The samples in [begin, end) that a mask holds, int64, ascending."""
+    first = begin // 8
+    flags = np.unpackbits(mask[first : (end + 7) // 8].numpy(), bitorder="little")
+    return np.flatnonzero(flags[begin - 8 * first : end - 8 * first]) + begin
+
+
 def holds_any(mask: Tensor, indices: Tensor) -> bool:
     """Whether a mask holds any of the samples, int64."""
     return bool((mask[indices // 8] >> (indices % 8) & 1).any())

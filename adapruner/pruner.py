@@ -19,7 +19,7 @@ from adapruner.arguments import check_held_out, check_labels, check_whole
 from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.order import epoch_batches
-from adapruner.data.sources import as_source
+from adapruner.data.sources import Source, as_source
 from adapruner.gates import Gates
 from adapruner.losses import Losses
 from adapruner.methods import DEFAULT_METHOD, find_method
@@ -191,6 +191,7 @@ class Pruner(Losses):
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         pin_memory: bool = False,
         drop_last: bool = False,
+        block_size: int | None = None,
         on_error: str = "skip",
     ) -> PrunedLoader:
         """A loader of ``(inputs, targets, ids)`` that reads what the current epoch trains on.
@@ -199,34 +200,33 @@ class Pruner(Losses):
             dataset: anything that :func:`adapruner.data.as_source` takes, of N samples.
             batch_size, num_workers, collate_fn, pin_memory, drop_last: as in
                 :class:`torch.utils.data.DataLoader`.
+            block_size: see :class:`adapruner.data.loader.PrunedLoader`.
             on_error: "skip" leaves samples out that cannot be read and lists them in the result;
                 "raise" stops at the first one.
 
         Raises:
             ValueError: the dataset has another length than N.
         """
-        source = as_source(dataset)
-        if len(source) != self.num_samples:
-            raise ValueError(
-                f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
-            )
-        self.fingerprint = source.fingerprint()
-        self._dataset = {
-            "num_samples": self.num_samples,
-            "kind": source.kind,
-            "root": source.root,
-            "class_names": source.class_names,
-        }
         return PrunedLoader(
-            source,
+            as_source(dataset),
             self,
             batch_size,
             num_workers=num_workers,
             collate_fn=collate_fn,
             pin_memory=pin_memory,
             drop_last=drop_last,
+            block_size=block_size,
             on_error=on_error,
         )
+
+    def note_source(self, source: Source) -> None:
+        """Take note of the dataset, of N samples: a loader made for this pruner calls this."""
+        if len(source) != self.num_samples:
+            raise ValueError(
+                f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
+            )
+        self.fingerprint = source.fingerprint()
+        self._dataset = source.about()
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of samples that cannot be read; they are never kept."""

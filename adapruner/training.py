@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import default_collate
+from tqdm.auto import tqdm
 
 from adapruner.checkpoint import describe
 from adapruner.data.base import Source, Transform
-from adapruner.data.loader import evaluation_loader
 from adapruner.data.order import epoch_seed
 from adapruner.data.sources import as_source
+from adapruner.loading import choose_loader, held_out_loader, training_loader
 from adapruner.methods import DEFAULT_METHOD
 from adapruner.pruner import Pruner
 from adapruner.result import PruneResult
@@ -39,7 +41,9 @@ def fast_prune(
     batch_size: int = 128,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    loader: str = "auto",
     num_workers: int = 0,
+    block_size: int | None = None,
     transform: Transform | None = None,
     evaluation_transform: Transform | None = None,
     validation_data: Any | None = None,
@@ -66,16 +70,25 @@ def fast_prune(
     Args:
         model: takes a batch of inputs, gives logits ``[B, C]`` or ``[B, C, ...]`` (or an object
             with them as ``.logits``), or with ``loss`` whatever that takes.
-        data: a map-style dataset of (input, target), an image folder's path, (inputs, targets) as
-            tensors or arrays, or a Hugging Face dataset; see :func:`adapruner.data.as_source`.
+        data: a map-style dataset of (input, target), an image folder's path, WebDataset shards,
+            (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset; see
+            :func:`adapruner.data.as_source`.
         keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
         epochs: epochs of the run.
         batch_size: samples in a batch.
         seed: of the order, the held-out part, the augmentation and the model's own dropout.
         device: where to train; this build has kernels for "cpu".
-        num_workers: processes that read samples.
-        transform: applied to each input of the training data. Where None, the images of a folder or
-            of a Hugging Face dataset become tensors in [0, 1]; they must then be of one size.
+        loader: what reads the samples. "torch": a DataLoader. "dali": NVIDIA DALI, which decodes
+            images of a folder or of shards and does what a transform of :mod:`adapruner.vision`
+            does, in native threads. "auto": DALI where it is installed and can read these samples.
+            The result's ``config`` says which it was and why, and which one evaluated.
+        num_workers: processes that read samples; with DALI its threads, one per core where 0.
+        block_size: samples that stand next to each other in the data and are read at about the
+            same time, for slow disks: see :func:`adapruner.data.order.block_order`. All are mixed
+            where None.
+        transform: applied to each input of the training data. Where None, the images of a folder,
+            of shards or of a Hugging Face dataset become tensors in [0, 1]; they must then be of
+            one size.
         evaluation_transform: applied instead where the model is evaluated, on the held-out part and
             ``validation_data``.
         validation_data: held-out data, of any form that ``data`` can have. Where None, 5 % of
@@ -144,11 +157,15 @@ def fast_prune(
         device=device,
     )
     run = Run(model.to(device), pruner, loss, learning_rate, optimizer, progress, on_error)
-    loader = pruner.loader(
+    training_choice = choose_loader(loader, source, collate_fn)
+    batches = training_loader(
+        training_choice,
         source,
+        pruner,
         batch_size,
         num_workers=num_workers,
         collate_fn=collate_fn,
+        block_size=block_size,
         on_error=on_error,
     )
     if validation_data is None:
@@ -157,11 +174,28 @@ def fast_prune(
     else:
         evaluated = _open(validation_data, evaluation_transform or transform, collate_fn)
         indices = np.arange(len(evaluated))
-    evaluation = evaluation_loader(
-        evaluated, indices, batch_size, seed=seed, num_workers=num_workers, collate_fn=collate_fn
+    evaluation_choice = choose_loader(
+        "torch" if training_choice.name == "torch" else "auto", evaluated, collate_fn
     )
+    evaluation = held_out_loader(
+        evaluation_choice,
+        evaluated,
+        indices,
+        batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+    )
+    if progress:
+        tqdm.write(
+            f"loader: {training_choice.name} ({training_choice.why}); "
+            f"held-out samples: {evaluation_choice.name}",
+            file=sys.stderr,
+        )
     settings = {
+        "loader": training_choice.name,
         "batch_size": batch_size,
+        "block_size": block_size,
         "model": describe(model),
         "optimizer": [type(run.optimizer).__name__, type(run.scheduler).__name__],
         "learning_rate": run.highest_rate,
@@ -171,12 +205,18 @@ def fast_prune(
     with _training_mode_kept(model):
         while not pruner.finished:
             with _seeded(seed, pruner.epoch):
-                run.train(loader)
+                run.train(batches)
                 losses = run.evaluate(evaluation, observe=validation_data is None)
             run.end_epoch(losses)
             if checkpoint_dir is not None:
                 run.checkpoint(checkpoint_dir, settings)
-    return _with_provenance(pruner.result(), source, batch_size)
+    more = {
+        "batch_size": batch_size,
+        "loader": training_choice.name,
+        "loader_reason": training_choice.why,
+        "evaluation_loader": evaluation_choice.name,
+    }
+    return _with_provenance(pruner.result(), source, more)
 
 
 def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
@@ -196,7 +236,7 @@ def _open(
 ) -> Source:
     """``data`` as a source, of tensors where its samples would be PIL images."""
     source = as_source(data, transform=transform, fingerprint=fingerprint)
-    pictures = source.kind in ("image folder", "hugging face")
+    pictures = source.kind in ("image folder", "shards", "hugging face")
     if pictures and source.transform is None and collate_fn is default_collate:
         source = as_source(source, transform=to_tensor)
     return source
@@ -228,7 +268,7 @@ def _training_mode_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _with_provenance(result: PruneResult, source: Source, batch_size: int) -> PruneResult:
+def _with_provenance(result: PruneResult, source: Source, settings: dict[str, Any]) -> PruneResult:
     """The result, with what only the whole run knows."""
     seconds = sum(entry["seconds"] for entry in result.history)
     read = result.saved["samples_read"]
@@ -238,7 +278,7 @@ def _with_provenance(result: PruneResult, source: Source, batch_size: int) -> Pr
         saved["bytes"] = int(source.sizes.sum() - source.sizes[result.indices.numpy()].sum())
     return replace(
         result,
-        config=dict(result.config, batch_size=batch_size),
+        config=result.config | settings,
         saved=saved,
         targets=None if source.targets is None else torch.from_numpy(source.targets),
         source=source,

@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adapruner.data.base import Source, Transform, is_pil_image
+from adapruner.data.augmentation import Crop, Zoom
+from adapruner.data.base import Source, is_pil_image
+from adapruner.data.images import to_picture
 from adapruner.extras import require
 
 SMALL_IMAGE = 64  # pixels; up to here a model's stem is adapted, and images are cropped, not zoomed
@@ -94,9 +96,55 @@ def create_model(
     return model.train()
 
 
-def training_transform(image_size: int) -> Transform:
-    """From a PIL image to a randomly cropped and flipped, normalised tensor ``[3, S, S]``, float32.
+class ImageTransform:
+    """From an image to a normalised tensor ``[3, S, S]``, float32.
 
+    An image is what :func:`adapruner.data.images.to_picture` takes.
+    It says what it does, so that the DALI loader can do the same.
+
+    Args:
+        augmentation: which window of an image, and whether it is mirrored.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+
+    def __init__(self, augmentation: Zoom | Crop) -> None:
+        v2 = require("torchvision.transforms.v2", extra="vision")
+        self.augmentation = augmentation
+        size = augmentation.size
+        if isinstance(augmentation, Zoom):
+            area, ratio = augmentation.area, augmentation.ratio
+            steps = [v2.RandomResizedCrop(size, area, ratio), v2.RandomHorizontalFlip()]
+        elif augmentation.margin is None:
+            steps = [v2.Resize(augmentation.shorter), v2.CenterCrop(size)]
+        else:
+            steps = [
+                v2.Resize(augmentation.shorter),
+                v2.RandomCrop(size, padding=augmentation.margin),
+                v2.RandomHorizontalFlip(),
+            ]
+        normalize = [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+            v2.ToPureTensor(),
+        ]
+        self._steps = v2.Compose([*steps, *normalize])
+
+    def __call__(self, image: Any) -> Tensor:
+        """``image`` as a tensor."""
+        tensor: Tensor = self._steps(to_picture(image))
+        return tensor
+
+    def __repr__(self) -> str:
+        return f"ImageTransform({self.augmentation})"
+
+
+def training_transform(image_size: int) -> ImageTransform:
+    """From an image to a randomly cropped and flipped, normalised tensor ``[3, S, S]``, float32.
+
+    An image is what :func:`adapruner.data.images.to_picture` takes.
     Up to 64 pixels the crop is one of ``image_size`` from the image with a margin of an eighth
     around it, and an image whose shorter side is of another size is resized before; above, it is
     any part of the image, zoomed to size.
@@ -105,29 +153,25 @@ def training_transform(image_size: int) -> Transform:
         ImportError: torchvision is not installed.
         TypeError, ValueError: ``image_size`` is not a whole number of at least 1.
     """
-    v2 = _transforms(image_size)
+    _check_count("image_size", image_size)
     if image_size <= SMALL_IMAGE:
-        crop = [v2.Resize(image_size), v2.RandomCrop(image_size, padding=image_size // 8)]
-    else:
-        crop = [v2.RandomResizedCrop(image_size)]
-    transform: Transform = v2.Compose([*crop, v2.RandomHorizontalFlip(), *_to_normalized(v2)])
-    return transform
+        return ImageTransform(Crop(image_size, image_size, margin=image_size // 8))
+    return ImageTransform(Zoom(image_size))
 
 
-def evaluation_transform(image_size: int) -> Transform:
-    """From a PIL image to the normalised tensor of its middle, ``[3, S, S]``, float32.
+def evaluation_transform(image_size: int) -> ImageTransform:
+    """From an image to the normalised tensor of its middle, ``[3, S, S]``, float32.
 
+    An image is what :func:`adapruner.data.images.to_picture` takes.
     Up to 64 pixels the shorter side is kept whole; above, an eighth of it is cut off.
 
     Raises:
         ImportError: torchvision is not installed.
         TypeError, ValueError: ``image_size`` is not a whole number of at least 1.
     """
-    v2 = _transforms(image_size)
+    _check_count("image_size", image_size)
     resized = image_size if image_size <= SMALL_IMAGE else round(image_size * 8 / 7)
-    steps = [v2.Resize(resized), v2.CenterCrop(image_size), *_to_normalized(v2)]
-    transform: Transform = v2.Compose(steps)
-    return transform
+    return ImageTransform(Crop(image_size, resized))
 
 
 def to_tensor(image: Any) -> Any:
@@ -161,11 +205,9 @@ def guess_image_size(source: Source) -> int:
     sides = []
     for index in np.linspace(0, len(source) - 1, count).round().astype(np.int64).tolist():
         try:
-            image = source.image(index)
+            sides.append(max(to_picture(source.image(index)).size))
         except Exception:  # an unreadable one: the run will say so
             continue
-        if is_pil_image(image):
-            sides.append(max(image.size))  # type: ignore[union-attr]
     if not sides or max(sides) > SMALL_IMAGE:
         return USUAL_IMAGE
     return -(-max(sides) // 4) * 4
@@ -344,17 +386,3 @@ def _differences(keys: list[str], own: Mapping[str, Tensor], found: Mapping[str,
             texts.append(f"{key} has shape {shapes}")
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return ", ".join(texts) + more
-
-
-def _transforms(image_size: int) -> Any:
-    _check_count("image_size", image_size)
-    return require("torchvision.transforms.v2", extra="vision")
-
-
-def _to_normalized(v2: Any) -> list[Any]:
-    return [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(MEAN, STD),
-        v2.ToPureTensor(),
-    ]

@@ -192,3 +192,74 @@ def test_other_memory_maps_are_pickled_by_value(tmp_path: Path) -> None:
 def test_arrays_that_are_refused(data: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         as_source(data)
+
+
+def save_pair(folder: Path, inputs: Any = INPUTS, targets: Any = TARGETS) -> tuple[str, Path]:
+    np.save(folder / "x.npy", np.asarray(inputs), allow_pickle=True)
+    np.save(folder / "y.npy", np.asarray(targets), allow_pickle=True)
+    return str(folder / "x.npy"), folder / "y.npy"
+
+
+def test_npy_files_are_mapped(tmp_path: Path) -> None:
+    paths = save_pair(tmp_path)
+    source = as_source(paths)
+    assert source.fingerprint() == as_source((INPUTS, TARGETS)).fingerprint()
+    assert torch.equal(torch.stack([source[index][0] for index in range(6)]), INPUTS)
+    assert source.targets is not None
+    assert source.targets.tolist() == TARGETS.tolist()
+    source[0][0].zero_()  # what was read is a copy
+    assert np.array_equal(np.load(paths[0]), INPUTS.numpy())
+    assert len(pickle.dumps(as_source(save_pair(tmp_path, np.zeros((6, 10000)))))) < 2000
+    assert as_source((paths[0], TARGETS)).fingerprint() != source.fingerprint()
+
+
+def test_of_a_mapped_file_only_what_is_read_comes_to_memory(tmp_path: Path) -> None:
+    rows, columns = 64, 1 << 17  # 64 MiB of float64
+    with open(tmp_path / "x.npy", "wb") as handle:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (rows, columns)}
+        np.lib.format.write_array_header_1_0(handle, header)
+        handle.truncate(handle.tell() + rows * columns * 8)
+    np.save(tmp_path / "y.npy", np.arange(rows))
+    before = resident_bytes()
+    source = as_source((tmp_path / "x.npy", tmp_path / "y.npy"))
+    for index in (3, 60):
+        assert not source[index][0].any()
+    assert resident_bytes() - before < 16 << 20
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no whole .npy file"),
+        (b"\x93NUMPY", "is no whole .npy file"),
+        (b"text, not an array", "is no whole .npy file"),
+        (pickle.dumps([1, 2]), "is no whole .npy file"),
+    ],
+)
+def test_files_that_are_no_arrays(tmp_path: Path, content: bytes, said: str) -> None:
+    inputs, targets = save_pair(tmp_path)
+    Path(inputs).write_bytes(content)
+    with pytest.raises(ValueError, match=f"x.npy {said}"):
+        as_source((inputs, targets))
+
+
+def test_npy_files_that_cannot_be_mapped(tmp_path: Path) -> None:
+    inputs, targets = save_pair(tmp_path)
+    whole = Path(inputs).read_bytes()
+    Path(inputs).write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"no whole \.npy file of numbers"):
+        as_source((inputs, targets))
+    with pytest.raises(ValueError, match=r"no whole .npy file of numbers: .*[Oo]bject"):
+        as_source(save_pair(tmp_path, np.array([{}, []], dtype=object)))
+    np.savez(tmp_path / "z.npz", INPUTS.numpy())
+    (tmp_path / "z.npz").rename(inputs)
+    with pytest.raises(ValueError, match=r"x\.npy is no \.npy file but a NpzFile"):
+        as_source((inputs, targets))
+    Path(inputs).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*x\.npy; expected an array"):
+        as_source((inputs, targets))

@@ -100,7 +100,7 @@ class TestExport:
         arguments = ("export", file, "--to", "paths", "--out", tmp_path / "kept.txt")
         code, _, err = run(*arguments)
         assert code == 1
-        assert f"{images} is gone: give it with --data FOLDER" in err
+        assert f"{images} is gone: give it with --data" in err
         assert run(*arguments, "--data", moved).code == 0
         assert len((tmp_path / "kept.txt").read_text().splitlines()) == 35
 

@@ -206,7 +206,7 @@ def test_formats_of_files_refuse_arrays(tmp_path: Path, to: str) -> None:
 
 
 def test_unknown_format_is_answered_with_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="to must be one of paths, npy, parquet, links, got 'csv'"):
+    with pytest.raises(ValueError, match=r"one of paths, npy, .*, shards, got 'csv'"):
         export(make_result(arrays()), tmp_path / "kept", to="csv")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from adapruner import Pruner, PruneResult, as_source, fast_prune, masks
+from adapruner.data.base import Source
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.order import epoch_batches
 from adapruner.gates import Gates
@@ -137,6 +138,9 @@ class Followed:
         self.num_samples = num_samples
         self.mask = np.ones(num_samples, dtype=bool)
         self.unreadable: list[tuple[int, str]] = []
+
+    def note_source(self, source: Source) -> None:
+        assert len(source) == self.num_samples
 
     def read_mask(self) -> Tensor:
         return masks.pack(self.mask)

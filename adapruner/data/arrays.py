@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,12 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return len(self._inputs)
 
+    def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
+        """The rows at ``indices``, taken at once."""
+        if self.transform is not None:
+            return None
+        return _rows(self._inputs, indices), _rows(self._targets, indices)
+
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         return _row(self._inputs, index), _row(self._targets, index)
 
@@ -82,6 +89,24 @@ class ArraySource(Source):
             if isinstance(state[name], _MappedFile):
                 state[name] = state[name].open()
         self.__dict__.update(state)
+
+
+def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """The array of a .npy file, mapped into memory: of it, only what is read comes from the disk.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no .npy file of numbers (but of objects, say), is cut off, or empty.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}; expected an array, .npy")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)} is no whole .npy file of numbers: {error}") from error
+    if not isinstance(array, np.memmap):
+        raise ValueError(f"{os.fspath(path)} is no .npy file but a {type(array).__name__}")
+    return array
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,13 @@ def _check_array(name: str, array: Any) -> None:
         torch.from_numpy(np.empty(0, array.dtype.newbyteorder("=")))
     except TypeError as error:
         raise TypeError(f"{name} must hold numbers, got an array of {array.dtype}") from error
+
+
+def _rows(array: Array, indices: list[int]) -> Tensor:
+    if isinstance(array, Tensor):
+        return array[torch.tensor(indices, dtype=torch.int64, device=array.device)]
+    rows = np.asarray(array[np.array(indices, dtype=np.int64)])
+    return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
 
 
 def _row(array: Array, index: int) -> Tensor:

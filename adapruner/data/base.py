@@ -6,7 +6,7 @@ import hashlib
 import operator
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,17 @@ Array: TypeAlias = "Tensor | npt.NDArray[Any]"
 _CHUNK_BYTES = 1 << 24
 
 
+class Location(NamedTuple):
+    """Where the encoded bytes of a sample lie: ``size`` of them from ``offset`` on in a file.
+
+    A ``size`` of None is the whole file.
+    """
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+
 class Source(Dataset[tuple[Any, Any]]):
     """A dataset of ``(input, target)`` pairs that knows what identifies its samples.
 
@@ -31,15 +42,17 @@ class Source(Dataset[tuple[Any, Any]]):
     and ``_identify``, and fills the attributes that it can.
 
     Attributes:
-        kind: "image folder", "arrays", "hugging face" or "dataset".
+        kind: "image folder", "shards", "arrays", "hugging face" or "dataset".
         transform: applied to each input as it is read, or None.
         targets: class of every sample, int64 ``[N]``; None where it takes reading the samples.
         class_names: name of every class, where known.
-        root: absolute path of the image folder, else None.
+        root: absolute path of the image folder, or pattern of the shards; else None.
         paths: path of every sample relative to ``root``, with "/" between its parts, else None.
         sizes: bytes on disk of every sample, int64 ``[N]``, 0 where a file is missing; image
-            folders only, else None.
+            folders and shards only, else None.
         deterministic: True where reading a sample twice gives the same values.
+        has_encoded: True where every sample is an encoded image (a JPEG, a PNG) of a file, which
+            :meth:`encoded` gives and :meth:`location` tells; ``targets`` are then known.
     """
 
     kind: str = "dataset"
@@ -55,6 +68,7 @@ class Source(Dataset[tuple[Any, Any]]):
         self.paths: list[str] | None = None
         self.sizes: IntArray | None = None
         self.deterministic: bool = False
+        self.has_encoded: bool = False
 
     def __len__(self) -> int:
         """N, the number of samples."""
@@ -67,8 +81,22 @@ class Source(Dataset[tuple[Any, Any]]):
             IndexError: ``index`` is not in [-N, N).
             OSError: the sample's file cannot be read or decoded.
         """
-        inputs, target = self._read(self._checked(index))
+        return self.transformed(self._read(self._checked(index)))
+
+    def transformed(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+        """A sample as :meth:`read_batch` gives it, its input transformed."""
+        inputs, target = pair
         return (inputs if self.transform is None else self.transform(inputs)), target
+
+    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """Some samples, in [0, N), before this source's transform; None where it would be no faster
+        to read them together."""
+        return None
+
+    def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
+        """Some samples, in [0, N), as ``default_collate`` would join them; None where that is no
+        faster, or a transform is to be applied to each."""
+        return None
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over what identifies the samples, whatever the transforms.
@@ -85,6 +113,36 @@ class Source(Dataset[tuple[Any, Any]]):
         A PIL image, or a NumPy array of two or three dimensions; None where the sample is neither.
         """
         return viewable(self._read(self._checked(index))[0])
+
+    def location(self, index: int) -> Location:
+        """Where the encoded image of sample ``index`` lies.
+
+        Raises:
+            TypeError: the samples are no encoded images (``has_encoded`` is False).
+            OSError: the sample has none that could be found; the message says why.
+        """
+        raise TypeError(f"samples of kind {self.kind!r} are no encoded images")
+
+    def encoded(self, index: int) -> bytes:
+        """The encoded image of sample ``index``, as it lies in its file.
+
+        Raises:
+            TypeError: the samples are no encoded images (``has_encoded`` is False).
+            OSError: it cannot be read, or is not where it should be; the message has the path.
+        """
+        location = self.location(index)
+        with open(location.path, "rb") as handle:
+            handle.seek(location.offset)
+            return handle.read(location.size)
+
+    def about(self) -> dict[str, Any]:
+        """What a result tells of its dataset, in plain values."""
+        return {
+            "num_samples": len(self),
+            "kind": self.kind,
+            "root": self.root,
+            "class_names": self.class_names,
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} samples, kind={self.kind!r})"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adapruner.data.base import IntArray, Source
-from adapruner.data.sources import as_source
+from adapruner.data.shard_export import write_kept_indexes, write_kept_shards
+from adapruner.data.shards import ShardSource
+from adapruner.data.sources import as_source, source_again
 from adapruner.extras import require
-from adapruner.files import replace_atomically
+from adapruner.files import new_folder, replace_atomically
 
 if TYPE_CHECKING:
     from adapruner.result import PruneResult
@@ -36,11 +36,15 @@ def export(
       folder is.
     - "npy": the kept indices, int64 ``[K]``, ascending.
     - "parquet": one row per kept sample: ``index`` int64, ``gate_logit`` float32, and where known
-      ``target`` int64 and ``path`` (relative) string; ``keep_ratio`` and ``fingerprint`` stand in
-      the schema's metadata.
+      ``target`` int64 and ``path`` string (relative to the image folder, or SHARD.tar/MEMBER);
+      ``keep_ratio`` and ``fingerprint`` stand in the schema's metadata.
     - "links": a folder CLASS/…/IMAGE of symbolic links with absolute targets, itself an image
       folder. Every class has its folder, so that class numbers stay. ``destination`` must not
       exist or be empty.
+    - "wds-index": a folder with an index NAME.idx for each shard NAME.tar that has kept samples, in
+      the format of DALI's ``fn.readers.webdataset``, which reads the kept samples alone by it.
+    - "shards": a folder of new shards kept-NNNNNN.tar with the kept samples in their order, and
+      their indexes. The old shards are read once, as a stream; a terminal sees the progress.
 
     Args:
         result: what :func:`adapruner.fast_prune` or ``PruneResult.load`` gave.
@@ -48,12 +52,12 @@ def export(
         to: the format.
         source: the dataset that was pruned, as a Source or as anything that
             :func:`adapruner.data.as_source` takes. Where None, the result's own, else the image
-            folder that it was made from if that is still in its place.
+            folder or the shards that it was made from, if these are still in their place.
 
     Raises:
         ValueError: ``to`` is unknown, or it needs paths and the dataset has none.
         DatasetMismatchError: the dataset is another one than the one pruned.
-        FileExistsError: the folder for "links" is not empty.
+        FileExistsError: the folder to write is not empty.
         OSError: the destination cannot be written, or the disk is full.
         ImportError: "parquet" without pyarrow.
     """
@@ -73,8 +77,10 @@ def _find_source(result: PruneResult, source: Any | None, needed: str) -> Source
         return None
     if result.source is not None:
         return result.source
-    root = result.dataset.get("root")
-    return as_source(root) if root is not None and os.path.isdir(root) else None
+    try:
+        return source_again(result.dataset)
+    except FileNotFoundError:
+        return None
 
 
 def _check(result: PruneResult, source: Source) -> None:
@@ -92,15 +98,19 @@ def _check(result: PruneResult, source: Source) -> None:
 def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[Source, list[str]]:
     """The source and its kept paths, or ValueError where there are none."""
     if source is None:
-        root = result.dataset.get("root")
-        why = "this result does not know its dataset" if root is None else f"{root} is gone"
-        raise ValueError(f'export to "{to}" needs the image folder, and {why}: pass source=')
+        raise ValueError(f'export to "{to}" needs the image folder, {_why_not_found(result)}')
     if source.paths is None:
         raise ValueError(
             f'export to "{to}" needs a dataset whose samples are files; '
             f'this one is of kind "{source.kind}"; "npy" and "parquet" are open to any'
         )
     return source, [source.paths[index] for index in result.indices.tolist()]
+
+
+def _why_not_found(result: PruneResult) -> str:
+    root = result.dataset.get("root")
+    why = "this result does not know its dataset" if root is None else f"{root} is gone"
+    return f"and {why}: pass source="
 
 
 def _write_paths(result: PruneResult, destination: Path, source: Source | None) -> None:
@@ -137,7 +147,9 @@ def _write_parquet(result: PruneResult, destination: Path, source: Source | None
     targets = _targets(result, source)
     if targets is not None:
         columns["target"] = arrow.array(targets[indices])
-    if source is not None and source.paths is not None:
+    if isinstance(source, ShardSource):
+        columns["path"] = arrow.array(_as_utf8(source.member_names(indices)))
+    elif source is not None and source.paths is not None:
         columns["path"] = arrow.array(_as_utf8(source.paths[index] for index in indices))
     metadata = {"keep_ratio": repr(result.keep_ratio), "fingerprint": result.fingerprint}
     table = arrow.table(columns).replace_schema_metadata(metadata)
@@ -173,19 +185,11 @@ def _write_links(result: PruneResult, destination: Path, source: Source | None) 
             f"{destination} lies in the image folder {root} itself: links there would change "
             "the dataset; choose a folder outside it"
         )
-    _check_free(destination)
-    # Under a temporary name until it is whole; the old folder, if any, is empty, so that rename
-    # can take its place.
-    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.mkdir()
-        for folder in {os.path.dirname(path) for path in paths} | _class_folders(source):
-            (temporary / folder).mkdir(parents=True, exist_ok=True)
+    with new_folder(destination, "links") as folder:
+        for name in {os.path.dirname(path) for path in paths} | _class_folders(source):
+            (folder / name).mkdir(parents=True, exist_ok=True)
         for path in paths:
-            os.symlink(os.path.join(source.root, path), temporary / path)
-        os.rename(temporary, destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            os.symlink(os.path.join(source.root, path), folder / path)
 
 
 def _class_folders(source: Source) -> set[str]:
@@ -196,19 +200,27 @@ def _class_folders(source: Source) -> set[str]:
     return names if names >= folders else folders
 
 
-def _check_free(destination: Path) -> None:
-    if destination.is_dir():
-        if any(destination.iterdir()):
-            raise FileExistsError(
-                f"cannot write links to {destination}: expected a new or empty folder, "
-                "and it is not empty"
-            )
-    elif destination.exists():
-        raise FileExistsError(f"cannot write links to {destination}: it is a file")
-    elif not destination.parent.exists():
-        raise FileNotFoundError(
-            f"cannot write {destination}: the folder {destination.parent} does not exist"
+def _write_wds_index(result: PruneResult, destination: Path, source: Source | None) -> None:
+    write_kept_indexes(_of_shards(result, source, "wds-index"), _kept(result), destination)
+
+
+def _write_shards(result: PruneResult, destination: Path, source: Source | None) -> None:
+    write_kept_shards(_of_shards(result, source, "shards"), _kept(result), destination)
+
+
+def _of_shards(result: PruneResult, source: Source | None, to: str) -> ShardSource:
+    if source is None:
+        raise ValueError(f'export to "{to}" needs the shards, {_why_not_found(result)}')
+    if not isinstance(source, ShardSource):
+        raise ValueError(
+            f'export to "{to}" needs WebDataset shards; this dataset is of kind "{source.kind}"'
         )
+    return source
+
+
+def _kept(result: PruneResult) -> IntArray:
+    kept: IntArray = result.indices.cpu().numpy().astype(np.int64)
+    return kept
 
 
 _FORMATS: dict[str, Callable[[PruneResult, Path, Source | None], None]] = {
@@ -216,4 +228,6 @@ _FORMATS: dict[str, Callable[[PruneResult, Path, Source | None], None]] = {
     "npy": _write_npy,
     "parquet": _write_parquet,
     "links": _write_links,
+    "wds-index": _write_wds_index,
+    "shards": _write_shards,
 }

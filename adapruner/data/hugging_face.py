@@ -15,7 +15,7 @@ from adapruner.data.base import (
     new_digest,
     viewable,
 )
-from adapruner.data.image_folder import convert_image
+from adapruner.data.images import convert_image
 from adapruner.data.map_style import checked_length
 from adapruner.extras import require
 
@@ -65,7 +65,14 @@ class HuggingFaceSource(Source):
         return self._length
 
     def _read(self, index: int) -> tuple[Any, Any]:
-        row = self.dataset[index]
+        return self._pair(self.dataset[index], index)
+
+    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """Rows read together, as the library does it best."""
+        rows = self.dataset.__getitems__(indices)
+        return [self._pair(row, index) for row, index in zip(rows, indices, strict=True)]
+
+    def _pair(self, row: Any, index: int) -> tuple[Any, Any]:
         missing = [name for name in self.columns if name not in row]
         if missing:
             raise TypeError(

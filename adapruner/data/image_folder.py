@@ -11,22 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from adapruner.data.base import IntArray, Source, Transform, new_digest
-from adapruner.data.map_style import DatasetSource
-from adapruner.extras import require
-
-# torchvision's IMG_EXTENSIONS, repeated so that listing a folder does not need torchvision.
-IMAGE_EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
+from adapruner.data.base import IntArray, Location, Source, Transform, new_digest
+from adapruner.data.images import (
+    IMAGE_EXTENSIONS,
+    MAX_PIXELS,
+    check_max_pixels,
+    check_mode,
+    read_image,
 )
+from adapruner.data.map_style import DatasetSource
 
 
 class ImageFolderSource(Source):
@@ -43,6 +36,7 @@ class ImageFolderSource(Source):
         transform: applied to the PIL image.
         fingerprint: what identifies the samples, instead of paths and sizes.
         mode: the PIL mode images are converted to; None leaves each as it is.
+        max_pixels: an image of more, width times height, counts as unreadable.
 
     Raises:
         FileNotFoundError, NotADirectoryError: ``root`` is missing, or a file.
@@ -65,11 +59,14 @@ class ImageFolderSource(Source):
         transform: Transform | None = None,
         fingerprint: str | None = None,
         mode: str | None = "RGB",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(transform, fingerprint)
         check_mode(mode)
+        check_max_pixels(max_pixels)
         self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
-        self.mode = mode
+        self.mode, self.max_pixels = mode, max_pixels
+        self.has_encoded = True
         self.class_names = _class_folders(self.root)
         scans = [_scan(self.root, name) for name in self.class_names]
         counts = [len(scan.paths) for scan in scans]
@@ -84,9 +81,13 @@ class ImageFolderSource(Source):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def location(self, index: int) -> Location:
+        """The whole file of sample ``index``."""
+        return Location(os.path.join(self.root, self.paths[self._checked(index)]))
+
     def _read(self, index: int) -> tuple[Any, int]:
-        image = read_image(os.path.join(self.root, self.paths[index]), self.mode)
-        return image, int(self.targets[index])
+        path = os.path.join(self.root, self.paths[index])
+        return read_image(path, self.mode, self.max_pixels), int(self.targets[index])
 
     def _identify(self) -> str:
         return _identify_files(self.paths, self.sizes)
@@ -134,49 +135,6 @@ def is_image_folder_dataset(dataset: Any) -> bool:
         and sample[0].startswith(prefix)
         for sample in samples
     )
-
-
-def read_image(path: str, mode: str | None = "RGB") -> Any:
-    """Decode the image at ``path`` with Pillow and convert it to ``mode``.
-
-    Raises:
-        OSError: it cannot be read or decoded, or it is a decompression bomb; the message has
-            ``path``.
-    """
-    pillow = require("PIL.Image", extra="vision")
-    try:
-        with open(path, "rb") as handle, pillow.open(handle) as image:
-            image.load()
-            return convert_image(image, mode)
-    except OSError as error:
-        if error.errno is not None and error.filename is not None:
-            raise  # the system's own, which names the file
-        raise OSError(f"cannot decode {path}: {error}") from error
-    except Exception as error:
-        # Of a corrupt file Pillow raises what its plugins happen to run into, SyntaxError among
-        # them. To a caller they all say the same: this file is no image that can be read.
-        raise OSError(f"cannot decode {path}: {type(error).__name__}: {error}") from error
-
-
-def convert_image(image: Any, mode: str | None) -> Any:
-    """``image`` in ``mode``; 16-bit grey is scaled to 8 bits, where Pillow would clip to white."""
-    if mode is None or image.mode == mode:
-        return image.copy()
-    # Some versions of Pillow decode 16-bit PNG and PGM to mode "I".
-    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if wide and not mode.startswith(("I", "F")):
-        pillow = require("PIL.Image", extra="vision")
-        image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns
-    return image.convert(mode)
-
-
-def check_mode(mode: str | None) -> None:
-    """Raise ValueError unless ``mode`` is one of Pillow's (or None), ImportError without Pillow."""
-    modes = require("PIL.Image", extra="vision").MODES
-    if mode is not None and mode not in modes:
-        raise ValueError(f"mode must be one of Pillow's ({', '.join(modes)}), got {mode!r}")
 
 
 @dataclass

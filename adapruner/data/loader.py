@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from adapruner import masks
 from adapruner.data.base import Source
-from adapruner.data.order import batch_count, batches, epoch_batches, epoch_seed
+from adapruner.data.order import batches, epoch_seed
+from adapruner.data.plan import Follows, Plan
 
 # So many samples that cannot be read, and none before them that can, stop a run.
 ENOUGH_FAILURES = 16
@@ -39,26 +39,53 @@ def refuse_unreadable(unreadable: Sequence[Unreadable], on_error: str) -> None:
         )
 
 
-class Follows(Protocol):
-    """What a loader asks of the one who decides what an epoch reads."""
+class Failures:
+    """What could not be read: reported to the pruner, or raised.
 
-    epoch: int
-    seed: int
-    num_samples: int
+    Args:
+        follows: the pruner.
+        num_samples: N.
+        on_error: "skip" or "raise".
+    """
 
-    def read_mask(self) -> torch.Tensor: ...
+    def __init__(self, follows: Follows, num_samples: int, on_error: str) -> None:
+        if on_error not in ("skip", "raise"):
+            raise ValueError(f'on_error must be "skip" or "raise"; found {on_error!r}')
+        self._follows, self._num_samples, self._on_error = follows, num_samples, on_error
+        self._any_read = False
+        self._first: list[Unreadable] = []  # before anything could be read
 
-    def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None: ...
+    def note(self, unreadable: list[Unreadable], read: int) -> None:
+        """Take in what a batch lacks, and how many samples it has.
+
+        Raises:
+            UnreadableSampleError: errors are to be raised, or nothing at all could be read so far.
+        """
+        refuse_unreadable(unreadable, self._on_error)
+        self._any_read = self._any_read or read > 0
+        if not self._any_read:
+            self._first += unreadable
+            if len(self._first) >= min(ENOUGH_FAILURES, self._num_samples):
+                # More likely the code than the data.
+                raise UnreadableSampleError(
+                    f"none of the first {len(self._first)} samples can be read; the first one, "
+                    f"sample {self._first[0].sample}: {self._first[0].reason}"
+                )
+        if unreadable:
+            self._follows.exclude(unreadable)
 
 
 class PrunedLoader:
     """Yields ``(inputs, targets, ids)`` for the samples that the current epoch reads.
 
     Each iteration is one epoch: it asks the pruner what to read, in the batches of
-    :func:`adapruner.data.order.epoch_batches`. Random augmentation is seeded by (seed, epoch,
-    index), through the generators of torch, NumPy and ``random`` of the process that reads the
-    sample; the caller's are left as they were. A sample that cannot be read is left out of its
+    :func:`adapruner.data.order.epoch_batches`. A sample that cannot be read is left out of its
     batch and reported to the pruner.
+
+    Random augmentation is seeded by (seed, epoch, index), through the generators of torch, NumPy
+    and ``random`` of the process that reads the sample; the caller's are left as they were. A
+    dataset's own ``__getitems__`` reads a batch as one, seeded as its first sample; a source's
+    transform is seeded for each sample all the same.
 
     Args:
         source: the samples.
@@ -68,6 +95,8 @@ class PrunedLoader:
         collate_fn: makes a batch of a list of ``(input, target)``.
         pin_memory: as in :class:`torch.utils.data.DataLoader`.
         drop_last: leave out a last batch that is not full.
+        block_size: samples that stand next to each other in the data and are read at about the
+            same time, instead of all being mixed: see :func:`adapruner.data.order.block_order`.
         on_error: "skip" or "raise".
     """
 
@@ -81,29 +110,18 @@ class PrunedLoader:
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         pin_memory: bool = False,
         drop_last: bool = False,
+        block_size: int | None = None,
         on_error: str = "skip",
     ) -> None:
-        if (
-            isinstance(batch_size, bool)
-            or not isinstance(batch_size, (int, np.integer))
-            or batch_size < 1
-        ):
-            raise ValueError(
-                f"batch_size must be a whole number of at least 1; found {batch_size!r}"
-            )
-        if on_error not in ("skip", "raise"):
-            raise ValueError(f'on_error must be "skip" or "raise"; found {on_error!r}')
-        self.source = source
-        self.batch_size = batch_size = int(batch_size)
-        self.drop_last = drop_last
-        self._follows = follows
-        self._on_error = on_error
-        self._any_read = False
-        self._failed: list[Unreadable] = []  # before anything could be read
         # Knows nothing of this loader: the workers of one in a reference cycle end late and slowly.
-        self._plan = _Plan(follows, batch_size, drop_last)
+        self._plan = Plan(follows, batch_size, drop_last, block_size)
+        self._failures = Failures(follows, len(source), on_error)
+        self.source = source
+        self.batch_size = self._plan.batch_size
+        self.drop_last = drop_last
+        follows.note_source(source)
         self._loader: DataLoader[Any] = DataLoader(
-            _Reader(source, follows.seed),
+            _Reader(source, follows.seed, whole=collate_fn is default_collate),
             batch_sampler=self._plan,
             num_workers=num_workers,
             collate_fn=_Collate(collate_fn),
@@ -118,25 +136,28 @@ class PrunedLoader:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+        self._plan.begin()
         for batch, ids, unreadable in self._loader:
-            self._report(unreadable, len(ids))
+            self._failures.note(unreadable, len(ids))
+            self._plan.deliver()
             if len(ids):
                 inputs, targets = batch
                 yield inputs, targets, ids
 
-    def _report(self, unreadable: list[Unreadable], read: int) -> None:
-        refuse_unreadable(unreadable, self._on_error)
-        self._any_read = self._any_read or read > 0
-        if not self._any_read:
-            self._failed += unreadable
-            if len(self._failed) >= min(ENOUGH_FAILURES, len(self.source)):
-                # Nothing at all could be read so far: more likely the code than the data.
-                raise UnreadableSampleError(
-                    f"none of the first {len(self._failed)} samples can be read; the first one, "
-                    f"sample {self._failed[0].sample}: {self._failed[0].reason}"
-                )
-        if unreadable:
-            self._follows.exclude(unreadable)
+    def state_dict(self) -> dict[str, int]:
+        """Where in its epoch this loader is: the batches that it has delivered, however many are
+        read ahead."""
+        return self._plan.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Have the next iteration go on where a saved one was, bit for bit.
+
+        The pruner's state, saved at the same moment, is to be loaded too.
+
+        Raises:
+            ValueError: the loader saved had other settings than this one.
+        """
+        self._plan.load_state_dict(state)
 
 
 def evaluation_loader(
@@ -151,7 +172,7 @@ def evaluation_loader(
     """Reads ``indices`` in order, the same way every time: (batch, ids, unreadable samples)."""
     keys = [[(0, index) for index in batch.tolist()] for batch in batches(indices, batch_size)]
     return DataLoader(
-        _Reader(source, seed),
+        _Reader(source, seed, whole=collate_fn is default_collate),
         batch_sampler=keys,
         num_workers=num_workers if keys else 0,
         collate_fn=_Collate(collate_fn),
@@ -159,55 +180,78 @@ def evaluation_loader(
     )
 
 
-class _Plan:
-    """The batch sampler: asked anew at the start of every epoch."""
+class _Whole(NamedTuple):
+    """A batch that was read as one, and needs no collating."""
 
-    def __init__(self, follows: Follows, batch_size: int, drop_last: bool) -> None:
-        self._follows = follows
-        self._batch_size = batch_size
-        self._drop_last = drop_last
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        follows, epoch = self._follows, self._follows.epoch
-        for batch in epoch_batches(
-            follows.read_mask(),
-            follows.num_samples,
-            follows.seed,
-            epoch,
-            self._batch_size,
-            drop_last=self._drop_last,
-        ):
-            yield [(epoch, index) for index in batch.tolist()]
-
-    def __len__(self) -> int:
-        reads = masks.count(self._follows.read_mask())
-        return batch_count(reads, self._batch_size, self._drop_last)
+    batch: tuple[Any, Any]
+    ids: list[int]
 
 
 class _Reader(TorchDataset[Any]):
-    """Reads (epoch, index) keys, each under its own seed, and catches what cannot be read."""
+    """Reads (epoch, index) keys, each under its own seed, and catches what cannot be read.
 
-    def __init__(self, source: Source, seed: int) -> None:
+    Args:
+        source: the samples.
+        seed: of the run.
+        whole: whether a batch may come as the source itself would collate it.
+    """
+
+    def __init__(self, source: Source, seed: int, whole: bool) -> None:
         self._source = source
         self._seed = seed
+        self._whole = whole
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> _Whole | list[Any]:
+        indices = [index for _, index in keys]
         if self._source.deterministic:
-            return [self._read(index) for _, index in keys]
-        samples = []
+            return self._read_whole(indices) or self._read_each(indices)
         with _own_generators():
-            for epoch, index in keys:
-                # + 1: to NumPy (seed, epoch, 0) is the order's (seed, epoch).
-                _seed_generators(epoch_seed(self._seed, epoch, index + 1))
-                samples.append(self._read(index))
+            return self._read_seeded(keys)
+
+    def _read_whole(self, indices: list[int]) -> _Whole | None:
+        if not self._whole:
+            return None
+        try:
+            batch = self._source.collated(indices)
+        except Exception:  # to be found, and told, one by one
+            return None
+        return None if batch is None else _Whole(batch, indices)
+
+    def _read_each(self, indices: list[int]) -> list[Any]:
+        pairs = self._read_batch(indices)
+        if pairs is not None:
+            return list(zip(indices, pairs, strict=True))
+        return [self._attempt(index, None) for index in indices]
+
+    def _read_seeded(self, keys: list[tuple[int, int]]) -> list[Any]:
+        # Read as one, the samples of a batch share the seed of the first; their transform does not.
+        self._begin(*keys[0])
+        pairs = self._read_batch([index for _, index in keys])
+        samples = []
+        for place, (epoch, index) in enumerate(keys):
+            self._begin(epoch, index)
+            samples.append(self._attempt(index, None if pairs is None else pairs[place]))
         return samples
 
-    def _read(self, index: int) -> Any:
+    def _read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """The samples before the transform, or None where each is to be read by itself."""
         try:
-            inputs, target = self._source[index]
+            return self._source.read_batch(indices)
+        except Exception:  # to be found, and told, one by one
+            return None
+
+    def _begin(self, epoch: int, index: int) -> None:
+        # + 1: to NumPy (seed, epoch, 0) is the order's (seed, epoch).
+        _seed_generators(epoch_seed(self._seed, epoch, index + 1))
+
+    def _attempt(self, index: int, pair: tuple[Any, Any] | None) -> Any:
+        """A sample, of which ``pair`` may have been read already."""
+        try:
+            source = self._source
+            inputs, target = source[index] if pair is None else source.transformed(pair)
         except Exception as error:  # whatever a dataset raises for a sample that it cannot give
             return Unreadable(index, f"{type(error).__name__}: {error}")
         return index, (inputs, target)
@@ -219,7 +263,9 @@ class _Collate:
     def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
         self._collate_fn = collate_fn
 
-    def __call__(self, samples: list[Any]) -> tuple[Any, torch.Tensor, list[Unreadable]]:
+    def __call__(self, samples: _Whole | list[Any]) -> tuple[Any, torch.Tensor, list[Unreadable]]:
+        if isinstance(samples, _Whole):
+            return list(samples.batch), torch.tensor(samples.ids, dtype=torch.int64), []
         unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
         read = [sample for sample in samples if not isinstance(sample, Unreadable)]
         ids = torch.tensor([index for index, _ in read], dtype=torch.int64)

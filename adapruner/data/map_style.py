@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, Subset
 from adapruner.data.base import (
     Array,
     IntArray,
+    Location,
     Source,
     Transform,
     integer_targets,
@@ -59,6 +60,16 @@ class DatasetSource(Source):
     def _read(self, index: int) -> tuple[Any, Any]:
         return checked_pair(self.dataset[index], index, self.dataset)
 
+    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """The samples by the dataset's own ``__getitems__``, where it has one."""
+        if not hasattr(self.dataset, "__getitems__"):
+            return None
+        samples = self.dataset.__getitems__(indices)
+        return [
+            checked_pair(sample, index, self.dataset)
+            for sample, index in zip(samples, indices, strict=True)
+        ]
+
     def image(self, index: int) -> Any | None:
         """Sample ``index`` to look at; of a torchvision dataset, before its own transform."""
         dataset = _without_transform(self.dataset)
@@ -89,7 +100,7 @@ class SubsetSource(Source):
     ) -> None:
         super().__init__(transform, fingerprint)
         self.kind = base.kind
-        self.dataset, self._base = subset, base
+        self.dataset, self.base = subset, base
         self._indices = _subset_indices(subset, len(base))
         # A class derived from Subset that reads its items in its own way is left to do so.
         self._reads_base = type(subset).__getitem__ is Subset.__getitem__
@@ -101,24 +112,53 @@ class SubsetSource(Source):
         if base.sizes is not None:
             self.sizes = base.sizes[self._indices]
         self.deterministic = base.deterministic and self._reads_base and transform is None
+        # What the base's own transform would do to a decoded image is done by nobody else.
+        self.has_encoded = base.has_encoded and self._reads_base and base.transform is None
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def _read(self, index: int) -> tuple[Any, Any]:
         if self._reads_base:
-            return self._base[int(self._indices[index])]
+            return self.base[int(self._indices[index])]
         return checked_pair(self.dataset[index], index, self.dataset)
+
+    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """The samples as the source that this is a subset of reads them together."""
+        if not self._reads_base or self.base.transform is not None:  # that one is for each
+            return None
+        return self.base.read_batch(self._indices[indices].tolist())
+
+    def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
+        """The samples as the source that this is a subset of collates them."""
+        if not self._reads_base or self.transform is not None:
+            return None
+        return self.base.collated(self._indices[indices].tolist())
 
     def image(self, index: int) -> Any | None:
         """Sample ``index`` to look at, before any transform that can be left out."""
-        return self._base.image(int(self._indices[self._checked(index)]))
+        return self.base.image(int(self._indices[self._checked(index)]))
+
+    def location(self, index: int) -> Location:
+        """Where the encoded image lies, as the source that this is a subset of tells it."""
+        return self.base.location(int(self._indices[self._checked(index)]))
+
+    def encoded(self, index: int) -> bytes:
+        """The encoded image, as the source that this is a subset of gives it."""
+        return self.base.encoded(int(self._indices[self._checked(index)]))
 
     def _identify(self) -> str:
         digest = new_digest("subset")
-        digest.update(f"{self._base.fingerprint()}\n".encode())
+        digest.update(f"{self.base.fingerprint()}\n".encode())
         update_with_array(digest, self._indices)
         return digest.hexdigest()
+
+
+def origin(source: Source) -> Source:
+    """The source that ``source`` is a Subset of, or a Subset of one of, where it is one."""
+    while isinstance(source, SubsetSource):
+        source = source.base
+    return source
 
 
 def checked_length(dataset: Any) -> int:

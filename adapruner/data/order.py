@@ -13,6 +13,8 @@ from adapruner import masks, ops
 
 # Samples that are asked for at a time: enough for what a call costs to be lost among them.
 STRETCH = 2**16
+# Blocks of a block order that have their samples mixed.
+BLOCKS_MIXED = 16
 
 
 def epoch_seed(seed: int, epoch: int, *more: int) -> int:
@@ -31,14 +33,15 @@ def epoch_batches(
     drop_last: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    block_size: int | None = None,
 ) -> Iterator[Tensor]:
     """The batches of dataset indices that an epoch reads, made as they are asked for.
 
     A pure function of its arguments. Every sample of ``mask`` comes once in the batches of all
     ranks together (but for a last batch that is dropped), in the order of
-    :func:`adapruner.ops.masked_order`, so that a part of the samples has the order that it has
-    among all. Ranks have the same number of batches, and share each global batch as evenly as it
-    goes; a rank that has nothing of it has an empty batch.
+    :func:`adapruner.ops.masked_order` or :func:`block_order`, so that a part of the samples has the
+    order that it has among all. Ranks have the same number of batches, and share each global batch
+    as evenly as it goes; a rank that has nothing of it has an empty batch.
 
     Args:
         mask: bit mask of what the epoch reads, uint8 ``[ceil(N / 8)]``.
@@ -49,20 +52,71 @@ def epoch_batches(
         drop_last: leave out a last global batch that is not full.
         rank: whose batches, in [0, world_size).
         world_size: number of ranks.
+        block_size: samples that stand next to each other in the data and are read at about the
+            same time, instead of all being mixed: see :func:`block_order`.
 
     Returns:
         int64 tensors.
     """
     key = epoch_seed(seed, epoch)
-    position, ahead = 0, torch.empty(0, dtype=torch.int64)
+    if block_size is None:
+        order = plain_order(mask, num_samples, key)
+    else:
+        order = block_order(mask, num_samples, key, block_size)
+    ahead = torch.empty(0, dtype=torch.int64)
     for size in batch_sizes(masks.count(mask), batch_size, drop_last, world_size):
-        if len(ahead) < size:
-            wanted = max(size, STRETCH)
-            more, position = ops.masked_order(mask, num_samples, key, position, wanted)
-            ahead = torch.cat([ahead, more])
+        while len(ahead) < size:
+            ahead = torch.cat([ahead, next(order)])
         share = slice(size * rank // world_size, size * (rank + 1) // world_size)
         batch, ahead = ahead[:size][share].clone(), ahead[size:]
         yield batch
+
+
+def plain_order(mask: Tensor, num_samples: int, key: int) -> Iterator[Tensor]:
+    """The samples of ``mask`` in the order of :func:`adapruner.ops.masked_order`, in pieces."""
+    position = 0
+    while position < num_samples:
+        piece, position = ops.masked_order(mask, num_samples, key, position, STRETCH)
+        yield piece
+
+
+def block_order(mask: Tensor, num_samples: int, key: int, block_size: int) -> Iterator[Tensor]:
+    """The samples of ``mask`` in an order that keeps near what is near in the data, in pieces.
+
+    The data are cut into blocks of ``block_size`` samples. Blocks come in random order, and
+    ``BLOCKS_MIXED`` at a time have their samples mixed at random. So a reader moves in 16 places,
+    and a batch is a random draw from at most 16·``block_size`` samples rather than from all N:
+    where data are sorted by class, blocks should be far smaller than a class, and
+    16·``block_size`` many times a batch. As in the plain order, which samples are read does not
+    change the order of those that are.
+
+    Args:
+        mask: bit mask of what is read, uint8 ``[ceil(N / 8)]``.
+        num_samples: N.
+        key: of the order, in [0, 2⁶³).
+        block_size: at least 1.
+
+    Yields:
+        int64 tensors, some of them possibly empty.
+    """
+    num_blocks = -(-num_samples // block_size)
+    blocks = torch.cat(list(plain_order(masks.full(num_blocks), num_blocks, key))).numpy()
+    for window in range(0, num_blocks, BLOCKS_MIXED):
+        read = np.concatenate(
+            [
+                masks.indices_between(mask, begin, min(begin + block_size, num_samples))
+                for begin in (blocks[window : window + BLOCKS_MIXED] * block_size).tolist()
+            ]
+        )
+        yield torch.from_numpy(read[np.argsort(_hash(read, key))])
+
+
+def _hash(indices: np.ndarray, key: int) -> np.ndarray:
+    """A uint64 of each index, no two of them equal (the finaliser of SplitMix64)."""
+    x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def batch_sizes(

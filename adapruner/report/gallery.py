@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapruner.data.sources import Source, as_source
+from adapruner.data.sources import Source, as_source, source_again
 from adapruner.report.style import printable
 from adapruner.report.thumbnails import thumbnail
 from adapruner.report.values import ABSENT, class_name, finite_losses, number
@@ -50,7 +49,7 @@ class Gallery:
 
 
 def find_source(result: PruneResult, source: Any | None) -> Found:
-    """The source to draw from: the one given, the result's own, or the image folder it names.
+    """The source to draw from: the one given, the result's own, or the one it names.
 
     Raises:
         DatasetMismatchError: ``source`` is given and is another dataset than the result's.
@@ -63,9 +62,7 @@ def find_source(result: PruneResult, source: Any | None) -> Found:
     root = result.dataset.get("root")
     if not root:
         return Found(None, "no dataset was given, and the result does not say where its own is")
-    if not os.path.isdir(root):
-        return Found(None, f"no dataset was given, and the folder {root} is not there")
-    return _image_folder(result, root)
+    return _original(result, root)
 
 
 def _checked(result: PruneResult, source: Source) -> Source:
@@ -81,15 +78,18 @@ def _checked(result: PruneResult, source: Source) -> Source:
     return source
 
 
-def _image_folder(result: PruneResult, root: str) -> Found:
+def _original(result: PruneResult, root: str) -> Found:
+    what = "the shards" if result.dataset.get("kind") == "shards" else "the folder"
     try:
-        folder = as_source(root)
-        unchanged = folder.fingerprint() == result.fingerprint
+        source = source_again(result.dataset)
+        unchanged = source.fingerprint() == result.fingerprint
+    except FileNotFoundError:
+        return Found(None, f"no dataset was given, and {what} {root} is not there")
     except (OSError, ValueError, TypeError, ImportError) as error:
-        return Found(None, f"the folder {root} cannot be read: {error}")
+        return Found(None, f"{what} {root} cannot be read: {error}")
     if not unchanged:
-        return Found(None, f"the folder {root} is not, or no longer, just the dataset pruned")
-    return Found(folder)
+        return Found(None, f"{what} {root} is not, or no longer, just the dataset pruned")
+    return Found(source)
 
 
 def extremes(result: PruneResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

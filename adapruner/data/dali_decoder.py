@@ -1,0 +1,153 @@
+"""The second half of the DALI loader: from encoded images to a batch of them, augmented."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adapruner.data.augmentation import uniforms
+from adapruner.data.base import Source
+from adapruner.data.dali_graphs import Graph
+from adapruner.data.dali_reader import Batch, Reader
+from adapruner.data.dali_stage import BatchError, Stage
+from adapruner.data.loader import Unreadable
+
+# Batches under way in each half, besides the one that is waited for.
+AHEAD = 3
+
+
+class Done(NamedTuple):
+    """A batch: its images (None where not one of them can be read), ids, and what was left out."""
+
+    images: Tensor | None
+    ids: Tensor
+    unreadable: list[Unreadable]
+
+
+@dataclass
+class _Pipelines:
+    """What a run has to itself.
+
+    Attributes:
+        reader: the first half.
+        stages: the second one: a pipeline for each set of inputs that a batch can have.
+    """
+
+    reader: Reader
+    stages: dict[frozenset[str], Stage] = field(default_factory=dict)
+
+
+class Decoder:
+    """Reads, decodes and augments batches in DALI's threads, a few of them ahead.
+
+    Files are looked at before they are decoded, by a pipeline of their own: the window to cut out
+    depends on an image's size, and one of too many pixels is not to be decoded at all.
+
+    Args:
+        source: of encoded images.
+        graph: from encoded images to a batch.
+        batch_size: most samples in a batch.
+        seed: of the augmentation.
+        num_threads: of DALI.
+        device_id: of the GPU; None computes on the CPU.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        graph: Graph,
+        batch_size: int,
+        *,
+        seed: int,
+        num_threads: int,
+        device_id: int | None = None,
+    ) -> None:
+        self._graph, self._seed = graph, seed
+        self._batch_size, self._num_threads = batch_size, num_threads
+        self._device_id = device_id
+        self._make_reader = partial(Reader, source, batch_size, graph.partial)
+        self._idle: _Pipelines | None = None
+
+    def run(self, batches: Iterable[tuple[int, npt.NDArray[np.int64]]]) -> Iterator[Done]:
+        """The batches of (epoch, dataset indices), in their order."""
+        # A run that is broken off takes its pipelines with it, and what is under way in them.
+        pipelines = self._idle or _Pipelines(self._make_reader())
+        self._idle = None
+        reading: deque[Batch] = deque()
+        decoding: deque[Batch] = deque()
+        for epoch, ids in batches:
+            reading.append(Batch(epoch, ids))
+            pipelines.reader.start(reading[-1])
+            if len(reading) > AHEAD:
+                decoding.append(self._start(pipelines, reading.popleft()))
+            if len(decoding) > AHEAD:
+                yield self._finish(pipelines, decoding.popleft())
+        while reading:
+            decoding.append(self._start(pipelines, reading.popleft()))
+            if len(decoding) > AHEAD:
+                yield self._finish(pipelines, decoding.popleft())
+        while decoding:
+            yield self._finish(pipelines, decoding.popleft())
+        self._idle = pipelines
+
+    def _start(self, pipelines: _Pipelines, batch: Batch) -> Batch:
+        pipelines.reader.finish(batch)
+        if not len(batch.ids):
+            return batch
+        drawn = uniforms(self._seed, batch.epoch, batch.ids, self._graph.draws)
+        batch.feeds = self._graph.inputs(batch.shapes, drawn)
+        kind = frozenset(batch.feeds)
+        if kind not in pipelines.stages:
+            pipelines.stages[kind] = self._new_stage(kind, self._batch_size)
+        pipelines.stages[kind].push({**batch.feeds, "encoded": batch.encoded})
+        return batch
+
+    def _finish(self, pipelines: _Pipelines, batch: Batch) -> Done:
+        images = None
+        if len(batch.ids):
+            try:
+                images = pipelines.stages[frozenset(batch.feeds)].pop()[0]
+            except BatchError:
+                images = self._one_by_one(pipelines.reader, batch)
+        return Done(
+            # The tensor holds on to DALI's memory, which is not used again before it is gone.
+            None if images is None else torch.from_dlpack(images.as_tensor()),
+            torch.from_numpy(batch.ids),
+            batch.unreadable,
+        )
+
+    def _new_stage(self, kind: frozenset[str], batch_size: int) -> Stage:
+        device = "cpu" if self._device_id is None else "mixed"
+        define = partial(self._graph.define, device, kind)
+        return Stage(define, batch_size, self._num_threads, self._device_id)
+
+    def _one_by_one(self, reader: Reader, batch: Batch) -> Any | None:
+        """The images of a batch that DALI cannot do as it is, without the samples to blame."""
+        indices = batch.ids.tolist()
+        kind = frozenset(batch.feeds)
+        tried = self._new_stage(kind, 1).try_each(
+            {
+                "encoded": [batch.encoded[at]],
+                **{name: values[at : at + 1] for name, values in batch.feeds.items()},
+            }
+            for at in range(len(indices))
+        )
+        batch.leave_out(
+            {
+                at: reader.reason(indices[at], found)
+                for at, found in enumerate(tried)
+                if isinstance(found, BatchError)
+            }
+        )
+        if not len(batch.ids):
+            return None
+        again = self._new_stage(kind, self._batch_size)
+        return again.do({**batch.feeds, "encoded": batch.encoded})[0]

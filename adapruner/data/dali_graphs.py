@@ -1,0 +1,180 @@
+"""What DALI does to an image between its file and the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from adapruner.data.augmentation import Crop, Inputs, Shapes, Uniforms, Zoom
+from adapruner.extras import require
+
+UserGraph: TypeAlias = Callable[[Any, Any], Any]
+
+
+def read_files() -> tuple[Any, ...]:
+    """From ``path`` ``[B, L]``, bytes with zeros at the end: see :func:`look_at`."""
+    fn, types = _dali()
+    path = fn.external_source(name="path", dtype=types.UINT8, ndim=1)
+    # A file mapped into memory that is cut off meanwhile would kill the process.
+    return _looked_at(fn, fn.io.file.read(path, dont_use_mmap=True))
+
+
+def look_at() -> tuple[Any, ...]:
+    """From ``encoded``: itself, the images' shapes ``[B, 3]``, first and last bytes ``[B, 2]``."""
+    return _looked_at(_dali()[0], _encoded())
+
+
+def decode() -> tuple[Any, ...]:
+    """From ``encoded`` to the whole image: what tells whether a sample can be decoded."""
+    return (_decoded("cpu"),)
+
+
+class Graph(Protocol):
+    """From encoded images to a batch.
+
+    Attributes:
+        draws: how many random numbers a sample takes.
+        partial: whether a part of an image may be all that is decoded of it.
+    """
+
+    draws: int
+    partial: bool
+
+    def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
+        """What it takes besides the images, of ``shapes`` ``[B, 2]``, by name."""
+
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+        """The nodes.
+
+        Args:
+            device: of the decoder, "cpu" or "mixed".
+            given: the names of :meth:`inputs`.
+        """
+
+
+class ZoomGraph:
+    """:class:`adapruner.data.augmentation.Zoom`; no more than the window is decoded."""
+
+    partial = True
+
+    def __init__(self, zoom: Zoom, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.draws, self.inputs = zoom.draws, zoom.inputs
+        self._size, self._mean, self._std = zoom.size, mean, std
+
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+        fn, types = _dali()
+        window = fn.decoders.image_slice(
+            _encoded(),
+            start=_given("start", types.INT32, 1),
+            shape=_given("extent", types.INT32, 1),
+            axis_names="HW",
+            device=device,
+            output_type=types.RGB,
+            adjust_orientation=False,
+        )
+        image = fn.resize(window, size=(self._size, self._size), interp_type=types.INTERP_LINEAR)
+        return (_normalized(image, self._mean, self._std, _given("mirror", types.INT32, 0)),)
+
+
+class CropGraph:
+    """:class:`adapruner.data.augmentation.Crop`."""
+
+    partial = False
+
+    def __init__(self, crop: Crop, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.draws, self.inputs = crop.draws, crop.inputs
+        self._size, self._mean, self._std = crop.size, mean, std
+
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+        fn, types = _dali()
+        image = _decoded(device)
+        if "resized" in given:
+            size = _given("resized", types.FLOAT, 1)
+            image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR)
+        image = fn.slice(
+            image,
+            start=_given("start", types.INT32, 1),
+            shape=(self._size, self._size),
+            axis_names="HW",
+            out_of_bounds_policy="pad",
+            fill_values=0,
+        )
+        return (_normalized(image, self._mean, self._std, _given("mirror", types.INT32, 0)),)
+
+
+class WholeGraph:
+    """The image as it is, in [0, 1]; all of a batch must be of one size."""
+
+    draws, partial = 0, False
+
+    def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
+        if (shapes != shapes[:1]).any():
+            sizes = sorted({(int(width), int(height)) for height, width in shapes})
+            raise ValueError(
+                "images of different sizes make no batch, and these have "
+                + ", ".join(f"{width} x {height}" for width, height in sizes[:4])
+                + (", …" if len(sizes) > 4 else "")
+                + "; give a transform that brings them to one size"
+            )
+        return {}
+
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+        return (_normalized(_decoded(device), [0.0] * 3, [1.0] * 3, None),)
+
+
+class CustomGraph:
+    """The user's own: a function of the node of encoded images and one of random numbers."""
+
+    draws, partial = 16, True
+
+    def __init__(self, function: UserGraph) -> None:
+        self._function = function
+
+    def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
+        return {"random": drawn.astype(np.float32)}
+
+    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+        random = _given("random", _dali()[1].FLOAT, 1)
+        # An output too: DALI drops an input that nothing depends on, and then refuses it.
+        return self._function(_encoded(), random), random
+
+
+def _dali() -> tuple[Any, Any]:
+    return require("nvidia.dali.fn", extra="dali"), require("nvidia.dali.types", extra="dali")
+
+
+def _given(name: str, dtype: Any, ndim: int) -> Any:
+    return _dali()[0].external_source(name=name, dtype=dtype, ndim=ndim)
+
+
+def _encoded() -> Any:
+    fn, types = _dali()
+    # Not copied: the loader holds on to the bytes until the batch is done.
+    return fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+
+
+def _decoded(device: str) -> Any:
+    fn, types = _dali()
+    # As Pillow does, an image is not turned to the orientation that its metadata ask for.
+    return fn.decoders.image(
+        _encoded(), device=device, output_type=types.RGB, adjust_orientation=False
+    )
+
+
+def _looked_at(fn: Any, encoded: Any) -> tuple[Any, ...]:
+    shapes = fn.peek_image_shape(encoded, adjust_orientation=False)
+    return encoded, shapes, encoded[:2], encoded[-2:]
+
+
+def _normalized(image: Any, mean: Sequence[float], std: Sequence[float], mirror: Any) -> Any:
+    fn, types = _dali()
+    return fn.crop_mirror_normalize(
+        image,
+        mirror=0 if mirror is None else mirror,
+        dtype=types.FLOAT,
+        output_layout="CHW",
+        mean=[255.0 * value for value in mean],
+        std=[255.0 * value for value in std],
+    )

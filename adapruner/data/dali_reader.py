@@ -1,0 +1,175 @@
+"""The first half of the DALI loader: the encoded images of a batch, and what they look like."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapruner.data import dali_graphs
+from adapruner.data.base import Source
+from adapruner.data.dali_stage import BatchError, Stage
+from adapruner.data.images import MAX_PIXELS
+from adapruner.data.loader import Unreadable
+from adapruner.data.map_style import origin
+
+_JPEG_START, _JPEG_END = (0xFF, 0xD8), (0xFF, 0xD9)
+
+_Read = list["npt.NDArray[np.uint8] | str"]
+
+
+@dataclass
+class Batch:
+    """A batch under way.
+
+    Attributes:
+        epoch: of its augmentation.
+        ids: the dataset indices that are still in it, int64.
+        unreadable: those that are not.
+        encoded: their images as they lie in their files: DALI's list, or one of arrays.
+        shapes: of the images, height and width, ``[B, 2]``.
+        feeds: what else the second half takes.
+    """
+
+    epoch: int
+    ids: npt.NDArray[np.int64]
+    unreadable: list[Unreadable] = field(default_factory=list)
+    encoded: Any = None
+    shapes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    feeds: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def leave_out(self, reasons: Mapping[int, str]) -> None:
+        """Take out the samples at some places, with the reason of each."""
+        if not reasons:
+            return
+        self.unreadable += [Unreadable(int(self.ids[at]), why) for at, why in reasons.items()]
+        kept = [at for at in range(len(self.ids)) if at not in reasons]
+        self.ids = self.ids[kept]
+        self.encoded = [self.encoded[at] for at in kept]
+        self.shapes = self.shapes[kept] if len(self.shapes) else self.shapes
+        self.feeds = {name: value[kept] for name, value in self.feeds.items()}
+
+
+class Reader:
+    """Reads the encoded images of a batch, and looks at them without decoding.
+
+    Whole files are read by DALI, by path; of ranges of files the source reads the bytes, in a
+    thread.
+
+    Args:
+        source: of encoded images.
+        batch_size: most samples in a batch.
+        careful: make sure that a JPEG is whole, where a part of it may be all that is decoded.
+    """
+
+    def __init__(self, source: Source, batch_size: int, careful: bool) -> None:
+        self._source, self._careful = source, careful
+        self._max_pixels = getattr(origin(source), "max_pixels", MAX_PIXELS)
+        self._by_path = _lie_in_whole_files(source)
+        define = dali_graphs.read_files if self._by_path else dali_graphs.look_at
+        # One thread: reading is a small part, and a second one would only get in decoding's way.
+        self._stage = Stage(define, batch_size, 1, None)
+        self._thread = None if self._by_path else ThreadPoolExecutor(1, "adapruner-read")
+        self._read: dict[int, Future[_Read]] = {}
+
+    def start(self, batch: Batch) -> None:
+        """Have a batch read; as many as one likes can be under way."""
+        indices = batch.ids.tolist()
+        if self._thread is not None:
+            self._read[id(batch)] = self._thread.submit(self._bytes, indices)
+            return
+        paths = np.array([os.fsencode(self._source.location(i).path) for i in indices], np.bytes_)
+        self._stage.push({"path": paths.view(np.uint8).reshape(len(paths), -1)})
+
+    def finish(self, batch: Batch) -> None:
+        """Give the batch that was started first its images, and take out what cannot be decoded."""
+        try:
+            if self._thread is None:
+                looks = self._stage.pop()
+            else:
+                _fill(batch, self._read.pop(id(batch)).result())
+                if not len(batch.ids):
+                    return
+                looks = self._stage.do({"encoded": batch.encoded})
+            batch.encoded, shapes, starts, ends = looks[0], *map(_array, looks[1:])
+        except BatchError:
+            if self._thread is None:
+                _fill(batch, self._bytes(batch.ids.tolist()))
+            shapes, starts, ends = self._look_one_by_one(batch)
+        batch.shapes = shapes[:, :2]
+        self._leave_out_doubtful(batch, starts, ends)
+
+    def reason(self, index: int, error: BatchError) -> str:
+        """Why a sample cannot be decoded: in Pillow's words, where it cannot decode it either."""
+        try:
+            self._source.image(index)
+        except Exception as told:  # as any other loader would report it
+            return f"{type(told).__name__}: {told}"
+        location = self._source.location(index)
+        where = f" at byte {location.offset}" if location.size is not None else ""
+        return f"OSError: DALI cannot decode {location.path}{where}: {error}"
+
+    def _bytes(self, indices: list[int]) -> _Read:
+        """The encoded images, or why one cannot be read."""
+        read: _Read = []
+        for index in indices:
+            try:
+                read.append(np.frombuffer(self._source.encoded(index), np.uint8))
+            except OSError as error:
+                read.append(f"{type(error).__name__}: {error}")
+        return read
+
+    def _look_one_by_one(self, batch: Batch) -> list[npt.NDArray[Any]]:
+        stage = Stage(dali_graphs.look_at, 1, 1, None)
+        seen = stage.try_each({"encoded": [encoded]} for encoded in batch.encoded)
+        indices = batch.ids.tolist()
+        batch.leave_out(
+            {
+                at: self.reason(indices[at], found)
+                for at, found in enumerate(seen)
+                if isinstance(found, BatchError)
+            }
+        )
+        looks = [found[1:] for found in seen if not isinstance(found, BatchError)]
+        if not looks:
+            return [np.zeros((0, 3), np.int64), np.zeros((0, 2)), np.zeros((0, 2))]
+        return [np.concatenate([_array(look[part]) for look in looks]) for part in range(3)]
+
+    def _leave_out_doubtful(
+        self, batch: Batch, starts: npt.NDArray[Any], ends: npt.NDArray[Any]
+    ) -> None:
+        too_large = batch.shapes.prod(1) > self._max_pixels
+        cut_off = np.zeros_like(too_large)
+        if self._careful:
+            cut_off = (starts == _JPEG_START).all(1) & (ends != _JPEG_END).any(1) & ~too_large
+        if not (too_large | cut_off).any():
+            return
+        indices = batch.ids.tolist()
+        stage = Stage(dali_graphs.decode, 1, 1, None)
+        places = np.flatnonzero(cut_off).tolist()
+        tried = stage.try_each({"encoded": [batch.encoded[at]]} for at in places)
+        errors = {at: e for at, e in zip(places, tried, strict=True) if isinstance(e, BatchError)}
+        for at in np.flatnonzero(too_large).tolist():
+            errors[at] = BatchError(f"more than max_pixels ({self._max_pixels:,})")
+        batch.leave_out({at: self.reason(indices[at], error) for at, error in errors.items()})
+
+
+def _fill(batch: Batch, read: _Read) -> None:
+    batch.encoded = read
+    batch.leave_out({at: why for at, why in enumerate(read) if isinstance(why, str)})
+
+
+def _array(outputs: Any) -> npt.NDArray[Any]:
+    return np.array(outputs.as_array())
+
+
+def _lie_in_whole_files(source: Source) -> bool:
+    try:
+        return source.location(0).size is None
+    except OSError:
+        return False
