@@ -261,11 +261,18 @@ def _add_practical_options(group: argparse._ArgumentGroup) -> None:
         help="also write the trained model's state dict (safetensors), as --weights takes it",
     )
     option(
+        "--loader",
+        choices=["auto", "torch", "dali"],
+        default="auto",
+        help="what reads the images; auto, the default, takes DALI where it is installed and can",
+    )
+    option(
         "--workers",
         type=at_least(0),
         default=0,
         metavar="N",
-        help="processes that read images; default %(default)s, none but the one that trains",
+        help="processes that read images, default none but the one that trains; or threads of "
+        "DALI, default one per core",
     )
     option(
         "--block-size",

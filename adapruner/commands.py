@@ -72,6 +72,7 @@ def prune(arguments: Namespace) -> None:
         arguments.epochs,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        loader=arguments.loader,
         num_workers=arguments.workers,
         block_size=arguments.block_size,
         transform=vision.training_transform(image_size),

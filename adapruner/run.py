@@ -6,8 +6,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from adapruner.checkpoint import load_checkpoint, save_checkpoint, to_cpu
-from adapruner.data.loader import PrunedLoader, Unreadable, refuse_unreadable
+from adapruner.data.loader import Unreadable, refuse_unreadable
 from adapruner.pruner import Pruner
 from adapruner.result import DatasetMismatchError
 
@@ -26,6 +26,14 @@ OptimizerFactory: TypeAlias = Callable[[Any], Any]
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
+
+
+class Loader(Protocol):
+    """Yields (inputs, targets, ids), and says how many batches the epoch has."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, Tensor]]: ...
 
 
 class Run:
@@ -64,7 +72,7 @@ class Run:
             )
         self.optimizer: Optimizer = made
 
-    def train(self, loader: PrunedLoader) -> None:
+    def train(self, loader: Loader) -> None:
         """One epoch over what the pruner has it read."""
         self.model.train()
         pruner, batches, finite = self.pruner, len(loader), 0

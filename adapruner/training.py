@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import default_collate
+from tqdm.auto import tqdm
 
 from adapruner.checkpoint import describe
 from adapruner.data.base import Source, Transform
-from adapruner.data.loader import evaluation_loader
 from adapruner.data.order import epoch_seed
 from adapruner.data.sources import as_source
+from adapruner.loading import choose_loader, held_out_loader, training_loader
 from adapruner.methods import DEFAULT_METHOD
 from adapruner.pruner import Pruner
 from adapruner.result import PruneResult
@@ -39,6 +41,7 @@ def fast_prune(
     batch_size: int = 128,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    loader: str = "auto",
     num_workers: int = 0,
     block_size: int | None = None,
     transform: Transform | None = None,
@@ -75,7 +78,11 @@ def fast_prune(
         batch_size: samples in a batch.
         seed: of the order, the held-out part, the augmentation and the model's own dropout.
         device: where to train; this build has kernels for "cpu".
-        num_workers: processes that read samples.
+        loader: what reads the samples. "torch": a DataLoader. "dali": NVIDIA DALI, which decodes
+            images of a folder or of shards and does what a transform of :mod:`adapruner.vision`
+            does, in native threads. "auto": DALI where it is installed and can read these samples.
+            The result's ``config`` says which it was and why, and which one evaluated.
+        num_workers: processes that read samples; with DALI its threads, one per core where 0.
         block_size: samples that stand next to each other in the data and are read at about the
             same time, for slow disks: see :func:`adapruner.data.order.block_order`. All are mixed
             where None.
@@ -150,8 +157,11 @@ def fast_prune(
         device=device,
     )
     run = Run(model.to(device), pruner, loss, learning_rate, optimizer, progress, on_error)
-    loader = pruner.loader(
+    training_choice = choose_loader(loader, source, collate_fn)
+    batches = training_loader(
+        training_choice,
         source,
+        pruner,
         batch_size,
         num_workers=num_workers,
         collate_fn=collate_fn,
@@ -164,10 +174,26 @@ def fast_prune(
     else:
         evaluated = _open(validation_data, evaluation_transform or transform, collate_fn)
         indices = np.arange(len(evaluated))
-    evaluation = evaluation_loader(
-        evaluated, indices, batch_size, seed=seed, num_workers=num_workers, collate_fn=collate_fn
+    evaluation_choice = choose_loader(
+        "torch" if training_choice.name == "torch" else "auto", evaluated, collate_fn
     )
+    evaluation = held_out_loader(
+        evaluation_choice,
+        evaluated,
+        indices,
+        batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+    )
+    if progress:
+        tqdm.write(
+            f"loader: {training_choice.name} ({training_choice.why}); "
+            f"held-out samples: {evaluation_choice.name}",
+            file=sys.stderr,
+        )
     settings = {
+        "loader": training_choice.name,
         "batch_size": batch_size,
         "block_size": block_size,
         "model": describe(model),
@@ -179,12 +205,18 @@ def fast_prune(
     with _training_mode_kept(model):
         while not pruner.finished:
             with _seeded(seed, pruner.epoch):
-                run.train(loader)
+                run.train(batches)
                 losses = run.evaluate(evaluation, observe=validation_data is None)
             run.end_epoch(losses)
             if checkpoint_dir is not None:
                 run.checkpoint(checkpoint_dir, settings)
-    return _with_provenance(pruner.result(), source, batch_size)
+    more = {
+        "batch_size": batch_size,
+        "loader": training_choice.name,
+        "loader_reason": training_choice.why,
+        "evaluation_loader": evaluation_choice.name,
+    }
+    return _with_provenance(pruner.result(), source, more)
 
 
 def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
@@ -236,7 +268,7 @@ def _training_mode_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _with_provenance(result: PruneResult, source: Source, batch_size: int) -> PruneResult:
+def _with_provenance(result: PruneResult, source: Source, settings: dict[str, Any]) -> PruneResult:
     """The result, with what only the whole run knows."""
     seconds = sum(entry["seconds"] for entry in result.history)
     read = result.saved["samples_read"]
@@ -246,7 +278,7 @@ def _with_provenance(result: PruneResult, source: Source, batch_size: int) -> Pr
         saved["bytes"] = int(source.sizes.sum() - source.sizes[result.indices.numpy()].sum())
     return replace(
         result,
-        config=dict(result.config, batch_size=batch_size),
+        config=result.config | settings,
         saved=saved,
         targets=None if source.targets is None else torch.from_numpy(source.targets),
         source=source,

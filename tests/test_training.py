@@ -284,6 +284,9 @@ def test_result_equals_independent_counts() -> None:
         "normalize_loss": False,
         "track_losses": True,
         "batch_size": 16,
+        "loader": "torch",
+        "loader_reason": "samples of kind 'dataset' are no image files",
+        "evaluation_loader": "torch",
     }
     assert result.config == expected
     assert result.fingerprint == adapruner.as_source(dataset).fingerprint()

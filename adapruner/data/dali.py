@@ -25,7 +25,7 @@ from adapruner.data.dali_graphs import (
     ZoomGraph,
 )
 from adapruner.data.loader import Failures, Unreadable
-from adapruner.data.map_style import SubsetSource
+from adapruner.data.map_style import origin
 from adapruner.data.order import batches
 from adapruner.data.plan import Follows, Plan
 from adapruner.data.sources import as_source
@@ -169,9 +169,7 @@ class DaliEvaluation:
 def _why_not_samples(source: Source) -> str | None:
     if not source.has_encoded or source.targets is None:
         return f"samples of kind {source.kind!r} are no image files"
-    while isinstance(source, SubsetSource):
-        source = source.base
-    mode = getattr(source, "mode", "RGB")
+    mode = getattr(origin(source), "mode", "RGB")
     return None if mode == "RGB" else f"DALI decodes to RGB, and mode is {mode!r}"
 
 

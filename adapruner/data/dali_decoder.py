@@ -21,7 +21,7 @@ from adapruner.data.dali_stage import BatchError, Stage
 from adapruner.data.loader import Unreadable
 
 # Batches under way in each half, besides the one that is waited for.
-AHEAD = 2
+AHEAD = 3
 
 
 class Done(NamedTuple):
@@ -73,7 +73,7 @@ class Decoder:
         self._graph, self._seed = graph, seed
         self._batch_size, self._num_threads = batch_size, num_threads
         self._device_id = device_id
-        self._make_reader = partial(Reader, source, batch_size, num_threads, graph.partial)
+        self._make_reader = partial(Reader, source, batch_size, graph.partial)
         self._idle: _Pipelines | None = None
 
     def run(self, batches: Iterable[tuple[int, npt.NDArray[np.int64]]]) -> Iterator[Done]:

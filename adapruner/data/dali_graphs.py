@@ -136,7 +136,9 @@ class CustomGraph:
         return {"random": drawn.astype(np.float32)}
 
     def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
-        return (self._function(_encoded(), _given("random", _dali()[1].FLOAT, 1)),)
+        random = _given("random", _dali()[1].FLOAT, 1)
+        # An output too: DALI drops an input that nothing depends on, and then refuses it.
+        return self._function(_encoded(), random), random
 
 
 def _dali() -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from adapruner.data.base import Source
 from adapruner.data.dali_stage import BatchError, Stage
 from adapruner.data.images import MAX_PIXELS
 from adapruner.data.loader import Unreadable
+from adapruner.data.map_style import origin
 
 _JPEG_START, _JPEG_END = (0xFF, 0xD8), (0xFF, 0xD9)
 
@@ -63,16 +64,16 @@ class Reader:
     Args:
         source: of encoded images.
         batch_size: most samples in a batch.
-        num_threads: of DALI.
         careful: make sure that a JPEG is whole, where a part of it may be all that is decoded.
     """
 
-    def __init__(self, source: Source, batch_size: int, num_threads: int, careful: bool) -> None:
+    def __init__(self, source: Source, batch_size: int, careful: bool) -> None:
         self._source, self._careful = source, careful
-        self._max_pixels = getattr(source, "max_pixels", MAX_PIXELS)
+        self._max_pixels = getattr(origin(source), "max_pixels", MAX_PIXELS)
         self._by_path = _lie_in_whole_files(source)
         define = dali_graphs.read_files if self._by_path else dali_graphs.look_at
-        self._stage = Stage(define, batch_size, num_threads, None)
+        # One thread: reading is a small part, and a second one would only get in decoding's way.
+        self._stage = Stage(define, batch_size, 1, None)
         self._thread = None if self._by_path else ThreadPoolExecutor(1, "adapruner-read")
         self._read: dict[int, Future[_Read]] = {}
 

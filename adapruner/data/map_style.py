@@ -154,6 +154,13 @@ class SubsetSource(Source):
         return digest.hexdigest()
 
 
+def origin(source: Source) -> Source:
+    """The source that ``source`` is a Subset of, or a Subset of one of, where it is one."""
+    while isinstance(source, SubsetSource):
+        source = source.base
+    return source
+
+
 def checked_length(dataset: Any) -> int:
     """N of a map-style dataset.
 

@@ -1,0 +1,76 @@
+"""The images to read: CIFAR-10, and larger ones made of it, as folders and as shards."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adapruner import as_source
+from adapruner.data.base import Source
+from adapruner.vision import training_transform
+
+IN_A_SHARD = 2500
+SEED = 0
+
+
+@cache
+def cifar() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The packed JPEGs, (offset, length, label) of each, and the names of the classes."""
+    folder = Path(os.environ.get("ADAPRUNER_DATA", "/nonexistent")) / "cifar10"
+    if not folder.is_dir():
+        pytest.skip("CIFAR-10 is not there: ADAPRUNER_DATA says where")
+    packed = np.memmap(folder / "train.jpegs", dtype=np.uint8, mode="r")
+    index = np.load(folder / "train.index.npy")
+    return packed, index, (folder / "classes.txt").read_text().split()
+
+
+def jpeg(number: int, large: bool) -> tuple[bytes, int]:
+    """An image and its class: one of CIFAR-10, or that one at 256 to 512 pixels a side."""
+    packed, index, _ = cifar()
+    offset, length, label = (int(value) for value in index[number])
+    encoded = packed[offset : offset + length].tobytes()
+    if not large:
+        return encoded, label
+    size = np.random.default_rng([SEED, number]).integers(256, 513, 2)
+    image = Image.open(io.BytesIO(encoded)).convert("RGB").resize(size.tolist(), Image.BICUBIC)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=90)
+    return stream.getvalue(), label
+
+
+def make(root: Path, kind: str, count: int, large: bool) -> Source:
+    """``count`` images as a "folder" or as "shards", with the usual augmentation."""
+    (make_folder if kind == "folder" else make_shards)(root, count, large)
+    return as_source(root, transform=training_transform(224 if large else 32))
+
+
+def make_folder(root: Path, count: int, large: bool) -> None:
+    names = cifar()[2]
+    for name in names:
+        (root / name).mkdir(parents=True)
+    for number in range(count):
+        encoded, label = jpeg(number, large)
+        (root / names[label] / f"{number:06d}.jpg").write_bytes(encoded)
+
+
+def make_shards(root: Path, count: int, large: bool) -> None:
+    from adapruner.data.shard_index import scan, write_index  # noqa: F401
+
+    root.mkdir(parents=True)
+    for start in range(0, count, IN_A_SHARD):
+        with tarfile.open(
+            root / f"{start // IN_A_SHARD:05d}.tar", "w", tarfile.USTAR_FORMAT
+        ) as tar:
+            for number in range(start, min(start + IN_A_SHARD, count)):
+                encoded, label = jpeg(number, large)
+                for extension, content in (("jpg", encoded), ("cls", str(label).encode())):
+                    member = tarfile.TarInfo(f"{number:06d}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
