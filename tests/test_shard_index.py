@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shard_files import encoded_image, make_shards, sample, write_tar
 
+from adapruner import as_source
 from adapruner.data.shard_index import (
     IndexMismatchError,
     parse_line,
@@ -238,3 +242,39 @@ def test_what_is_no_tar_is_damage(tmp_path: Path) -> None:
         assert str(path) in index.damage
     shutil.rmtree(tmp_path)
     assert str(path) in str(scan(path).damage)
+
+
+def test_no_broken_tar_or_index_hangs_or_crashes(tmp_path: Path) -> None:
+    members = [*sample(0), (f"{LONG}.cls", b"1"), (f"{LONG}.png", b"x" * 700), *sample(1)]
+    shard, path = write_tar(tmp_path / "a.tar", members), tmp_path / "a.idx"
+    write_index(path, scan(shard), shard.stat().st_size)
+    random = np.random.default_rng(0)
+    tar, whole = shard.read_bytes(), path.read_bytes()
+    used = len(tar) // 512 * 512
+    for _ in range(400):
+        broken = bytearray(tar)
+        for place in random.integers(0, used, random.integers(1, 6)):
+            # Most of the time within a header, where it matters, its checksum made right again.
+            place = place // 512 * 512 + random.integers(100, 160)
+            broken[place] = random.choice([0, 48, 53, 55, 120, 128, 255, random.integers(256)])
+            block = slice(place // 512 * 512, place // 512 * 512 + 512)
+            total = sum(broken[block]) - sum(broken[block][148:156]) + 8 * 32
+            broken[block.start + 148 : block.start + 156] = b"%06o\0 " % total
+        shard.write_bytes(broken)
+        found = scan(shard)
+        for line in found.lines:
+            assert all(part.offset + part.size <= len(broken) for part in parse_line(line))
+        with contextlib.suppress(IndexMismatchError):
+            read_index(path, shard)
+    shard.write_bytes(tar)
+    for _ in range(400):
+        broken = bytearray(whole)
+        for place in random.integers(0, len(whole), random.integers(1, 4)):
+            broken[place] = random.choice([10, 32, 45, 48, 57, 255, random.integers(256)])
+        path.write_bytes(broken)
+        os.utime(path, (time.time() + 9,) * 2)
+        with contextlib.suppress(IndexMismatchError):
+            source = as_source(shard)
+            for index in range(len(source)):
+                with contextlib.suppress(OSError):
+                    source.encoded(index)

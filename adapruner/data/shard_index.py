@@ -263,12 +263,16 @@ def _parse_index(path: str | os.PathLike[str]) -> tuple[ShardIndex, int | None]:
         )
     if len(rest) < 2 or not rest[0].startswith(_TRAILER):
         return index, None
-    index.classes = np.array(rest[1].split(), dtype=np.int64)
-    if len(index.classes) != count:
+    try:
+        index.classes = np.array(rest[1].split(), dtype=np.int64)
+        shard_bytes = int(rest[0].removeprefix(_TRAILER))
+    except (ValueError, OverflowError) as error:
+        raise IndexMismatchError(f"{os.fspath(path)} is broken at its end: {error}") from error
+    if len(index.classes) != count or (index.classes < UNKNOWN).any():
         raise IndexMismatchError(
-            f"{os.fspath(path)} is cut off: it has {len(index.classes)} of {count} classes"
+            f"{os.fspath(path)} is broken at its end: {count} classes were expected"
         )
-    return index, int(rest[0].removeprefix(_TRAILER))
+    return index, shard_bytes
 
 
 def _check_index(

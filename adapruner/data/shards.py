@@ -162,10 +162,10 @@ class ShardSource(Source):
         """Of each shard its samples as rows (offset, size, bytes in the shard, class)."""
         self._digests, parts, count = [], [], 0
         for shard in self.shards:
-            index = open_index(shard, self.index_folder)
+            index, shard_bytes = open_index(shard, self.index_folder), os.path.getsize(shard)
             rows = np.empty((len(index.lines) + (index.damage is not None), 4), dtype=np.int64)
             for position, line in enumerate(index.lines):
-                components = _components(line, shard)
+                components = _components(line, shard, shard_bytes)
                 image = self._find_image(components)
                 number = self._find_class(components, index, position, shard)
                 if isinstance(image, str):
@@ -356,11 +356,17 @@ def _expand_braces(text: str) -> Iterator[str]:
         yield from _expand_braces(text[: match.start()] + part + text[match.end() :])
 
 
-def _components(line: bytes, shard: str) -> list[Component]:
+def _components(line: bytes, shard: str, shard_bytes: int) -> list[Component]:
     try:
-        return parse_line(line)
+        components = parse_line(line)
+        if any(part.offset + part.size > shard_bytes for part in components):
+            raise ValueError(f"it goes beyond the {shard_bytes} bytes of the shard")
     except ValueError as error:
-        raise IndexMismatchError(f"a line of the index of {shard} is broken: {error}") from error
+        raise IndexMismatchError(
+            f"the index of {shard} does not belong to it: line {line[:80]!r}: {error}; make it "
+            "anew with: adapruner index"
+        ) from error
+    return components
 
 
 def _is_image(extension: str) -> bool:
