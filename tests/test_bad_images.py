@@ -47,7 +47,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     return call
 
 
-@pytest.fixture(params=["torch", "dali"])
+@pytest.fixture(params=["torch", "workers", "dali"])
 def loader_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
     def call(source: Any, pruner: Pruner, on_error: str = "skip") -> Any:
         source = as_source(source, transform=evaluation_transform(16))
@@ -56,8 +56,8 @@ def loader_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
             from adapruner.data.dali import DaliLoader
 
             return DaliLoader(source, pruner, 4, on_error=on_error, num_threads=1)
-        # Without workers: processes forked beside DALI's threads can wait for ever.
-        return pruner.loader(source, 4, on_error=on_error)
+        workers = 1 if request.param == "workers" else 0
+        return pruner.loader(source, 4, num_workers=workers, on_error=on_error)
 
     return call
 

@@ -40,6 +40,12 @@ class Stage:
         self._waiting: deque[Feeds] = deque()
         self._pipeline = self._build()
 
+    def __del__(self) -> None:
+        # A pipeline is part of a reference cycle. Left to the garbage collector, it may end in a
+        # process forked meanwhile, and would wait there for threads that did not come along.
+        if pipeline := getattr(self, "_pipeline", None):
+            pipeline.__del__()
+
     def push(self, feeds: Feeds) -> None:
         """Start on a batch: the value of each input of the pipeline, by name."""
         self._waiting.append(feeds)
@@ -58,6 +64,7 @@ class Stage:
             self._pipeline.release_outputs()
         except Exception as error:  # RuntimeError, and others, by what an operator ran into
             self._waiting.popleft()
+            self._pipeline.__del__()
             self._pipeline = self._build()
             for feeds in self._waiting:
                 self._feed(feeds)
