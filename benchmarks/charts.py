@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-OURS, RIVAL = "#0072b2", "#8a8a8a"
+OURS, RIVAL, AHEAD = "#0072b2", "#8a8a8a", "#c75400"
 
 
 def draw_speed(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -17,26 +17,27 @@ def draw_speed(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
     ``rows``: title to {rival: timing}.
     """
-    figure = Figure(figsize=(8, 0.34 * len(rows) + 1.1), layout="constrained")
+    lines = [(title, rival, timing) for title, row in rows.items() for rival, timing in row.items()]
+    figure = Figure(figsize=(8, 0.21 * len(lines) + 0.9), layout="constrained")
     ax = figure.subplots()
-    rivals = list(dict.fromkeys(rival for row in rows.values() for rival in row))
-    marks = dict(zip(rivals, "osDv^<>Pp*hX", strict=False))
-    for height, row in enumerate(reversed(rows.values())):
-        for rival, timing in row.items():
-            lower, median, upper = timing["times_first"]
-            ax.hlines(height, lower, upper, color=RIVAL, lw=1.5)
-            ax.plot(median, height, marks[rival], color=RIVAL if median >= 1 else "#c75400", ms=6)
+    for height, (_, rival, timing) in enumerate(reversed(lines)):
+        lower, median, upper = timing["times_first"]
+        colour = AHEAD if median < 1 else RIVAL
+        ax.hlines(height, lower, upper, color=colour, lw=1.5)
+        ax.plot(median, height, "o", color=colour, ms=5)
+        ax.annotate(rival, (upper, height), (6, 0), textcoords="offset points", va="center", size=8)
     ax.axvline(1, color=OURS, lw=2)
-    ax.text(1, len(rows) - 0.3, "adapruner", color=OURS, ha="center", va="bottom")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
-    ax.set_yticks(range(len(rows)), list(reversed(rows)))
-    ax.set_ylim(-0.6, len(rows) + 0.2)
-    ax.set_xlabel("rival's time as a multiple of ours, median and quartiles")
+    # The title of a row at the first of its rivals.
+    titles = ["" if i and lines[i - 1][0] == line[0] else line[0] for i, line in enumerate(lines)]
+    ax.set_yticks(range(len(lines)), list(reversed(titles)), fontsize=8)
+    ax.set_ylim(-0.8, len(lines) - 0.2)
+    ax.set_xlim(right=ax.get_xlim()[1] * 5)  # room for the last name
+    ax.set_xlabel("rival's time as a multiple of ours (the blue line), median and quartiles")
     ax.grid(axis="x", alpha=0.3)
+    ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right"]].set_visible(False)
-    handles = [ax.plot([], [], marks[rival], color=RIVAL, ms=6, label=rival)[0] for rival in rivals]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import adapruner
 
 KEEP_RATIO, EPOCHS, BATCH = 0.7, 20, 128
-IMAGES = 5_000  # of CIFAR-10's 50,000
+IMAGES = 2_000  # of CIFAR-10's 50,000
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
