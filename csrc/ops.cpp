@@ -78,8 +78,8 @@ TORCH_LIBRARY(adapruner, m) {
   // int64 ascending; sums [2] int64: Σ gate_fixed(slope, m), of σ(slope·m)·2³⁰, and the number of
   // m > 0; empty [0] without a slope. A slope that is not finite is a ValueError.
   // Memory besides input and results: 8 MB, and at most a quarter of a byte per value from N = 10⁸
-  // on (a half below; 2 where the sample that brackets the threshold misleads); for indices 1/8 byte
-  // per value more. An input that is not contiguous is copied.
+  // on (a half below; 2 where the sample that brackets the threshold misleads); for indices 1/8
+  // byte per value more. An input that is not contiguous is copied.
   m.def("topk_mask(Tensor gate_logits, int k, float? slope=None) -> (Tensor mask, Tensor sums)");
   m.def(
       "topk_indices(Tensor gate_logits, int k, float? slope=None) "
