@@ -44,7 +44,7 @@ FIRST = (
     "order[1e+08-keep 0.7]",
     "step[plain]",
     "step[published]",
-    "end_to_end[cifar10]",
+    "end_to_end[digits]",
 )
 
 

@@ -55,7 +55,9 @@ def test_datasets_that_are_refused() -> None:
     for empty in ([], Pairs([]), Subset(Pairs([(0, 0)]), [])):
         with pytest.raises(ValueError, match="of length 0"):
             as_source(empty)
-    with pytest.raises(ValueError, match=r"columns are for shards and Hugging Face datasets, .* Pairs"):
+    with pytest.raises(
+        ValueError, match=r"columns are for shards and Hugging Face datasets, .* Pairs"
+    ):
         as_source(Pairs([(0, 0)]), columns=("a", "b"))
 
 
