@@ -1,0 +1,244 @@
+// What kernels share: numbers, 16-byte loads, reductions in a fixed order, and the launch. Compiled
+// by nvcc, and by any C++ compiler for the emulator of tests/csrc/emulation/, under
+// ADAPRUNER_EMULATE.
+#pragma once
+
+#ifdef ADAPRUNER_EMULATE
+#include "../../tests/csrc/emulation/cuda.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "plan.h"
+#include "types.h"
+
+namespace adapruner::cuda {
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Launches, with nothing to launch for an empty grid. Every launch goes through here. Throws
+// std::runtime_error where CUDA refuses it.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef ADAPRUNER_EMULATE
+  (void)stream;
+  emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); });
+#else
+  constexpr size_t kUnasked = 48 * 1024;  // what a kernel may take without asking
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kUnasked) {
+    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("adapruner: a CUDA kernel was not launched: ") +
+                             cudaGetErrorString(error));
+  }
+#endif
+}
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("adapruner: CUDA error: ") + cudaGetErrorString(error));
+  }
+}
+
+// The dynamic shared memory of a block, 16-byte aligned.
+template <typename T>
+__device__ T* dynamic_shared() {
+#ifdef ADAPRUNER_EMULATE
+  return static_cast<T*>(emulation::dynamic_shared());
+#else
+  extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
+  return reinterpret_cast<T*>(dynamic_shared_memory);
+#endif
+}
+
+// --- numbers ---------------------------------------------------------------------------------
+
+// What arithmetic on a T is done in.
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float widen(__half x) { return __half2float(x); }
+
+// To the nearest T, ties to even.
+template <typename T>
+__device__ T narrow(Accumulator<T> x) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(x);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(x);
+  } else {
+    return x;
+  }
+}
+
+// Calls `work` with a value of the type.
+template <typename Work>
+void dispatch(Type type, Work work) {
+  switch (type) {
+    case Type::kFloat:
+      return work(float{});
+    case Type::kDouble:
+      return work(double{});
+    case Type::kBFloat16:
+      return work(__nv_bfloat16{});
+    case Type::kHalf:
+      return work(__half{});
+  }
+}
+
+// Atomics on what csrc/math/ and tensors call int64_t, for which CUDA has other names.
+__device__ inline void atomic_add(int64_t* at, int64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+__device__ inline int64_t atomic_min(int64_t* at, int64_t value) {
+  return atomicMin(reinterpret_cast<long long*>(at), static_cast<long long>(value));
+}
+__device__ inline int64_t atomic_max(int64_t* at, int64_t value) {
+  return atomicMax(reinterpret_cast<long long*>(at), static_cast<long long>(value));
+}
+
+// --- memory ----------------------------------------------------------------------------------
+
+// Several neighbours, loaded and stored as one.
+template <typename T, int kSize = 16 / sizeof(T)>
+struct alignas(sizeof(T) * kSize) Pack {
+  static constexpr int size = kSize;
+  T values[kSize];
+
+  __device__ T& operator[](int i) { return values[i]; }
+  __device__ const T& operator[](int i) const { return values[i]; }
+};
+
+// Through what a T of that many bytes is moved in one instruction.
+template <size_t kBytes>
+struct Word;
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<4> {
+  using type = unsigned int;
+};
+template <>
+struct Word<2> {
+  using type = unsigned short;
+};
+
+// p: aligned to the size of a pack.
+template <typename P, typename T>
+__device__ P load(const T* p) {
+  using W = typename Word<sizeof(P)>::type;
+  const W word = *reinterpret_cast<const W*>(p);
+  P pack;
+  memcpy(&pack, &word, sizeof pack);
+  return pack;
+}
+
+// The same for what is read once: it is the first to leave the cache.
+template <typename P, typename T>
+__device__ P load_once(const T* p) {
+  using W = typename Word<sizeof(P)>::type;
+  const W word = __ldcs(reinterpret_cast<const W*>(p));
+  P pack;
+  memcpy(&pack, &word, sizeof pack);
+  return pack;
+}
+
+template <typename P, typename T>
+__device__ void store(T* p, const P& pack) {
+  using W = typename Word<sizeof(P)>::type;
+  W word;
+  memcpy(&word, &pack, sizeof word);
+  *reinterpret_cast<W*>(p) = word;
+}
+
+// The same for what nobody reads soon.
+template <typename P, typename T>
+__device__ void store_once(T* p, const P& pack) {
+  using W = typename Word<sizeof(P)>::type;
+  W word;
+  memcpy(&word, &pack, sizeof word);
+  __stcs(reinterpret_cast<W*>(p), word);
+}
+
+// --- reductions ------------------------------------------------------------------------------
+
+struct Sum {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+struct Maximum {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
+};
+
+struct Minimum {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a < b ? a : b;
+  }
+};
+
+__device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+__device__ inline int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
+
+// Of a whole warp's values, in the same order every time; every lane gets the result.
+template <typename Op, typename T>
+__device__ T warp_reduce(T value, Op op = {}) {
+#pragma unroll
+  for (int apart = kWarpSize / 2; apart > 0; apart /= 2) {
+    // The lower lane's value first, so that every lane has the same bits.
+    const T other = __shfl_xor_sync(kFullWarp, value, apart);
+    value = (threadIdx.x & apart) == 0 ? op(value, other) : op(other, value);
+  }
+  return value;
+}
+
+// Of a one-dimensional block of whole warps; every thread calls it and gets the result. `identity`
+// stands for warps that are not there. Barriers of the block before and after: shared memory
+// written before is readable after.
+template <typename Op, typename T>
+__device__ T block_reduce(T value, T identity, Op op = {}) {
+  __shared__ T partial[kWarpSize];
+  value = warp_reduce(value, op);
+  if (lane() == 0) partial[warp()] = value;
+  __syncthreads();
+  value = lane() < static_cast<int>(blockDim.x) / kWarpSize ? partial[lane()] : identity;
+  value = warp_reduce(value, op);
+  __syncthreads();  // partial may now be written again
+  return value;
+}
+
+}  // namespace adapruner::cuda
