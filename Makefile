@@ -3,7 +3,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 SETUP := .venv/.setup-done
-NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
+SOURCES := $(foreach kind,cpp h cu cuh,$(wildcard csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)))
+NATIVE := $(SOURCES) $(wildcard cmake/*)
+FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
 CXX ?= c++
 
 .PHONY: setup demo test test-native style format bench bench-full bench-native clean
@@ -23,25 +25,27 @@ demo: setup
 test: setup test-native
 	$(BIN)/python -m pytest
 
-# The formulas of csrc/math/ need neither torch nor Python.
+# The formulas of csrc/math/ and the kernels of csrc/cuda/ (in an emulator) need neither torch nor Python.
 test-native:
+	$(MAKE) -j 2 $(patsubst tests/csrc/%.cpp,build/tests/%.passed,$(wildcard tests/csrc/test_*.cpp))
+
+build/tests/%.passed: tests/csrc/%.cpp $(SOURCES) $(wildcard tests/csrc/*.h tests/csrc/*/*.h)
 	mkdir -p build/tests
-	for source in tests/csrc/test_*.cpp; do \
-	  name=build/tests/$$(basename $$source .cpp); \
-	  $(CXX) -std=c++20 -O1 -g -Wall -Wextra -fsanitize=address,undefined -ffp-contract=off \
-	    -fno-sanitize-recover=all $$source -o $$name && ./$$name || exit 1; \
-	done
+	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off \
+	  -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $(@:.passed=)
+	$(@:.passed=)
+	touch $@
 
 style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/csrc/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files $(FORMATTED))
 	$(BIN)/mypy adapruner
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/csrc/*')
+	$(BIN)/clang-format -i $$(git ls-files $(FORMATTED))
 
 # A few minutes; compare with another run by benchmarks/compare_results.py.
 bench: setup

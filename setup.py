@@ -62,6 +62,7 @@ class CMakeBuild(build_ext):
         home = Path(torch.__file__).resolve().parent
         includes = [home / "include", home / "include" / "torch" / "csrc" / "api" / "include"]
         build = Path(self.build_temp).resolve() / f"torch-{torch.__version__}"
+        cuda = getattr(getattr(torch, "version", None), "cuda", None)
         settings = {
             "CMAKE_MAKE_PROGRAM": ninja,
             "CMAKE_CXX_COMPILER": compiler,
@@ -69,6 +70,9 @@ class CMakeBuild(build_ext):
             "TORCH_INCLUDES": ";".join(map(str, includes)),
             "TORCH_LIBRARY_DIRS": str(home / "lib"),
             "TORCH_VERSION": torch.__version__,
+            "TORCH_CUDA_VERSION": cuda or "",
+            "ADAPRUNER_CUDA": os.environ.get("ADAPRUNER_CUDA", "auto"),
+            "CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
             "PYTHON_INCLUDE": sysconfig.get_path("include"),
             "MODULE_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
         }

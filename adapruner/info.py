@@ -100,8 +100,18 @@ def _native_library() -> list[tuple[str, str]]:
             + (f"; ADAPRUNER_ISA={asked} was asked for" if asked else ""),
         ),
         ("threads", f"{torch.get_num_threads()}, {'with' if built['openmp'] else 'no'} OpenMP"),
-        ("CUDA", "kernels for it are not part of this version; everything runs on the CPU"),
+        ("CUDA", _cuda(built)),
     ]
+
+
+def _cuda(built: dict[str, Any]) -> str:
+    if built["cuda"] is None:
+        return f"no kernels: {built['no_cuda']}; everything runs on the CPU"
+    kernels = f"kernels of CUDA {built['cuda']['version']} for {built['cuda']['architectures']}"
+    torch = import_module("torch")
+    if not torch.cuda.is_available():
+        return f"{kernels}; no device here"
+    return f"{kernels}; {torch.cuda.get_device_name()}"
 
 
 def _extra(name: str, needs: list[str]) -> str:

@@ -1,6 +1,8 @@
 // The Python module: loading it registers the operators; beside them it tells how it was built.
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "cpu/simd/dispatch.h"
 #include "math/state.h"
 
@@ -22,6 +24,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #else
     info["openmp"] = false;
 #endif
+    const std::string no_cuda = ADAPRUNER_NO_CUDA;
+    if (no_cuda.empty()) {
+      info["cuda"] = py::dict(py::arg("version") = ADAPRUNER_CUDA_VERSION,
+                              py::arg("architectures") = ADAPRUNER_CUDA_ARCHITECTURES);
+    } else {
+      info["cuda"] = py::none();
+      info["no_cuda"] = no_cuda;
+    }
     return info;
   });
 

@@ -43,8 +43,11 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
                                  static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
-    error = cudaGetLastError();
+    error = [&](Parameters... values) {
+      void* pointers[] = {static_cast<void*>(&values)...};
+      return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers,
+                              shared_bytes, stream);
+    }(static_cast<Parameters>(arguments)...);
   }
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string("adapruner: a CUDA kernel was not launched: ") +
