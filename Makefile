@@ -36,6 +36,10 @@ build/tests/%.passed: tests/csrc/%.cpp $(SOURCES) $(wildcard tests/csrc/*.h test
 	$(@:.passed=)
 	touch $@
 
+# Registers, stack and shared memory of every CUDA kernel that was built; fails where hot ones spill.
+cuda-report: setup
+	$(BIN)/python benchmarks/gpu/kernel_report.py
+
 style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
