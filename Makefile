@@ -1,4 +1,5 @@
-# make setup | demo | test | style | bench | bench-full | bench-native.  Every target sets up what it needs in .venv.
+# make setup | demo | test | style | bench | bench-full | bench-native | cuda-report | gpu-check.  Every
+# target but gpu-check sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
@@ -8,7 +9,7 @@ NATIVE := $(SOURCES) $(wildcard cmake/*)
 FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
 CXX ?= c++
 
-.PHONY: setup demo test test-native style format bench bench-full bench-native clean
+.PHONY: setup demo test test-native style format bench bench-full bench-native cuda-report gpu-check clean
 
 setup: $(SETUP)
 
@@ -59,6 +60,10 @@ bench: setup
 bench-full: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only --full --results benchmarks/results
 	$(BIN)/python benchmarks/report.py
+
+# On a machine with a GPU, with the python3 (or PYTHON=) and what is installed there. QUICK=1: eight minutes.
+gpu-check:
+	$(PYTHON) benchmarks/gpu/check.py $(if $(QUICK),--quick)
 
 # The formulas of csrc/math/ alone.
 bench-native:
