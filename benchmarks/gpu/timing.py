@@ -94,7 +94,7 @@ def prepared(
         except Exception as error:  # a rival's, whatever it is
             if name == OURS:
                 raise
-            failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [str()])[0]}"
+            failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return ready, failed
 
 
