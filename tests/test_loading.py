@@ -70,7 +70,7 @@ class TestWithDali:
         result = prune(folder, progress=True)
         assert result.config["loader"] == result.config["evaluation_loader"] == "dali"
         said = capsys.readouterr().err
-        assert "loader: dali (DALI is installed and can decode these samples)" in said
+        assert "loader: dali (DALI is installed and can read these samples)" in said
         assert result.indices.numel() == 276
         assert result.unreadable == []
         again = prune(folder, loader="dali")
