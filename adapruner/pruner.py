@@ -18,7 +18,7 @@ from adapruner import masks
 from adapruner.arguments import check_held_out, check_labels, check_whole
 from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
-from adapruner.data.order import epoch_batches
+from adapruner.data.plan import Plan
 from adapruner.data.sources import Source, as_source
 from adapruner.gates import Gates
 from adapruner.losses import Losses
@@ -170,18 +170,7 @@ class Pruner(Losses):
         Returns:
             Dataset indices, int64, in the order that a :meth:`loader` has.
         """
-        check_whole("batch_size", batch_size, 1)
-        if block_size is not None:
-            check_whole("block_size", block_size, 1)
-        return epoch_batches(
-            self.read_mask(),
-            self.num_samples,
-            self.seed,
-            self.epoch,
-            batch_size,
-            drop_last=drop_last,
-            block_size=block_size,
-        )
+        return Plan(self, batch_size, drop_last, block_size).batches()
 
     @property
     def finished(self) -> bool:

@@ -83,7 +83,7 @@ def test_batches_of_a_pruner_are_those_of_its_loader() -> None:
             pruner.weigh(ids / 200, ids)
         pruner.step()
     for batch_size in (0, -1):
-        with pytest.raises(ValueError, match=f"batch_size must be at least 1; found {batch_size}"):
+        with pytest.raises(ValueError, match=f"batch_size must be .* least 1; found {batch_size}"):
             pruner.batches(batch_size)
         with pytest.raises(ValueError, match=f"block_size must be at least 1; found {batch_size}"):
             pruner.batches(16, block_size=batch_size)

@@ -64,8 +64,7 @@ class ShardSource(Source):
         mode: the PIL mode images are converted to; None leaves each as it is.
         max_pixels: an image of more, width times height, counts as unreadable.
         columns: extensions of the components with the image and the class, where these are not to
-            be found by themselves; "json:label" is what stands under the key "label" in a
-            component "json".
+            be found by themselves; the class as :class:`ClassColumn` has it.
         index_folder: where the indexes are, if not beside the shards.
         pattern: what the shards were found by.
 
