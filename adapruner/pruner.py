@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adapruner import masks
-from adapruner.arguments import check_held_out, check_labels, check_whole
+from adapruner.arguments import check_held_out, check_labels, check_one_process, check_whole
 from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.plan import Plan
@@ -84,6 +84,7 @@ class Pruner(Losses):
         track_losses: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_one_process()
         check_whole("num_samples", num_samples, 1)
         check_whole("epochs", epochs, 1)
         check_whole("seed", seed, 0)
