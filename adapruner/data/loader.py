@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from adapruner.data.plan import Follows, Plan
 # So many samples that cannot be read, and none before them that can, stop a run.
 ENOUGH_FAILURES = 16
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
 
 class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run is to stop at such ones."""
@@ -30,6 +32,11 @@ class Unreadable(NamedTuple):
 
     sample: int
     reason: str
+
+
+def describe_error(error: BaseException) -> str:
+    """The reason that is recorded: without addresses in memory, which differ from run to run."""
+    return f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}"
 
 
 def refuse_unreadable(unreadable: Sequence[Unreadable], on_error: str) -> None:
@@ -128,7 +135,6 @@ class PrunedLoader:
             collate_fn=_Collate(collate_fn),
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_begin_worker,
             # Its own, so that the caller's generator is not drawn from.
             generator=torch.Generator().manual_seed(epoch_seed(follows.seed, 0)),
         )
@@ -177,19 +183,9 @@ def evaluation_loader(
         _Reader(source, seed, whole=collate_fn is default_collate),
         batch_sampler=keys,
         num_workers=num_workers if keys else 0,
-        worker_init_fn=_begin_worker,
         collate_fn=_Collate(collate_fn),
         generator=torch.Generator().manual_seed(epoch_seed(seed, 0)),
     )
-
-
-def _begin_worker(number: int) -> None:
-    """Leave alone what came along when the process was forked.
-
-    To collect it costs memory that is shared until then, and hangs where a destructor waits for
-    threads that only the parent has.
-    """
-    gc.freeze()
 
 
 class _Whole(NamedTuple):
@@ -265,7 +261,7 @@ class _Reader(TorchDataset[Any]):
             source = self._source
             inputs, target = source[index] if pair is None else source.transformed(pair)
         except Exception as error:  # whatever a dataset raises for a sample that it cannot give
-            return Unreadable(index, f"{type(error).__name__}: {error}")
+            return Unreadable(index, describe_error(error))
         return index, (inputs, target)
 
 
