@@ -253,9 +253,12 @@ class Pruner(Losses):
         Raises:
             RuntimeError: the run has ended already.
             ValueError: fewer samples can be read than are to be kept.
+            IndexError, ValueError: on a GPU, a batch had an id, a target or a loss out of range;
+                the epoch is as it was, and can be stepped.
         """
         if self.finished:
             raise RuntimeError(f"this run has ended after {self.epochs} epochs")
+        self.gates.check_errors()
         gates, selection, controller = self.gates, self.selection, self.controller
         warming_up = self.epoch < self.warmup_epochs
         kept = selection.kept_count

@@ -95,7 +95,9 @@ class Run:
                 loss = pruner.weigh(self.loss(outputs, _to(targets, self.device)), ids)
             self.optimizer.zero_grad(set_to_none=True)
             # A loss that is not finite would ruin the weights for good: its step is left out.
-            if math.isfinite(loss.item()):
+            loss_here = loss.item()
+            pruner.gates.check_errors()
+            if math.isfinite(loss_here):
                 finite += 1
                 loss.backward()
                 self.optimizer.step()
