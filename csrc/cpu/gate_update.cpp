@@ -60,14 +60,18 @@ void note_not_finite(int64_t* state, int64_t id) {
 // sample.
 void note_losses(const int64_t* id, const double* pressure, const double* loss, int64_t samples,
                  int64_t* state, float* last_loss) {
-  double sum = read_double(state, kLossSum);
+  double lanes[kLossLanes] = {};
   for (int64_t b = 0; b < samples; ++b) {
     if (std::isinf(pressure[b])) continue;  // every row ignored: no loss
     if (last_loss != nullptr) last_loss[id[b]] = static_cast<float>(loss[b]);
     if (!std::isfinite(loss[b])) continue;
-    sum += loss[b];
+    lanes[b % kLossLanes] += loss[b];
     ++state[kLossCount];
   }
+  for (int half = kLossLanes / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  const double sum = read_double(state, kLossSum) + lanes[0];
   write_double(state, kLossSum, sum);
   if (state[kScaleRunning] && sum > 0) {
     write_double(state, kLossScale, sum / static_cast<double>(state[kLossCount]));
