@@ -196,8 +196,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         "--columns",
         nargs=2,
         metavar=("IMAGE", "CLASS"),
-        help="in shards, the extensions of the components with the image and the class; default "
-        "the one that is an image, and cls",
+        help="in shards, the extensions of the components with the image and the class (json:KEY "
+        "for a key in a component json); default the one that is an image, and cls",
     )
     option(
         "--index",
@@ -333,6 +333,13 @@ def _add_index(add: _AddParser) -> None:
     option = parser.add_argument
     option("shards", nargs="+", metavar="SHARDS", help="tar files, folders of them, or patterns")
     option("--out", type=Path, metavar="DIR", help="where to write them; default beside the shards")
+    option(
+        "--class",
+        dest="column",
+        default="cls",
+        metavar="CLASS",
+        help="the component with the class, as in prune --columns; default %(default)s",
+    )
 
 
 def _prune(arguments: argparse.Namespace) -> None:

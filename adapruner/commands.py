@@ -131,7 +131,7 @@ def index(arguments: Namespace) -> None:
     shards = [shard for pattern in arguments.shards for shard in find_shards(pattern)]
     broken, samples = 0, 0
     for shard in tqdm(shards, unit=" shards", leave=False, disable=None):
-        found = scan(shard)
+        found = scan(shard, arguments.column)
         if found.damage is None and found.lines:
             write_index(index_path(shard, arguments.out), found, os.path.getsize(shard))
             samples += len(found.lines)

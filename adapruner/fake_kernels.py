@@ -19,10 +19,16 @@ def _(  # type: ignore[no-untyped-def]
     compute_gradient=True,
 ):  # fmt: skip
     losses = logits.new_empty(logits.shape[:1], dtype=_loss_dtype(logits))
-    if compute_gradient:
-        gradient = logits.new_empty(logits.movedim(1, -1).shape).movedim(-1, 1)
-    else:
+    if not compute_gradient:
         gradient = logits.new_empty(0)
+    elif (
+        logits.is_contiguous()
+        and logits.dtype != torch.float64
+        and logits.numel() > logits.shape[0] * logits.shape[1]
+    ):
+        gradient = logits.new_empty(logits.shape)  # rows side by side are left so
+    else:
+        gradient = logits.new_empty(logits.movedim(1, -1).shape).movedim(-1, 1)
     return (
         losses.new_empty(()),
         losses,

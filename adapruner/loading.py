@@ -46,7 +46,7 @@ def choose_loader(wanted: str, source: Source, collate_fn: Collate) -> Choice:
     if reason is None and collate_fn is not default_collate:
         reason = "collate_fn is a function of its own, and DALI makes the batches itself"
     if reason is None:
-        why = "asked for" if wanted == "dali" else "DALI is installed and can decode these samples"
+        why = "asked for" if wanted == "dali" else "DALI is installed and can read these samples"
         return Choice("dali", why)
     if wanted == "dali":
         raise TypeError(f"the DALI loader cannot read these samples: {reason}")

@@ -18,7 +18,7 @@ from adapruner import masks
 from adapruner.arguments import check_held_out, check_labels, check_whole
 from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
-from adapruner.data.order import epoch_batches
+from adapruner.data.plan import Plan
 from adapruner.data.sources import Source, as_source
 from adapruner.gates import Gates
 from adapruner.losses import Losses
@@ -150,7 +150,9 @@ class Pruner(Losses):
         """The same as bits, uint8 ``[ceil(N / 8)]``: sample i is bit i % 8 of byte i / 8."""
         return self.selection.read
 
-    def batches(self, batch_size: int, drop_last: bool = False) -> Iterator[Tensor]:
+    def batches(
+        self, batch_size: int, drop_last: bool = False, block_size: int | None = None
+    ) -> Iterator[Tensor]:
         """What the current epoch trains on, batch by batch, for data that is in memory already.
 
         Random access and nothing else is asked of the data, so that it can lie on the device:
@@ -163,19 +165,12 @@ class Pruner(Losses):
         Args:
             batch_size: samples in a batch; the last one may have fewer.
             drop_last: leave out a last batch that is not full.
+            block_size: see :class:`adapruner.data.loader.PrunedLoader`.
 
         Returns:
             Dataset indices, int64, in the order that a :meth:`loader` has.
         """
-        check_whole("batch_size", batch_size, 1)
-        return epoch_batches(
-            self.read_mask(),
-            self.num_samples,
-            self.seed,
-            self.epoch,
-            batch_size,
-            drop_last=drop_last,
-        )
+        return Plan(self, batch_size, drop_last, block_size).batches()
 
     @property
     def finished(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +97,7 @@ def test_bad_images_are_skipped_listed_and_never_kept(
         assert len([reason for reason in told if re.search(said, reason)]) >= 2, (name, texts)
     where = str(source.shards[0]) if source.kind == "shards" else source.root
     assert all(where in reason for reason in texts)
+    assert not any(" at 0x" in reason or "_io." in reason for reason in texts)
 
 
 def test_bad_image_can_stop_the_run(make: Make, loader_for: Callable[..., Any]) -> None:
@@ -123,25 +123,6 @@ def test_max_pixels_is_a_setting(tmp_path: Path) -> None:
             as_source(folder, max_pixels=wrong)  # type: ignore[arg-type]
 
 
-def test_file_that_disappears_between_epochs(tmp_path: Path) -> None:
-    images = {f"{n}.png": encoded("RGB", "PNG") for n in range(10)}
-    folder = write_folder(tmp_path / "images", images)
-    source = as_source(folder, transform=evaluation_transform(16))
-    pruner = Pruner(20, 0.5, epochs=3, warmup_epochs=1)
-    loader = pruner.loader(source, 4)
-    for epoch in range(3):
-        if epoch == 1:
-            (folder / "dog/0-3.png").unlink()
-        for inputs, _, ids in loader:
-            pruner.weigh(inputs.mean((1, 2, 3)).abs() + 0.1, ids)
-        pruner.step()
-    [(index, reason)] = pruner.result().unreadable
-    assert index == 13
-    assert "FileNotFoundError" in reason
-    assert "dog/0-3.png" in reason
-    assert index not in pruner.result().indices.tolist()
-
-
 def test_shard_that_shrinks_or_changes_between_epochs(tmp_path: Path) -> None:
     members = [
         member
@@ -164,50 +145,6 @@ def test_shard_that_shrinks_or_changes_between_epochs(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not that of a member of the shard"):
         source.encoded(0)
     assert source.encoded(9) == members[18][1]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_file_without_permission(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "images", {"a.png": encoded("RGB", "PNG")})
-    (folder / "cat/0-a.png").chmod(0)
-    with pytest.raises(PermissionError, match=r"cat/0-a\.png"):
-        as_source(folder)[0]
-
-
-def test_file_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As missing permissions do, for whom the tests cannot have them missing."""
-    folder = write_folder(tmp_path / "images", {"a.png": encoded("RGB", "PNG")})
-    shard = write_tar(tmp_path / "a.tar", [("0.png", encoded("RGB", "PNG")), ("0.cls", b"0")])
-    sources = as_source(folder), as_source(shard)
-
-    def refuse(path: Any, *_: Any, **__: Any) -> Any:
-        raise PermissionError(13, "Permission denied", os.fspath(path))
-
-    monkeypatch.setattr("builtins.open", refuse)
-    monkeypatch.setattr(os, "open", refuse)
-    for source, path in zip(sources, (folder / "cat/0-a.png", shard), strict=True):
-        with pytest.raises(PermissionError, match=re.escape(str(path))):
-            source[0]
-
-
-def test_shard_without_permission_is_one_unreadable_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    members = [("0.png", encoded("RGB", "PNG")), ("0.cls", b"1")]
-    good, closed = (write_tar(tmp_path / name, members) for name in ("a.tar", "b.tar"))
-    real = tarfile.open
-
-    def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
-        if path == str(closed):
-            raise PermissionError(13, "Permission denied", path)
-        return real(path, *arguments, **options)
-
-    monkeypatch.setattr(tarfile, "open", refuse)
-    source = as_source([good, closed])
-    assert len(source) == 2
-    assert source[0][1] == 1
-    with pytest.raises(OSError, match=rf"Permission denied: '{closed}'"):
-        source[1]
 
 
 def test_pipes_and_folders_are_no_shards(tmp_path: Path) -> None:

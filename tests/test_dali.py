@@ -277,8 +277,8 @@ def test_why_not(folder: Path, large: Path) -> None:
     assert "function of its own" in str(why_not_dali(as_source(folder, transform=lambda x: x)))
     assert "mode is 'L'" in str(why_not_dali(as_source(folder, mode="L")))
     arrays = as_source((torch.zeros(4, 2), torch.zeros(4)))
-    assert "no image files" in str(why_not_dali(arrays))
-    with pytest.raises(TypeError, match="no image files"):
+    assert "neither image files" in str(why_not_dali(arrays))
+    with pytest.raises(TypeError, match="neither image files"):
         DaliLoader(arrays, Followed(4), 2)
     with pytest.raises(ValueError, match="one of the two"):
         DaliLoader(

@@ -151,15 +151,6 @@ def test_file_that_disappears_between_epochs(tmp_path: Path) -> None:
     assert "FileNotFoundError" in dict(followed.unreadable)[7]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_file_without_permission(tmp_path: Path) -> None:
-    make_pictures(tmp_path, (20, 12))
-    (tmp_path / "cat" / "007.png").chmod(0)
-    followed = Followed(32)
-    assert len(go_through(DaliLoader(tmp_path, followed, 8))[0]) == 31
-    assert "PermissionError" in dict(followed.unreadable)[7]
-
-
 def test_many_bad_files_in_every_batch(tmp_path: Path) -> None:
     make_pictures(tmp_path, (40, 40))
     bad = list(range(1, 80, 3))

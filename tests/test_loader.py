@@ -74,13 +74,19 @@ def test_batches_of_a_pruner_are_those_of_its_loader() -> None:
         full = [index for ids in pruner.batches(16, drop_last=True) for index in ids.tolist()]
         assert full == [i for ids in batches for i in ids][: len(full)]
         assert len(full) == pruner.reads().sum() // 16 * 16
+        blocks = pruner.loader(Counted(200), batch_size=16, block_size=5)
+        assert [ids.tolist() for ids in pruner.batches(16, block_size=5)] == [
+            ids.tolist() for _, _, ids in blocks
+        ]
         for ids in pruner.batches(16):
             assert ids.dtype == torch.int64
             pruner.weigh(ids / 200, ids)
         pruner.step()
     for batch_size in (0, -1):
-        with pytest.raises(ValueError, match=f"batch_size must be at least 1; found {batch_size}"):
+        with pytest.raises(ValueError, match=f"batch_size must be .* least 1; found {batch_size}"):
             pruner.batches(batch_size)
+        with pytest.raises(ValueError, match=f"block_size must be at least 1; found {batch_size}"):
+            pruner.batches(16, block_size=batch_size)
 
 
 def test_batches_go_on_as_they_began_when_the_selection_changes() -> None:

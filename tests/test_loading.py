@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from pictures import make_pictures
+from pictures import make_pictures, picture
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -28,7 +29,7 @@ def own_collate(samples: list[Any]) -> Any:
     return default_collate(samples)
 
 
-def prune(folder: Path, **arguments: Any) -> PruneResult:
+def prune(data: Any, **arguments: Any) -> PruneResult:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
     arguments = {
@@ -37,7 +38,7 @@ def prune(folder: Path, **arguments: Any) -> PruneResult:
         "progress": False,
         **arguments,
     }
-    return fast_prune(model, folder, 0.6, 4, batch_size=32, **arguments)
+    return fast_prune(model, data, 0.6, 4, batch_size=32, **arguments)
 
 
 def test_unknown_loader(folder: Path) -> None:
@@ -70,7 +71,7 @@ class TestWithDali:
         result = prune(folder, progress=True)
         assert result.config["loader"] == result.config["evaluation_loader"] == "dali"
         said = capsys.readouterr().err
-        assert "loader: dali (DALI is installed and can decode these samples)" in said
+        assert "loader: dali (DALI is installed and can read these samples)" in said
         assert result.indices.numel() == 276
         assert result.unreadable == []
         again = prune(folder, loader="dali")
@@ -103,6 +104,29 @@ class TestWithDali:
     def test_evaluation_by_torch_where_only_that_cannot(self, folder: Path) -> None:
         config = prune(folder, evaluation_transform=lambda image: torch.zeros(3, 16, 16)).config
         assert (config["loader"], config["evaluation_loader"]) == ("dali", "torch")
+
+    def test_arrays(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """In memory and on disk, where they are images and something is to be done to them."""
+        x = np.stack([picture(n, 16, 16, n % 2) for n in range(460)])
+        np.save(tmp_path / "x.npy", x)
+        np.save(tmp_path / "y.npy", np.arange(460) % 2)
+        files = tmp_path / "x.npy", tmp_path / "y.npy"
+        result = prune(files, progress=True)
+        assert result.config["loader"] == result.config["evaluation_loader"] == "dali"
+        assert "loader: dali (DALI is installed and can read these" in capsys.readouterr().err
+        again = prune((x, np.arange(460) % 2))
+        assert torch.equal(again.gate_logits, result.gate_logits)
+        ours, theirs = (
+            prune(files, loader=loader, transform=evaluation_transform(16))
+            for loader in ("dali", "torch")
+        )
+        assert torch.allclose(ours.gate_logits, theirs.gate_logits, atol=1e-3)
+        floats = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255
+        config = prune(
+            (floats, torch.arange(460) % 2), transform=None, evaluation_transform=None
+        ).config
+        assert config["loader"] == "torch"
+        assert "neither image files nor uint8 images" in config["loader_reason"]
 
     def test_unreadable_samples_are_in_the_result(self, folder: Path) -> None:
         (folder / "cat" / "003.png").write_bytes(b"")

@@ -285,7 +285,7 @@ def test_result_equals_independent_counts() -> None:
         "track_losses": True,
         "batch_size": 16,
         "loader": "torch",
-        "loader_reason": "samples of kind 'dataset' are no image files",
+        "loader_reason": "samples of kind 'dataset' are neither image files nor uint8 images",
         "evaluation_loader": "torch",
     }
     assert result.config == expected

@@ -31,6 +31,20 @@ def test_unreadable_samples_are_left_out_and_reported(
     ]
 
 
+def test_reason_has_no_address_in_memory() -> None:
+    """Two runs would list different reasons; Pillow's and others' name the object they read."""
+
+    class Objects(Counted):
+        def __getitem__(self, index: int) -> Any:
+            if index == 5:
+                raise OSError(f"cannot identify {object()!r} at all")
+            return super().__getitem__(index)
+
+    followed = Followed(20)
+    all_ids(loader_of(Objects(20), followed))
+    assert followed.unreadable == [(5, "OSError: cannot identify <object object> at all")]
+
+
 def test_sample_that_is_no_pair_is_unreadable() -> None:
     class Triples(Counted):
         def __getitem__(self, index: int) -> Any:

@@ -20,6 +20,7 @@ from adapruner.data.base import (
     new_digest,
     update_with_array,
 )
+from adapruner.data.images import picture_axes
 
 
 class ArraySource(Source):
@@ -58,6 +59,8 @@ class ArraySource(Source):
         self._inputs, self._targets = inputs, targets
         self.targets = integer_targets(targets, len(targets))
         self.deterministic = transform is None
+        if self.targets is not None:
+            self.pixel_axes = _pixel_axes(inputs)
 
     def __len__(self) -> int:
         return len(self._inputs)
@@ -67,6 +70,12 @@ class ArraySource(Source):
         if self.transform is not None:
             return None
         return _rows(self._inputs, indices), _rows(self._targets, indices)
+
+    def pixels(self, index: int) -> npt.NDArray[np.uint8]:
+        """The row of sample ``index``, as it lies in memory or in its file."""
+        if self.pixel_axes is None:
+            return super().pixels(index)
+        return np.asarray(self._inputs[self._checked(index)])
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         return _row(self._inputs, index), _row(self._targets, index)
@@ -158,6 +167,14 @@ def _check_array(name: str, array: Any) -> None:
         torch.from_numpy(np.empty(0, array.dtype.newbyteorder("=")))
     except TypeError as error:
         raise TypeError(f"{name} must hold numbers, got an array of {array.dtype}") from error
+
+
+def _pixel_axes(inputs: Array) -> str | None:
+    """Of a row as an image that NumPy can show; None where it is none."""
+    if isinstance(inputs, Tensor) and inputs.device.type != "cpu":
+        return None
+    is_bytes = inputs.dtype == (torch.uint8 if isinstance(inputs, Tensor) else np.uint8)
+    return picture_axes(tuple(inputs.shape[1:])) if is_bytes else None
 
 
 def _rows(array: Array, indices: list[int]) -> Tensor:

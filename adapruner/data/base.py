@@ -53,6 +53,8 @@ class Source(Dataset[tuple[Any, Any]]):
         deterministic: True where reading a sample twice gives the same values.
         has_encoded: True where every sample is an encoded image (a JPEG, a PNG) of a file, which
             :meth:`encoded` gives and :meth:`location` tells; ``targets`` are then known.
+        pixel_axes: "HW", "HWC" or "CHW" where every sample is an image of one size, uint8, that
+            :meth:`pixels` gives; ``targets`` are then known. Else None.
     """
 
     kind: str = "dataset"
@@ -69,6 +71,7 @@ class Source(Dataset[tuple[Any, Any]]):
         self.sizes: IntArray | None = None
         self.deterministic: bool = False
         self.has_encoded: bool = False
+        self.pixel_axes: str | None = None
 
     def __len__(self) -> int:
         """N, the number of samples."""
@@ -134,6 +137,14 @@ class Source(Dataset[tuple[Any, Any]]):
         with open(location.path, "rb") as handle:
             handle.seek(location.offset)
             return handle.read(location.size)
+
+    def pixels(self, index: int) -> npt.NDArray[np.uint8]:
+        """The image of sample ``index`` as it is stored, with the axes ``pixel_axes``; a view.
+
+        Raises:
+            TypeError: the samples are no uint8 images (``pixel_axes`` is None).
+        """
+        raise TypeError(f"samples of kind {self.kind!r} are no uint8 images")
 
     def about(self) -> dict[str, Any]:
         """What a result tells of its dataset, in plain values."""

@@ -54,16 +54,16 @@ class DaliLoader:
     whatever batch it is in.
 
     Args:
-        data: encoded images: the path of an image folder, or any source that has them, see
+        data: images: an image folder, shards, or arrays of uint8 images with their classes, see
             :func:`adapruner.data.as_source`. Its transform, which must be one of
             :mod:`adapruner.vision`, is done by DALI.
         follows: the pruner.
         batch_size: samples in a batch.
         transform: instead of that of ``data``.
         graph: instead of a transform, the user's own DALI operators: called with the node of
-            encoded images (uint8, one dimension) and one of 16 random numbers for each sample
-            (float32, in [0, 1), functions of (seed, epoch, index)), it gives the node of the
-            images, all of one shape.
+            encoded images (uint8, one dimension), or of arrays as they are, and one of 16 random
+            numbers for each sample (float32, in [0, 1), functions of (seed, epoch, index)), it
+            gives the node of the images, all of one shape.
         num_threads: of DALI; those of the machine where None.
         device: where to decode and augment: "cpu", or a CUDA device.
         drop_last: leave out a last batch that is not full.
@@ -138,7 +138,7 @@ class DaliEvaluation:
     """Reads some samples in order, the same way every time: (batch, ids, unreadable samples).
 
     Args:
-        source: of encoded images, with one of the transforms of :mod:`adapruner.vision`.
+        source: of images, with one of the transforms of :mod:`adapruner.vision`.
         indices: of the samples, int64.
         batch_size: samples in a batch.
         seed: of the augmentation, where the transform has any.
@@ -167,15 +167,18 @@ class DaliEvaluation:
 
 
 def _why_not_samples(source: Source) -> str | None:
-    if not source.has_encoded or source.targets is None:
-        return f"samples of kind {source.kind!r} are no image files"
+    if not source.has_encoded and source.pixel_axes is None:
+        return f"samples of kind {source.kind!r} are neither image files nor uint8 images"
     mode = getattr(origin(source), "mode", "RGB")
     return None if mode == "RGB" else f"DALI decodes to RGB, and mode is {mode!r}"
 
 
 def _why_not_transform(source: Source) -> str | None:
-    if source.transform in (None, to_tensor) or isinstance(source.transform, ImageTransform):
+    if isinstance(source.transform, ImageTransform):
         return None
+    if source.transform in (None, to_tensor):
+        done = "arrays without a transform stay as they are, which leaves nothing to do for DALI"
+        return None if source.pixel_axes is None else done
     return "the transform is a function of its own; DALI can do those of adapruner.vision"
 
 

@@ -1,9 +1,9 @@
-"""The second half of the DALI loader: from encoded images to a batch of them, augmented."""
+"""The second half of the DALI loader: from stored images to a batch of them, augmented."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from adapruner.data.augmentation import uniforms
 from adapruner.data.base import Source
-from adapruner.data.dali_graphs import Graph
-from adapruner.data.dali_reader import Batch, Reader
+from adapruner.data.dali_graphs import Encoded, Graph, Images, Pixels
+from adapruner.data.dali_reader import Batch, FileReader, PixelReader, Reader
 from adapruner.data.dali_stage import BatchError, Stage
 from adapruner.data.loader import Unreadable
 
@@ -48,12 +48,12 @@ class _Pipelines:
 class Decoder:
     """Reads, decodes and augments batches in DALI's threads, a few of them ahead.
 
-    Files are looked at before they are decoded, by a pipeline of their own: the window to cut out
-    depends on an image's size, and one of too many pixels is not to be decoded at all.
+    Encoded images are looked at before they are decoded, by a pipeline of their own: the window to
+    cut out depends on an image's size, and one of too many pixels is not to be decoded at all.
 
     Args:
-        source: of encoded images.
-        graph: from encoded images to a batch.
+        source: of encoded images, or of arrays of pixels.
+        graph: from stored images to a batch.
         batch_size: most samples in a batch.
         seed: of the augmentation.
         num_threads: of DALI.
@@ -73,7 +73,14 @@ class Decoder:
         self._graph, self._seed = graph, seed
         self._batch_size, self._num_threads = batch_size, num_threads
         self._device_id = device_id
-        self._make_reader = partial(Reader, source, batch_size, graph.partial)
+        self._make_reader: Callable[[], Reader]
+        self._make_images: Callable[[str], Images]
+        if source.pixel_axes is not None:
+            self._make_reader = partial(PixelReader, source)
+            self._make_images = partial(Pixels, source.pixel_axes)
+        else:
+            self._make_reader = partial(FileReader, source, batch_size, graph.partial)
+            self._make_images = Encoded
         self._idle: _Pipelines | None = None
 
     def run(self, batches: Iterable[tuple[int, npt.NDArray[np.int64]]]) -> Iterator[Done]:
@@ -107,7 +114,7 @@ class Decoder:
         kind = frozenset(batch.feeds)
         if kind not in pipelines.stages:
             pipelines.stages[kind] = self._new_stage(kind, self._batch_size)
-        pipelines.stages[kind].push({**batch.feeds, "encoded": batch.encoded})
+        pipelines.stages[kind].push({**batch.feeds, "stored": batch.stored})
         return batch
 
     def _finish(self, pipelines: _Pipelines, batch: Batch) -> Done:
@@ -126,7 +133,10 @@ class Decoder:
 
     def _new_stage(self, kind: frozenset[str], batch_size: int) -> Stage:
         device = "cpu" if self._device_id is None else "mixed"
-        define = partial(self._graph.define, device, kind)
+
+        def define() -> tuple[Any, ...]:
+            return self._graph.define(self._make_images(device), kind)
+
         return Stage(define, batch_size, self._num_threads, self._device_id)
 
     def _one_by_one(self, reader: Reader, batch: Batch) -> Any | None:
@@ -135,7 +145,7 @@ class Decoder:
         kind = frozenset(batch.feeds)
         tried = self._new_stage(kind, 1).try_each(
             {
-                "encoded": [batch.encoded[at]],
+                "stored": [batch.stored[at]],
                 **{name: values[at : at + 1] for name, values in batch.feeds.items()},
             }
             for at in range(len(indices))
@@ -150,4 +160,4 @@ class Decoder:
         if not len(batch.ids):
             return None
         again = self._new_stage(kind, self._batch_size)
-        return again.do({**batch.feeds, "encoded": batch.encoded})[0]
+        return again.do({**batch.feeds, "stored": batch.stored})[0]

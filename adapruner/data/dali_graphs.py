@@ -22,17 +22,91 @@ def read_files() -> tuple[Any, ...]:
 
 
 def look_at() -> tuple[Any, ...]:
-    """From ``encoded``: itself, the images' shapes ``[B, 3]``, first and last bytes ``[B, 2]``."""
-    return _looked_at(_dali()[0], _encoded())
+    """From ``stored``: itself, the images' shapes ``[B, 3]``, first and last bytes ``[B, 2]``."""
+    return _looked_at(_dali()[0], Encoded("cpu").stored)
 
 
 def decode() -> tuple[Any, ...]:
-    """From ``encoded`` to the whole image: what tells whether a sample can be decoded."""
-    return (_decoded("cpu"),)
+    """From ``stored`` to the whole image: what tells whether a sample can be decoded."""
+    return (Encoded("cpu").whole(),)
+
+
+class Images(Protocol):
+    """The nodes of the images of a batch.
+
+    Attributes:
+        stored: as they are fed.
+    """
+
+    stored: Any
+
+    def whole(self) -> Any:
+        """RGB, height by width by channels."""
+
+    def window(self, start: Any, extent: Any) -> Any:
+        """A part of each, from the nodes of its corners and sizes, height and width."""
+
+
+class Encoded:
+    """Images that are fed as the bytes of their files.
+
+    Args:
+        device: of the decoder, "cpu" or "mixed".
+    """
+
+    def __init__(self, device: str) -> None:
+        self.stored = _stored(ndim=1)
+        self._device = device
+
+    def whole(self) -> Any:
+        fn, types = _dali()
+        # As Pillow does, an image is not turned to the orientation that its metadata ask for.
+        return fn.decoders.image(
+            self.stored, device=self._device, output_type=types.RGB, adjust_orientation=False
+        )
+
+    def window(self, start: Any, extent: Any) -> Any:
+        """No more than the window is decoded."""
+        fn, types = _dali()
+        return fn.decoders.image_slice(
+            self.stored,
+            start=start,
+            shape=extent,
+            axis_names="HW",
+            device=self._device,
+            output_type=types.RGB,
+            adjust_orientation=False,
+        )
+
+
+class Pixels:
+    """Images that are fed as arrays of the axes "HWC", "CHW" or "HW".
+
+    Args:
+        axes: of the arrays.
+        device: where they go, "cpu" or "mixed".
+    """
+
+    def __init__(self, axes: str, device: str) -> None:
+        stored = _stored(ndim=len(axes), layout=axes)
+        self.stored = stored if device == "cpu" else stored.gpu()
+        self._axes = axes
+
+    def whole(self) -> Any:
+        fn, types = _dali()
+        if self._axes == "HW":
+            grey = fn.expand_dims(self.stored, axes=2, new_axis_names="C")
+            return fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
+        if self._axes == "CHW":
+            return fn.transpose(self.stored, perm=[1, 2, 0])
+        return self.stored
+
+    def window(self, start: Any, extent: Any) -> Any:
+        return _dali()[0].slice(self.whole(), start=start, shape=extent, axis_names="HW")
 
 
 class Graph(Protocol):
-    """From encoded images to a batch.
+    """From stored images to a batch.
 
     Attributes:
         draws: how many random numbers a sample takes.
@@ -45,17 +119,12 @@ class Graph(Protocol):
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         """What it takes besides the images, of ``shapes`` ``[B, 2]``, by name."""
 
-    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
-        """The nodes.
-
-        Args:
-            device: of the decoder, "cpu" or "mixed".
-            given: the names of :meth:`inputs`.
-        """
+    def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
+        """The nodes, from those of the images and the names of :meth:`inputs`."""
 
 
 class ZoomGraph:
-    """:class:`adapruner.data.augmentation.Zoom`; no more than the window is decoded."""
+    """:class:`adapruner.data.augmentation.Zoom`."""
 
     partial = True
 
@@ -63,17 +132,9 @@ class ZoomGraph:
         self.draws, self.inputs = zoom.draws, zoom.inputs
         self._size, self._mean, self._std = zoom.size, mean, std
 
-    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+    def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
         fn, types = _dali()
-        window = fn.decoders.image_slice(
-            _encoded(),
-            start=_given("start", types.INT32, 1),
-            shape=_given("extent", types.INT32, 1),
-            axis_names="HW",
-            device=device,
-            output_type=types.RGB,
-            adjust_orientation=False,
-        )
+        window = images.window(_given("start", types.INT32, 1), _given("extent", types.INT32, 1))
         image = fn.resize(window, size=(self._size, self._size), interp_type=types.INTERP_LINEAR)
         return (_normalized(image, self._mean, self._std, _given("mirror", types.INT32, 0)),)
 
@@ -87,9 +148,9 @@ class CropGraph:
         self.draws, self.inputs = crop.draws, crop.inputs
         self._size, self._mean, self._std = crop.size, mean, std
 
-    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+    def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
         fn, types = _dali()
-        image = _decoded(device)
+        image = images.whole()
         if "resized" in given:
             size = _given("resized", types.FLOAT, 1)
             image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR)
@@ -120,12 +181,12 @@ class WholeGraph:
             )
         return {}
 
-    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
-        return (_normalized(_decoded(device), [0.0] * 3, [1.0] * 3, None),)
+    def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
+        return (_normalized(images.whole(), [0.0] * 3, [1.0] * 3, None),)
 
 
 class CustomGraph:
-    """The user's own: a function of the node of encoded images and one of random numbers."""
+    """The user's own: a function of the node of stored images and one of random numbers."""
 
     draws, partial = 16, True
 
@@ -135,10 +196,10 @@ class CustomGraph:
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         return {"random": drawn.astype(np.float32)}
 
-    def define(self, device: str, given: Collection[str]) -> tuple[Any, ...]:
+    def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
         random = _given("random", _dali()[1].FLOAT, 1)
         # An output too: DALI drops an input that nothing depends on, and then refuses it.
-        return self._function(_encoded(), random), random
+        return self._function(images.stored, random), random
 
 
 def _dali() -> tuple[Any, Any]:
@@ -149,17 +210,11 @@ def _given(name: str, dtype: Any, ndim: int) -> Any:
     return _dali()[0].external_source(name=name, dtype=dtype, ndim=ndim)
 
 
-def _encoded() -> Any:
+def _stored(ndim: int, layout: str | None = None) -> Any:
     fn, types = _dali()
     # Not copied: the loader holds on to the bytes until the batch is done.
-    return fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
-
-
-def _decoded(device: str) -> Any:
-    fn, types = _dali()
-    # As Pillow does, an image is not turned to the orientation that its metadata ask for.
-    return fn.decoders.image(
-        _encoded(), device=device, output_type=types.RGB, adjust_orientation=False
+    return fn.external_source(
+        name="stored", dtype=types.UINT8, ndim=ndim, layout=layout, no_copy=True
     )
 
 

@@ -1,4 +1,4 @@
-"""The first half of the DALI loader: the encoded images of a batch, and what they look like."""
+"""The first half of the DALI loader: the stored images of a batch, and what they look like."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from adapruner.data import dali_graphs
 from adapruner.data.base import Source
 from adapruner.data.dali_stage import BatchError, Stage
 from adapruner.data.images import MAX_PIXELS
-from adapruner.data.loader import Unreadable
+from adapruner.data.loader import Unreadable, describe_error
 from adapruner.data.map_style import origin
 
 _JPEG_START, _JPEG_END = (0xFF, 0xD8), (0xFF, 0xD9)
@@ -31,7 +31,7 @@ class Batch:
         epoch: of its augmentation.
         ids: the dataset indices that are still in it, int64.
         unreadable: those that are not.
-        encoded: their images as they lie in their files: DALI's list, or one of arrays.
+        stored: their images as they lie in their files: DALI's list, or one of arrays.
         shapes: of the images, height and width, ``[B, 2]``.
         feeds: what else the second half takes.
     """
@@ -39,7 +39,7 @@ class Batch:
     epoch: int
     ids: npt.NDArray[np.int64]
     unreadable: list[Unreadable] = field(default_factory=list)
-    encoded: Any = None
+    stored: Any = None
     shapes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     feeds: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
@@ -50,12 +50,46 @@ class Batch:
         self.unreadable += [Unreadable(int(self.ids[at]), why) for at, why in reasons.items()]
         kept = [at for at in range(len(self.ids)) if at not in reasons]
         self.ids = self.ids[kept]
-        self.encoded = [self.encoded[at] for at in kept]
+        self.stored = [self.stored[at] for at in kept]
         self.shapes = self.shapes[kept] if len(self.shapes) else self.shapes
         self.feeds = {name: value[kept] for name, value in self.feeds.items()}
 
 
-class Reader:
+class Reader(Protocol):
+    """Gives batches their images, in the order in which they were started."""
+
+    def start(self, batch: Batch) -> None:
+        """Have a batch read; as many as one likes can be under way."""
+
+    def finish(self, batch: Batch) -> None:
+        """Give the batch that was started first its images, and take out what cannot be decoded."""
+
+    def reason(self, index: int, error: BatchError) -> str:
+        """Why DALI cannot do a sample."""
+
+
+class PixelReader:
+    """Images that are arrays: rows of a memory map are read by whoever looks at their pixels."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        axes = source.pixel_axes or ""
+        shape = source.pixels(0).shape
+        self._shape = np.array([shape[axes.index("H")], shape[axes.index("W")]])
+
+    def start(self, batch: Batch) -> None:
+        """Nothing: what is not decoded need not be looked at first."""
+
+    def finish(self, batch: Batch) -> None:
+        rows = map(self._source.pixels, batch.ids.tolist())
+        batch.stored = [np.ascontiguousarray(row) for row in rows]  # no copy, as a rule
+        batch.shapes = np.tile(self._shape, (len(batch.ids), 1))
+
+    def reason(self, index: int, error: BatchError) -> str:
+        return f"BatchError: DALI cannot do the image of sample {index}: {error}"
+
+
+class FileReader:
     """Reads the encoded images of a batch, and looks at them without decoding.
 
     Whole files are read by DALI, by path; of ranges of files the source reads the bytes, in a
@@ -78,7 +112,6 @@ class Reader:
         self._read: dict[int, Future[_Read]] = {}
 
     def start(self, batch: Batch) -> None:
-        """Have a batch read; as many as one likes can be under way."""
         indices = batch.ids.tolist()
         if self._thread is not None:
             self._read[id(batch)] = self._thread.submit(self._bytes, indices)
@@ -87,7 +120,6 @@ class Reader:
         self._stage.push({"path": paths.view(np.uint8).reshape(len(paths), -1)})
 
     def finish(self, batch: Batch) -> None:
-        """Give the batch that was started first its images, and take out what cannot be decoded."""
         try:
             if self._thread is None:
                 looks = self._stage.pop()
@@ -95,8 +127,8 @@ class Reader:
                 _fill(batch, self._read.pop(id(batch)).result())
                 if not len(batch.ids):
                     return
-                looks = self._stage.do({"encoded": batch.encoded})
-            batch.encoded, shapes, starts, ends = looks[0], *map(_array, looks[1:])
+                looks = self._stage.do({"stored": batch.stored})
+            batch.stored, shapes, starts, ends = looks[0], *map(_array, looks[1:])
         except BatchError:
             if self._thread is None:
                 _fill(batch, self._bytes(batch.ids.tolist()))
@@ -105,11 +137,11 @@ class Reader:
         self._leave_out_doubtful(batch, starts, ends)
 
     def reason(self, index: int, error: BatchError) -> str:
-        """Why a sample cannot be decoded: in Pillow's words, where it cannot decode it either."""
+        """In Pillow's words, where it cannot decode it either."""
         try:
             self._source.image(index)
         except Exception as told:  # as any other loader would report it
-            return f"{type(told).__name__}: {told}"
+            return describe_error(told)
         location = self._source.location(index)
         where = f" at byte {location.offset}" if location.size is not None else ""
         return f"OSError: DALI cannot decode {location.path}{where}: {error}"
@@ -121,12 +153,12 @@ class Reader:
             try:
                 read.append(np.frombuffer(self._source.encoded(index), np.uint8))
             except OSError as error:
-                read.append(f"{type(error).__name__}: {error}")
+                read.append(describe_error(error))
         return read
 
     def _look_one_by_one(self, batch: Batch) -> list[npt.NDArray[Any]]:
         stage = Stage(dali_graphs.look_at, 1, 1, None)
-        seen = stage.try_each({"encoded": [encoded]} for encoded in batch.encoded)
+        seen = stage.try_each({"stored": [encoded]} for encoded in batch.stored)
         indices = batch.ids.tolist()
         batch.leave_out(
             {
@@ -152,7 +184,7 @@ class Reader:
         indices = batch.ids.tolist()
         stage = Stage(dali_graphs.decode, 1, 1, None)
         places = np.flatnonzero(cut_off).tolist()
-        tried = stage.try_each({"encoded": [batch.encoded[at]]} for at in places)
+        tried = stage.try_each({"stored": [batch.stored[at]]} for at in places)
         errors = {at: e for at, e in zip(places, tried, strict=True) if isinstance(e, BatchError)}
         for at in np.flatnonzero(too_large).tolist():
             errors[at] = BatchError(f"more than max_pixels ({self._max_pixels:,})")
@@ -160,7 +192,7 @@ class Reader:
 
 
 def _fill(batch: Batch, read: _Read) -> None:
-    batch.encoded = read
+    batch.stored = read
     batch.leave_out({at: why for at, why in enumerate(read) if isinstance(why, str)})
 
 

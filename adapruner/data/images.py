@@ -60,6 +60,9 @@ def _decode(handle: IO[bytes], name: str, mode: str | None, max_pixels: int) -> 
                 )
             image.load()
             return convert_image(image, mode)
+    except pillow.UnidentifiedImageError as error:
+        # Its message names the open file, by an address in memory where it is one of bytes.
+        raise OSError(f"cannot decode {name}: cannot identify image file") from error
     except OSError as error:
         if error.errno is not None and error.filename is not None:
             raise  # the system's own, which names the file
@@ -94,15 +97,23 @@ def to_picture(value: Any) -> Any:
         return value
     pillow = require("PIL.Image", extra="vision")
     array = np.asarray(value)
-    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        array = array.transpose(1, 2, 0)
-    colour = array.ndim == 3 and array.shape[2] == 3
-    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
+    axes = picture_axes(array.shape) if array.dtype == np.uint8 else None
+    if axes is None:
         raise ValueError(
             "an image as an array must be uint8 [H, W], [H, W, 3] or [3, H, W]; "
             f"found {array.dtype} {list(array.shape)}"
         )
+    array = array.transpose(1, 2, 0) if axes == "CHW" else array
     return pillow.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def picture_axes(shape: tuple[int, ...]) -> str | None:
+    """What the dimensions of an image are, "HW", "HWC" or "CHW"; None where it is none."""
+    if 0 in shape or len(shape) not in (2, 3):
+        return None
+    if len(shape) == 2:
+        return "HW"
+    return "HWC" if shape[2] == 3 else "CHW" if shape[0] == 3 else None
 
 
 def check_mode(mode: str | None) -> None:

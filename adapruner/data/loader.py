@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from adapruner.data.plan import Follows, Plan
 # So many samples that cannot be read, and none before them that can, stop a run.
 ENOUGH_FAILURES = 16
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
 
 class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run is to stop at such ones."""
@@ -30,6 +33,11 @@ class Unreadable(NamedTuple):
 
     sample: int
     reason: str
+
+
+def describe_error(error: BaseException) -> str:
+    """The reason that is recorded: without addresses in memory, which differ from run to run."""
+    return f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}"
 
 
 def refuse_unreadable(unreadable: Sequence[Unreadable], on_error: str) -> None:
@@ -265,7 +273,7 @@ class _Reader(TorchDataset[Any]):
             source = self._source
             inputs, target = source[index] if pair is None else source.transformed(pair)
         except Exception as error:  # whatever a dataset raises for a sample that it cannot give
-            return Unreadable(index, f"{type(error).__name__}: {error}")
+            return Unreadable(index, describe_error(error))
         return index, (inputs, target)
 
 

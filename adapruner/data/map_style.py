@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
@@ -113,7 +114,8 @@ class SubsetSource(Source):
             self.sizes = base.sizes[self._indices]
         self.deterministic = base.deterministic and self._reads_base and transform is None
         # What the base's own transform would do to a decoded image is done by nobody else.
-        self.has_encoded = base.has_encoded and self._reads_base and base.transform is None
+        if self._reads_base and base.transform is None:
+            self.has_encoded, self.pixel_axes = base.has_encoded, base.pixel_axes
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -146,6 +148,10 @@ class SubsetSource(Source):
     def encoded(self, index: int) -> bytes:
         """The encoded image, as the source that this is a subset of gives it."""
         return self.base.encoded(int(self._indices[self._checked(index)]))
+
+    def pixels(self, index: int) -> npt.NDArray[np.uint8]:
+        """The image, as the source that this is a subset of gives it."""
+        return self.base.pixels(int(self._indices[self._checked(index)]))
 
     def _identify(self) -> str:
         digest = new_digest("subset")

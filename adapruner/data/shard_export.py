@@ -33,7 +33,8 @@ def write_kept_indexes(source: ShardSource, kept: IntArray, destination: Path) -
     with new_folder(destination, "indexes") as folder:
         for shard, positions in _by_shard(source, kept):
             index, path = source.shard_index(shard), source.shards[shard]
-            part = ShardIndex([index.lines[position] for position in positions])
+            lines = [index.lines[position] for position in positions]
+            part = ShardIndex(lines, column=index.column)
             if index.classes is not None:
                 part.classes = index.classes[positions]
             write_index(folder / names[shard], part, os.path.getsize(path))
@@ -71,7 +72,8 @@ def write_kept_shards(source: ShardSource, kept: IntArray, destination: Path) ->
         finally:
             writer.close()
         for path in sorted(folder.glob("*.tar")):
-            write_index(path.with_suffix(".idx"), scan(path), path.stat().st_size)
+            index = scan(path, str(source.class_column))
+            write_index(path.with_suffix(".idx"), index, path.stat().st_size)
 
 
 class _Writer:

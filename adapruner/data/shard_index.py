@@ -3,11 +3,13 @@
 The format is the one of DALI's ``wds2idx``, version 1.2: a line ``v1.2 N``, then N lines, one per
 sample, with ``EXTENSION OFFSET SIZE NAME`` for each of its components. White space in a name would
 break it and is written as ``%20`` and the like. DALI reads no further than N lines; two more hold
-what only adapruner asks for: the size of the shard, and the class of every sample.
+what only adapruner asks for: the size of the shard, and the class of every sample, with the column
+that it comes from.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tarfile
@@ -30,11 +32,61 @@ _VERSION = b"v1.2"
 _TRAILER = b"# adapruner 1 shard-bytes"
 _SPACE = re.compile(rb"[ \t\n\v\f\r]")
 _WHOLE_NUMBER = re.compile(rb"\s*(\d{1,9})\s*")
-_LONGEST_CLASS = 64
+_LONGEST_CLASS, _LONGEST_JSON = 64, 1 << 20  # bytes
 
 
 class IndexMismatchError(ValueError):
     """An index is not one, or does not belong to its shard."""
+
+
+class ClassColumn(NamedTuple):
+    """Where the class of a sample stands: in the component of an extension.
+
+    As text, "cls", or "json:label" for what stands in the object of a JSON file under a key.
+    """
+
+    extension: str
+    key: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> ClassColumn:
+        """The column that ``text`` says.
+
+        Raises:
+            ValueError: the key is none that an index can name.
+        """
+        extension, colon, key = text.partition(":")
+        if colon and (not extension or not key or key != " ".join(key.split())):
+            raise ValueError(
+                f"a class in JSON is EXTENSION:KEY, such as json:label; found {text!r}"
+            )
+        return cls(extension.lower(), key if colon else None)
+
+    def __str__(self) -> str:
+        return self.extension if self.key is None else f"{self.extension}:{self.key}"
+
+    def describe(self) -> str:
+        """What a sample must have."""
+        under = "" if self.key is None else f" under the key {self.key!r}"
+        return f"component {self.extension} that holds a whole number{under}"
+
+    @property
+    def longest(self) -> int:
+        """Bytes of a component beyond which it is not looked at."""
+        return _LONGEST_CLASS if self.key is None else _LONGEST_JSON
+
+    def number(self, content: bytes) -> int:
+        """The class that a component spells, ``UNKNOWN`` where it spells none."""
+        if self.key is not None:
+            try:
+                found = json.loads(content)
+            except (ValueError, RecursionError):
+                return UNKNOWN
+            # A whole number, or one as text; what else there may be is no class.
+            value = found.get(self.key) if isinstance(found, dict) else None
+            content = str(value).encode(errors="replace") if type(value) in (int, str) else b""
+        match = _WHOLE_NUMBER.fullmatch(content)
+        return UNKNOWN if match is None else int(match[1])
 
 
 class Component(NamedTuple):
@@ -54,11 +106,13 @@ class ShardIndex:
         lines: one per sample, as the index file has them.
         classes: of every sample, int64, ``UNKNOWN`` where there is none; None where it takes
             reading the shard.
+        column: where the classes were found.
         damage: why the shard could not be read to its end, else None.
     """
 
     lines: list[bytes] = field(default_factory=list)
     classes: IntArray | None = None
+    column: str = CLASS
     damage: str | None = None
 
     def components(self, sample: int) -> list[Component]:
@@ -84,7 +138,7 @@ def parse_line(line: bytes) -> list[Component]:
     return components
 
 
-def scan(path: str | os.PathLike[str], target: str = CLASS) -> ShardIndex:
+def scan(path: str | os.PathLike[str], column: str = CLASS) -> ShardIndex:
     """Read the headers of a tar, in one pass, and the classes on the way.
 
     A shard that is cut off or otherwise broken gives the samples up to there, and ``damage``.
@@ -93,11 +147,11 @@ def scan(path: str | os.PathLike[str], target: str = CLASS) -> ShardIndex:
 
     Args:
         path: the shard.
-        target: extension of the component that holds the class.
+        column: where the class stands, as a :class:`ClassColumn` says it.
     """
-    index, classes = ShardIndex(), []
+    index, classes = ShardIndex(column=column), []
     try:
-        members = list(_members(path, target))
+        members = list(_members(path, ClassColumn.of(column)))
     except _Damage as damage:
         members, index.damage = damage.members, str(damage)
     for _, sample in groupby(members, key=lambda member: member.key):
@@ -121,11 +175,11 @@ class _Damage(Exception):
         self.members = members
 
 
-def _members(path: str | os.PathLike[str], target: str) -> Iterator[_Member]:
+def _members(path: str | os.PathLike[str], column: ClassColumn) -> Iterator[_Member]:
     found: list[_Member] = []
     try:
         for info, handle in walk(path):
-            member = _member(info, handle, target)
+            member = _member(info, handle, column)
             if member is not None:
                 found.append(member)
     except OSError as error:
@@ -174,15 +228,16 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
         raise OSError(f"cannot read {shard}: {what} at byte {offset} ({text})") from error
 
 
-def _member(info: tarfile.TarInfo, handle: Any, target: str) -> _Member | None:
+def _member(info: tarfile.TarInfo, handle: Any, column: ClassColumn) -> _Member | None:
     folder, slash, name = info.name.encode("utf-8", "surrogateescape").rpartition(b"/")
     stem, _, extension = name.partition(b".")
     if not stem or not extension:
         return None
     extension = _escaped(extension)
     number = None
-    if extension.lower() == target.encode():
-        number = UNKNOWN if info.size > _LONGEST_CLASS else whole_number(handle.read(info.size))
+    if extension.lower() == os.fsencode(column.extension):
+        small = info.size <= column.longest
+        number = column.number(handle.read(info.size)) if small else UNKNOWN
     text = b"%s %d %d %s" % (
         extension,
         info.offset_data,
@@ -190,12 +245,6 @@ def _member(info: tarfile.TarInfo, handle: Any, target: str) -> _Member | None:
         _escaped(folder + slash + name),
     )
     return _Member(folder + slash + stem, text, number)
-
-
-def whole_number(content: bytes) -> int:
-    """The class that ``content`` spells, ``UNKNOWN`` where it spells none."""
-    match = _WHOLE_NUMBER.fullmatch(content)
-    return UNKNOWN if match is None else int(match[1])
 
 
 def _escaped(name: bytes) -> bytes:
@@ -215,7 +264,7 @@ def write_index(
         raise ValueError(f"cannot write {os.fspath(path)}: the shard has no sample")
     content = [b"%s %d" % (_VERSION, len(index.lines)), *index.lines]
     if shard_bytes is not None and index.classes is not None:
-        content.append(b"%s %d" % (_TRAILER, shard_bytes))
+        content.append(b"%s %d %s" % (_TRAILER, shard_bytes, os.fsencode(index.column)))
         content.append(b" ".join(b"%d" % number for number in index.classes.tolist()))
     replace_atomically(path, lambda temporary: _write_lines(temporary, content))
 
@@ -265,7 +314,8 @@ def _parse_index(path: str | os.PathLike[str]) -> tuple[ShardIndex, int | None]:
         return index, None
     try:
         index.classes = np.array(rest[1].split(), dtype=np.int64)
-        shard_bytes = int(rest[0].removeprefix(_TRAILER))
+        size, _, column = rest[0].removeprefix(_TRAILER).strip().partition(b" ")
+        shard_bytes, index.column = int(size), os.fsdecode(column) or CLASS
     except (ValueError, OverflowError) as error:
         raise IndexMismatchError(f"{os.fspath(path)} is broken at its end: {error}") from error
     if len(index.classes) != count or (index.classes < UNKNOWN).any():
@@ -322,7 +372,7 @@ def _check_name(block: bytes, name: bytes) -> None:
 
 
 def _compare_headers(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
-    found = scan(shard)
+    found = scan(shard, index.column)
     known = dict(zip(found.lines, found.classes.tolist(), strict=True))  # type: ignore[union-attr]
     classes = [UNKNOWN] * len(index.lines) if index.classes is None else index.classes.tolist()
     for line, number in zip(index.lines, classes, strict=True):

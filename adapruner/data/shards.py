@@ -25,6 +25,7 @@ from adapruner.data.shard_index import (
     BLOCK,
     CLASS,
     UNKNOWN,
+    ClassColumn,
     Component,
     IndexMismatchError,
     ShardIndex,
@@ -32,7 +33,6 @@ from adapruner.data.shard_index import (
     parse_line,
     read_index,
     scan,
-    whole_number,
 )
 
 _OPEN_FILES = 64
@@ -43,7 +43,8 @@ class ShardSource(Source):
 
     A sample is what stands next to each other in a shard and is called alike up to the first dot:
     ``0001.jpg``, ``0001.cls``. Its image is the one component with the extension of an image, its
-    class the whole number in the component ``cls``. Without a transform an input is a PIL image.
+    class the whole number in the component ``cls``, or where ``columns`` says. Without a transform
+    an input is a PIL image.
 
     Where a shard lies beside an index (``NAME.idx`` for ``NAME.tar``; ``adapruner index`` and
     DALI's ``wds2idx`` make them) its samples are taken from there, otherwise from one pass over its
@@ -63,9 +64,12 @@ class ShardSource(Source):
         mode: the PIL mode images are converted to; None leaves each as it is.
         max_pixels: an image of more, width times height, counts as unreadable.
         columns: extensions of the components with the image and the class, where these are not to
-            be found by themselves.
+            be found by themselves; the class as :class:`ClassColumn` has it.
         index_folder: where the indexes are, if not beside the shards.
         pattern: what the shards were found by.
+
+    Attributes:
+        class_column: where the class of a sample stands.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -95,7 +99,7 @@ class ShardSource(Source):
         self.index_folder = None if index_folder is None else os.path.abspath(index_folder)
         self.shards = [os.path.abspath(os.path.expanduser(os.fspath(shard))) for shard in shards]
         self._image_name = None if columns is None else columns[0].lower()
-        self._class_name = CLASS if columns is None else columns[1].lower()
+        self.class_column = ClassColumn.of(CLASS if columns is None else columns[1])
         self._columns = None if columns is None else list(columns)
         self._problems: dict[int, str] = {}
         self._files = _OpenFiles()
@@ -135,7 +139,7 @@ class ShardSource(Source):
         Raises:
             OSError: the shard was changed since, or cannot be read.
         """
-        index = open_index(self.shards[shard], self.index_folder)
+        index = self._open_index(self.shards[shard])
         if _digest(index) != self._digests[shard]:
             raise OSError(f"{self.shards[shard]} was changed since it was opened")
         return index
@@ -158,11 +162,14 @@ class ShardSource(Source):
         """As of any source, with what it takes to find the shards again."""
         return super().about() | {"index_folder": self.index_folder, "columns": self._columns}
 
+    def _open_index(self, shard: str) -> ShardIndex:
+        return open_index(shard, self.index_folder, str(self.class_column))
+
     def _open(self) -> list[IntArray]:
         """Of each shard its samples as rows (offset, size, bytes in the shard, class)."""
         self._digests, parts, count = [], [], 0
         for shard in self.shards:
-            index, shard_bytes = open_index(shard, self.index_folder), os.path.getsize(shard)
+            index, shard_bytes = self._open_index(shard), os.path.getsize(shard)
             rows = np.empty((len(index.lines) + (index.damage is not None), 4), dtype=np.int64)
             for position, line in enumerate(index.lines):
                 components = _components(line, shard, shard_bytes)
@@ -173,8 +180,8 @@ class ShardSource(Source):
                     image = Component("", BLOCK, 0, b"")
                 elif number == UNKNOWN:
                     self._problems[count + position] = (
-                        f"{os.fsdecode(image.name)} has no component {self._class_name} that holds "
-                        "a whole number, its class"
+                        f"{os.fsdecode(image.name)} has no {self.class_column.describe()}, "
+                        "its class"
                     )
                 spans = (BLOCK - (-c.size // BLOCK) * BLOCK for c in components)
                 # A class that is not known is none to count with either: 0 will do.
@@ -210,13 +217,14 @@ class ShardSource(Source):
     def _find_class(
         self, components: list[Component], index: ShardIndex, position: int, shard: str
     ) -> int:
-        if self._class_name == CLASS and index.classes is not None:
+        column = self.class_column
+        if index.column == str(column) and index.classes is not None:
             return int(index.classes[position])
-        found = [c for c in components if c.extension.lower() == self._class_name]
-        if len(found) != 1:
+        found = [c for c in components if c.extension.lower() == column.extension]
+        if len(found) != 1 or found[0].size > column.longest:
             return UNKNOWN
         try:
-            return whole_number(self._files.read(shard, found[0].offset, found[0].size))
+            return column.number(self._files.read(shard, found[0].offset, found[0].size))
         except (OSError, IndexMismatchError):
             return UNKNOWN
 
@@ -278,8 +286,12 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-def open_index(shard: str, folder: str | os.PathLike[str] | None = None) -> ShardIndex:
+def open_index(
+    shard: str, folder: str | os.PathLike[str] | None = None, column: str = CLASS
+) -> ShardIndex:
     """The index of ``shard``: from its file where there is one, else from its headers.
+
+    A file may have the classes of another column than ``column``.
 
     A shard that cannot be opened gives an index without samples, whose ``damage`` says why.
 
@@ -293,7 +305,7 @@ def open_index(shard: str, folder: str | os.PathLike[str] | None = None) -> Shar
         return ShardIndex(damage=f"{shard} is no regular file")
     file = index_path(shard, folder)
     if not file.is_file():
-        return scan(shard)
+        return scan(shard, column)
     try:
         return read_index(file, shard)
     except OSError as error:

@@ -57,7 +57,8 @@ def as_source(
         fingerprint: a string that identifies the samples (a name and version, say) instead of
             what is found out from ``data``. Hashed, unless it is a fingerprint already.
         columns: the input and the target column of a Hugging Face dataset, or the extensions of
-            the image and the class in shards; guessed where None.
+            the image and the class in shards, where the class may be "json:KEY", what stands under
+            a key in a component "json"; guessed where None.
         mode: the PIL mode to which images of a folder or of a Hugging Face dataset are converted;
             None leaves each as it is.
         max_pixels: an image of a folder or of shards with more, width times height, counts as

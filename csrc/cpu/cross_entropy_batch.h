@@ -48,10 +48,11 @@ template <typename A>
 Losses losses_of(const CrossEntropyBatch& batch, const std::vector<double>& sums);
 
 // Losses of n rows, in parallel, and their gradient where that is not null (it may be the logits).
-// T: the dtype of the logits.
+// T: the dtype of the logits. columns: 0 where the classes are last in memory, as always for
+// double; else the rows of a sample, which lie side by side, class after class.
 template <typename T>
 void each_row(const CrossEntropyBatch& batch, const T* logits, const int64_t* targets,
-              const Acc<T>* row_scale, int64_t n, Acc<T>* row_loss, T* gradient) {
+              const Acc<T>* row_scale, int64_t n, int64_t columns, Acc<T>* row_loss, T* gradient) {
   CrossEntropyRows<T> work{};
   work.logits = logits;
   work.targets = targets;
@@ -61,9 +62,21 @@ void each_row(const CrossEntropyBatch& batch, const T* logits, const int64_t* ta
   work.total_weight = static_cast<Acc<T>>(batch.total_weight);
   work.smoothing = batch.label_smoothing;
   work.classes = batch.classes;
+  work.columns = columns;
   work.row_loss = row_loss;
   work.gradient = gradient;
   constexpr int64_t kGrain = 16384;  // elements worth a thread
+  if constexpr (!std::is_same_v<T, double>) {
+    if (columns > 0) {
+      const int64_t strips = n / columns * strips_of_sample(batch.classes, columns);
+      const int64_t values = strip_columns(batch.classes) * batch.classes;
+      at::parallel_for(0, strips, std::max<int64_t>(1, kGrain / values),
+                       [&](int64_t begin, int64_t end) {
+                         ADAPRUNER_DISPATCH(cross_entropy_columns, work, begin, end);
+                       });
+      return;
+    }
+  }
   at::parallel_for(0, n, std::max<int64_t>(1, kGrain / batch.classes),
                    [&](int64_t begin, int64_t end) {
                      ADAPRUNER_DISPATCH(cross_entropy_rows, work, begin, end);

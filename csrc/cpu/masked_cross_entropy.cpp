@@ -14,10 +14,18 @@
 namespace adapruner::cpu {
 namespace {
 
-// Losses of a batch from logits [B, ..., C] contiguous, and the gradient into `gradient` (of the
-// same layout; may be the logits; null: not wanted).
+// Whether the rows of a sample lie side by side in memory, class after class. What is neither like
+// that nor has its classes last is brought into the latter order first.
+bool has_columns(const at::Tensor& logits) {
+  return logits.dim() > 2 && logits.is_contiguous() && logits.scalar_type() != at::kDouble &&
+         logits.numel() > logits.size(0) * logits.size(1);
+}
+
+// Losses of a batch from contiguous logits, [B, ..., C] or with `columns` [B, C, ...], and the
+// gradient into `gradient` (of the same layout; may be the logits; null: not wanted).
 template <typename T>
-Losses compute(const CrossEntropyBatch& batch, const at::Tensor& logits, T* gradient) {
+Losses compute(const CrossEntropyBatch& batch, const at::Tensor& logits, bool columns,
+               T* gradient) {
   using A = Acc<T>;
   constexpr double kStored = std::is_same_v<T, c10::Half> ? kHalfGradientScale : 1.0;
   const int64_t rows = batch.rows, all = batch.samples * rows;
@@ -30,8 +38,8 @@ Losses compute(const CrossEntropyBatch& batch, const at::Tensor& logits, T* grad
       row_scale[i] = target[i] == batch.ignore_index ? A(-1) : static_cast<A>(sums[b]);
     }
   }
-  each_row(batch, logits.const_data_ptr<T>(), target, row_scale.data(), all, row_loss.data(),
-           gradient);
+  each_row(batch, logits.const_data_ptr<T>(), target, row_scale.data(), all, columns ? rows : 0,
+           row_loss.data(), gradient);
   for (int64_t b = 0; b < batch.samples; ++b) {
     double sum = 0;
     for (int64_t i = b * rows; i < (b + 1) * rows; ++i) sum += row_loss[i];
@@ -59,17 +67,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy_
     int64_t ignore_index, double label_smoothing, bool compute_gradient) {
   const CrossEntropyBatch batch =
       prepare(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
-  const at::Tensor rows = classes_last(logits).contiguous();
+  const bool columns = has_columns(logits);
+  const at::Tensor rows = columns ? logits : classes_last(logits).contiguous();
   at::Tensor gradient = at::detail::empty_cpu(
       compute_gradient ? rows.sizes() : at::IntArrayRef({0}), logits.scalar_type());
   if (compute_gradient) {
     advise_huge_pages(gradient);
-    if (logits.dim() > 2) gradient = gradient.movedim(-1, 1);
+    if (!columns && logits.dim() > 2) gradient = gradient.movedim(-1, 1);
   }
   Losses out;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, logits.scalar_type(), "masked_cross_entropy", [&] {
-        out = compute<scalar_t>(batch, rows,
+        out = compute<scalar_t>(batch, rows, columns,
                                 compute_gradient ? gradient.mutable_data_ptr<scalar_t>() : nullptr);
       });
   return {out.loss, out.sample_loss, out.pressure, gradient};
@@ -81,12 +90,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy__cpu(
     int64_t ignore_index, double label_smoothing) {
   const CrossEntropyBatch batch =
       prepare(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
-  const at::Tensor last = classes_last(logits);
+  const bool columns = has_columns(logits);
+  const at::Tensor last = columns ? logits : classes_last(logits);
   const at::Tensor rows = last.contiguous();  // the same memory where it can be
   Losses out;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, logits.scalar_type(), "masked_cross_entropy_",
-      [&] { out = compute<scalar_t>(batch, rows, rows.mutable_data_ptr<scalar_t>()); });
+      [&] { out = compute<scalar_t>(batch, rows, columns, rows.mutable_data_ptr<scalar_t>()); });
   if (!last.is_contiguous()) last.copy_(rows);
   return {out.loss, out.sample_loss, out.pressure};
 }

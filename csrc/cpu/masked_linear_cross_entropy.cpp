@@ -124,7 +124,7 @@ class LinearCrossEntropy {
       at::mm_out(logits, x, weight_.t());
     }
     T* values = logits.template mutable_data_ptr<T>();
-    each_row<T>(batch_, values, targets_.data() + begin, scales_.data() + begin, n,
+    each_row<T>(batch_, values, targets_.data() + begin, scales_.data() + begin, n, /*columns=*/0,
                 row_losses_.data(), wanted_ ? values : nullptr);
     for (int64_t j = 0; j < n; ++j) sums_[samples_[begin + j]] += row_losses_[j];
     // From here on, `logits` holds their gradient.

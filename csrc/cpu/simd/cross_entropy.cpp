@@ -4,12 +4,11 @@
 #include "cross_entropy.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <limits>
-#include <new>
 
 #include "../../math/cross_entropy.h"
 #include "lanes.h"
+#include "scratch.h"
 
 namespace adapruner::ADAPRUNER_ISA {
 namespace {
@@ -17,35 +16,12 @@ namespace {
 constexpr int64_t kBlock = 512;       // values of a long row between two looks at its maximum
 constexpr int64_t kShortVectors = 8;  // a short row's vectors
 
-// A run of scratch memory. Not std::vector: a template of the standard library that is instantiated
-// here could become the whole module's copy, with instructions that not every processor has.
-template <typename A>
-class Scratch {
- public:
-  explicit Scratch(int64_t n)
-      : data_(static_cast<A*>(std::malloc(static_cast<size_t>(n + 1) * sizeof(A)))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  A* data() const { return data_; }
-
- private:
-  A* data_;
-};
-
 // f(vector, place, values) over [begin, end): whole vectors, then a part with `none` in its rest.
 template <typename T, typename F>
 inline void each_vector(const T* x, int64_t begin, int64_t end, float none, const F& f) {
   int64_t j = begin;
   for (; j + kWidth <= end; j += kWidth) f(load(x + j), j, int64_t{kWidth});
   if (j < end) f(load_part(x + j, end - j, none), j, end - j);
-}
-
-// Some n ≤ kWidth values, with 0 in the other lanes.
-inline Floats load_some(const float* x, int64_t n) {
-  return n == kWidth ? load(x) : load_part(x, n, 0);
 }
 
 // Σ_c w_c·(x_c − reference), in sums of blocks; the reference is a number of type T.
@@ -57,7 +33,7 @@ double weighted_differences(const T* x, float reference, const float* weight, in
     Floats part{};
     each_vector(x, begin, end, reference, [&](Floats values, int64_t at, int64_t size) {
       const Floats difference = values - reference;
-      part += weight == nullptr ? difference : difference * load_some(weight + at, size);
+      part += weight == nullptr ? difference : difference * load_some(weight + at, size, 0);
     });
     total += sum(part);
   }
@@ -123,7 +99,7 @@ struct Row {
     if (terms.smooth_weight == 0) return g;
     const float smooth = smoothing();
     if (rows.class_weight == nullptr) return g - smooth;
-    return g - smooth * load_some(rows.class_weight + at, size);
+    return g - smooth * load_some(rows.class_weight + at, size, 0);
   }
 
   // Once all the others are written. Half types round only what comes out.
@@ -194,14 +170,6 @@ inline float short_row(const Row<T>& row, int vectors, int64_t rest) {
       return short_row<7>(row, rest);
     default:
       return short_row<8>(row, rest);
-  }
-}
-
-inline void store_some(float* x, int64_t n, Floats v) {
-  if (n == kWidth) {
-    store(x, v);
-  } else {
-    store_part(x, n, v);
   }
 }
 

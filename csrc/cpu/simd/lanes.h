@@ -95,6 +95,21 @@ inline void store_part(T* x, int64_t n, Floats v) {
   for (int64_t j = 0; j < n; ++j) x[j] = all[j];
 }
 
+// The same of n ≤ kWidth values.
+template <typename T>
+inline Floats load_some(const T* x, int64_t n, float rest) {
+  return n == kWidth ? load(x) : load_part(x, n, rest);
+}
+
+template <typename T>
+inline void store_some(T* x, int64_t n, Floats v) {
+  if (n == kWidth) {
+    store(x, v);
+  } else {
+    store_part(x, n, v);
+  }
+}
+
 // The larger one in each lane; b where a is NaN.
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
