@@ -67,6 +67,14 @@ class Gates:
         """A real slot of the state."""
         return float(self._reals[_SLOTS[slot]])
 
+    def slots(self, first: str, last: str) -> Tensor:
+        """Integer slots of the state from one to another, as a view: nothing is read back."""
+        return self.state[_SLOTS[first] : _SLOTS[last] + 1]
+
+    def real_slot(self, slot: str) -> Tensor:
+        """A real slot as a float64 scalar, likewise a view."""
+        return self._reals[_SLOTS[slot]]
+
     def set_integer(self, slot: str, value: int) -> None:
         self.state[_SLOTS[slot]] = value
 
@@ -107,6 +115,7 @@ class Gates:
 
     def exclude(self, indices: Tensor) -> None:
         """Take samples (int64) out of the running: their gates close for good. Twice is once."""
+        indices = indices.to(self.logits.device)
         closed = indices[self.logits[indices] != -torch.inf].unique()
         if closed.numel():
             # The share of the sums that these few had.
@@ -141,7 +150,7 @@ class Gates:
             IndexError: an id is no dataset index, or a target neither a class nor ``ignore_index``.
             ValueError: a given loss is negative.
         """
-        noted = self.state[_SLOTS["error_kind"] : _SLOTS["error_latch"] + 1]
+        noted = self.slots("error_kind", "error_latch")
         kind, place, value, _ = noted.tolist()
         if kind == 0:
             return

@@ -7,21 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import adapruner.ops  # noqa: F401  (registers the operators)
+from adapruner.arguments import why_no_cuda
 
 # The networks of the tests are too small for more threads to help, and waiting ones slow each other
 # down on a busy machine. Tests that are about threads set their own.
 torch.set_num_threads(1)
-
-
-def why_no_cuda() -> str | None:
-    """Why CUDA cannot be tested here; None where it can."""
-    if not torch.cuda.is_available():
-        return "torch sees no GPU"
-    registered = torch._C._dispatch_has_kernel_for_dispatch_key
-    if not registered("adapruner::gate_update", "CUDA"):
-        return "this build of adapruner has no CUDA kernels"
-    return None
 
 
 NO_CUDA = why_no_cuda()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 import pytest
 import torch
 
-from adapruner import Pruner
+from adapruner import Pruner, fast_prune
+from adapruner.arguments import why_no_cuda
 from adapruner.gates import _SLOTS, Gates
 from adapruner.methods import METHODS
 from adapruner.ops import _C
@@ -57,6 +59,16 @@ def test_the_end_of_an_epoch_raises_before_anything_is_done() -> None:
     assert not pruner.history
     pruner.step()
     assert pruner.epoch == 1
+
+
+@pytest.mark.skipif(why_no_cuda() is None, reason="CUDA can be used here")
+def test_a_device_that_cannot_be_used_is_refused_with_the_reason() -> None:
+    reason = re.escape(str(why_no_cuda()))
+    with pytest.raises(ValueError, match=f"device 'cuda:1' cannot be used here: {reason}"):
+        Pruner(20, device="cuda:1")
+    model, data = torch.nn.Linear(2, 2), (torch.zeros(9, 2), torch.arange(9) % 2)
+    with pytest.raises(ValueError, match=reason):
+        fast_prune(model, data, device="cuda", progress=False)
 
 
 @pytest.mark.cuda

@@ -302,6 +302,37 @@ def test_a_single_gate() -> None:
     check_sums(gates)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_gpu_has_the_bits_of_the_cpu(name: str, dtype: torch.dtype) -> None:
+    ends = []
+    for device in ("cpu", "cuda"):
+        with torch.device(device):
+            gates = step(update_sample(name, dtype))
+            ends.append([tensor.cpu() for tensor in gates.state_dict().values()])
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("batch", "distinct"), [(4096, 2**20), (5000, 300), (2000, 1), (300_000, 2**20), (50_000, 9)]
+)
+def test_the_gpu_has_the_bits_of_the_cpu_in_large_batches(batch: int, distinct: int) -> None:
+    random = torch.Generator().manual_seed(batch)
+    ids = torch.randint(0, distinct, (batch,), generator=random)
+    pressure = torch.randn(batch, generator=random) * 20
+    loss = torch.rand(batch, generator=random) * 9
+    pressure[::97], loss[::89] = torch.nan, torch.inf
+    ends = []
+    for device in ("cpu", "cuda"):
+        gates = Gates(2**20, 0.7, METHODS["balanced"], device, track_losses=True)
+        for _ in range(2):
+            visit(gates, ids.to(device), pressure.to(device), loss.to(device))
+        ends.append([tensor.cpu() for tensor in gates.state_dict().values()])
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*ends, strict=True))
+
+
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_every_integer_type_of_ids(dtype: torch.dtype) -> None:
     sample = update_sample("plain")
