@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapruner import Pruner
+from adapruner.gates import Gates
+from adapruner.losses import Losses
+from adapruner.methods import METHODS
 
 aten = torch.ops.aten
 WAIT = {  # what needs values on the host: to read them, or for the shape of a result
@@ -21,7 +25,7 @@ WAIT = {  # what needs values on the host: to read them, or for the shape of a r
     aten.masked_select,
     aten._unique2,
 }
-CALLS: dict[str, Callable[[Pruner, Tensor, Tensor], Any]] = {
+CALLS: dict[str, Callable[[Losses, Tensor, Tensor], Any]] = {
     "loss": lambda pruner, x, ids: pruner.loss(x, ids % 5, ids),
     "overwriting": lambda pruner, x, ids: pruner.loss(x * 2, ids % 5, ids, overwrite_logits=True),
     "linear_loss": lambda pruner, x, ids: pruner.linear_loss(x, torch.ones(9, 5), ids % 9, ids),
@@ -67,6 +71,20 @@ def test_a_call_reads_nothing_back(name: str, normalize: bool, device: str) -> N
             CALLS[name](pruner, x, ids)
     assert waits.found == []
     assert (pruner.gates.logits[:8] != before[:8]).all()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_by_shape_alone_everything_is_on_the_gpu(name: str, normalize: bool) -> None:
+    # Tensors without values, of a GPU that need not be there: to read one, or to mix devices, is an
+    # error.
+    with FakeTensorMode(), torch.device("cuda"):
+        losses = Losses(Gates(40, 0.5, METHODS["balanced"], track_losses=True), normalize)
+        x, ids = torch.ones(8, 5, requires_grad=True), torch.arange(8)
+        for batch in (ids, ids.cpu() if name in ("weigh", "observe") else ids):
+            loss = CALLS[name](losses, x, batch)
+            assert loss is None or loss.is_cuda
+        assert all(tensor.is_cuda for tensor in losses.gates.state_dict().values())
 
 
 @pytest.mark.cuda
