@@ -32,7 +32,10 @@ def check_device(device: torch.device | str | None) -> torch.device:
     Raises:
         ValueError: they cannot; the message says why.
     """
-    found = torch.get_default_device() if device is None else torch.device(device)
+    try:
+        found = torch.get_default_device() if device is None else torch.device(device)
+    except RuntimeError as error:  # no device that torch has heard of
+        raise ValueError(f"device must be 'cpu' or 'cuda'; found '{device}'") from error
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda'; found '{found}'")
     if found.type == "cuda" and (reason := why_no_cuda()):

@@ -215,6 +215,7 @@ def fast_prune(
                 run.checkpoint(checkpoint_dir, settings)
     more = {
         "batch_size": batch_size,
+        "device": str(where),
         "loader": training_choice.name,
         "loader_reason": training_choice.why,
         "evaluation_loader": evaluation_choice.name,
