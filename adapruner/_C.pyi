@@ -2,6 +2,7 @@
 
 state_slots: dict[str, int]
 state_size: int
+error_kinds: dict[str, int]
 not_finite_capacity: int
 never_visited: int
 oldest: int

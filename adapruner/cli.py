@@ -248,6 +248,11 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 def _add_practical_options(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
     option(
+        "--device",
+        metavar="DEVICE",
+        help="where to train: cpu, cuda, cuda:1, ...; default cuda where it can be used, else cpu",
+    )
+    option(
         "--checkpoint",
         type=Path,
         metavar="DIR",

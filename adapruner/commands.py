@@ -18,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from adapruner import vision
+from adapruner.arguments import why_no_cuda
 from adapruner.checkpoint import NAME as CHECKPOINT
 from adapruner.cli import complain, say
 from adapruner.data.base import Source
@@ -72,6 +73,7 @@ def prune(arguments: Namespace) -> None:
         arguments.epochs,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        device=arguments.device or ("cpu" if why_no_cuda() else "cuda"),
         loader=arguments.loader,
         num_workers=arguments.workers,
         block_size=arguments.block_size,

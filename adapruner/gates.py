@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class Gates:
         num_samples: N.
         keep_ratio: r, the ratio wanted, in (0, 1].
         method: the constants of the objective.
-        device: where the gates live.
+        device: where the gates live; torch's default device where None.
         track_losses: whether to keep the last loss of every sample (4 more bytes a sample), by
             which gates step in epochs that do not visit them; without it, a later visit stands for
             those epochs.
@@ -36,7 +38,7 @@ class Gates:
         num_samples: int,
         keep_ratio: float,
         method: Method,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         track_losses: bool = False,
     ) -> None:
         self.logits = torch.ones(num_samples, dtype=torch.float32, device=device)
@@ -64,6 +66,14 @@ class Gates:
     def real(self, slot: str) -> float:
         """A real slot of the state."""
         return float(self._reals[_SLOTS[slot]])
+
+    def slots(self, first: str, last: str) -> Tensor:
+        """Integer slots of the state from one to another, as a view: nothing is read back."""
+        return self.state[_SLOTS[first] : _SLOTS[last] + 1]
+
+    def real_slot(self, slot: str) -> Tensor:
+        """A real slot as a float64 scalar, likewise a view."""
+        return self._reals[_SLOTS[slot]]
 
     def set_integer(self, slot: str, value: int) -> None:
         self.state[_SLOTS[slot]] = value
@@ -105,6 +115,7 @@ class Gates:
 
     def exclude(self, indices: Tensor) -> None:
         """Take samples (int64) out of the running: their gates close for good. Twice is once."""
+        indices = indices.to(self.logits.device)
         closed = indices[self.logits[indices] != -torch.inf].unique()
         if closed.numel():
             # The share of the sums that these few had.
@@ -127,6 +138,32 @@ class Gates:
             len(self.logits),
             lambda begin, end: (self.logits[begin:end] != -torch.inf).cpu().numpy(),
         )
+
+    def check_errors(self) -> None:
+        """Raise for what kernels of a GPU have found wrong with a batch since the last check.
+
+        They cannot raise themselves, so they note the first offender of the first such batch; it
+        and others like it took no part in their batches. Reads a few bytes from the device, and
+        waits for it. Kernels of the CPU raise at once.
+
+        Raises:
+            IndexError: an id is no dataset index, or a target neither a class nor ``ignore_index``.
+            ValueError: a given loss is negative.
+        """
+        noted = self.slots("error_kind", "error_latch")
+        kind, place, value, _ = noted.tolist()
+        if kind == 0:
+            return
+        noted.zero_()
+        late = " (found on the GPU in an earlier batch)"
+        if kind == _C.error_kinds["id"]:
+            expected = f"expected a dataset index in [0, {len(self.logits)})"
+            raise IndexError(f"ids[{place}] is {value}; {expected}{late}")
+        if kind == _C.error_kinds["target"]:
+            expected = "expected a class that the logits have, or ignore_index"
+            raise IndexError(f"target.flatten()[{place}] is {value}; {expected}{late}")
+        (loss,) = struct.unpack("d", struct.pack("q", value))
+        raise ValueError(f"sample_loss[{place}] is {loss}; expected a loss of at least 0{late}")
 
     def drift(self) -> None:
         """Step the gates that the epoch did not visit, if their last losses are known.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import default_collate
 
 from adapruner.data.base import Source
@@ -65,6 +66,7 @@ def training_loader(
     on_error: str,
 ) -> Any:
     """What follows the pruner: a ``PrunedLoader``, or a ``DaliLoader`` of as many threads."""
+    device = pruner.gates.logits.device
     if choice.name == "torch":
         return PrunedLoader(
             source,
@@ -73,6 +75,7 @@ def training_loader(
             num_workers=num_workers,
             block_size=block_size,
             collate_fn=collate_fn,
+            pin_memory=device.type == "cuda",
             on_error=on_error,
         )
     from adapruner.data.dali import DaliLoader
@@ -82,6 +85,7 @@ def training_loader(
         pruner,
         batch_size,
         num_threads=num_workers or None,
+        device=device,
         block_size=block_size,
         on_error=on_error,
     )
@@ -96,6 +100,7 @@ def held_out_loader(
     seed: int,
     num_workers: int,
     collate_fn: Collate,
+    device: torch.device,
 ) -> Iterable[Any]:
     """What evaluates: (batch, ids, unreadable samples), the same way every time."""
     if choice.name == "torch":
@@ -105,4 +110,6 @@ def held_out_loader(
     from adapruner.data.dali import DaliEvaluation
 
     threads = num_workers or None
-    return DaliEvaluation(source, indices, batch_size, seed=seed, num_threads=threads)
+    return DaliEvaluation(
+        source, indices, batch_size, seed=seed, num_threads=threads, device=device
+    )

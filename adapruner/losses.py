@@ -21,7 +21,7 @@ class Losses:
         self.gates = gates
         self._normalize = normalize
         self._evaluated = 0
-        gates.set_integer("scale_running", int(normalize))
+        self._use_running_scale(normalize)
 
     def loss(
         self,
@@ -42,13 +42,14 @@ class Losses:
         Args:
             logits: ``[B, C]`` or ``[B, C, ...]``.
             target: ``[B]`` or ``[B, ...]``, integers.
-            ids: ``[B]``, dataset indices of the samples.
+            ids: ``[B]``, dataset indices of the samples; they may be on the CPU.
             weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
             overwrite_logits: see :func:`adapruner.ops.masked_cross_entropy`.
 
         Returns:
             Scalar, with its graph.
         """
+        ids = self._on_device(ids)
         losses = ops.masked_cross_entropy(
             logits,
             target,
@@ -100,6 +101,7 @@ class Losses:
             >>> loss = pruner.linear_loss(hidden, head.weight, tokens, ids, linear_bias=head.bias)
             >>> loss.backward()
         """
+        ids = self._on_device(ids)
         losses = ops.masked_linear_cross_entropy(
             hidden,
             linear_weight,
@@ -125,6 +127,7 @@ class Losses:
         Returns:
             1/B · Σ s_i·ℓ_i, scalar, with its graph.
         """
+        ids = self._on_device(ids)
         losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
         self._visit(ids, losses)
         return losses.loss
@@ -136,33 +139,44 @@ class Losses:
             sample_loss: ℓ ≥ 0, ``[B]``.
             ids: ``[B]``, dataset indices of the samples.
         """
+        ids = self._on_device(ids)
         losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
         # The epoch's mean is that of its training losses.
-        loss_sum, count = self.gates.real("loss_sum"), self.gates.integer("loss_count")
+        sums = self.gates.slots("loss_sum", "loss_count")
+        of_training = sums.clone()
         self.gates.visit(ids, losses)
-        self.gates.set_real("loss_sum", loss_sum)
-        self.gates.set_integer("loss_count", count)
+        sums.copy_(of_training)
         self._evaluated += len(ids)
+
+    def _on_device(self, ids: Tensor) -> Tensor:
+        """Ids come from loaders, on the CPU; the gates' device does not wait for them."""
+        return ids.to(self.gates.state.device, non_blocking=True)
+
+    def _use_running_scale(self, running: bool) -> None:
+        """Have the scale of losses follow their mean, or stay; known here so as not to be read."""
+        self._scale_is_running = running
+        self.gates.set_integer("scale_running", int(running))
 
     def _visit(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
         if torch.is_grad_enabled() and not _in_recomputation():
             self.gates.visit(ids, self._on_scale(ids, losses))
 
     def _on_scale(self, ids: Tensor, losses: ops.MaskedLoss) -> ops.MaskedLoss:
-        """The losses with pressures of a known scale: there is none before the first batch."""
+        """The losses with pressures of a known scale: there is none before the first batch.
+
+        Nothing of it is read back from the device.
+        """
+        if not self._scale_is_running:
+            return losses
         gates = self.gates
-        if not self._normalize or not gates.integer("scale_running"):
-            return losses
-        if gates.integer("loss_count"):
-            return losses
-        seen = losses.sample_loss[losses.sample_loss.isfinite() & ~losses.pressure.isinf()]
-        if not seen.numel() or not seen.sum() > 0:
-            return losses
-        gates.set_real("loss_scale", seen.double().mean().item())
+        no_rows = losses.pressure.isinf()
+        seen = losses.sample_loss.isfinite() & ~no_rows
+        mean = losses.sample_loss.double().where(seen, 0.0).sum() / seen.sum()
+        is_first = (gates.slots("loss_count", "loss_count")[0] == 0) & (mean > 0)
+        scale = gates.real_slot("loss_scale")
+        scale.copy_(torch.where(is_first, mean, scale))
         pressure = ops.masked_loss(losses.sample_loss, ids, gates.logits, gates.state).pressure
-        return losses._replace(
-            pressure=torch.where(losses.pressure.isinf(), losses.pressure, pressure)
-        )
+        return losses._replace(pressure=torch.where(is_first & ~no_rows, pressure, losses.pressure))
 
 
 def _in_recomputation() -> bool:

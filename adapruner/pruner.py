@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adapruner import masks
-from adapruner.arguments import check_held_out, check_labels, check_one_process, check_whole
+from adapruner.arguments import (
+    check_device,
+    check_held_out,
+    check_labels,
+    check_one_process,
+    check_whole,
+)
+from adapruner.checkpoint import to_cpu
 from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.plan import Plan
@@ -51,7 +58,9 @@ class Pruner(Losses):
         track_losses: keep the last loss of every sample (4 bytes a sample), by which gates step in
             epochs that do not visit them; without it, a later visit stands for those epochs, and
             short runs select less like runs that visit all.
-        device: where the gates live; that of the losses.
+        device: where the gates live, that of the losses: "cpu" or a CUDA device; torch's default
+            device where None. A GPU's kernels note what is wrong with a batch, and :meth:`step`
+            raises it.
 
     Example:
         >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
@@ -82,7 +91,7 @@ class Pruner(Losses):
         explore: float = 0.02,
         normalize_loss: bool = False,
         track_losses: bool = True,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         check_one_process()
         check_whole("num_samples", num_samples, 1)
@@ -99,10 +108,7 @@ class Pruner(Losses):
             )
         if not 0 <= explore <= 1:
             raise ValueError(f"explore must be a share in [0, 1]; found {explore}")
-        if torch.device(device).type != "cpu":
-            raise ValueError(
-                f"this build of adapruner has kernels for device 'cpu' only; found '{device}'"
-            )
+        device = check_device(device)
         constants = find_method(method)
         self.num_samples = num_samples
         self.keep_ratio = keep_ratio
@@ -169,9 +175,10 @@ class Pruner(Losses):
             block_size: see :class:`adapruner.data.loader.PrunedLoader`.
 
         Returns:
-            Dataset indices, int64, in the order that a :meth:`loader` has.
+            Dataset indices, int64, on the gates' device, in the order that a :meth:`loader` has.
         """
-        return Plan(self, batch_size, drop_last, block_size).batches()
+        plan = Plan(self, batch_size, drop_last, block_size)
+        return (self._on_device(ids) for ids in plan.batches())
 
     @property
     def finished(self) -> bool:
@@ -249,9 +256,12 @@ class Pruner(Losses):
         Raises:
             RuntimeError: the run has ended already.
             ValueError: fewer samples can be read than are to be kept.
+            IndexError, ValueError: on a GPU, a batch had an id, a target or a loss out of range;
+                the epoch is as it was, and can be stepped.
         """
         if self.finished:
             raise RuntimeError(f"this run has ended after {self.epochs} epochs")
+        self.gates.check_errors()
         gates, selection, controller = self.gates, self.selection, self.controller
         warming_up = self.epoch < self.warmup_epochs
         kept = selection.kept_count
@@ -305,7 +315,7 @@ class Pruner(Losses):
         mean_loss = gates.training_loss()
         if self._normalize and mean_loss:
             gates.set_real("loss_scale", mean_loss)
-            gates.set_integer("scale_running", 0)
+            self._use_running_scale(False)
         gates.drift()
         gates.end_epoch()
         if warming_up and self.epoch + 1 == self.warmup_epochs:
@@ -332,7 +342,7 @@ class Pruner(Losses):
         read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in self.history)
         return PruneResult(
             indices=indices,
-            gate_logits=self.gates.logits.cpu().clone(),
+            gate_logits=to_cpu(self.gates.logits),
             keep_ratio=self.keep_ratio,
             fingerprint=self.fingerprint,
             config=dict(self._settings),
@@ -340,7 +350,7 @@ class Pruner(Losses):
             history=[dict(entry) for entry in self.history],
             selected_epoch=selected_epoch,
             forced=not at_target,
-            sample_losses=None if self.gates.last_loss is None else self.gates.last_loss.clone(),
+            sample_losses=to_cpu(self.gates.last_loss),
             unreadable=sorted(self._unreadable.items()),
             not_finite=sorted(self._not_finite),
             saved={
@@ -383,6 +393,7 @@ class Pruner(Losses):
                     f"this one has {name}={value!r}"
                 )
         self.gates.load_state_dict(state["gates"])
+        self._use_running_scale(bool(self.gates.integer("scale_running")))
         self.epoch = state["epoch"]
         self.history = [dict(entry) for entry in state["history"]]
         self.controller.load_state_dict(state["controller"])

@@ -95,7 +95,9 @@ class Run:
                 loss = pruner.weigh(self.loss(outputs, _to(targets, self.device)), ids)
             self.optimizer.zero_grad(set_to_none=True)
             # A loss that is not finite would ruin the weights for good: its step is left out.
-            if math.isfinite(loss.item()):
+            loss_here = loss.item()
+            pruner.gates.check_errors()
+            if math.isfinite(loss_here):
                 finite += 1
                 loss.backward()
                 self.optimizer.step()
@@ -109,7 +111,7 @@ class Run:
     def evaluate(self, batches: Iterable[Any], observe: bool) -> Tensor:
         """Losses of the held-out samples, float64; the gates take them in where they have some."""
         self.model.eval()
-        losses = [torch.zeros(0, dtype=torch.float64)]
+        losses = [torch.zeros(0, dtype=torch.float64, device=self.device)]
         for batch, ids, unreadable in batches:
             if unreadable:
                 self._leave_out(unreadable, observe)
@@ -124,8 +126,8 @@ class Run:
             )
             if observe:
                 self.pruner.observe(sample_loss, ids)
-            losses.append(sample_loss.double().cpu())
-        return torch.cat(losses)
+            losses.append(sample_loss.double())
+        return torch.cat(losses).cpu()
 
     def _leave_out(self, unreadable: list[Unreadable], of_training_data: bool) -> None:
         refuse_unreadable(unreadable, self.on_error)

@@ -89,6 +89,8 @@ def _largest_remainder_within(
 class Selection:
     """The samples to read in an epoch: an exact top-k of the gates, and some of the pruned.
 
+    Masks are on the CPU, where samples are read, wherever the gates are.
+
     Args:
         num_samples: N.
         keep_ratio: r, the ratio wanted in the end.
@@ -180,10 +182,14 @@ class Selection:
         if segments is None:
             readable = gates.integer("population")
             count = self._clip(keep_count(ratio, self.num_samples), readable)
-            self.kept, sums = ops.topk_mask(gates.logits, count, slope)
+            kept, sums = ops.topk_mask(gates.logits, count, slope)
         else:
             quotas = torch.from_numpy(self._quotas(gates, ratio, segments))
-            self.kept, sums = ops.segmented_topk(gates.logits, segments, quotas, slope)
+            device = gates.logits.device
+            kept, sums = ops.segmented_topk(
+                gates.logits, segments.to(device), quotas.to(device), slope
+            )
+        self.kept = kept.cpu()
         self.read = self._trained()
         gates.use_sums(slope, sums)
 
@@ -193,7 +199,7 @@ class Selection:
         if not gates.all_readable:
             both = zip(segments.split(masks.PIECE), gates.logits.split(masks.PIECE), strict=True)
             available = available - self._count(
-                piece[logits == -torch.inf].numpy() for piece, logits in both
+                piece[(logits == -torch.inf).cpu()].numpy() for piece, logits in both
             )
         half = self._classes
         count = self._clip(keep_count(ratio, self.num_samples), int(available.sum()))
@@ -225,4 +231,5 @@ class Selection:
             pruned &= ~self.held_out
         limit = int(self.explore * self.num_samples)
         key = epoch_seed(self.seed, epoch, 0, 2)
-        self.read = self._trained() | ops.oldest_mask(pruned, gates.age, limit, key)
+        oldest = ops.oldest_mask(pruned.to(gates.age.device), gates.age, limit, key)
+        self.read = self._trained() | oldest.cpu()

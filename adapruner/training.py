@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
+from adapruner.arguments import check_device
 from adapruner.checkpoint import describe
 from adapruner.data.base import Source, Transform
 from adapruner.data.order import epoch_seed
@@ -40,7 +41,7 @@ def fast_prune(
     *,
     batch_size: int = 128,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     loader: str = "auto",
     num_workers: int = 0,
     block_size: int | None = None,
@@ -77,7 +78,7 @@ def fast_prune(
         epochs: epochs of the run.
         batch_size: samples in a batch.
         seed: of the order, the held-out part, the augmentation and the model's own dropout.
-        device: where to train; this build has kernels for "cpu".
+        device: where to train: "cpu" or a CUDA device; where the model is, if None.
         loader: what reads the samples. "torch": a DataLoader. "dali": NVIDIA DALI, which decodes
             images of a folder or of shards, takes uint8 arrays as they are, and does what a
             transform of :mod:`adapruner.vision` does, in native threads. "auto": DALI where it is
@@ -138,6 +139,7 @@ def fast_prune(
         raise ValueError("learning_rate is for the default optimiser; optimizer sets its own")
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be a number above 0; found {learning_rate}")
+    where = check_device(_device_of(model) if device is None else device)
     source = _open(data, transform, collate_fn, fingerprint)
     if balance == "class" and source.targets is None:
         raise ValueError(
@@ -155,9 +157,9 @@ def fast_prune(
         labels=source.targets if balance == "class" else None,
         held_out=held_out,
         normalize_loss=normalize_loss,
-        device=device,
+        device=where,
     )
-    run = Run(model.to(device), pruner, loss, learning_rate, optimizer, progress, on_error)
+    run = Run(model.to(where), pruner, loss, learning_rate, optimizer, progress, on_error)
     training_choice = choose_loader(loader, source, collate_fn)
     batches = training_loader(
         training_choice,
@@ -186,6 +188,7 @@ def fast_prune(
         seed=seed,
         num_workers=num_workers,
         collate_fn=collate_fn,
+        device=where,
     )
     if progress:
         tqdm.write(
@@ -205,7 +208,7 @@ def fast_prune(
         run.resume(checkpoint_dir, settings)
     with _training_mode_kept(model):
         while not pruner.finished:
-            with _seeded(seed, pruner.epoch):
+            with _seeded(seed, pruner.epoch, where):
                 run.train(batches)
                 losses = run.evaluate(evaluation, observe=validation_data is None)
             run.end_epoch(losses)
@@ -213,11 +216,17 @@ def fast_prune(
                 run.checkpoint(checkpoint_dir, settings)
     more = {
         "batch_size": batch_size,
+        "device": str(where),
         "loader": training_choice.name,
         "loader_reason": training_choice.why,
         "evaluation_loader": evaluation_choice.name,
     }
     return _with_provenance(pruner.result(), source, more)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Where the model is, by the first of its parameters; the default device if it has none."""
+    return next((p.device for p in model.parameters()), torch.get_default_device())
 
 
 def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
@@ -252,10 +261,14 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int) -> Iterator[None]:
-    """Give an epoch (its dropout) a seed of its own, and the caller's generator back afterwards."""
-    with torch.random.fork_rng(devices=[]):
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Give an epoch (its dropout) a seed of its own, and the caller its generators back."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(epoch_seed(seed, epoch, 0, 1))
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(epoch_seed(seed, epoch, 0, 1))
         yield
 
 

@@ -12,6 +12,8 @@
 //   is
 //                not finite, +inf where every row of the sample is ignored: both are no visits
 // Neither sample_loss nor pressure is differentiable.
+// IndexError and ValueError for what a batch holds (targets, ids, given losses): the CPU raises at
+// once. CUDA notes it in the state, for Gates.check_errors() to raise; the offender takes no part.
 #include <torch/library.h>
 
 TORCH_LIBRARY(adapruner, m) {

@@ -54,7 +54,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   slots["loss_count"] = int(adapruner::kLossCount);
   slots["not_finite_count"] = int(adapruner::kNotFiniteCount);
   slots["not_finite_ids"] = int(adapruner::kNotFiniteIds);
+  slots["error_kind"] = int(adapruner::kErrorKind);
+  slots["error_place"] = int(adapruner::kErrorPlace);
+  slots["error_value"] = int(adapruner::kErrorValue);
+  slots["error_latch"] = int(adapruner::kErrorLatch);
   m.attr("state_slots") = slots;
+  py::dict errors;
+  errors["id"] = int(adapruner::kBadId);
+  errors["target"] = int(adapruner::kBadTarget);
+  errors["sample_loss"] = int(adapruner::kNegativeLoss);
+  m.attr("error_kinds") = errors;
   m.attr("state_size") = adapruner::kStateSize;
   m.attr("not_finite_capacity") = adapruner::kNotFiniteCapacity;
   m.attr("never_visited") = adapruner::kNeverVisited;

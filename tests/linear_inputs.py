@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sample_inputs import IGNORED, NUM_SAMPLES, generator, native_gates, reference_gates
+from sample_inputs import (
+    IGNORED,
+    NUM_SAMPLES,
+    generator,
+    native_gates,
+    reference_gates,
+    same_values,
+)
 from torch import Tensor
 
 from adapruner import ops
@@ -91,13 +98,16 @@ LINEAR = {
 FEW_LINEAR = ("odd", "tokens", "everything", "one class", "empty", "warm-up")
 
 
-def linear_sample(name: str, dtype: torch.dtype = torch.float32) -> LinearSample:
+@same_values
+def linear_sample(
+    name: str, dtype: torch.dtype = torch.float32, *, device: torch.device
+) -> LinearSample:
     """The sample of that name in :data:`LINEAR`, always the same."""
     spec = LINEAR[name]
     random = generator("linear " + name)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64)
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(device)
 
     target = torch.randint(0, spec.classes, spec.rows, generator=random)
     if spec.ignore:
@@ -106,7 +116,7 @@ def linear_sample(name: str, dtype: torch.dtype = torch.float32) -> LinearSample
         target[ignored] = spec.ignore_index
     options: dict[str, Any] = {"ignore_index": spec.ignore_index} if spec.ignore else {}
     if spec.weight:
-        options["weight"] = torch.rand(spec.classes, generator=random) + 0.1
+        options["weight"] = torch.rand(spec.classes, generator=random).to(device) + 0.1
     if spec.smoothing:
         options["label_smoothing"] = spec.smoothing
     if spec.repeats:
@@ -117,9 +127,9 @@ def linear_sample(name: str, dtype: torch.dtype = torch.float32) -> LinearSample
         input=_laid_out(normal(*spec.rows, spec.features).to(dtype), spec.layout),
         linear_weight=_laid_out(normal(spec.classes, spec.features).to(dtype), spec.layout),
         linear_bias=normal(spec.classes).to(dtype) if spec.bias else None,
-        target=target.to(spec.integers),
-        ids=ids.to(spec.integers),
-        gates=reference_gates("linear " + name, **spec.gates),
+        target=target.to(spec.integers).to(device),
+        ids=ids.to(spec.integers).to(device),
+        gates=reference_gates("linear " + name, device=device, **spec.gates),
         options=options,
     )
 

@@ -1,14 +1,16 @@
 """Sample inputs of the operators: one list for reference, gradient and ``opcheck`` tests.
 
-Every table maps the name of a sample to what makes it up; ``cross_entropy_sample(name, dtype,
-device)`` and its like build it, always the same, on any device. N is 50.
+Every table maps the name of a sample to what makes it up; ``cross_entropy_sample(name, dtype)`` and
+its like build it on the default device, always of the same values. N is 50.
 """
 
 from __future__ import annotations
 
+import functools
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,23 +26,37 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+Made = TypeVar("Made")
+
+
+def same_values(make: Callable[..., Made]) -> Callable[..., Made]:
+    """Have ``make`` draw its numbers on the CPU, and hand it the device that they are wanted on."""
+
+    @functools.wraps(make)
+    def made(*arguments: Any, device: torch.device | str | None = None, **options: Any) -> Made:
+        device = device or torch.get_default_device()
+        with torch.device("cpu"):
+            return make(*arguments, device=device, **options)
+
+    return made
+
+
 def generator(name: str) -> torch.Generator:
-    """Random numbers that depend on the name alone."""
-    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    """Random numbers of the default device that depend on the name alone."""
+    return torch.Generator(torch.get_default_device()).manual_seed(zlib.crc32(name.encode()))
 
 
-def reference_gates(name: str, **constants: Any) -> ReferenceGates:
+@same_values
+def reference_gates(name: str, device: torch.device, **constants: Any) -> ReferenceGates:
     """Gates in the middle of a run: logits of either sign, ages from never visited to 20 epochs."""
     random = generator(name)
     m = torch.randn(NUM_SAMPLES, generator=random) * 2
     age = torch.randint(-1, 21, (NUM_SAMPLES,), generator=random).tolist()
     settings: dict[str, Any] = {"keep_ratio": 0.7, "slope": 1.3} | constants
-    return ReferenceGates(m=m, age=[None if a < 0 else a for a in age], **settings)
+    return ReferenceGates(m=m.to(device), age=[None if a < 0 else a for a in age], **settings)
 
 
-def native_gates(
-    reference: ReferenceGates, device: str = "cpu", track_losses: bool = True
-) -> Gates:
+def native_gates(reference: ReferenceGates, track_losses: bool = True) -> Gates:
     """Native gates in the state of the reference's, whose logits must be float32 values."""
     method = Method(
         easy_weight=reference.easy_weight,
@@ -50,9 +66,9 @@ def native_gates(
         balance_gain=reference.balance_gain,
         age_cap=reference.age_cap,
     )
-    gates = Gates(len(reference.m), reference.keep_ratio, method, device, track_losses)
+    gates = Gates(len(reference.m), reference.keep_ratio, method, reference.m.device, track_losses)
     gates.logits.copy_(reference.m)
-    assert torch.equal(gates.logits.double().cpu(), reference.m), "m must hold float32 values"
+    assert torch.equal(gates.logits.double(), reference.m), "m must hold float32 values"
     ages = [NEVER_VISITED if age is None else age for age in reference.age]
     gates.age.copy_(torch.tensor(ages, dtype=torch.uint8))
     gates.set_integer("age_cap", reference.age_cap)  # with last losses it would be 1
@@ -137,8 +153,9 @@ CROSS_ENTROPY = {
 FEW = ("odd", "rows", "weight and smoothing", "one class", "empty", "warm-up")
 
 
+@same_values
 def cross_entropy_sample(
-    name: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    name: str, dtype: torch.dtype = torch.float32, *, device: torch.device
 ) -> CrossEntropySample:
     """The sample of that name in :data:`CROSS_ENTROPY`."""
     spec = CROSS_ENTROPY[name]
@@ -158,7 +175,7 @@ def cross_entropy_sample(
         logits=laid_out(_logits(spec, target, random).to(dtype), spec.layout, device),
         target=target.to(spec.integers).to(device),
         ids=_ids(batch, spec.repeats, random).to(spec.integers).to(device),
-        gates=reference_gates(name, **spec.gates),
+        gates=reference_gates(name, device=device, **spec.gates),
         options=options,
     )
 
@@ -178,7 +195,7 @@ def _logits(spec: CrossEntropySpec, target: Tensor, random: torch.Generator) -> 
     return x
 
 
-def laid_out(x: Tensor, layout: str, device: str = "cpu") -> Tensor:
+def laid_out(x: Tensor, layout: str, device: torch.device | str = "cpu") -> Tensor:
     """The same values (expanded: those of the first sample) in another layout of memory."""
     x = x.to(device)
     if layout == "transposed":
@@ -217,16 +234,18 @@ LOSSES: dict[str, tuple[int, dict[str, Any]]] = {  # B, constants of the gates
 }
 
 
-def loss_sample(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LossSample:
+@same_values
+def loss_sample(
+    name: str, dtype: torch.dtype = torch.float32, *, device: torch.device
+) -> LossSample:
     """The sample of that name in :data:`LOSSES`; its losses reach from 0 to about 100."""
     batch, constants = LOSSES[name]
     random = generator("loss " + name)
     loss = torch.exp(torch.randn(batch, generator=random, dtype=torch.float64) * 2)
     loss[:1] = 0.0
     ids = _ids(batch, batch > NUM_SAMPLES, random)
-    return LossSample(
-        loss.to(dtype).to(device), ids.to(device), reference_gates("loss " + name, **constants)
-    )
+    gates = reference_gates("loss " + name, device=device, **constants)
+    return LossSample(loss.to(dtype).to(device), ids.to(device), gates)
 
 
 @dataclass(frozen=True)
@@ -255,8 +274,9 @@ UPDATES: dict[str, dict[str, Any]] = {
 }
 
 
+@same_values
 def update_sample(
-    name: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    name: str, dtype: torch.dtype = torch.float32, *, device: torch.device
 ) -> UpdateSample:
     """The sample of that name in :data:`UPDATES`.
 
@@ -272,21 +292,25 @@ def update_sample(
         pressure[:4] = torch.tensor([torch.nan, torch.nan, torch.inf, torch.inf])
         loss[:4] = torch.tensor([torch.inf, torch.nan, 0.0, 0.0])
     ids = _ids(batch, batch > NUM_SAMPLES, random)
-    gates = reference_gates("update " + name, **constants)
+    gates = reference_gates("update " + name, device=device, **constants)
     return UpdateSample(ids.to(device), pressure.to(dtype).to(device), loss.to(device), gates)
 
 
 TOP_K = {"some": (50, 20), "none": (9, 0), "all": (8, 8), "no gates": (0, 0)}  # N, k
 
 
-def topk_sample(name: str, device: str = "cpu") -> tuple[Tensor, int, float]:
+@same_values
+def topk_sample(name: str, *, device: torch.device) -> tuple[Tensor, int, float]:
     """Gate logits with ties, k and slope."""
     size, k = TOP_K[name]
     m = torch.randint(-5, 5, (size,), generator=generator("top-k " + name)).float() / 2
     return m.to(device), k, 1.3
 
 
-def segmented_topk_sample(name: str, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, float]:
+@same_values
+def segmented_topk_sample(
+    name: str, *, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, float]:
     """Gate logits with ties, segments (some −1), quotas and slope."""
     m, k, slope = topk_sample(name)
     segments = torch.arange(len(m)) % 4 - 1
@@ -295,15 +319,17 @@ def segmented_topk_sample(name: str, device: str = "cpu") -> tuple[Tensor, Tenso
     return m.to(device), segments.to(device), quotas.to(device), slope
 
 
-def order_sample(name: str, device: str = "cpu") -> tuple[Tensor, int, int, int, int]:
+@same_values
+def order_sample(name: str, *, device: torch.device) -> tuple[Tensor, int, int, int, int]:
     """Bit mask, N, key, position and count."""
     size, count = TOP_K[name]
     bits = torch.randint(256, ((size + 7) // 8,), generator=generator("order " + name))
     return bits.to(torch.uint8).to(device), size, 12345, size // 5, count
 
 
-def oldest_sample(name: str, device: str = "cpu") -> tuple[Tensor, Tensor, int, int]:
+@same_values
+def oldest_sample(name: str, *, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
     """Bit mask of candidates, ages with ties, count and key."""
-    candidates, size, key, _, count = order_sample(name, device)
+    candidates, size, key, _, count = order_sample(name, device=device)
     age = torch.arange(size).remainder(5).to(torch.uint8)
     return candidates, age.to(device), count, key

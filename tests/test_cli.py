@@ -102,7 +102,7 @@ class TestPrune:
             "--weights", weights, "--image-size", "24", "--small-images", "--balance", "class",
             "--method", "adapruner", "--warmup-epochs", "0", "--lr", "0.01", "--seed", "7",
             "--workers", "1", "--on-error", "raise", "--checkpoint", tmp_path / "a" / "b",
-            "--report", tmp_path / "report.html", "--threads", threads,
+            "--report", tmp_path / "report.html", "--threads", threads, "--device", "cpu",
         )  # fmt: skip
         assert code == 0
         result = PruneResult.load(tmp_path / "kept")
@@ -219,6 +219,7 @@ class TestBadInput:
             (("--model", "test_vit", "--small-images"), "patches of 16x16; use .*--image-size"),
             (("--keep-ratio", "1e-9"), "keeps fewer than one sample"),
             (("--warmup-epochs", "2"), "warmup_epochs must be less than epochs"),
+            (("--device", "gpu"), "device must be 'cpu' or 'cuda'; found 'gpu'"),
             (("--lr", "1e30"), "no batch of epoch 1 had a finite loss"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

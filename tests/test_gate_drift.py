@@ -14,6 +14,7 @@ from adapruner.gates import Gates
 from adapruner.methods import METHODS
 from adapruner.reference import ReferenceGates
 
+pytestmark = pytest.mark.usefixtures("device")
 N = 301  # no multiple of a block or vector
 
 

@@ -24,6 +24,7 @@ from adapruner.gates import Gates
 from adapruner.methods import METHODS
 from adapruner.reference import ReferenceGates
 
+pytestmark = pytest.mark.usefixtures("device")
 STEP = 1e-6  # of a float32 logit of some units
 
 
@@ -301,6 +302,37 @@ def test_a_single_gate() -> None:
     check_sums(gates)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_gpu_has_the_bits_of_the_cpu(name: str, dtype: torch.dtype) -> None:
+    ends = []
+    for device in ("cpu", "cuda"):
+        with torch.device(device):
+            gates = step(update_sample(name, dtype))
+            ends.append([tensor.cpu() for tensor in gates.state_dict().values()])
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("batch", "distinct"), [(4096, 2**20), (5000, 300), (2000, 1), (300_000, 2**20), (50_000, 9)]
+)
+def test_the_gpu_has_the_bits_of_the_cpu_in_large_batches(batch: int, distinct: int) -> None:
+    random = torch.Generator().manual_seed(batch)
+    ids = torch.randint(0, distinct, (batch,), generator=random)
+    pressure = torch.randn(batch, generator=random) * 20
+    loss = torch.rand(batch, generator=random) * 9
+    pressure[::97], loss[::89] = torch.nan, torch.inf
+    ends = []
+    for device in ("cpu", "cuda"):
+        gates = Gates(2**20, 0.7, METHODS["balanced"], device, track_losses=True)
+        for _ in range(2):
+            visit(gates, ids.to(device), pressure.to(device), loss.to(device))
+        ends.append([tensor.cpu() for tensor in gates.state_dict().values()])
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*ends, strict=True))
+
+
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_every_integer_type_of_ids(dtype: torch.dtype) -> None:
     sample = update_sample("plain")
@@ -324,28 +356,42 @@ def change(**changes: Any) -> dict[str, Any]:
     return changes
 
 
-ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "ids shape": (change(ids=torch.arange(3)), ValueError, r"ids must have shape \[4\].*\[3\]"),
-    "float ids": (change(ids=torch.ones(4)), TypeError, "ids must hold integers.*Float"),
-    "id too large": (change(ids=torch.tensor([1, 2, 50, 3])), IndexError, r"ids\[2\] is 50.*50\)"),
-    "id negative": (change(ids=torch.tensor([1, 2, 3, -2])), IndexError, r"ids\[3\] is -2"),
-    "integer pressure": (change(pressure=torch.ones(4).long()), TypeError, "pressure.*Long"),
-    "pressure dims": (change(pressure=torch.ones(4, 1)), ValueError, r"shape"),
-    "loss shape": (change(sample_loss=torch.ones(3)), ValueError, r"sample_loss.*\[4\].*\[3\]"),
-    "integer loss": (change(sample_loss=torch.ones(4).long()), TypeError, "sample_loss.*Long"),
-    "age type": (change(age=torch.zeros(50).long()), TypeError, "age must be uint8; found Long"),
-    "age shape": (change(age=torch.zeros(49).byte()), ValueError, r"age.*\[50\].*\[49\]"),
-    "strided gates": (change(gate_logits=torch.ones(100)[::2]), ValueError, "contiguous"),
-    "gates": (change(gate_logits=torch.ones(50).double()), TypeError, "float32; found Double"),
-    "state": (change(state=torch.zeros(8).long()), ValueError, r"state must be.*\[8\]"),
-    "last loss type": (change(last_loss=torch.ones(50).half()), TypeError, "last_loss.*Half"),
-    "last loss shape": (change(last_loss=torch.ones(5)), ValueError, r"last_loss.*\[50\].*\[5\]"),
-}
+def errors() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
+    """Changes of the arguments, on the default device; the exception; its message."""
+    return {
+        "ids shape": (change(ids=torch.arange(3)), ValueError, r"ids must have shape \[4\].*\[3\]"),
+        "float ids": (change(ids=torch.ones(4)), TypeError, "ids must hold integers.*Float"),
+        "id too large": (
+            change(ids=torch.tensor([1, 2, 50, 3])),
+            IndexError,
+            r"ids\[2\] is 50.*50\)",
+        ),
+        "id negative": (change(ids=torch.tensor([1, 2, 3, -2])), IndexError, r"ids\[3\] is -2"),
+        "integer pressure": (change(pressure=torch.ones(4).long()), TypeError, "pressure.*Long"),
+        "pressure dims": (change(pressure=torch.ones(4, 1)), ValueError, r"shape"),
+        "loss shape": (change(sample_loss=torch.ones(3)), ValueError, r"sample_loss.*\[4\].*\[3\]"),
+        "integer loss": (change(sample_loss=torch.ones(4).long()), TypeError, "sample_loss.*Long"),
+        "age type": (
+            change(age=torch.zeros(50).long()),
+            TypeError,
+            "age must be uint8; found Long",
+        ),
+        "age shape": (change(age=torch.zeros(49).byte()), ValueError, r"age.*\[50\].*\[49\]"),
+        "strided gates": (change(gate_logits=torch.ones(100)[::2]), ValueError, "contiguous"),
+        "gates": (change(gate_logits=torch.ones(50).double()), TypeError, "float32; found Double"),
+        "state": (change(state=torch.zeros(8).long()), ValueError, r"state must be.*\[8\]"),
+        "last loss type": (change(last_loss=torch.ones(50).half()), TypeError, "last_loss.*Half"),
+        "last loss shape": (
+            change(last_loss=torch.ones(5)),
+            ValueError,
+            r"last_loss.*\[50\].*\[5\]",
+        ),
+    }
 
 
-@pytest.mark.parametrize("name", ERRORS)
-def test_errors_change_nothing(name: str) -> None:
-    changes, error, message = ERRORS[name]
+@pytest.mark.parametrize("name", errors())
+def test_errors_change_nothing(name: str, device: str) -> None:
+    changes, error, message = errors()[name]
     gates = native_gates(reference_gates("errors"))
     assert gates.last_loss is not None
     arguments = {
@@ -358,9 +404,16 @@ def test_errors_change_nothing(name: str) -> None:
         "sample_loss": torch.ones(4),
     }
     before = {name: tensor.clone() for name, tensor in gates.state_dict().items()}
+
+    def update_and_check(**arguments: Any) -> None:
+        ops.gate_update(**arguments)
+        gates.check_errors()  # a GPU's kernel cannot raise
+
     with pytest.raises(error, match=message):
-        ops.gate_update(**(arguments | changes))
+        update_and_check(**(arguments | changes))
+    if device == "cuda" and error is IndexError:
+        return  # the others of the batch have been visited
     for tensor_name, tensor in gates.state_dict().items():
         assert torch.equal(tensor.nan_to_num(), before[tensor_name].nan_to_num())
-    ops.gate_update(**arguments)
+    update_and_check(**arguments)
     assert not torch.equal(gates.logits, before["gate_logits"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,7 +72,13 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
         yield operator, "matrix", (torch.ones(3, 4), torch.tensor(2.0)), {}
 
 
-CALLS = {f"{operator}: {name}": (operator, *rest) for operator, name, *rest in calls()}
+@functools.cache
+def calls_on(device: str) -> dict[str, tuple[Any, ...]]:
+    with torch.device(device):
+        return {f"{operator}: {name}": (operator, *rest) for operator, name, *rest in calls()}
+
+
+CALLS = calls_on("cpu")
 
 
 def test_every_operator_has_samples() -> None:
@@ -81,6 +88,6 @@ def test_every_operator_has_samples() -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_opcheck(name: str) -> None:
-    operator, arguments, options = CALLS[name]
+def test_opcheck(name: str, device: str) -> None:
+    operator, arguments, options = calls_on(device)[name]
     torch.library.opcheck(getattr(OPERATORS, operator).default, arguments, options)

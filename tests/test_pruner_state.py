@@ -48,7 +48,7 @@ def saved_lists(result: Any) -> list[Any]:
         ({"method": "magic"}, ValueError, "unknown method 'magic'; expected one of adapruner, bal"),
         ({"explore": 1.5}, ValueError, r"explore must be a share in \[0, 1\]; found 1.5"),
         ({"explore": float("nan")}, ValueError, "found nan"),
-        ({"device": "cuda"}, ValueError, "device 'cpu' only; found 'cuda'"),
+        ({"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda'; found 'meta'"),
         ({"labels": [0, 1]}, ValueError, r"labels must have shape \[10\].*found \[2\]"),
         ({"labels": np.zeros((10, 1), int)}, ValueError, r"found \[10, 1\]"),
         ({"labels": [0.0] * 10}, TypeError, "labels must be integers; found torch.float32"),

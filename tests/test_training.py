@@ -286,6 +286,7 @@ def test_result_equals_independent_counts() -> None:
         "batch_size": 16,
         "loader": "torch",
         "loader_reason": "samples of kind 'dataset' are neither image files nor uint8 images",
+        "device": "cpu",
         "evaluation_loader": "torch",
     }
     assert result.config == expected

@@ -54,7 +54,7 @@ X, Y = blobs(30)
         ((X, Y), {"balance": "sex"}, ValueError, "balance must be None or \"class\"; found 'sex'"),
         ((X, Y), {"method": "best"}, ValueError, "unknown method 'best'"),
         ((X, Y), {"on_error": "ignore"}, ValueError, 'on_error must be "skip" or "raise"'),
-        ((X, Y), {"device": "cuda"}, ValueError, "kernels for device 'cpu' only"),
+        ((X, Y), {"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda'; found 'meta'"),
         ((X, Y), {"transform": 3}, TypeError, "transform must be callable"),
         ((X, Y), {"optimizer": lambda p: None}, TypeError, "optimizer must be .*gave NoneType"),
         ((X, Y), {"optimizer": lambda p: [1, 2]}, TypeError, "optimizer must be .*gave int"),

@@ -56,18 +56,32 @@ void note_not_finite(int64_t* state, int64_t id) {
   if (count < kNotFiniteCapacity) state[kNotFiniteIds + count] = id;
 }
 
+// Not where every row is ignored.
+bool has_loss(double pressure) { return std::fabs(pressure) != HUGE_VAL; }
+
 // Losses of the epoch: their sum, the loss scale where it follows them, the last one of each
 // sample.
 void note_losses(const int64_t* id, const double* pressure, const double* loss, int64_t samples,
                  int64_t* state, float* last_loss) {
-  double sum = read_double(state, kLossSum);
-  for (int64_t b = 0; b < samples; ++b) {
-    if (std::isinf(pressure[b])) continue;  // every row ignored: no loss
-    if (last_loss != nullptr) last_loss[id[b]] = static_cast<float>(loss[b]);
-    if (!std::isfinite(loss[b])) continue;
-    sum += loss[b];
-    ++state[kLossCount];
+  for (int64_t b = 0; last_loss != nullptr && b < samples; ++b) {
+    if (has_loss(pressure[b])) last_loss[id[b]] = static_cast<float>(loss[b]);
   }
+  double lanes[kLossLanes] = {};
+  int64_t count = 0;
+  for (int64_t begin = 0; begin < samples; begin += kLossLanes) {
+    const int64_t n = std::min<int64_t>(kLossLanes, samples - begin);
+#pragma omp simd reduction(+ : count)
+    for (int64_t j = 0; j < n; ++j) {
+      const bool counted = has_loss(pressure[begin + j]) && is_finite(loss[begin + j]);
+      lanes[j] += counted ? loss[begin + j] : 0.0;
+      count += counted;
+    }
+  }
+  for (int half = kLossLanes / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  const double sum = read_double(state, kLossSum) + lanes[0];
+  state[kLossCount] += count;
   write_double(state, kLossSum, sum);
   if (state[kScaleRunning] && sum > 0) {
     write_double(state, kLossScale, sum / static_cast<double>(state[kLossCount]));

@@ -16,6 +16,14 @@ constexpr double kLossEpsilon = 1e-5;       // ε of log(ℓ + ε)
 constexpr double kFixedOne = 1073741824.0;  // 2³⁰, the fixed point of gate sums
 constexpr double kSteepest = 1e20;          // slopes beyond count as this one in gate sums
 
+// A batch's losses are summed in so many lanes, loss b in lane b % kLossLanes, and the lanes then
+// pairwise, the upper half to the lower: the same bits from a loop over vectors and from a warp.
+constexpr int kLossLanes = 32;
+
+ADAPRUNER_HD inline bool is_finite(double x) {
+  return std::fabs(x) <= std::numeric_limits<double>::max();
+}
+
 // s = σ(k·m) in (0, 1], 1 from k·m ≈ 37 on; m = −inf gives 0 to within 1e−304.
 ADAPRUNER_HD inline double gate(double slope, double gate_logit) {
   return 1.0 / (1.0 + exp_clamped(-slope * gate_logit));
@@ -86,7 +94,7 @@ ADAPRUNER_HD inline double pressure(const int64_t* state, double balance, double
 // The pressure that goes out for a sample: NaN for a loss that is not finite, +inf for no rows.
 ADAPRUNER_HD inline float sample_pressure(const int64_t* state, double balance, double loss,
                                           bool any_row) {
-  const bool finite = std::fabs(loss) <= std::numeric_limits<double>::max();
+  const bool finite = is_finite(loss);
   const float value = static_cast<float>(pressure(state, balance, loss));
   const float of_rows = finite ? value : std::numeric_limits<float>::quiet_NaN();
   return any_row ? of_rows : std::numeric_limits<float>::infinity();

@@ -10,6 +10,8 @@
 
 namespace adapruner {
 
+constexpr int kNotFiniteCapacity = 48;
+
 enum Slot : int {
   kSlope = 0,       // (f64) k, slope of the gates
   kGateSum,         // sum over the gates of gate_fixed(k, m)
@@ -28,9 +30,22 @@ enum Slot : int {
   kLossCount,       // their number
   kNotFiniteCount,  // visits whose loss was not finite
   kNotFiniteIds,    // the first of their ids
+  // What a device that cannot raise has found wrong: csrc/cuda/errors.h.
+  kErrorKind = kNotFiniteIds + kNotFiniteCapacity,  // an ErrorKind
+  kErrorPlace,  // in the batch: of a sample, or for targets of a row, counted over all samples
+  kErrorValue,  // what was met there (negative losses: f64)
+  kErrorLatch,  // an ErrorLatch
 };
-constexpr int kNotFiniteCapacity = 48;
-constexpr int kStateSize = kNotFiniteIds + kNotFiniteCapacity;
+constexpr int kStateSize = kErrorLatch + 1;
+
+// Of two in one call the lower kind is told, of one kind the lower place, as the CPU checks them.
+enum ErrorKind : int64_t {
+  kNoError = 0,
+  kBadId = 1,         // no dataset index
+  kBadTarget = 2,     // neither a class nor ignore_index
+  kNegativeLoss = 3,  // a given loss below 0
+};
+enum ErrorLatch : int64_t { kErrorsOpen = 0, kErrorsHeld = 1, kErrorsSealed = 2 };
 
 // Ages of a sample, in epochs since its last visit: 0 in this epoch, capped below kNeverVisited.
 constexpr uint8_t kNeverVisited = 255;

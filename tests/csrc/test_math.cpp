@@ -382,13 +382,14 @@ void the_state_holds_doubles_bit_for_bit() {
 
 void slots_and_ages_are_apart() {
   const std::set<int> slots = {
-      kSlope,        kGateSum,    kOpenCount, kPopulation,     kKeepRatio,   kBalance,
-      kBalanceGain,  kEasyWeight, kStepSize,  kAgeCap,         kResting,     kLossScale,
-      kScaleRunning, kLossSum,    kLossCount, kNotFiniteCount, kNotFiniteIds};
-  CHECK_EQUAL(slots.size(), 17u);
+      kSlope,        kGateSum,    kOpenCount, kPopulation,     kKeepRatio,    kBalance,
+      kBalanceGain,  kEasyWeight, kStepSize,  kAgeCap,         kResting,      kLossScale,
+      kScaleRunning, kLossSum,    kLossCount, kNotFiniteCount, kNotFiniteIds, kErrorKind,
+      kErrorPlace,   kErrorValue, kErrorLatch};
+  CHECK_EQUAL(slots.size(), 21u);
   CHECK_EQUAL(*slots.begin(), 0);
-  CHECK_EQUAL(*slots.rbegin(), kNotFiniteIds);
-  CHECK_EQUAL(kStateSize, kNotFiniteIds + kNotFiniteCapacity);
+  CHECK_EQUAL(*slots.rbegin(), kStateSize - 1);
+  CHECK_EQUAL(kErrorKind, kNotFiniteIds + kNotFiniteCapacity);
   CHECK(kOldest < kNeverVisited);
 }
 

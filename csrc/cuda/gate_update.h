@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "gate_arrays.h"
+#include "types.h"
+
+namespace adapruner::cuda {
+
+// See csrc/ops.cpp. ids [batch]; pressure [batch] and loss [batch] of `type`, kFloat or kDouble.
+void gate_update(Type type, const GateArrays& gates, const int64_t* ids, const void* pressure,
+                 const void* loss, int64_t batch, cudaStream_t stream);
+
+// last_loss is read, not written, and not null.
+void gate_drift(const GateArrays& gates, int multiprocessors, cudaStream_t stream);
+
+}  // namespace adapruner::cuda
