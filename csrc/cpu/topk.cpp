@@ -23,7 +23,6 @@
 namespace adapruner::cpu {
 namespace {
 
-constexpr int kDigitBits = 11;
 constexpr int kSampleBits = 12;  // sign, exponent, 3 bits more
 using Histogram = std::vector<int64_t>;
 

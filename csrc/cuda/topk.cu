@@ -1,0 +1,3 @@
+#include "topk.h"
+
+#include "topk.cuh"
