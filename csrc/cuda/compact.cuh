@@ -1,9 +1,9 @@
-// The places of the bits that are set, in their order: tiles of the mask are counted, one block sums
-// up the counts, and every tile writes from where those before it end.
+// The places of the bits that are set, in their order: tiles of the mask are counted, one block
+// sums up the counts, and every tile writes from where those before it end.
 #pragma once
 
 #include "scan.cuh"
-#include "scratch.h"
+#include "selection.h"
 
 namespace adapruner::cuda {
 
@@ -44,11 +44,13 @@ static __global__ void __launch_bounds__(kCompactThreads)
   }
 }
 
-// starts[tile] ← the sum of the counts of the tiles before it; found.total ← that of all. One block.
+// starts[tile] ← the sum of the counts of the tiles before it; found.total ← that of all. One
+// block.
 static __global__ void __launch_bounds__(kScanThreads)
     sum_counts_kernel(const uint32_t* counts, int64_t tiles, int64_t* starts, Compacted* found) {
   const int64_t each = ceil_div<int64_t>(tiles, blockDim.x);
-  const int64_t begin = std::min<int64_t>(each * threadIdx.x, tiles), end = std::min<int64_t>(begin + each, tiles);
+  const int64_t begin = std::min<int64_t>(each * threadIdx.x, tiles),
+                end = std::min<int64_t>(begin + each, tiles);
   int64_t mine = 0, total;
   for (int64_t tile = begin; tile < end; ++tile) mine += counts[tile];
   int64_t start = block_sum_before(mine, total);
@@ -109,9 +111,8 @@ template <typename IndexAt>
 void compact(const Bits& bits, const CompactScratch& scratch, const IndexAt& index_at,
              int64_t limit, int64_t* out, int multiprocessors, cudaStream_t stream) {
   const int64_t tiles = ceil_div<int64_t>(bits.n, kCompactTile);
-  launch(count_bits_kernel,
-         compact_blocks(tiles, kCompactThreads / kWarpSize, multiprocessors), kCompactThreads, 0,
-         stream, bits, tiles, scratch.counts);
+  launch(count_bits_kernel, compact_blocks(tiles, kCompactThreads / kWarpSize, multiprocessors),
+         kCompactThreads, 0, stream, bits, tiles, scratch.counts);
   launch(sum_counts_kernel, 1, kScanThreads, 0, stream, scratch.counts, tiles, scratch.starts,
          scratch.found);
   launch(write_places_kernel<IndexAt>, compact_blocks(tiles, 1, multiprocessors), kCompactThreads,

@@ -5,8 +5,8 @@
 
 namespace adapruner::cuda {
 
-// histogram [kDigits + 1], zeros before: of the keys in the range by their digits and, last, of those
-// beyond it.
+// histogram [kDigits + 1], zeros before: of the keys in the range by their digits and, last, of
+// those beyond it.
 static __global__ void __launch_bounds__(kDigitThreads)
     digit_histogram_kernel(Values values, const int64_t* key_range, Count* histogram) {
   __shared__ unsigned mine[kDigits];
@@ -40,16 +40,16 @@ static __global__ void __launch_bounds__(kDigitThreads)
   });
 }
 
-inline void count_key_digits(const float* values, int64_t n, const int64_t* key_range,
-                             int64_t* histogram, int multiprocessors, cudaStream_t stream) {
+void count_key_digits(const float* values, int64_t n, const int64_t* key_range, int64_t* histogram,
+                      int multiprocessors, cudaStream_t stream) {
   auto* const counts = reinterpret_cast<Count*>(histogram);
   check(cudaMemsetAsync(histogram, 0, (kDigits + 1) * sizeof *histogram, stream));
   launch(digit_histogram_kernel, digit_blocks(n, 4, multiprocessors), kDigitThreads, 0, stream,
          Values{values, n}, key_range, counts);
 }
 
-inline void narrow_key_range(const int64_t* key_range, const int64_t* histogram, int64_t* narrower,
-                             cudaStream_t stream) {
+void narrow_key_range(const int64_t* key_range, const int64_t* histogram, int64_t* narrower,
+                      cudaStream_t stream) {
   launch(narrowed_range_kernel, 1, kDigitThreads, 0, stream, key_range,
          reinterpret_cast<const Count*>(histogram), narrower);
 }

@@ -19,8 +19,7 @@ constexpr int digit_rounds(int bits, int digit_bits = kDigitBits) {
 // Blocks for a pass over n values, `per_thread` for each thread at a time. No block has 2³² values,
 // so that its own counts fit 32 bits.
 inline unsigned digit_blocks(int64_t n, int per_thread, int multiprocessors) {
-  const unsigned usual =
-      strided_blocks(n, int64_t{kDigitThreads} * per_thread, multiprocessors, 8);
+  const unsigned usual = strided_blocks(n, int64_t{kDigitThreads} * per_thread, multiprocessors, 8);
   return std::max(usual, static_cast<unsigned>(ceil_div(n, int64_t{1} << 31)));
 }
 
@@ -63,8 +62,8 @@ struct Keys {
   }
 };
 
-// The digit and rank of the rank-th largest, found by a whole block; the one thread that has it calls
-// f(found). None does where the rank is not one of the `digits` counts' sum.
+// The digit and rank of the rank-th largest, found by a whole block; the one thread that has it
+// calls f(found). None does where the rank is not one of the `digits` counts' sum.
 template <typename F>
 __device__ void find_digit_in_block(const Count* counts, int digits, int64_t rank, const F& f) {
   const int each = ceil_div(digits, static_cast<int>(blockDim.x));
@@ -79,8 +78,8 @@ __device__ void find_digit_in_block(const Count* counts, int digits, int64_t ran
   }
 }
 
-// One round of kSearches searches among the same keys. `counts` [kSearches · kDigits] is 0 before and
-// after.
+// One round of kSearches searches among the same keys. `counts` [kSearches · kDigits] is 0 before
+// and after.
 template <int kSearches, typename Key, typename Source>
 __global__ void __launch_bounds__(kDigitThreads)
     search_digits_kernel(Source source, Search<Key>* searches, Count* counts, unsigned* arrived) {

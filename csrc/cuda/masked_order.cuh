@@ -1,6 +1,6 @@
 // The next samples of an epoch's order: a stretch of its places is permuted in parallel and marked,
-// a bit for each place whose sample is in the mask, and the places that are marked are compacted. How
-// long a stretch must be is told by the share that the last one kept, so that two mostly do.
+// a bit for each place whose sample is in the mask, and the places that are marked are compacted.
+// How long a stretch must be is told by the share that the last one kept, so that two mostly do.
 #pragma once
 
 #include "../math/permutation.h"
@@ -46,16 +46,11 @@ static __global__ void __launch_bounds__(kCompactThreads)
   }
 }
 
-struct OrderEnd {
-  int64_t kept;      // indices written
-  int64_t position;  // where the order goes on
-};
-
 // indices ← the next samples from `position` on, `count` or those that are left, of n; all of it on
 // the device but what is returned. Waits for the stream after every stretch.
-inline OrderEnd write_order(const uint8_t* mask, int64_t n, uint64_t key, int64_t position,
-                            int64_t count, int64_t* indices, int multiprocessors,
-                            const Scratch& scratch, cudaStream_t stream) {
+OrderEnd write_order(const uint8_t* mask, int64_t n, uint64_t key, int64_t position, int64_t count,
+                     int64_t* indices, int multiprocessors, const Scratch& scratch,
+                     cudaStream_t stream) {
   if (count == 0 || position == n) return {0, position};
   const Permutation permutation = make_permutation(static_cast<uint64_t>(n), key);
   const int64_t room = std::min(n - position, kLongStretch);
@@ -66,9 +61,8 @@ inline OrderEnd write_order(const uint8_t* mask, int64_t n, uint64_t key, int64_
     const int64_t wanted = count - kept;
     const int64_t places = std::min(n - position, stretch_length(wanted, last_kept, last_seen));
     const PermutedPlace sample_at{permutation, position};
-    launch(mark_places_kernel,
-           strided_blocks(places, int64_t{kCompactThreads}, multiprocessors, 8), kCompactThreads, 0,
-           stream, sample_at, places, mask, marks);
+    launch(mark_places_kernel, strided_blocks(places, int64_t{kCompactThreads}, multiprocessors, 8),
+           kCompactThreads, 0, stream, sample_at, places, mask, marks);
     compact(Bits{marks, places}, compacting, sample_at, wanted, indices + kept, multiprocessors,
             stream);
     Compacted found;

@@ -1,11 +1,12 @@
-// The samples that have waited the longest, as a bit mask: a histogram of the ages says which age is
-// cut; of the samples of that age those with the smallest hash are kept, which searches by digits
-// find. No two samples have the same hash, so that the outcome is exact. The host never waits.
+// The samples that have waited the longest, as a bit mask: a histogram of the ages says which age
+// is cut; of the samples of that age those with the smallest hash are kept, which searches by
+// digits find. No two samples have the same hash, so that the outcome is exact. The host never
+// waits.
 #pragma once
 
 #include "../math/permutation.h"
 #include "digits.cuh"
-#include "scratch.h"
+#include "selection.h"
 
 namespace adapruner::cuda {
 
@@ -116,9 +117,9 @@ static __global__ void __launch_bounds__(kDigitThreads)
 }
 
 // mask [ceil(n / 8)] ← the `count` oldest of the candidates; age is aligned to 16 bytes.
-inline void write_oldest(const uint8_t* candidates, const uint8_t* age, int64_t n, int64_t count,
-                         uint64_t key, uint8_t* mask, int multiprocessors, const Scratch& scratch,
-                         cudaStream_t stream) {
+void write_oldest(const uint8_t* candidates, const uint8_t* age, int64_t n, int64_t count,
+                  uint64_t key, uint8_t* mask, int multiprocessors, const Scratch& scratch,
+                  cudaStream_t stream) {
   if (n == 0) return;
   auto* const state = scratch_array<OldestState>(scratch, 1);
   check(cudaMemsetAsync(state, 0, sizeof *state, stream));

@@ -36,8 +36,8 @@ __device__ T block_sum_before(T value, T& total) {
   return before;
 }
 
-// Whether all other blocks of the grid are done, so that this one sees what they have written. Every
-// thread of a block calls it, once. `arrived` is 0 before a launch and after it.
+// Whether all other blocks of the grid are done, so that this one sees what they have written.
+// Every thread of a block calls it, once. `arrived` is 0 before a launch and after it.
 __device__ inline bool is_last_block(unsigned* arrived) {
   __shared__ bool last;
   __threadfence();

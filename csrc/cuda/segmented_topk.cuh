@@ -1,13 +1,13 @@
-// Exact top-k with a quota per segment, without a sort. As on the CPU, a histogram for each segment,
-// over bins of values, tells in which bin its threshold lies. Where all those bins together hold few
-// values, one more pass writes the mask for what lies outside them and stores what lies inside; that
-// is decided by histograms of ever narrower ranges, segment by segment at the same time. Entries of
-// key and index have no ties, so that data of equal values only takes more rounds. The host waits
-// after the first round, to tell of bad values, segments or quotas, and to know how much is to be
-// stored; after every further one that reads all values, which few inputs need.
+// Exact top-k with a quota per segment, without a sort. As on the CPU, a histogram for each
+// segment, over bins of values, tells in which bin its threshold lies. Where all those bins
+// together hold few values, one more pass writes the mask for what lies outside them and stores
+// what lies inside; that is decided by histograms of ever narrower ranges, segment by segment at
+// the same time. Entries of key and index have no ties, so that data of equal values only takes
+// more rounds. The host waits after the first round, to tell of bad values, segments or quotas, and
+// to know how much is to be stored; after every further one that reads all values, which few inputs
+// need.
 #pragma once
 
-#include "scratch.h"
 #include "segmented_topk_kernels.cuh"
 #include "topk_kernels.cuh"
 
@@ -29,13 +29,6 @@ inline SegmentedPlan plan_segmented(int64_t n, int64_t rows) {
   return {bits, rows << bits <= kInShared};
 }
 
-// What was wrong with the arguments: nothing where all are −1.
-struct SegmentedErrors {
-  int64_t nan = -1;      // index of the first NaN
-  int64_t outside = -1;  // of the first segment out of range
-  int64_t quota = -1;    // the first segment whose quota is out of range
-};
-
 template <typename Entry>
 class SegmentedTopk {
  public:
@@ -51,8 +44,12 @@ class SegmentedTopk {
         plan_(plan_segmented(n, segments.count + 1)),
         counters_((segments.count + 1) << plan_.bits),
         state_(scratch_array<SegmentedState>(scratch, 1)),
-        rows_{values,   n, segments, scratch_array<Search<Entry>>(scratch, segments.count + 1),
-              scratch_array<Count>(scratch, counters_), plan_.bits} {}
+        rows_{values,
+              n,
+              segments,
+              scratch_array<Search<Entry>>(scratch, segments.count + 1),
+              scratch_array<Count>(scratch, counters_),
+              plan_.bits} {}
 
   SegmentedErrors run(double slope, int64_t* sums) {
     check(cudaMemsetAsync(state_, 0, sizeof *state_, stream_));
@@ -113,10 +110,9 @@ class SegmentedTopk {
 
   template <bool kFirst>
   void narrow() {
-    const unsigned blocks = strided_blocks(rows_.segments.count + 1, kDigitThreads / kWarpSize,
-                                           multiprocessors_, 8);
-    start(narrow_rows_kernel<kFirst, Entry>, blocks, kDigitThreads, rows_, quotas_, round_,
-          state_);
+    const unsigned blocks =
+        strided_blocks(rows_.segments.count + 1, kDigitThreads / kWarpSize, multiprocessors_, 8);
+    start(narrow_rows_kernel<kFirst, Entry>, blocks, kDigitThreads, rows_, quotas_, round_, state_);
     ++round_;
   }
 
@@ -163,13 +159,13 @@ class SegmentedTopk {
 
 // The quotas[s] largest of each segment s, quotas [count] on the device, as a mask of words as
 // topk_mask's; sums as there. Mask and sums are complete where nothing was wrong.
-inline SegmentedErrors select_segmented(const float* values, int64_t n, const Segments& segments,
-                                        const int64_t* quotas, double slope, uint32_t* mask,
-                                        int64_t* sums, int multiprocessors, const Scratch& scratch,
-                                        cudaStream_t stream) {
+SegmentedErrors select_segmented(const float* values, int64_t n, const void* segments,
+                                 Integers type, int64_t count, const int64_t* quotas, double slope,
+                                 uint32_t* mask, int64_t* sums, int multiprocessors,
+                                 const Scratch& scratch, cudaStream_t stream) {
   const auto select = [&](auto entry) {
-    SegmentedTopk<decltype(entry)> topk(values, n, segments, quotas, mask, multiprocessors, scratch,
-                                        stream);
+    SegmentedTopk<decltype(entry)> topk(values, n, {segments, type, count}, quotas, mask,
+                                        multiprocessors, scratch, stream);
     return topk.run(slope, sums);
   };
   return n <= int64_t{1} << 32 ? select(uint64_t{}) : select(uint128_t{});

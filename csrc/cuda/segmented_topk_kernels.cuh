@@ -15,10 +15,10 @@ constexpr int kMostRounds = 80;
 struct SegmentedState {
   Search<uint32_t> bounds[2];  // of most values, the high one first
   ValueBins bins;
-  long long nan_from_end;      // n − the index of the first NaN; 0 for none
-  long long outside_from_end;  // the same of segments out of range
-  long long quota_from_end;    // rows − the first whose quota is out of range
-  Count appended;              // to the band
+  long long nan_from_end;        // n − the index of the first NaN; 0 for none
+  long long outside_from_end;    // the same of segments out of range
+  long long quota_from_end;      // rows − the first whose quota is out of range
+  Count appended;                // to the band
   Count undecided[kMostRounds];  // after a round: values that a row's search is still among
   unsigned arrived;
   Count digits[2 * kDigits];
@@ -60,14 +60,13 @@ struct Rows {
   __device__ int64_t slot(int64_t row, uint32_t digit) const { return (row << bits) + digit; }
 };
 
-// Adds 1 to the counts of four slots of each lane, −1 for none. Where all of a warp's are the same one,
-// as in data that is sorted and equal, once.
+// Adds 1 to the counts of four slots of each lane, −1 for none. Where all of a warp's are the same
+// one, as in data that is sorted and equal, once.
 __device__ inline void count_slots(Count* counts, const int64_t* slots) {
-  bool same = slots[0] >= 0;
+  const int64_t first = __shfl_sync(kFullWarp, slots[0], 0);
+  bool same = first >= 0;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    same = same && slots[j] == __shfl_sync(kFullWarp, slots[0], 0);
-  }
+  for (int j = 0; j < 4; ++j) same = same && slots[j] == first;
   if (__all_sync(kFullWarp, same)) {
     if (lane() == 0) atomicAdd(&counts[slots[0]], Count{4 * kWarpSize});
     return;
@@ -156,14 +155,15 @@ __global__ void __launch_bounds__(kDigitThreads)
 // The search of a row from its histogram of values, of which it has `total`.
 template <typename Entry, typename Counts>
 __device__ Search<Entry> first_search(const Entries<Entry>& entries, const ValueBins& bins,
-                                      int digit_bits, const DigitRank& found, const Counts& inside) {
+                                      int digit_bits, const DigitRank& found,
+                                      const Counts& inside) {
   const int32_t bin = found.digit;
   const KeyRange keys{first_key_of_bin(bins, bin), first_key_of_bin(bins, bin + 1) - 1};
   return begin_search(entries.range(keys), found.rank, inside, digit_bits);
 }
 
-// After a round of counting: every row's search goes on in the digit of its rank, and counts become 0
-// again. A warp for each row. `round` counts from 0, with quotas [rows − 1] for the first.
+// After a round of counting: every row's search goes on in the digit of its rank, and counts become
+// 0 again. A warp for each row. `round` counts from 0, with quotas [rows − 1] for the first.
 template <bool kFirst, typename Entry>
 __global__ void __launch_bounds__(kDigitThreads)
     narrow_rows_kernel(Rows<Entry> rows, const int64_t* quotas, int round, SegmentedState* state) {

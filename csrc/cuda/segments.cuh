@@ -1,20 +1,19 @@
-// The segments that values are in, as rows: a row is a segment's number plus one; row 0 is for values
-// in no segment.
+// The segments that values are in, as rows: a row is a segment's number plus one; row 0 is for
+// values in no segment.
 #pragma once
 
 #include "device.h"
+#include "selection.h"
 
 namespace adapruner::cuda {
-
-enum class Integers { kUint8, kInt8, kInt16, kInt32, kInt64 };
 
 struct Segments {
   const void* data;  // [n], aligned to 16 bytes
   Integers type;
   int64_t count;
 
-  // The rows of the values i … i + 3, i being a multiple of 4, or of the first `size` of them; false
-  // if one of these is in a segment outside [−1, count).
+  // The rows of the values i … i + 3, i being a multiple of 4, or of the first `size` of them;
+  // false if one of these is in a segment outside [−1, count).
   __device__ bool rows(int64_t i, int64_t size, uint32_t* out) const {
     int64_t found[4];
     switch (type) {

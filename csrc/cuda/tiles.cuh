@@ -62,9 +62,7 @@ struct TileValues {
 };
 
 // Which word of a tile's 256 this thread has after in_mask_order.
-__device__ inline int tile_word() {
-  return warp() * kWarpSize + (lane() % 8) * 4 + lane() / 8;
-}
+__device__ inline int tile_word() { return warp() * kWarpSize + (lane() % 8) * 4 + lane() / 8; }
 
 // Words of bits as TileValues has them, to words as a mask has them: eight lanes hold an 8 × 8
 // matrix of four bits each, which is transposed. Every lane of a warp calls it.

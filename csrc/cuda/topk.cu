@@ -1,3 +1,2 @@
-#include "topk.h"
-
 #include "topk.cuh"
+#include "topk.h"

@@ -16,9 +16,9 @@
 namespace adapruner::cuda {
 
 struct TopkPlan {
-  int64_t sample;             // its size, 0 for none
+  int64_t sample;              // its size, 0 for none
   Search<uint32_t> bounds[2];  // the searches in the sample for the bracket, or the bracket itself
-  int64_t capacity;           // of the band
+  int64_t capacity;            // of the band
 };
 
 // k in [0, n], n > 0.
@@ -34,9 +34,9 @@ inline TopkPlan plan_topk(int64_t n, int64_t k) {
   if (ranks.high >= 1) plan.bounds[0] = begin_search(all, ranks.high, plan.sample);
   if (ranks.low <= plan.sample) plan.bounds[1] = begin_search(all, ranks.low, plan.sample);
   // Half as many again as are expected.
-  const double share = static_cast<double>(std::min(ranks.low, plan.sample) -
-                                           std::max<int64_t>(ranks.high, 0)) /
-                       static_cast<double>(plan.sample);
+  const double share =
+      static_cast<double>(std::min(ranks.low, plan.sample) - std::max<int64_t>(ranks.high, 0)) /
+      static_cast<double>(plan.sample);
   const auto roomy = static_cast<int64_t>(1.5 * share * static_cast<double>(n)) + kTile;
   plan.capacity = std::min(n, roomy);
   return plan;
@@ -153,8 +153,7 @@ class Topk {
 };
 
 int64_t topk_mask(const float* values, int64_t n, int64_t k, double slope, uint32_t* mask,
-                  int64_t* sums, int multiprocessors, const Scratch& scratch,
-                  cudaStream_t stream) {
+                  int64_t* sums, int multiprocessors, const Scratch& scratch, cudaStream_t stream) {
   if (n == 0) {
     if (sums != nullptr) check(cudaMemsetAsync(sums, 0, 2 * sizeof *sums, stream));
     return -1;

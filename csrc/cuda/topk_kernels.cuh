@@ -24,8 +24,8 @@ struct TopkState {
   long long nan_from_end;      // n − the index of the first NaN; 0 for none
   PlaceRank found;             // where the threshold is; rank: among ties, or among the band
   Search<Entry> band;
-  int64_t last_tile;           // the tile in which the kept ones of the ties end, and how many
-  int64_t last_kept;           // of them are in it
+  int64_t last_tile;  // the tile in which the kept ones of the ties end, and how many
+  int64_t last_kept;  // of them are in it
   unsigned arrived;
   Count digits[2 * kDigits];
 };
@@ -185,7 +185,8 @@ __global__ void find_last_tile_kernel(const TileTies* ties, int64_t tiles,
   const bool at_high = place == Place::kAtHigh;
   const auto count = [&](int64_t tile) { return at_high ? ties[tile].high : ties[tile].low; };
   const int64_t each = ceil_div<int64_t>(tiles, blockDim.x);
-  const int64_t begin = std::min<int64_t>(each * threadIdx.x, tiles), end = std::min<int64_t>(begin + each, tiles);
+  const int64_t begin = std::min<int64_t>(each * threadIdx.x, tiles),
+                end = std::min<int64_t>(begin + each, tiles);
   int64_t mine = 0, total;
   for (int64_t tile = begin; tile < end; ++tile) mine += count(tile);
   int64_t left = state->found.rank - block_sum_before(mine, total);

@@ -1,8 +1,7 @@
-// csrc/cuda/digit_histogram.cuh in the emulator: histograms against counting, and a top-k of several
-// parts that share them against a stable sort of the whole.
+// csrc/cuda/digit_histogram.cuh in the emulator: histograms against counting, and a top-k of
+// several parts that share them against a stable sort of the whole.
 #define ADAPRUNER_EMULATE
 #include "../../csrc/cuda/digit_histogram.cuh"
-
 #include "check.h"
 #include "topk_cases.h"
 
@@ -61,7 +60,7 @@ void parts_agree_on_the_threshold(const std::string& kind, int64_t k) {
 int main() {
   emulation::each_order([] {
     histograms_are_counts();
-    for (const std::string& kind : {"normal", "few values", "every magnitude"}) {
+    for (const char* kind : {"normal", "few values", "every magnitude"}) {
       for (const int64_t k : {1, 4321, 6000}) parts_agree_on_the_threshold(kind, k);
     }
   });

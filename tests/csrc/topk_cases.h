@@ -19,8 +19,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 inline const std::vector<std::string>& kinds() {
   static const std::vector<std::string> all = {
-      "normal",    "equal",      "zeros of both signs", "two values",      "few values",
-      "ascending", "descending", "nearly constant",     "infinities",      "subnormal",
+      "normal",    "equal",      "zeros of both signs", "two values",       "few values",
+      "ascending", "descending", "nearly constant",     "infinities",       "subnormal",
       "huge",      "sorted few", "every magnitude",     "misleading above", "misleading inside"};
   return all;
 }
