@@ -60,9 +60,9 @@ def test_range_is_narrowed_to_the_digit_of_the_rank() -> None:
     assert ops.narrowed_range(wide, histogram).tolist() == [ONE + 7 * 512, ONE + 8 * 512 - 1, 3]
     wide[2] = 5
     assert ops.narrowed_range(wide, histogram).tolist() == [ONE + 5 * 512, ONE + 6 * 512 - 1, 2]
-    narrow = keys(ONE, ONE, 4)
-    histogram[0] = 6
-    assert ops.narrowed_range(narrow, histogram).tolist() == [ONE, ONE, 4]
+    narrow, equal = keys(ONE, ONE, 4), torch.zeros(2049, dtype=torch.int64)
+    equal[[0, 2048]] = keys(6, 50)
+    assert ops.narrowed_range(narrow, equal).tolist() == [ONE, ONE, 4]
 
 
 class Ranks:

@@ -50,13 +50,6 @@ struct Rows {
   __device__ static bool among(const Search<Entry>& search, Entry entry) {
     return !decided(search) && entry >= search.range.low && entry <= search.range.high;
   }
-  // The values i … i + 3, i being a multiple of 4; 0 for those that there are not.
-  __device__ Pack<float> four(int64_t i) const {
-    if (i + 4 <= n) return load_once<Pack<float>>(values + i);
-    Pack<float> x{};
-    for (int j = 0; j < 3 && i + j < n; ++j) x[j] = values[i + j];
-    return x;
-  }
   __device__ int64_t slot(int64_t row, uint32_t digit) const { return (row << bits) + digit; }
 };
 
@@ -98,7 +91,7 @@ __global__ void __launch_bounds__(kDigitThreads)
     const int64_t i = first + 4 * lane(), size = rows.n - i;
     uint32_t row[4] = {};
     const bool good = rows.segments.rows(i, size, row);
-    const Pack<float> x = rows.four(i);
+    const Pack<float> x = load_four(rows.values, rows.n, i);
     int64_t slots[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -119,12 +112,9 @@ __global__ void __launch_bounds__(kDigitThreads)
       }
     }
     if (kFirst && !good) {
-      for (int j = 0; j < 4; ++j) {
-        uint32_t one[4];
-        if (j < size && !rows.segments.rows(i, j + 1, one)) {
-          atomicMax(&state->outside_from_end, static_cast<long long>(rows.n - i - j));
-          break;
-        }
+      for (int64_t j = i; j < std::min(i + 4, rows.n); ++j) {  // the first has the largest number
+        if (rows.segments.is_inside(rows.segments.at(j))) continue;
+        atomicMax(&state->outside_from_end, static_cast<long long>(rows.n - j));
       }
     }
     if constexpr (kShared) {
@@ -239,7 +229,7 @@ __global__ void __launch_bounds__(kTileThreads)
       const int64_t i = tile * kTile + TileValues::offset(4 * j), size = rows.n - i;
       uint32_t row[4] = {};
       if (size > 0) rows.segments.rows(i, size, row);
-      const Pack<float> x = rows.four(i);
+      const Pack<float> x = load_four(rows.values, rows.n, i);
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         if (c >= size) continue;
@@ -262,10 +252,8 @@ __global__ void __launch_bounds__(kTileThreads)
     int64_t at = static_cast<int64_t>(append_at) + before;
     for (; among != 0; among &= among - 1, ++at) {
       const int64_t i = tile * kTile + TileValues::offset(__ffs(static_cast<int>(among)) - 1);
-      uint32_t row[4];
-      rows.segments.rows(i / 4 * 4, i % 4 + 1, row);
       band.entries[at] = entries.of(order_key(rows.values[i]), i);
-      band.rows[at] = row[i % 4];
+      band.rows[at] = rows.segments.row(rows.segments.at(i));
     }
     __syncthreads();
   }

@@ -12,53 +12,70 @@ struct Segments {
   Integers type;
   int64_t count;
 
+  __device__ bool is_inside(int64_t segment) const { return segment >= -1 && segment < count; }
+  __device__ uint32_t row(int64_t segment) const {
+    return is_inside(segment) ? static_cast<uint32_t>(segment + 1) : 0;
+  }
+
+  __device__ int64_t at(int64_t i) const {
+    switch (type) {
+      case Integers::kUint8:
+        return static_cast<const uint8_t*>(data)[i];
+      case Integers::kInt8:
+        return static_cast<const int8_t*>(data)[i];
+      case Integers::kInt16:
+        return static_cast<const int16_t*>(data)[i];
+      case Integers::kInt32:
+        return static_cast<const int32_t*>(data)[i];
+      default:
+        return static_cast<const int64_t*>(data)[i];
+    }
+  }
+
   // The rows of the values i … i + 3, i being a multiple of 4, or of the first `size` of them;
   // false if one of these is in a segment outside [−1, count).
   __device__ bool rows(int64_t i, int64_t size, uint32_t* out) const {
     int64_t found[4];
-    switch (type) {
-      case Integers::kUint8:
-        load_four<uint8_t>(i, size, found);
-        break;
-      case Integers::kInt8:
-        load_four<int8_t>(i, size, found);
-        break;
-      case Integers::kInt16:
-        load_four<int16_t>(i, size, found);
-        break;
-      case Integers::kInt32:
-        load_four<int32_t>(i, size, found);
-        break;
-      case Integers::kInt64:
-        load_four<int64_t>(i, size, found);
-        break;
+    if (size < 4) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) found[j] = j < size ? at(i + j) : -1;
+    } else {
+      switch (type) {
+        case Integers::kUint8:
+          load_four<uint8_t>(i, found);
+          break;
+        case Integers::kInt8:
+          load_four<int8_t>(i, found);
+          break;
+        case Integers::kInt16:
+          load_four<int16_t>(i, found);
+          break;
+        case Integers::kInt32:
+          load_four<int32_t>(i, found);
+          break;
+        default:
+          load_four<int64_t>(i, found);
+      }
     }
     bool good = true;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const bool inside = found[j] >= -1 && found[j] < count;
-      good = good && inside;
-      out[j] = inside ? static_cast<uint32_t>(found[j] + 1) : 0;
+      good = good && is_inside(found[j]);
+      out[j] = row(found[j]);
     }
     return good;
   }
 
  private:
   template <typename T>
-  __device__ void load_four(int64_t i, int64_t size, int64_t* out) const {
-    const T* const x = static_cast<const T*>(data) + i;
-    if (size >= 4) {
-      constexpr int kEach = sizeof(T) == 8 ? 2 : 4;
+  __device__ void load_four(int64_t i, int64_t* out) const {
+    constexpr int kEach = sizeof(T) == 8 ? 2 : 4;
 #pragma unroll
-      for (int j = 0; j < 4; j += kEach) {
-        const auto pack = load_once<Pack<T, kEach>>(x + j);
+    for (int j = 0; j < 4; j += kEach) {
+      const auto pack = load_once<Pack<T, kEach>>(static_cast<const T*>(data) + i + j);
 #pragma unroll
-        for (int c = 0; c < kEach; ++c) out[j + c] = static_cast<int64_t>(pack[c]);
-      }
-      return;
+      for (int c = 0; c < kEach; ++c) out[j + c] = static_cast<int64_t>(pack[c]);
     }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) out[j] = j < size ? static_cast<int64_t>(x[j]) : -1;
   }
 };
 

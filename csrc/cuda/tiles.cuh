@@ -11,6 +11,14 @@ constexpr int kTile = kTileThreads * kPerThread;
 constexpr int kTileWords = kTile / 32;
 constexpr int kWarpValues = kWarpSize * kPerThread;
 
+// The values i … i + 3, i being a multiple of 4; 0 for those beyond the n that there are.
+__device__ inline Pack<float> load_four(const float* values, int64_t n, int64_t i) {
+  if (i + 4 <= n) return load<Pack<float>>(values + i);
+  Pack<float> x{};
+  for (int j = 0; j < 3 && i + j < n; ++j) x[j] = values[i + j];
+  return x;
+}
+
 // The 32 values that a thread holds of a tile: four neighbours at a time, those of a warp side by
 // side, so that every load is of 512 bytes in a row. Bit 4·j + c of a word is for values[j][c].
 struct TileValues {
@@ -30,7 +38,7 @@ struct TileValues {
       valid = ~0u;
 #pragma unroll
       for (int j = 0; j < kPacks; ++j) {
-        values[j] = load_once<Pack<float>>(x + first + j * (4 * kWarpSize));
+        values[j] = cuda::load<Pack<float>>(x + first + j * (4 * kWarpSize));
       }
       return;
     }

@@ -110,8 +110,8 @@ class Topk {
   void scan(double slope, Count* sums) {
     const auto kernel =
         sums != nullptr ? scan_bracket_kernel<true, Entry> : scan_bracket_kernel<false, Entry>;
-    start(kernel, tile_blocks(sums != nullptr ? 3 : 4), kTileThreads, values_, n_, k_, slope, mask_,
-          ties_, band_, plan_.capacity, state_, sums);
+    start(kernel, tile_blocks(sums != nullptr ? kScanBlocks<true> : kScanBlocks<false>),
+          kTileThreads, values_, n_, k_, slope, mask_, ties_, band_, plan_.capacity, state_, sums);
   }
 
   void keep_band() {

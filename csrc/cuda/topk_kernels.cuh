@@ -55,11 +55,15 @@ static __global__ void __launch_bounds__(kDigitThreads)
   }
 }
 
+// Blocks to a multiprocessor: sums take registers, and more arithmetic than time to read.
+template <bool kSums>
+constexpr int kScanBlocks = kSums ? 3 : 4;
+
 // mask ← key ≥ the high bound; appends what lies strictly between the bounds to the band; counts,
 // also the ties at the bounds tile by tile. Bounds that are open are NaN: no x is ≥ it, and all are
 // not ≤ it. A NaN among the values is always found between the bounds.
 template <bool kSums, typename Entry>
-__global__ void __launch_bounds__(kTileThreads, kSums ? 3 : 4)
+__global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
     scan_bracket_kernel(const float* values, int64_t n, int64_t k, double slope, uint32_t* mask,
                         TileTies* ties, Entry* band, int64_t capacity, TopkState<Entry>* state,
                         Count* sums) {
@@ -80,12 +84,15 @@ __global__ void __launch_bounds__(kTileThreads, kSums ? 3 : 4)
     const uint32_t equal_low = x.word([&](float v) { return v == low; });
     if constexpr (kSums) {
       open += __popc(x.word([](float v) { return v > 0; }));
-#pragma unroll
+      // From the cache again, so that the loop can be a loop: unrolled it would be 30 KB of code.
+#pragma unroll 1
       for (int j = 0; j < TileValues::kPacks; ++j) {
+        const int64_t i = tile * kTile + TileValues::offset(4 * j);
+        const Pack<float> four = load_four(values, n, i);
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const int64_t gate = gate_fixed(slope, x.values[j][c]);
-          if (x.valid >> (4 * j + c) & 1) gates += gate;
+          const int64_t gate = gate_fixed(slope, four[c]);
+          if (i + c < n) gates += gate;
         }
       }
     }
