@@ -81,7 +81,8 @@ TORCH_LIBRARY(adapruner, m) {
   // m > 0; empty [0] without a slope. A slope that is not finite is a ValueError.
   // Memory besides input and results: 8 MB, and at most a quarter of a byte per value from N = 10⁸
   // on (a half below; 2 where the sample that brackets the threshold misleads); for indices 1/8
-  // byte per value more. An input that is not contiguous is copied.
+  // byte per value more. An input that is not contiguous is copied, and, on a GPU, one that is not
+  // aligned to 16 bytes.
   m.def("topk_mask(Tensor gate_logits, int k, float? slope=None) -> (Tensor mask, Tensor sums)");
   m.def(
       "topk_indices(Tensor gate_logits, int k, float? slope=None) "

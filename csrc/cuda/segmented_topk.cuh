@@ -6,6 +6,10 @@
 // more rounds. The host waits after the first round, to tell of bad values, segments or quotas, and
 // to know how much is to be stored; after every further one that reads all values, which few inputs
 // need.
+//
+// Memory beyond the results: histograms of at most 128 MB or, with more than 8 million segments, 16
+// bytes per segment; 40 bytes per segment; the band, of 12 bytes for at most a sixteenth of the
+// values (0.1 bytes per value where 1 % is in it) or 64 thousand.
 #pragma once
 
 #include "segmented_topk_kernels.cuh"
