@@ -24,6 +24,8 @@ from adapruner import fake_kernels  # noqa: F401  (registers them)
 NEVER_VISITED: int = _C.never_visited
 OLDEST: int = _C.oldest
 GATE_SUM_ONE = 2**30
+KEY_RANGE: tuple[int, int] = (_C.lowest_key, _C.highest_key)
+DIGIT_ROUNDS = 3
 
 
 class MaskedLoss(NamedTuple):
@@ -277,6 +279,64 @@ def segmented_topk(
             not finite, or a gate logit is NaN; the message names the first.
     """
     return TopK(*torch.ops.adapruner.segmented_topk(gate_logits, segments, quotas, slope))
+
+
+def digit_histogram(gate_logits: Tensor, key_range: Tensor) -> Tensor:
+    """How many values there are by one digit of their keys: a rank's part of a shared top-k.
+
+    Keys are integers in the order of the numbers, −0 and +0 as one, from ``KEY_RANGE[0]`` for −inf
+    to ``KEY_RANGE[1]`` for +inf. Ranks that each hold a part of the values add up their histograms,
+    16 KB each, and narrow the range with :func:`narrowed_range`; after :data:`DIGIT_ROUNDS` rounds
+    it is the threshold's key. Nothing waits for a GPU.
+
+    Args:
+        gate_logits: m, float32 ``[N]``; NaN is counted nowhere, so that what the first histogram of
+            all ranks lacks tells all of them of one.
+        key_range: int64 ``[3]``, on the device of ``gate_logits``: the lowest and the highest key
+            that the threshold may have, and its rank (from 1, from the largest) among the values
+            with keys in between; at first ``[*KEY_RANGE, k]``.
+
+    Returns:
+        int64 ``[2049]``: of the values with keys in the range, by their next digit, the smallest
+        first; and last the number of those with larger keys.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype.
+        ValueError: shapes or devices do not fit, or (CPU) the range is not one of keys.
+
+    Example:
+        >>> import torch
+        >>> parts = torch.tensor([0.5, 2.0]), torch.tensor([-1.0, 0.5, 0.5])
+        >>> key_range = torch.tensor([*KEY_RANGE, 2])  # k = 2
+        >>> for _ in range(DIGIT_ROUNDS):
+        ...     own = [digit_histogram(m, key_range) for m in parts]
+        ...     below, key_range = key_range, narrowed_range(key_range, own[0] + own[1])
+        >>> digit = int(key_range[0] - below[0])
+        >>> [int(histogram[digit + 1 :].sum()) for histogram in own]  # kept: larger ones
+        [1, 0]
+        >>> [int(histogram[digit]) for histogram in own], int(key_range[2])  # equal; of them kept
+        ([1, 2], 1)
+    """
+    return torch.ops.adapruner.digit_histogram(gate_logits, key_range)
+
+
+def narrowed_range(key_range: Tensor, histogram: Tensor) -> Tensor:
+    """The range of keys of the digit that the rank lies in, and its rank there.
+
+    Args:
+        key_range: int64 ``[3]``, that of the histogram.
+        histogram: int64 ``[2049]`` from :func:`digit_histogram`, the sum of those of all ranks.
+
+    Returns:
+        int64 ``[3]``. Once it is one key, its last number says how many of the values with that key
+        are among the k.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype.
+        ValueError: shapes or devices do not fit, or (CPU) the range is not one of keys, or the
+            histogram has fewer values than the rank.
+    """
+    return torch.ops.adapruner.narrowed_range(key_range, histogram)
 
 
 def masked_order(mask: Tensor, num_samples: int, key: int, position: int, count: int) -> Order:

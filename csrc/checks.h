@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "math/state.h"
+#include "math/topk.h"
 
 namespace adapruner {
 
@@ -200,6 +201,46 @@ inline void check_topk(const at::Tensor& gate_logits, int64_t k,
   check_slope(slope);
   TORCH_CHECK_VALUE(k >= 0 && k <= gate_logits.size(0), "k must be in [0, ", gate_logits.size(0),
                     "], the number of gates; found ", k);
+}
+
+// What kernels find to be wrong with values; none of it where an index is −1.
+inline void check_no_nan(int64_t first_nan) {
+  TORCH_CHECK_VALUE(first_nan < 0, "gate_logits[", first_nan,
+                    "] is NaN; a gate logit must be a number");
+}
+
+[[noreturn]] inline void refuse_segment(int64_t index, int64_t segment, int64_t count) {
+  TORCH_CHECK_VALUE(false, "segments[", index, "] is ", segment, "; expected a segment in [0, ",
+                    count, "), or -1 for none");
+}
+
+[[noreturn]] inline void refuse_quota(int64_t segment, int64_t quota, int64_t size) {
+  TORCH_CHECK_VALUE(false, "quotas[", segment, "] is ", quota, "; segment ", segment, " has ", size,
+                    " values, so its quota must be in [0, ", size, "]");
+}
+
+inline void check_key_range(const at::Tensor& key_range) {
+  TORCH_CHECK_TYPE(key_range.scalar_type() == at::kLong, "key_range must be int64; found ",
+                   key_range.scalar_type());
+  TORCH_CHECK_VALUE(key_range.dim() == 1 && key_range.size(0) == 3,
+                    "key_range must have shape [3]: lowest key, highest key, rank; found shape ",
+                    key_range.sizes());
+}
+
+inline void check_digit_histogram(const at::Tensor& gate_logits, const at::Tensor& key_range) {
+  check_gate_logits(gate_logits);
+  check_key_range(key_range);
+  check_device(key_range, gate_logits, "key_range");
+}
+
+inline void check_narrowed_range(const at::Tensor& key_range, const at::Tensor& histogram) {
+  check_key_range(key_range);
+  check_device(histogram, key_range, "histogram");
+  TORCH_CHECK_TYPE(histogram.scalar_type() == at::kLong, "histogram must be int64; found ",
+                   histogram.scalar_type());
+  TORCH_CHECK_VALUE(histogram.dim() == 1 && histogram.size(0) == kDigits + 1,
+                    "histogram must have shape [", kDigits + 1, "]; found shape ",
+                    histogram.sizes());
 }
 
 // Row numbers and slots of histograms must fit 32 bits.

@@ -81,7 +81,8 @@ TORCH_LIBRARY(adapruner, m) {
   // m > 0; empty [0] without a slope. A slope that is not finite is a ValueError.
   // Memory besides input and results: 8 MB, and at most a quarter of a byte per value from N = 10⁸
   // on (a half below; 2 where the sample that brackets the threshold misleads); for indices 1/8
-  // byte per value more. An input that is not contiguous is copied.
+  // byte per value more. An input that is not contiguous is copied, and, on a GPU, one that is not
+  // aligned to 16 bytes.
   m.def("topk_mask(Tensor gate_logits, int k, float? slope=None) -> (Tensor mask, Tensor sums)");
   m.def(
       "topk_indices(Tensor gate_logits, int k, float? slope=None) "
@@ -92,6 +93,21 @@ TORCH_LIBRARY(adapruner, m) {
   m.def(
       "segmented_topk(Tensor gate_logits, Tensor segments, Tensor quotas, float? slope=None) "
       "-> (Tensor mask, Tensor sums)");
+
+  // A top-k of all values of several ranks: they share a search by digits, a few kilobytes a round.
+  // Values are compared as keys: integers in [lowest_key, highest_key] of adapruner._C that are
+  // ordered as the numbers are, −0 and +0 as one. key_range [3] int64 on the device of gate_logits:
+  // the lowest and the highest key that the threshold may have, and its rank, from 1 and from the
+  // largest, among the values with keys in between. histogram [2¹¹ + 1] int64: of the values with
+  // keys in the range by their next digit of 11 bits, the lowest digit first; and, last, the number
+  // of those with larger keys. NaN is counted nowhere. Neither operator waits for the device.
+  //   digit_histogram   of one rank's gate_logits. Histograms of ranks add up to that of them all.
+  //   narrowed_range    the range of the digit that the rank lies in, of a histogram of all ranks;
+  //                     after three rounds from the whole range it is one key. On the CPU a range
+  //                     of no keys, or a rank that the histogram has not, is a ValueError; on a GPU
+  //                     bounds are brought to the next key, and such a range is left as it is.
+  m.def("digit_histogram(Tensor gate_logits, Tensor key_range) -> Tensor");
+  m.def("narrowed_range(Tensor key_range, Tensor histogram) -> Tensor");
 
   // The next `count` samples of an epoch's order (fewer at its end) and the position to go on from,
   // int64 scalar. The order is a permutation π of [0, num_samples) that `key` fixes, without the

@@ -5,6 +5,7 @@
 
 #include "cpu/simd/dispatch.h"
 #include "math/state.h"
+#include "math/topk.h"
 
 namespace py = pybind11;
 
@@ -68,4 +69,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("not_finite_capacity") = adapruner::kNotFiniteCapacity;
   m.attr("never_visited") = adapruner::kNeverVisited;
   m.attr("oldest") = adapruner::kOldest;
+  m.attr("lowest_key") = adapruner::kLowestKey;
+  m.attr("highest_key") = adapruner::kHighestKey;
+  m.attr("digits") = adapruner::kDigits;
 }

@@ -15,6 +15,7 @@ from sample_inputs import (
     TOP_K,
     UPDATES,
     cross_entropy_sample,
+    digit_sample,
     loss_sample,
     native_gates,
     oldest_sample,
@@ -66,6 +67,11 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
             yield "topk_mask", name + sums, topk_sample(name)[:end], {}
             yield "topk_indices", name + sums, topk_sample(name)[:end], {}
             yield "segmented_topk", name + sums, segmented_topk_sample(name)[:end], {}
+        values, key_range = digit_sample(name)
+        yield "digit_histogram", name, (values, key_range), {}
+        if len(values):
+            histogram = torch.ops.adapruner.digit_histogram(values, key_range)
+            yield "narrowed_range", name, (key_range, histogram), {}
         yield "masked_order", name, order_sample(name), {}
         yield "oldest_mask", name, oldest_sample(name), {}
     for operator in ("scale_gradient", "scale_gradient_"):

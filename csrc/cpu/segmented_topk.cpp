@@ -181,14 +181,10 @@ class SegmentedSelection {
         if (slope) ADAPRUNER_DISPATCH(sum_gates, x, size, *slope, mine.sums);
       });
     });
+    for (const Found& mine : found) check_no_nan(mine.first_nan);
     for (const Found& mine : found) {
-      TORCH_CHECK_VALUE(mine.first_nan < 0, "gate_logits[", mine.first_nan,
-                        "] is NaN; a gate logit must be a number");
-    }
-    for (const Found& mine : found) {
-      TORCH_CHECK_VALUE(mine.first_outside < 0, "segments[", mine.first_outside, "] is ",
-                        segment_at(mine.first_outside), "; expected a segment in [0, ",
-                        segments_.count, "), or -1 for none");
+      if (mine.first_outside < 0) continue;
+      refuse_segment(mine.first_outside, segment_at(mine.first_outside), segments_.count);
     }
     for (int i = 0; slope.has_value() && i < 2; ++i) {
       sums[i] = 0;
@@ -235,9 +231,7 @@ class SegmentedSelection {
     });
     for (int64_t row = 1; row < rows_; ++row) {
       const int64_t quota = quotas_[row - 1];
-      TORCH_CHECK_VALUE(quota >= 0 && quota <= inside_[row], "quotas[", row - 1, "] is ", quota,
-                        "; segment ", row - 1, " has ", inside_[row],
-                        " values, so its quota must be in [0, ", inside_[row], "]");
+      if (quota < 0 || quota > inside_[row]) refuse_quota(row - 1, quota, inside_[row]);
     }
   }
 

@@ -23,7 +23,6 @@
 namespace adapruner::cpu {
 namespace {
 
-constexpr int kDigitBits = 11;
 constexpr int kSampleBits = 12;  // sign, exponent, 3 bits more
 using Histogram = std::vector<int64_t>;
 
@@ -70,10 +69,7 @@ class Selection {
   void run(std::optional<double> slope, int64_t* sums) {
     Bracket bracket = first_bracket();
     scan<true>(bracket, slope);
-    for (const Scan& found : scans_) {
-      TORCH_CHECK_VALUE(found.first_nan < 0, "gate_logits[", found.first_nan,
-                        "] is NaN; a gate logit must be a number");
-    }
+    for (const Scan& found : scans_) check_no_nan(found.first_nan);
     for (int i = 0; slope.has_value() && i < 2; ++i) {
       sums[i] = 0;
       for (const Scan& found : scans_) sums[i] += found.sums[i];

@@ -43,28 +43,39 @@ ADAPRUNER_HD inline int32_t signed_key(uint32_t key) {
   return static_cast<int32_t>(key ^ 0x80000000u);
 }
 
-// Keys low … high, both included.
-struct KeyRange {
-  uint32_t low;
-  uint32_t high;
+// ---- Digits of keys
+// ---------------------------------------------------------------------------------
+
+// Keys low … high, both included. Here and below a Key is any unsigned integer type.
+template <typename Key>
+struct Range {
+  Key low;
+  Key high;
 };
+using KeyRange = Range<uint32_t>;
+
+constexpr int kDigitBits = 11;
+constexpr int kDigits = 1 << kDigitBits;
 
 // Number of low bits that a digit of `bits` bits leaves undecided: the digits
 // (key − range.low) >> shift of the keys of a range are then below 2^bits. 0: a digit is one key.
-ADAPRUNER_HD inline int digit_shift(const KeyRange& range, int bits) {
+template <typename Key>
+ADAPRUNER_HD inline int digit_shift(const Range<Key>& range, int bits) {
   int shift = 0;
   while (((range.high - range.low) >> shift) >> bits != 0) ++shift;
   return shift;
 }
 
-ADAPRUNER_HD inline uint32_t digit_of(uint32_t key, uint32_t low, int shift) {
-  return (key - low) >> shift;
+template <typename Key>
+ADAPRUNER_HD inline uint32_t digit_of(Key key, Key low, int shift) {
+  return static_cast<uint32_t>((key - low) >> shift);
 }
 
 // The keys of a range that have the given digit.
-ADAPRUNER_HD inline KeyRange digit_range(const KeyRange& range, int shift, uint32_t digit) {
-  const uint32_t low = range.low + (digit << shift);
-  const uint32_t last = (1u << shift) - 1;
+template <typename Key>
+ADAPRUNER_HD inline Range<Key> digit_range(const Range<Key>& range, int shift, uint32_t digit) {
+  const Key low = range.low + (Key{digit} << shift);
+  const Key last = (Key{1} << shift) - 1;
   return {low, range.high - low < last ? range.high : low + last};
 }
 
@@ -82,6 +93,95 @@ ADAPRUNER_HD inline DigitRank find_digit(const Count* histogram, int digits, int
     k -= static_cast<int64_t>(histogram[digit--]);
   }
   return {digit, k};
+}
+
+// A search for the rank-th largest (from 1) among the `inside` keys that lie in a range, digit by
+// digit, with `shift` for the next one.
+template <typename Key>
+struct Search {
+  Range<Key> range;
+  int64_t rank;
+  int64_t inside;
+  int shift;
+};
+
+template <typename Key>
+ADAPRUNER_HD inline Search<Key> begin_search(const Range<Key>& range, int64_t rank, int64_t inside,
+                                             int bits = kDigitBits) {
+  return {range, rank, inside, digit_shift(range, bits)};
+}
+
+// Whether all keys from range.low on are those of a rank up to the one that is sought, or one key
+// alone is left, which may be the key of several.
+template <typename Key>
+ADAPRUNER_HD inline bool decided(const Search<Key>& search) {
+  return search.rank == search.inside || search.range.low == search.range.high;
+}
+
+// The search among the keys that have the digit found, `inside` of them.
+template <typename Key>
+ADAPRUNER_HD inline Search<Key> narrowed(const Search<Key>& search, const DigitRank& found,
+                                         int64_t inside, int bits = kDigitBits) {
+  const uint32_t digit = static_cast<uint32_t>(found.digit);
+  return begin_search(digit_range(search.range, search.shift, digit), found.rank, inside, bits);
+}
+
+// A search as ranks share it: int64 [3], the lowest and the highest key, and the rank of the one
+// sought among those in between. What is out of bounds is brought to them.
+ADAPRUNER_HD inline Search<uint32_t> search_in(const int64_t* key_range) {
+  int64_t low = key_range[0], high = key_range[1];
+  low = low < kLowestKey ? kLowestKey : low > kHighestKey ? kHighestKey : low;
+  high = high < low ? low : high > kHighestKey ? kHighestKey : high;
+  const KeyRange range{static_cast<uint32_t>(low), static_cast<uint32_t>(high)};
+  return begin_search(range, key_range[2], 0);
+}
+
+ADAPRUNER_HD inline void write_range(const Search<uint32_t>& search, int64_t* key_range) {
+  key_range[0] = search.range.low;
+  key_range[1] = search.range.high;
+  key_range[2] = search.rank;
+}
+
+// ---- Values and their indices in one integer
+// --------------------------------------------------------
+
+__extension__ typedef unsigned __int128 uint128_t;
+
+// Entries of n values: in descending order they are in descending order of the values, equal ones
+// by ascending index, so that no two are equal. An Entry is a uint64_t, for n up to 2³², or a
+// uint128_t.
+template <typename Entry>
+struct Entries {
+  int64_t n;
+  int index_bits;  // 2^index_bits ≥ n
+
+  ADAPRUNER_HD Entry of(uint32_t key, int64_t i) const {
+    return Entry{key} << index_bits | static_cast<Entry>(n - 1 - i);
+  }
+  ADAPRUNER_HD int64_t index(Entry entry) const {
+    const Entry later = entry & ((Entry{1} << index_bits) - 1);
+    return n - 1 - static_cast<int64_t>(later);
+  }
+  // All those with a key in the range.
+  ADAPRUNER_HD Range<Entry> range(const KeyRange& keys) const {
+    return {Entry{keys.low} << index_bits,
+            (Entry{keys.high} << index_bits) + ((Entry{1} << index_bits) - 1)};
+  }
+};
+
+template <typename Entry>
+ADAPRUNER_HD inline Entries<Entry> entries_of(int64_t n) {
+  int bits = 0;
+  while ((n - 1) >> bits > 0) ++bits;
+  return {n, bits};
+}
+
+// The lowest `count` of the bits that are set, or all where there are no more.
+template <typename Word>
+ADAPRUNER_HD inline Word first_bits(Word bits, int64_t count) {
+  Word rest = bits;
+  for (; count > 0 && rest != 0; --count) rest &= rest - 1;
+  return bits ^ rest;
 }
 
 // ---- A sample of the data brackets the threshold
@@ -123,6 +223,33 @@ ADAPRUNER_HD inline SampleRanks bracket_ranks(int64_t k, int64_t n, int64_t size
   const double margin = 4.0 * std::sqrt(center * (1.0 - share)) + 4.0;
   return {static_cast<int64_t>(std::floor(center - margin)),
           static_cast<int64_t>(std::ceil(center + margin))};
+}
+
+// What a pass over all values finds for a bracket of keys low < high, or one key twice.
+struct PassCounts {
+  int64_t from_high;   // key ≥ high
+  int64_t equal_high;  // key = high
+  int64_t inside;      // low < key < high
+  int64_t equal_low;   // key = low, but for low = high
+};
+
+// Where the k-th largest is, and its rank there.
+enum class Place { kDone, kAtHigh, kInside, kAtLow, kOutside };
+struct PlaceRank {
+  Place place;  // kDone: those with a key ≥ high are k
+  int64_t rank;
+};
+
+ADAPRUNER_HD inline PlaceRank find_place(const PassCounts& counts, int64_t k) {
+  int64_t rank = k - counts.from_high;
+  if (rank == 0) return {Place::kDone, 0};
+  if (rank < 0) {
+    rank += counts.equal_high;
+    return {rank > 0 ? Place::kAtHigh : Place::kOutside, rank};
+  }
+  if (rank <= counts.inside) return {Place::kInside, rank};
+  rank -= counts.inside;
+  return {rank <= counts.equal_low ? Place::kAtLow : Place::kOutside, rank};
 }
 
 // ---- Bins of equal width in value

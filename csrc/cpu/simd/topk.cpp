@@ -120,13 +120,8 @@ int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t
   each_word(x, n, [&](const float* values, int64_t i, uint64_t valid) {
     const uint64_t found = valid & word_of(values, from_key) & ~word_of(values, above_key);
     if (found == 0) return;
-    uint64_t first = found;
-    if (__builtin_popcountll(found) > keep - kept) {
-      first = 0;
-      for (uint64_t rest = found; kept + __builtin_popcountll(first) < keep; rest &= rest - 1) {
-        first |= rest & (0 - rest);
-      }
-    }
+    const int64_t left = keep - kept;
+    const uint64_t first = __builtin_popcountll(found) <= left ? found : first_bits(found, left);
     kept += __builtin_popcountll(first);
     write_word(mask, i, n, (read_word(mask, i, n) & ~found) | first);
   });

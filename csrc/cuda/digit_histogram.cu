@@ -1,0 +1,2 @@
+#include "digit_histogram.cuh"
+#include "digit_histogram.h"

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace adapruner::cuda {
+
+// histogram [kDigits + 1] of values [n], aligned to 16 bytes: see csrc/ops.cpp. Waits for nothing.
+void count_key_digits(const float* values, int64_t n, const int64_t* key_range, int64_t* histogram,
+                      int multiprocessors, cudaStream_t stream);
+
+void narrow_key_range(const int64_t* key_range, const int64_t* histogram, int64_t* narrower,
+                      cudaStream_t stream);
+
+}  // namespace adapruner::cuda

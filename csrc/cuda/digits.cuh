@@ -1,0 +1,123 @@
+// Histograms of digits, and searches by them: each round counts the keys of a range by their next
+// digit and narrows the range to the digit of the rank that is sought. The block that is done last
+// decides, so that rounds follow one another without the host; a search that is decided makes the
+// rounds that are left return at once.
+#pragma once
+
+#include "../math/topk.h"
+#include "scan.cuh"
+
+namespace adapruner::cuda {
+
+constexpr int kDigitThreads = 256;
+
+// Rounds after which a search among keys of so many bits is decided for certain.
+constexpr int digit_rounds(int bits, int digit_bits = kDigitBits) {
+  return ceil_div(bits, digit_bits);
+}
+
+// Blocks for a pass over n values, `per_thread` for each thread at a time. No block has 2³² values,
+// so that its own counts fit 32 bits.
+inline unsigned digit_blocks(int64_t n, int per_thread, int multiprocessors) {
+  const unsigned usual = strided_blocks(n, int64_t{kDigitThreads} * per_thread, multiprocessors, 8);
+  return std::max(usual, static_cast<unsigned>(ceil_div(n, int64_t{1} << 31)));
+}
+
+// Values to be counted by their keys. NaN has none.
+struct Values {
+  const float* values;  // [n], aligned to 16 bytes
+  int64_t n;
+
+  template <typename F>
+  __device__ void each(const F& f) const {
+    const auto visit = [&](float x) {
+      if (x == x) f(order_key(x));
+    };
+    const int64_t threads = int64_t{gridDim.x} * blockDim.x;
+    const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    for (int64_t i = 4 * first; i < n; i += 4 * threads) {
+      if (i + 4 <= n) {
+        const auto x = load_once<Pack<float>>(values + i);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) visit(x[j]);
+      } else {
+        for (int64_t j = i; j < n; ++j) visit(values[j]);
+      }
+    }
+  }
+};
+
+// Keys as they are.
+template <typename Key>
+struct Keys {
+  const Key* keys;
+  int64_t n;
+
+  template <typename F>
+  __device__ void each(const F& f) const {
+    const int64_t threads = int64_t{gridDim.x} * blockDim.x;
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += threads) {
+      f(keys[i]);
+    }
+  }
+};
+
+// The digit and rank of the rank-th largest, found by a whole block; the one thread that has it
+// calls f(found). None does where the rank is not one of the `digits` counts' sum.
+template <typename F>
+__device__ void find_digit_in_block(const Count* counts, int digits, int64_t rank, const F& f) {
+  const int each = ceil_div(digits, static_cast<int>(blockDim.x));
+  const int end = std::max(digits - static_cast<int>(threadIdx.x) * each, 0);
+  const int begin = std::max(end - each, 0);
+  int64_t mine = 0, total;
+  for (int digit = begin; digit < end; ++digit) mine += static_cast<int64_t>(counts[digit]);
+  const int64_t larger = block_sum_before(mine, total);
+  if (larger < rank && rank <= larger + mine) {
+    const DigitRank found = find_digit(counts + begin, end - begin, rank - larger);
+    f(DigitRank{begin + found.digit, found.rank});
+  }
+}
+
+// One round of kSearches searches among the same keys. `counts` [kSearches · kDigits] is 0 before
+// and after.
+template <int kSearches, typename Key, typename Source>
+__global__ void __launch_bounds__(kDigitThreads)
+    search_digits_kernel(Source source, Search<Key>* searches, Count* counts, unsigned* arrived) {
+  __shared__ unsigned mine[kSearches * kDigits];
+  bool all_decided = true;
+  Search<Key> search[kSearches];
+#pragma unroll
+  for (int s = 0; s < kSearches; ++s) {
+    search[s] = searches[s];
+    all_decided = all_decided && decided(search[s]);
+  }
+  if (all_decided) return;
+  for (int d = threadIdx.x; d < kSearches * kDigits; d += blockDim.x) mine[d] = 0;
+  __syncthreads();
+  source.each([&](Key key) {
+#pragma unroll
+    for (int s = 0; s < kSearches; ++s) {
+      const Range<Key>& range = search[s].range;
+      if (key < range.low || key > range.high) continue;
+      atomicAdd(&mine[s * kDigits + digit_of(key, range.low, search[s].shift)], 1u);
+    }
+  });
+  __syncthreads();
+  for (int d = threadIdx.x; d < kSearches * kDigits; d += blockDim.x) {
+    if (mine[d] != 0) atomicAdd(&counts[d], Count{mine[d]});
+  }
+  if (!is_last_block(arrived)) return;
+#pragma unroll
+  for (int s = 0; s < kSearches; ++s) {
+    if (decided(search[s])) continue;
+    Count* const found_counts = counts + s * kDigits;
+    find_digit_in_block(found_counts, kDigits, search[s].rank, [&](const DigitRank& found) {
+      const auto inside = static_cast<int64_t>(found_counts[found.digit]);
+      searches[s] = narrowed(search[s], found, inside);
+    });
+  }
+  __syncthreads();
+  for (int d = threadIdx.x; d < kSearches * kDigits; d += blockDim.x) counts[d] = 0;
+}
+
+}  // namespace adapruner::cuda

@@ -1,0 +1,2 @@
+#include "masked_order.cuh"
+#include "masked_order.h"

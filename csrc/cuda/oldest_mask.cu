@@ -1,0 +1,2 @@
+#include "oldest_mask.cuh"
+#include "oldest_mask.h"

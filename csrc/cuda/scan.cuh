@@ -1,0 +1,54 @@
+// Sums of what comes before, within a warp and within a block.
+#pragma once
+
+#include "device.h"
+
+namespace adapruner::cuda {
+
+using Count = unsigned long long;  // what atomics count in
+
+// The sum of the values of this lane and those before it.
+template <typename T>
+__device__ T warp_running_sum(T value) {
+#pragma unroll
+  for (int apart = 1; apart < kWarpSize; apart *= 2) {
+    const T other = __shfl_up_sync(kFullWarp, value, apart);
+    if (lane() >= apart) value += other;
+  }
+  return value;
+}
+
+// The sum of the values of the threads before this one, in a one-dimensional block of whole warps;
+// `total` becomes that of all. Every thread calls it.
+template <typename T>
+__device__ T block_sum_before(T value, T& total) {
+  __shared__ T sums[kWarpSize];
+  const T running = warp_running_sum(value);
+  if (lane() == kWarpSize - 1) sums[warp()] = running;
+  __syncthreads();
+  T before = running - value;
+  total = 0;
+  for (int w = 0; w < static_cast<int>(blockDim.x) / kWarpSize; ++w) {
+    if (w < warp()) before += sums[w];
+    total += sums[w];
+  }
+  __syncthreads();  // sums may now be written again
+  return before;
+}
+
+// Whether all other blocks of the grid are done, so that this one sees what they have written.
+// Every thread of a block calls it, once. `arrived` is 0 before a launch and after it.
+__device__ inline bool is_last_block(unsigned* arrived) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(arrived, 1u) == gridDim.x - 1;
+    if (last) *arrived = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
+
+}  // namespace adapruner::cuda

@@ -1,0 +1,2 @@
+#include "segmented_topk.cuh"
+#include "segmented_topk.h"

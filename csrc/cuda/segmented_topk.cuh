@@ -1,0 +1,178 @@
+// Exact top-k with a quota per segment, without a sort. As on the CPU, a histogram for each
+// segment, over bins of values, tells in which bin its threshold lies. Where all those bins
+// together hold few values, one more pass writes the mask for what lies outside them and stores
+// what lies inside; that is decided by histograms of ever narrower ranges, segment by segment at
+// the same time. Entries of key and index have no ties, so that data of equal values only takes
+// more rounds. The host waits after the first round, to tell of bad values, segments or quotas, and
+// to know how much is to be stored; after every further one that reads all values, which few inputs
+// need.
+//
+// Memory beyond the results: histograms of at most 128 MB or, with more than 8 million segments, 16
+// bytes per segment; 40 bytes per segment; the band, of 12 bytes for at most a sixteenth of the
+// values (0.1 bytes per value where 1 % is in it) or 64 thousand.
+#pragma once
+
+#include "segmented_topk_kernels.cuh"
+#include "topk_kernels.cuh"
+
+namespace adapruner::cuda {
+
+// Bits of a digit, and whether a block's shared memory holds the histograms of all rows.
+struct SegmentedPlan {
+  int bits;
+  bool shared;
+};
+
+inline SegmentedPlan plan_segmented(int64_t n, int64_t rows) {
+  constexpr int64_t kInCache = int64_t{1} << 20, kMost = int64_t{1} << 24, kInShared = 8192;
+  int bits = 4;
+  while (bits < 9 && rows << (bits + 1) <= std::min(kInCache, 4 * n)) ++bits;
+  // A bit less where that makes room in shared memory.
+  if (bits >= 8 && rows << 8 <= kInShared) bits = std::min(bits, rows << 9 <= kInShared ? 9 : 8);
+  while (bits > 1 && rows << bits > kMost) --bits;
+  return {bits, rows << bits <= kInShared};
+}
+
+template <typename Entry>
+class SegmentedTopk {
+ public:
+  SegmentedTopk(const float* values, int64_t n, const Segments& segments, const int64_t* quotas,
+                uint32_t* mask, int multiprocessors, const Scratch& scratch, cudaStream_t stream)
+      : values_(values),
+        n_(n),
+        quotas_(quotas),
+        mask_(mask),
+        multiprocessors_(multiprocessors),
+        scratch_(scratch),
+        stream_(stream),
+        plan_(plan_segmented(n, segments.count + 1)),
+        counters_((segments.count + 1) << plan_.bits),
+        state_(scratch_array<SegmentedState>(scratch, 1)),
+        rows_{values,
+              n,
+              segments,
+              scratch_array<Search<Entry>>(scratch, segments.count + 1),
+              scratch_array<Count>(scratch, counters_),
+              plan_.bits} {}
+
+  SegmentedErrors run(double slope, int64_t* sums) {
+    check(cudaMemsetAsync(state_, 0, sizeof *state_, stream_));
+    check(cudaMemsetAsync(rows_.counts, 0, counters_ * sizeof *rows_.counts, stream_));
+    if (sums != nullptr) check(cudaMemsetAsync(sums, 0, 2 * sizeof *sums, stream_));
+    choose_bins();
+    count<true>(slope, reinterpret_cast<Count*>(sums));
+    narrow<true>();
+    SegmentedState found = read();
+    SegmentedErrors errors;
+    if (found.nan_from_end > 0) errors.nan = n_ - found.nan_from_end;
+    if (found.outside_from_end > 0) errors.outside = n_ - found.outside_from_end;
+    if (found.quota_from_end > 0) errors.quota = rows_.segments.count - found.quota_from_end;
+    if (errors.nan >= 0 || errors.outside >= 0 || errors.quota >= 0) return errors;
+    while (static_cast<int64_t>(found.undecided[round_ - 1]) > band_limit()) {
+      count<false>(0, nullptr);
+      narrow<false>();
+      found = read();
+    }
+    decide(static_cast<int64_t>(found.undecided[round_ - 1]));
+    return errors;
+  }
+
+ private:
+  int64_t band_limit() const { return std::max(n_ / 16, int64_t{1} << 16); }
+
+  template <typename... Parameters, typename... Arguments>
+  void start(void (*kernel)(Parameters...), unsigned blocks, int threads, Arguments... arguments) {
+    launch(kernel, blocks, threads, 0, stream_, arguments...);
+  }
+
+  // Bounds that most values lie between, for the bins of the first histogram.
+  void choose_bins() {
+    const int64_t size = std::min<int64_t>(n_, 4096);
+    if (size == 0) return;
+    auto* const sample = scratch_array<uint32_t>(scratch_, size);
+    const KeyRange all{kBelowAll, kAboveAll};
+    start(begin_segmented_kernel, 1, 1, state_, begin_search(all, size / 200 + 1, size),
+          begin_search(all, size - size / 200, size));
+    const unsigned blocks = digit_blocks(size, 4, multiprocessors_);
+    start(sample_keys_kernel, blocks, kDigitThreads, values_, n_, size, sample);
+    for (int round = 0; round < digit_rounds(32); ++round) {
+      start(search_digits_kernel<2, uint32_t, Keys<uint32_t>>, blocks, kDigitThreads,
+            Keys<uint32_t>{sample, size}, static_cast<Search<uint32_t>*>(state_->bounds),
+            static_cast<Count*>(state_->digits), &state_->arrived);
+    }
+    start(make_bins_kernel, 1, 1, state_, 1 << plan_.bits);
+  }
+
+  template <bool kFirst>
+  void count(double slope, Count* sums) {
+    const auto kernel = plan_.shared ? count_rows_kernel<kFirst, true, Entry>
+                                     : count_rows_kernel<kFirst, false, Entry>;
+    const size_t shared = plan_.shared ? counters_ * sizeof(unsigned) : 0;
+    launch(kernel, digit_blocks(n_, 4, multiprocessors_), kDigitThreads, shared, stream_, rows_,
+           slope, sums, state_);
+  }
+
+  template <bool kFirst>
+  void narrow() {
+    const unsigned blocks =
+        strided_blocks(rows_.segments.count + 1, kDigitThreads / kWarpSize, multiprocessors_, 8);
+    start(narrow_rows_kernel<kFirst, Entry>, blocks, kDigitThreads, rows_, quotas_, round_, state_);
+    ++round_;
+  }
+
+  SegmentedState read() {
+    SegmentedState found;
+    check(cudaMemcpyAsync(&found, state_, offsetof(SegmentedState, digits), cudaMemcpyDeviceToHost,
+                          stream_));
+    check(cudaStreamSynchronize(stream_));
+    return found;
+  }
+
+  // The mask, with so many values in the band.
+  void decide(int64_t size) {
+    const RowBand<Entry> band{scratch_array<Entry>(scratch_, size),
+                              scratch_array<uint32_t>(scratch_, size), size};
+    start(split_rows_kernel<Entry>,
+          strided_blocks(ceil_div<int64_t>(n_, kTile), 1, multiprocessors_, 8), kTileThreads, rows_,
+          band, mask_, state_);
+    if (size == 0) return;
+    const unsigned blocks = digit_blocks(size, 4, multiprocessors_);
+    // The first round's bins may be as wide as all keys.
+    const int rounds = 1 + digit_rounds(32 + entries_of<Entry>(n_).index_bits, plan_.bits);
+    while (round_ < rounds) {
+      start(count_band_kernel<Entry>, blocks, kDigitThreads, rows_, band, round_, state_);
+      narrow<false>();
+    }
+    start(keep_row_band_kernel<Entry>, blocks, kDigitThreads, rows_, band, mask_);
+  }
+
+  const float* values_;
+  int64_t n_;
+  const int64_t* quotas_;
+  uint32_t* mask_;
+  int multiprocessors_;
+  const Scratch& scratch_;
+  cudaStream_t stream_;
+  SegmentedPlan plan_;
+  int64_t counters_;
+  int round_ = 0;
+  // On the device.
+  SegmentedState* state_;
+  Rows<Entry> rows_;
+};
+
+// The quotas[s] largest of each segment s, quotas [count] on the device, as a mask of words as
+// topk_mask's; sums as there. Mask and sums are complete where nothing was wrong.
+SegmentedErrors select_segmented(const float* values, int64_t n, const void* segments,
+                                 Integers type, int64_t count, const int64_t* quotas, double slope,
+                                 uint32_t* mask, int64_t* sums, int multiprocessors,
+                                 const Scratch& scratch, cudaStream_t stream) {
+  const auto select = [&](auto entry) {
+    SegmentedTopk<decltype(entry)> topk(values, n, {segments, type, count}, quotas, mask,
+                                        multiprocessors, scratch, stream);
+    return topk.run(slope, sums);
+  };
+  return n <= int64_t{1} << 32 ? select(uint64_t{}) : select(uint128_t{});
+}
+
+}  // namespace adapruner::cuda

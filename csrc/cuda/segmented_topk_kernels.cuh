@@ -1,0 +1,291 @@
+// The kernels of the exact top-k with a quota per segment, in the order in which they run:
+// csrc/cuda/segmented_topk.cuh.
+#pragma once
+
+#include "../math/gate.h"
+#include "digits.cuh"
+#include "segments.cuh"
+#include "tiles.cuh"
+
+namespace adapruner::cuda {
+
+constexpr int kMostRounds = 80;
+
+// Begins as zeros.
+struct SegmentedState {
+  Search<uint32_t> bounds[2];  // of most values, the high one first
+  ValueBins bins;
+  long long nan_from_end;        // n − the index of the first NaN; 0 for none
+  long long outside_from_end;    // the same of segments out of range
+  long long quota_from_end;      // rows − the first whose quota is out of range
+  Count appended;                // to the band
+  Count undecided[kMostRounds];  // after a round: values that a row's search is still among
+  unsigned arrived;
+  Count digits[2 * kDigits];
+};
+
+static __global__ void begin_segmented_kernel(SegmentedState* state, Search<uint32_t> high,
+                                              Search<uint32_t> low) {
+  state->bounds[0] = high;
+  state->bounds[1] = low;
+}
+
+static __global__ void make_bins_kernel(SegmentedState* state, int bins) {
+  state->bins = value_bins(key_value(state->bounds[1].range.low),
+                           key_value(state->bounds[0].range.low), bins);
+}
+
+// Values with their segments, and the search of every row.
+template <typename Entry>
+struct Rows {
+  const float* values;  // [n], aligned to 16 bytes
+  int64_t n;
+  Segments segments;
+  Search<Entry>* searches;  // [rows]
+  Count* counts;            // [rows << bits], zeros between rounds
+  int bits;
+
+  __device__ int64_t rows() const { return segments.count + 1; }
+  __device__ Entries<Entry> entries() const { return entries_of<Entry>(n); }
+  __device__ static bool among(const Search<Entry>& search, Entry entry) {
+    return !decided(search) && entry >= search.range.low && entry <= search.range.high;
+  }
+  __device__ int64_t slot(int64_t row, uint32_t digit) const { return (row << bits) + digit; }
+};
+
+// Adds 1 to the counts of four slots of each lane, −1 for none. Where all of a warp's are the same
+// one, as in data that is sorted and equal, once.
+__device__ inline void count_slots(Count* counts, const int64_t* slots) {
+  const int64_t first = __shfl_sync(kFullWarp, slots[0], 0);
+  bool same = first >= 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) same = same && slots[j] == first;
+  if (__all_sync(kFullWarp, same)) {
+    if (lane() == 0) atomicAdd(&counts[slots[0]], Count{4 * kWarpSize});
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (slots[j] >= 0) atomicAdd(&counts[slots[j]], Count{1});
+  }
+}
+
+// A round of counting all values by row and digit. In the first one digits are bins of values, the
+// values and segments are checked, and sums [2] of the gates taken where they are asked for. Counts
+// are kept in shared memory first where there is room.
+template <bool kFirst, bool kShared, typename Entry>
+__global__ void __launch_bounds__(kDigitThreads)
+    count_rows_kernel(Rows<Entry> rows, double slope, Count* sums, SegmentedState* state) {
+  const int64_t counters = rows.rows() << rows.bits;
+  unsigned* const mine = kShared ? dynamic_shared<unsigned>() : nullptr;
+  if constexpr (kShared) {
+    for (int64_t s = threadIdx.x; s < counters; s += blockDim.x) mine[s] = 0;
+    __syncthreads();
+  }
+  const Entries<Entry> entries = rows.entries();
+  const ValueBins bins = state->bins;
+  int64_t gates = 0, open = 0;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x * 4;
+  const int64_t of_warp = (int64_t{blockIdx.x} * blockDim.x + warp() * kWarpSize) * 4;
+  for (int64_t first = of_warp; first < rows.n; first += stride) {  // a warp's lanes stay together
+    const int64_t i = first + 4 * lane(), size = rows.n - i;
+    uint32_t row[4] = {};
+    const bool good = rows.segments.rows(i, size, row);
+    const Pack<float> x = load_four(rows.values, rows.n, i);
+    int64_t slots[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      slots[j] = -1;
+      if (j >= size) continue;
+      if constexpr (kFirst) {
+        if (x[j] != x[j]) atomicMax(&state->nan_from_end, static_cast<long long>(rows.n - i - j));
+        slots[j] = rows.slot(row[j], static_cast<uint32_t>(value_bin(bins, x[j])));
+        if (sums != nullptr) {
+          gates += gate_fixed(slope, x[j]);
+          open += x[j] > 0;
+        }
+      } else {
+        const Search<Entry> search = rows.searches[row[j]];
+        const Entry entry = entries.of(order_key(x[j]), i + j);
+        if (!Rows<Entry>::among(search, entry)) continue;
+        slots[j] = rows.slot(row[j], digit_of(entry, search.range.low, search.shift));
+      }
+    }
+    if (kFirst && !good) {
+      for (int64_t j = i; j < std::min(i + 4, rows.n); ++j) {  // the first has the largest number
+        if (rows.segments.is_inside(rows.segments.at(j))) continue;
+        atomicMax(&state->outside_from_end, static_cast<long long>(rows.n - j));
+      }
+    }
+    if constexpr (kShared) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (slots[j] >= 0) atomicAdd(&mine[slots[j]], 1u);
+      }
+    } else {
+      count_slots(rows.counts, slots);
+    }
+  }
+  if (kFirst && sums != nullptr) {
+    gates = warp_reduce<Sum>(gates);
+    open = warp_reduce<Sum>(open);
+    if (lane() == 0) {
+      atomicAdd(&sums[0], static_cast<Count>(gates));
+      atomicAdd(&sums[1], static_cast<Count>(open));
+    }
+  }
+  if constexpr (kShared) {
+    __syncthreads();
+    for (int64_t s = threadIdx.x; s < counters; s += blockDim.x) {
+      if (mine[s] != 0) atomicAdd(&rows.counts[s], Count{mine[s]});
+    }
+  }
+}
+
+// The search of a row from its histogram of values, of which it has `total`.
+template <typename Entry, typename Counts>
+__device__ Search<Entry> first_search(const Entries<Entry>& entries, const ValueBins& bins,
+                                      int digit_bits, const DigitRank& found,
+                                      const Counts& inside) {
+  const int32_t bin = found.digit;
+  const KeyRange keys{first_key_of_bin(bins, bin), first_key_of_bin(bins, bin + 1) - 1};
+  return begin_search(entries.range(keys), found.rank, inside, digit_bits);
+}
+
+// After a round of counting: every row's search goes on in the digit of its rank, and counts become
+// 0 again. A warp for each row. `round` counts from 0, with quotas [rows − 1] for the first.
+template <bool kFirst, typename Entry>
+__global__ void __launch_bounds__(kDigitThreads)
+    narrow_rows_kernel(Rows<Entry> rows, const int64_t* quotas, int round, SegmentedState* state) {
+  if (!kFirst && state->undecided[round - 1] == 0) return;
+  const int digits = 1 << rows.bits, each = ceil_div(digits, kWarpSize);
+  const int end = std::max(digits - lane() * each, 0), begin = std::max(end - each, 0);
+  const int64_t warps = int64_t{gridDim.x} * (blockDim.x / kWarpSize);
+  const Entry nothing = ~Entry{0};  // larger than any entry
+  int64_t undecided = 0;
+  for (int64_t row = int64_t{blockIdx.x} * (blockDim.x / kWarpSize) + warp(); row < rows.rows();
+       row += warps) {
+    Count* const counts = rows.counts + (row << rows.bits);
+    int64_t mine = 0;
+    for (int digit = begin; digit < end; ++digit) mine += static_cast<int64_t>(counts[digit]);
+    const int64_t running = warp_running_sum(mine), larger = running - mine;
+    const int64_t total = __shfl_sync(kFullWarp, running, kWarpSize - 1);
+    int64_t rank = 0;
+    if constexpr (kFirst) {
+      if (row > 0) rank = quotas[row - 1];
+      if ((rank < 0 || rank > total) && lane() == 0) {
+        atomicMax(&state->quota_from_end, static_cast<long long>(rows.rows() - row));
+      }
+      if (lane() == 0) {  // nothing, or all
+        const Entry lowest = rank == 0 ? nothing : 0;
+        rows.searches[row] = begin_search(Range<Entry>{lowest, lowest}, 1, 1, rows.bits);
+      }
+      __syncwarp();
+    } else {
+      rank = decided(rows.searches[row]) ? 0 : rows.searches[row].rank;
+      __syncwarp();
+    }
+    const bool all = kFirst && rank == total;
+    if (larger < rank && rank <= larger + mine && !all) {
+      DigitRank found = find_digit(counts + begin, end - begin, rank - larger);
+      const auto inside = static_cast<int64_t>(counts[begin + found.digit]);
+      found.digit += begin;
+      Search<Entry> search;
+      if constexpr (kFirst) {
+        search = first_search(rows.entries(), state->bins, rows.bits, found, inside);
+      } else {
+        search = narrowed(rows.searches[row], found, inside, rows.bits);
+      }
+      rows.searches[row] = search;
+      if (!decided(search)) undecided += inside;
+    }
+    __syncwarp();
+    for (int digit = begin; digit < end; ++digit) counts[digit] = 0;
+  }
+  undecided = block_reduce<Sum>(undecided, int64_t{0});
+  if (threadIdx.x == 0) atomicAdd(&state->undecided[round], static_cast<Count>(undecided));
+}
+
+// Values that a row's search is still among, to be decided without reading the others again.
+template <typename Entry>
+struct RowBand {
+  Entry* entries;  // [size]
+  uint32_t* rows;  // [size]
+  int64_t size;
+};
+
+// mask ← what is kept for certain; appends what searches are among to the band, in any order.
+template <typename Entry>
+__global__ void __launch_bounds__(kTileThreads)
+    split_rows_kernel(Rows<Entry> rows, RowBand<Entry> band, uint32_t* mask,
+                      SegmentedState* state) {
+  __shared__ Count append_at;
+  const Entries<Entry> entries = rows.entries();
+  const int64_t tiles = ceil_div<int64_t>(rows.n, kTile);
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    uint32_t kept = 0, among = 0;
+#pragma unroll 2
+    for (int j = 0; j < kPerThread / 4; ++j) {
+      const int64_t i = tile * kTile + TileValues::offset(4 * j), size = rows.n - i;
+      uint32_t row[4] = {};
+      if (size > 0) rows.segments.rows(i, size, row);
+      const Pack<float> x = load_four(rows.values, rows.n, i);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        if (c >= size) continue;
+        const Search<Entry> search = rows.searches[row[c]];
+        const Entry entry = entries.of(order_key(x[c]), i + c);
+        const bool undecided = Rows<Entry>::among(search, entry);
+        among |= static_cast<uint32_t>(undecided) << (4 * j + c);
+        kept |= static_cast<uint32_t>(entry >= search.range.low && !undecided) << (4 * j + c);
+      }
+    }
+    const int64_t word = tile * kTileWords + tile_word();
+    const uint32_t bits = in_mask_order(kept);
+    if (32 * word < rows.n) mask[word] = bits;
+    int total;
+    const int before = block_sum_before(__popc(among), total);
+    if (threadIdx.x == 0 && total > 0) {
+      append_at = atomicAdd(&state->appended, static_cast<Count>(total));
+    }
+    __syncthreads();
+    int64_t at = static_cast<int64_t>(append_at) + before;
+    for (; among != 0; among &= among - 1, ++at) {
+      const int64_t i = tile * kTile + TileValues::offset(__ffs(static_cast<int>(among)) - 1);
+      band.entries[at] = entries.of(order_key(rows.values[i]), i);
+      band.rows[at] = rows.segments.row(rows.segments.at(i));
+    }
+    __syncthreads();
+  }
+}
+
+// A round of counting the band.
+template <typename Entry>
+__global__ void __launch_bounds__(kDigitThreads)
+    count_band_kernel(Rows<Entry> rows, RowBand<Entry> band, int round,
+                      const SegmentedState* state) {
+  if (state->undecided[round - 1] == 0) return;
+  const int64_t threads = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < band.size; at += threads) {
+    const Search<Entry> search = rows.searches[band.rows[at]];
+    const Entry entry = band.entries[at];
+    if (!Rows<Entry>::among(search, entry)) continue;
+    const uint32_t digit = digit_of(entry, search.range.low, search.shift);
+    atomicAdd(&rows.counts[rows.slot(band.rows[at], digit)], Count{1});
+  }
+}
+
+// Sets the bits of those of the band that are kept, once all searches are decided.
+template <typename Entry>
+__global__ void __launch_bounds__(kDigitThreads)
+    keep_row_band_kernel(Rows<Entry> rows, RowBand<Entry> band, uint32_t* mask) {
+  const Entries<Entry> entries = rows.entries();
+  const int64_t threads = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < band.size; at += threads) {
+    if (band.entries[at] < rows.searches[band.rows[at]].range.low) continue;
+    const int64_t i = entries.index(band.entries[at]);
+    atomicOr(&mask[i / 32], 1u << (i % 32));
+  }
+}
+
+}  // namespace adapruner::cuda

@@ -1,0 +1,2 @@
+#include "topk.cuh"
+#include "topk.h"

@@ -1,0 +1,238 @@
+// The kernels of the exact top-k, in the order in which they run: csrc/cuda/topk.cuh.
+#pragma once
+
+#include "../math/gate.h"
+#include "digits.cuh"
+#include "tiles.cuh"
+
+namespace adapruner::cuda {
+
+constexpr uint32_t kBelowAll = kLowestKey - 1, kAboveAll = kHighestKey + 1;
+
+// Values that are equal to a bound of the bracket, in a tile.
+struct TileTies {
+  uint16_t high;
+  uint16_t low;
+};
+
+// What the kernels hand on, in the device's memory. Begins as zeros.
+template <typename Entry>
+struct TopkState {
+  Search<uint32_t> bounds[2];  // of the bracket, its high one first: the keys range.low
+  PassCounts counts;           // of the pass over all values
+  Count stored;                // entries of the band, also those that it had no room for
+  long long nan_from_end;      // n − the index of the first NaN; 0 for none
+  PlaceRank found;             // where the threshold is; rank: among ties, or among the band
+  Search<Entry> band;
+  int64_t last_tile;  // the tile in which the kept ones of the ties end, and how many
+  int64_t last_kept;  // of them are in it
+  unsigned arrived;
+  Count digits[2 * kDigits];
+};
+
+template <typename Entry>
+__global__ void begin_topk_kernel(TopkState<Entry>* state, Search<uint32_t> high,
+                                  Search<uint32_t> low) {
+  state->bounds[0] = high;
+  state->bounds[1] = low;
+  state->counts = {};
+  state->stored = 0;
+}
+
+// The low bound ← the high one.
+template <typename Entry>
+__global__ void close_bracket_kernel(TopkState<Entry>* state) {
+  state->bounds[1] = state->bounds[0];
+}
+
+// keys [size] ← those of the sample's members.
+static __global__ void __launch_bounds__(kDigitThreads)
+    sample_keys_kernel(const float* values, int64_t n, int64_t size, uint32_t* keys) {
+  const int64_t threads = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < size; i += threads) {
+    const uint32_t key = order_key(values[sample_index(i, size, n)]);
+    keys[i] = key < kBelowAll ? kBelowAll : key > kAboveAll ? kAboveAll : key;  // NaN: beyond
+  }
+}
+
+// Blocks to a multiprocessor: sums take registers, and more arithmetic than time to read.
+template <bool kSums>
+constexpr int kScanBlocks = kSums ? 3 : 4;
+
+// mask ← key ≥ the high bound; appends what lies strictly between the bounds to the band; counts,
+// also the ties at the bounds tile by tile. Bounds that are open are NaN: no x is ≥ it, and all are
+// not ≤ it. A NaN among the values is always found between the bounds.
+template <bool kSums, typename Entry>
+__global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
+    scan_bracket_kernel(const float* values, int64_t n, int64_t k, double slope, uint32_t* mask,
+                        TileTies* ties, Entry* band, int64_t capacity, TopkState<Entry>* state,
+                        Count* sums) {
+  __shared__ Count warp_counts[kTileThreads / kWarpSize];
+  __shared__ Count append_at;
+  const uint32_t high_key = state->bounds[0].range.low, low_key = state->bounds[1].range.low;
+  const float high = key_value(high_key), low = key_value(low_key);
+  const Entries<Entry> entries = entries_of<Entry>(n);
+  const int64_t tiles = ceil_div<int64_t>(n, kTile);
+  PassCounts counts{};  // thread 0: of this block
+  int64_t gates = 0, open = 0;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    TileValues x;
+    x.load(values, n, tile);
+    const uint32_t from_high = x.word([&](float v) { return v >= high; });
+    const uint32_t inside = x.word([&](float v) { return !(v <= low); }) & ~from_high;
+    const uint32_t equal_high = x.word([&](float v) { return v == high; });
+    const uint32_t equal_low = x.word([&](float v) { return v == low; });
+    if constexpr (kSums) {
+      open += __popc(x.word([](float v) { return v > 0; }));
+      // From the cache again, so that the loop can be a loop: unrolled it would be 30 KB of code.
+#pragma unroll 1
+      for (int j = 0; j < TileValues::kPacks; ++j) {
+        const int64_t i = tile * kTile + TileValues::offset(4 * j);
+        const Pack<float> four = load_four(values, n, i);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const int64_t gate = gate_fixed(slope, four[c]);
+          if (i + c < n) gates += gate;
+        }
+      }
+    }
+    const int64_t word = tile * kTileWords + tile_word();
+    const uint32_t bits = in_mask_order(from_high);
+    if (32 * word < n) mask[word] = bits;
+    // Four counts of at most 8192 each in one number, so that one running sum serves them all.
+    const Count mine = Count(__popc(inside)) | Count(__popc(from_high)) << 16 |
+                       Count(__popc(equal_high)) << 32 | Count(__popc(equal_low)) << 48;
+    const Count running = warp_running_sum(mine);
+    if (lane() == kWarpSize - 1) warp_counts[warp()] = running;
+    __syncthreads();
+    Count before = running - mine, total = 0;
+#pragma unroll
+    for (int w = 0; w < kTileThreads / kWarpSize; ++w) {
+      if (w < warp()) before += warp_counts[w];
+      total += warp_counts[w];
+    }
+    if (threadIdx.x == 0) {
+      append_at = (total & 0xffff) == 0 ? 0 : atomicAdd(&state->stored, total & 0xffff);
+      ties[tile] = {static_cast<uint16_t>(total >> 32), static_cast<uint16_t>(total >> 48)};
+      counts.inside += total & 0xffff;
+      counts.from_high += total >> 16 & 0xffff;
+      counts.equal_high += total >> 32 & 0xffff;
+      counts.equal_low += total >> 48;
+    }
+    __syncthreads();
+    int64_t at = static_cast<int64_t>(append_at + (before & 0xffff));
+    for (uint32_t rest = inside; rest != 0; rest &= rest - 1, ++at) {
+      const int64_t i = tile * kTile + TileValues::offset(__ffs(static_cast<int>(rest)) - 1);
+      const float v = values[i];
+      if (v != v) atomicMax(&state->nan_from_end, static_cast<long long>(n - i));
+      if (at < capacity) band[at] = entries.of(order_key(v), i);
+    }
+  }
+  if constexpr (kSums) {
+    gates = warp_reduce<Sum>(gates);
+    open = warp_reduce<Sum>(open);
+    if (lane() == 0) {
+      atomicAdd(&sums[0], static_cast<Count>(gates));
+      atomicAdd(&sums[1], static_cast<Count>(open));
+    }
+  }
+  if (threadIdx.x == 0) {
+    atomic_add(&state->counts.from_high, counts.from_high);
+    atomic_add(&state->counts.inside, counts.inside);
+    atomic_add(&state->counts.equal_high, counts.equal_high);
+    atomic_add(&state->counts.equal_low, counts.equal_low);
+  }
+  if (!is_last_block(&state->arrived) || threadIdx.x != 0) return;
+  PassCounts all = state->counts;
+  if (low_key == high_key) all.equal_low = 0;
+  PlaceRank found = find_place(all, k);
+  if (all.inside > capacity && found.place != Place::kDone && found.place != Place::kAtHigh) {
+    found = {Place::kOutside, 0};
+  }
+  state->found = found;
+  const Range<Entry> range = entries.range({low_key + 1, high_key - 1});
+  // A search that is decided already keeps all of the band, or has nothing to do.
+  const bool open_search = found.place == Place::kInside;
+  state->band = begin_search(range, open_search ? found.rank : all.inside, all.inside);
+}
+
+// Entries of the band, once it is there.
+template <typename Entry>
+struct Band {
+  const Entry* entries;
+  const TopkState<Entry>* state;
+
+  template <typename F>
+  __device__ void each(const F& f) const {
+    Keys<Entry>{entries, state->counts.inside}.each(f);
+  }
+};
+
+// Sets the bits of those of the band that are kept.
+template <typename Entry>
+__global__ void __launch_bounds__(kDigitThreads)
+    keep_band_kernel(Band<Entry> band, int64_t n, uint32_t* mask) {
+  const TopkState<Entry>& state = *band.state;
+  if (state.found.place != Place::kInside && state.found.place != Place::kAtLow) return;
+  const Entries<Entry> entries = entries_of<Entry>(n);
+  const Entry lowest = state.band.range.low;
+  band.each([&](Entry entry) {
+    if (entry < lowest) return;
+    const int64_t i = entries.index(entry);
+    atomicOr(&mask[i / 32], 1u << (i % 32));
+  });
+}
+
+// Finds, in one block, the tile in which the kept ones of the ties end.
+template <typename Entry>
+__global__ void find_last_tile_kernel(const TileTies* ties, int64_t tiles,
+                                      TopkState<Entry>* state) {
+  const Place place = state->found.place;
+  if (place != Place::kAtHigh && place != Place::kAtLow) return;
+  const bool at_high = place == Place::kAtHigh;
+  const auto count = [&](int64_t tile) { return at_high ? ties[tile].high : ties[tile].low; };
+  const int64_t each = ceil_div<int64_t>(tiles, blockDim.x);
+  const int64_t begin = std::min<int64_t>(each * threadIdx.x, tiles),
+                end = std::min<int64_t>(begin + each, tiles);
+  int64_t mine = 0, total;
+  for (int64_t tile = begin; tile < end; ++tile) mine += count(tile);
+  int64_t left = state->found.rank - block_sum_before(mine, total);
+  if (left <= 0 || left > mine) return;
+  int64_t tile = begin;
+  for (; left > count(tile); ++tile) left -= count(tile);
+  state->last_tile = tile;
+  state->last_kept = left;
+}
+
+// Of the ties at a bound, keeps those before the place where they end, and no others.
+template <typename Entry>
+__global__ void __launch_bounds__(kTileThreads)
+    keep_ties_kernel(const float* values, int64_t n, const TileTies* ties,
+                     const TopkState<Entry>* state, uint32_t* mask) {
+  __shared__ int tied_in_word[kTileWords];
+  const Place place = state->found.place;
+  if (place != Place::kAtHigh && place != Place::kAtLow) return;
+  const bool at_high = place == Place::kAtHigh;
+  const float bound = key_value(state->bounds[at_high ? 0 : 1].range.low);
+  const int64_t tiles = ceil_div<int64_t>(n, kTile), last = state->last_tile;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    // Ties at the high bound are in the mask now, those at the low one are not.
+    if (at_high ? tile < last : tile > last) continue;
+    if ((at_high ? ties[tile].high : ties[tile].low) == 0) continue;
+    TileValues x;
+    x.load(values, n, tile);
+    const uint32_t tied = in_mask_order(x.word([&](float v) { return v == bound; }));
+    uint32_t kept = tile < last ? tied : 0;
+    if (tile == last) {
+      tied_in_word[tile_word()] = __popc(tied);
+      __syncthreads();
+      int64_t left = state->last_kept;
+      for (int w = 0; w < tile_word(); ++w) left -= tied_in_word[w];
+      kept = first_bits(tied, left);
+    }
+    const int64_t word = tile * kTileWords + tile_word();
+    if (tied != 0) mask[word] = (mask[word] & ~tied) | kept;
+  }
+}
+
+}  // namespace adapruner::cuda
