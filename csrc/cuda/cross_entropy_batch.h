@@ -29,6 +29,8 @@ struct LossBatch {
   unsigned* done;   // units that are; 0 before the first. Null where there is but one
 };
 
+constexpr int kLossThreads = 256;  // samples of a unit, where losses are given
+
 // With R rows of C classes for each sample.
 struct CrossEntropyBatch : LossBatch {
   int64_t rows, classes;  // R, C
