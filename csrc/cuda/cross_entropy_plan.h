@@ -105,10 +105,10 @@ inline void plan_strided(CrossEntropyPlan& plan, int64_t classes) {
 }
 
 // B samples of R rows of C classes, of so many bytes each; none of the numbers is 0. `strided`: not
-// the classes are side by side but the rows.
+// the classes are side by side but the rows. The units are for so many launches of about as many.
 inline CrossEntropyPlan plan_cross_entropy(int64_t samples, int64_t rows, int64_t classes,
                                            int bytes, bool strided, bool smoothing,
-                                           const DeviceSize& device) {
+                                           const DeviceSize& device, int64_t launches = 1) {
   CrossEntropyPlan plan{};
   if (strided) {
     plan_strided(plan, classes);
@@ -132,7 +132,7 @@ inline CrossEntropyPlan plan_cross_entropy(int64_t samples, int64_t rows, int64_
   plan.units = ceil_div<int64_t>(samples, plan.block_rows);
   if (plan.prepared) {
     const int64_t turns = ceil_div<int64_t>(rows, plan.block_rows);
-    const int64_t least = int64_t{device.multiprocessors} * kUnitsPerMultiprocessor;
+    const int64_t least = launches * device.multiprocessors * kUnitsPerMultiprocessor;
     plan.unit_rows = ceil_div(turns, std::min(turns, ceil_div(least, samples))) * plan.block_rows;
     plan.parts = ceil_div(rows, plan.unit_rows);
     plan.units = samples * plan.parts;

@@ -56,14 +56,14 @@ __device__ void add_packs(RowSums<A>& sums, Words<T> (&packs)[kPacks], int count
   }
 }
 
-// Of all of a row's threads: first of each warp, then of its warps, through `shared`.
+// Of all of a row's threads: first of each warp, then of its warps, through `shared`, where those of
+// the row follow one another.
 template <bool kSmoothing, typename A>
-__device__ RowSums<A> reduce_row(const RowSums<A>& sums, int row_threads, RowSums<A>* shared) {
+__device__ RowSums<A> reduce_row(const RowSums<A>& sums, int t, int warps, RowSums<A>* shared) {
   const RowSums<A> of_warp = reduce_lanes<kSmoothing>(sums, kWarpSize);
-  if (lane() == 0) shared[warp()] = of_warp;
+  if (t % kWarpSize == 0) shared[t / kWarpSize] = of_warp;
   __syncthreads();
-  const int warps = row_threads / kWarpSize;
-  return reduce_lanes<kSmoothing>(shared[(warp() & ~(warps - 1)) + (lane() & (warps - 1))], warps);
+  return reduce_lanes<kSmoothing>(shared[t & (warps - 1)], warps);
 }
 
 // Writes the gradient of a row, by each thread of what it has.
@@ -172,7 +172,8 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing))
       sums.template add<kSmoothing>(edge_value, edge, reference, batch);
     }
     add_packs<kSmoothing>(sums, held, held_count, begin, step, reference, batch);
-    sums = reduce_row<kSmoothing>(sums, plan.row_threads, warp_sums[parity]);
+    const int warps = plan.row_threads / kWarpSize;
+    sums = reduce_row<kSmoothing>(sums, t, warps, warp_sums[parity] + slot * warps);
     if (t == 0) leader.sums = sums;
 
     if (rows.gradient != nullptr && row.there) {

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "../columns.h"
 #include "../math/cross_entropy.h"
 #include "loss_call.h"
 
@@ -67,16 +68,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy_
   check_cross_entropy(logits, target, ids, gate_logits, state, weight, label_smoothing);
   CrossEntropyCall call(loss_type(logits), logits.size(1), target, ids, gate_logits, state, weight,
                         ignore_index, label_smoothing);
-  // Rows side by side are read as they are where they fill their memory; other layouts that are
-  // not rows of classes become that.
-  const bool as_it_is = logits.dim() > 2 && logits.is_contiguous();
+  const bool columns = has_columns(logits);
   const auto strides = strides_of(logits);
-  const bool usable = as_it_is || (strides && strides->one == 1);
+  const bool usable = columns || (strides && strides->one == 1);
   const at::Tensor read = usable ? logits : classes_last(logits);
   at::Tensor gradient;
   if (compute_gradient) {
-    gradient = at::empty(as_it_is ? logits.sizes() : logits.movedim(1, -1).sizes(), logits.options());
-    if (!as_it_is) gradient = gradient.movedim(-1, 1);
+    const at::Tensor shape = columns ? logits : logits.movedim(1, -1);
+    gradient = at::empty(shape.sizes(), logits.options());
+    if (!columns) gradient = gradient.movedim(-1, 1);
   }
   const Losses out = compute(call, read, gradient);
   if (!compute_gradient) gradient = at::empty({0}, logits.options());
