@@ -1,6 +1,7 @@
 // The products of masked_linear_cross_entropy, for every device: chunks of rows whose logits are
 // made in one scratch, overwritten with their gradient, and taken by the two products that need it
-// before the next chunk comes. Chunks follow one another, so that sums over rows have a fixed order.
+// before the next chunk comes. Chunks follow one another, so that sums over rows have a fixed
+// order.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -129,7 +130,8 @@ class LinearProducts {
   void (*prepare_)(const at::Tensor&);
   at::Tensor logits_;  // the scratch
   at::Tensor input_gradient_, weight_gradient_, bias_gradient_;
-  at::Tensor rounded_;  // the gradient of the weight in the dtype of the input, where sums have another
+  at::Tensor
+      rounded_;  // the gradient of the weight in the dtype of the input, where sums have another
 };
 
 }  // namespace adapruner

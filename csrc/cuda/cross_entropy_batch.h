@@ -39,8 +39,8 @@ struct CrossEntropyBatch : LossBatch {
   const void* class_weight;  // A [C]; null: ones
   const void* total_weight;  // A, their sum; read where there is smoothing
   double smoothing;
-  double stored;             // gradients are stored times this
-  SampleRows* sample_rows;   // [B]; scratch of plans that are prepared
+  double stored;            // gradients are stored times this
+  SampleRows* sample_rows;  // [B]; scratch of plans that are prepared
 };
 
 // Where the logits of a row are and where its gradient goes, in elements.

@@ -2,10 +2,12 @@
 //
 // A row is what one softmax is over. Three ways to have one:
 //   narrow   classes side by side, at most 256: some lanes of a warp, the values in registers
-//   wide     classes side by side, more: one or more warps. Each thread keeps kHeldPacks packs of 16
+//   wide     classes side by side, more: one or more warps. Each thread keeps kHeldPacks packs of
+//   16
 //            bytes in registers, what is beyond goes into shared memory, and what is beyond that is
 //            read a second time
-//   strided  rows side by side, as in images [B, C, H, W]: a lane for each of 32 rows, their classes
+//   strided  rows side by side, as in images [B, C, H, W]: a lane for each of 32 rows, their
+//   classes
 //            dealt to one or more warps
 // A unit is the rows that a block has at one time, where every sample is one row, else a stretch of
 // the rows of one sample. Then the rows that count in each sample are counted beforehand
@@ -42,13 +44,13 @@ struct UnitRows {
 };
 
 constexpr int kWarp = 32;
-constexpr int kBlockThreads = 256;   // of a block that is not to be of another size
-constexpr int kMostThreads = 1024;   // of any
-constexpr int kOneBlock = 512;       // narrow: of a block that takes a whole batch
-constexpr int kNarrowValues = 8;     // of a row that a lane keeps, at most
-constexpr int kHeldPacks = 8;        // of a row that a thread keeps
+constexpr int kBlockThreads = 256;  // of a block that is not to be of another size
+constexpr int kMostThreads = 1024;  // of any
+constexpr int kOneBlock = 512;      // narrow: of a block that takes a whole batch
+constexpr int kNarrowValues = 8;    // of a row that a lane keeps, at most
+constexpr int kHeldPacks = 8;       // of a row that a thread keeps
 constexpr int kPackBytes = 16;
-constexpr int kStridedValues = 16;   // of a row that a lane reads in each pass, at least
+constexpr int kStridedValues = 16;  // of a row that a lane reads in each pass, at least
 constexpr int kMostStridedWarps = 16;
 constexpr int kStaticShared = 4096;  // bytes of shared memory that a block takes besides, at most
 constexpr int kUnitsPerMultiprocessor = 16;  // so that the last ones to end leave few idle
@@ -78,8 +80,8 @@ inline void plan_narrow(CrossEntropyPlan& plan, int64_t classes) {
   plan.row_threads = power_of_two_from(std::min<int64_t>(ceil_div<int64_t>(classes, 4), kWarp));
 }
 
-inline void plan_wide(CrossEntropyPlan& plan, int64_t all_rows, int64_t row_bytes,
-                      int most_threads, const DeviceSize& device) {
+inline void plan_wide(CrossEntropyPlan& plan, int64_t all_rows, int64_t row_bytes, int most_threads,
+                      const DeviceSize& device) {
   plan.kernel = CrossEntropyPlan::Kernel::kWide;
   const int64_t packs = row_bytes / kPackBytes;
   const auto over = [&](int threads) {  // what registers do not take

@@ -163,8 +163,7 @@ __device__ inline SampleRows sample_rows(const CrossEntropyBatch& batch, int64_t
 }
 
 // Rows that count in each sample, a block for each.
-__global__ void __launch_bounds__(kMostThreads)
-    prepare_samples_kernel(CrossEntropyBatch batch) {
+__global__ void __launch_bounds__(kMostThreads) prepare_samples_kernel(CrossEntropyBatch batch) {
   const int64_t b = blockIdx.x;
   int64_t count = 0;
 #pragma unroll 4
@@ -216,8 +215,7 @@ struct Leader {
   __device__ void look_up(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan,
                           const Row& row, const T* x, int64_t apart = 1) {
     sample = row.sample;
-    of = plan.prepared ? batch.sample_rows[row.sample]
-                       : sample_rows(batch, row.sample, row.counts);
+    of = plan.prepared ? batch.sample_rows[row.sample] : sample_rows(batch, row.sample, row.counts);
     factors = {A(0), A(0), A(0), false};
     if (!row.counts || of.weight == kNoPart) return;
     target_logit = widen(x[row.target * apart]);

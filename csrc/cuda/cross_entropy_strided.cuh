@@ -10,7 +10,7 @@ namespace adapruner::cuda {
 constexpr int kStridedUnroll = 8;  // values that a lane waits for at a time
 
 template <typename T, bool kSmoothing>
-__global__ void __launch_bounds__(kMostStridedWarps * kWarpSize)
+__global__ void __launch_bounds__(kMostStridedWarps* kWarpSize)
     strided_rows_kernel(CrossEntropyBatch batch, CrossEntropyRows<T> rows, CrossEntropyPlan plan,
                         int64_t first_unit) {
   using A = Accumulator<T>;
@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(kMostStridedWarps * kWarpSize)
   for (int64_t turn = 0; turn < unit.rows; turn += plan.block_rows) {
     const Row row(batch, plan, unit, turn + slot, false);
     const T* x = row.in(rows.logits, rows.logit_strides, rows.origin);
-    const A reference = kSmoothing && row.counts ? reference_of(widen(x[row.target * apart])) : A(0);
+    const A reference =
+        kSmoothing && row.counts ? reference_of(widen(x[row.target * apart])) : A(0);
     RowSums<A> sums = no_sums<A>();
     const int end = row.counts ? classes : 0;
     for (int c = first_class; c < end; c += kStridedUnroll * warps) {

@@ -56,8 +56,8 @@ __device__ void add_packs(RowSums<A>& sums, Words<T> (&packs)[kPacks], int count
   }
 }
 
-// Of all of a row's threads: first of each warp, then of its warps, through `shared`, where those of
-// the row follow one another.
+// Of all of a row's threads: first of each warp, then of its warps, through `shared`, where those
+// of the row follow one another.
 template <bool kSmoothing, typename A>
 __device__ RowSums<A> reduce_row(const RowSums<A>& sums, int t, int warps, RowSums<A>* shared) {
   const RowSums<A> of_warp = reduce_lanes<kSmoothing>(sums, kWarpSize);
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing))
     const int packs = row.counts ? cut.packs : 0;
     const int held_packs = std::min(packs, kHeldPacks << plan.row_shift);
     const int kept_packs = std::min(packs - held_packs, plan.shared_packs);
-    const int begin = cut.head + t * kSize;  // class of the thread's first pack
+    const int begin = cut.head + t * kSize;        // class of the thread's first pack
     const auto count = [&](int packs, int from) {  // of the thread's, of `packs` from one on
       return (packs - from - t + plan.row_threads - 1) >> plan.row_shift;
     };
@@ -178,7 +178,8 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing))
 
     if (rows.gradient != nullptr && row.there) {
       const bool aligned = (reinterpret_cast<uintptr_t>(out + cut.head) & (kPackBytes - 1)) == 0;
-      const GradientWriter<T, kSmoothing> write{{sums, leader.factors, batch}, out, target, aligned};
+      const GradientWriter<T, kSmoothing> write{
+          {sums, leader.factors, batch}, out, target, aligned};
       if (edge >= 0) out[edge] = narrow<T>(write.gradient(edge_value, edge, edge == target));
       if (leader.factors.counts) {
 #pragma unroll

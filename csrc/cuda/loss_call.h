@@ -122,8 +122,7 @@ class CrossEntropyCall : public LossCall {
 inline DeviceSize device_size(const Context& context) {
   int device = 0, shared = 0;
   C10_CUDA_CHECK(cudaGetDevice(&device));
-  C10_CUDA_CHECK(
-      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   return {context.multiprocessors, shared};
 }
 

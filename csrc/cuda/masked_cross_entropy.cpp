@@ -26,14 +26,19 @@ std::optional<Strides> strides_of(const at::Tensor& logits) {
   return strides;
 }
 
-// Whether no two values of logits of these strides, as strides_of gives them, share memory.
-bool are_apart(const Strides& strides, const at::Tensor& logits, int64_t rows) {
-  const int64_t samples = logits.size(0), classes = logits.size(1);
-  const bool strided = strides.one != 1;
-  const int64_t inner = strided ? rows : classes, outer = strided ? classes : rows;
-  const int64_t outer_stride = strided ? strides.one : strides.row;
-  return (outer == 1 || outer_stride >= inner) &&
-         (samples == 1 || strides.sample >= (outer - 1) * (outer == 1 ? 0 : outer_stride) + inner);
+// Whether logits are read as they lie, as on the CPU.
+bool is_usable(const at::Tensor& logits) {
+  const auto strides = strides_of(logits);
+  return has_columns(logits) || (strides && strides->one == 1);
+}
+
+// Whether no two values of usable logits share memory.
+bool are_apart(const at::Tensor& logits, int64_t rows) {
+  if (logits.is_contiguous()) return true;
+  const Strides strides = *strides_of(logits);
+  const int64_t sample = (rows - 1) * strides.row + logits.size(1);  // values from end to end
+  return (rows == 1 || strides.row >= logits.size(1)) &&
+         (logits.size(0) == 1 || strides.sample >= sample);
 }
 
 at::Tensor classes_last(const at::Tensor& logits) {
@@ -69,9 +74,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy_
   CrossEntropyCall call(loss_type(logits), logits.size(1), target, ids, gate_logits, state, weight,
                         ignore_index, label_smoothing);
   const bool columns = has_columns(logits);
-  const auto strides = strides_of(logits);
-  const bool usable = columns || (strides && strides->one == 1);
-  const at::Tensor read = usable ? logits : classes_last(logits);
+  const at::Tensor read = is_usable(logits) ? logits : classes_last(logits);
   at::Tensor gradient;
   if (compute_gradient) {
     const at::Tensor shape = columns ? logits : logits.movedim(1, -1);
@@ -90,8 +93,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy__cuda(
   check_cross_entropy(logits, target, ids, gate_logits, state, weight, label_smoothing);
   CrossEntropyCall call(loss_type(logits), logits.size(1), target, ids, gate_logits, state, weight,
                         ignore_index, label_smoothing);
-  const auto strides = strides_of(logits);
-  const bool usable = strides && are_apart(*strides, logits, call.batch.rows);
+  const bool usable = is_usable(logits) && are_apart(logits, call.batch.rows);
   const at::Tensor written = usable ? logits : classes_last(logits);
   const Losses out = compute(call, written, written);
   if (!usable) logits.copy_(written);

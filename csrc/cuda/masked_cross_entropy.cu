@@ -1,5 +1,4 @@
 #include "masked_cross_entropy.cuh"
-
 #include "masked_cross_entropy.h"
 
 namespace adapruner::cuda {

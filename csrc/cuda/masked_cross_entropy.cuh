@@ -9,7 +9,7 @@ namespace adapruner::cuda {
 
 // Before the first rows of a batch: what they all need to be there.
 inline void prepare_cross_entropy(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan,
-                                cudaStream_t stream) {
+                                  cudaStream_t stream) {
   if (plan.prepared) {
     const int64_t threads = std::min<int64_t>(power_of_two_from(batch.rows), kMostThreads);
     launch(prepare_samples_kernel, static_cast<unsigned>(batch.samples),

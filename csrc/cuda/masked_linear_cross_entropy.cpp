@@ -33,9 +33,9 @@ Losses run(CrossEntropyCall& call, const Tensor& input, const Tensor& target, in
   const Context context(input);
   const auto bytes = static_cast<int>(at::elementSize(type));
   const int64_t size = chunk_rows(all, batch.classes * bytes, kScratchBytes, kLeastRows);
-  const auto plan = plan_cross_entropy(batch.samples, batch.rows, batch.classes, bytes, false,
-                                       batch.smoothing != 0, device_size(context),
-                                       ceil_div(all, size));
+  const auto plan =
+      plan_cross_entropy(batch.samples, batch.rows, batch.classes, bytes, false,
+                         batch.smoothing != 0, device_size(context), ceil_div(all, size));
   const int64_t step = std::max<int64_t>(size / plan.unit_rows, 1);  // units of a chunk
   const auto first_row = [&](int64_t unit) {
     if (unit >= plan.units) return all;

@@ -1,5 +1,4 @@
 #include "masked_loss.cuh"
-
 #include "masked_loss.h"
 
 namespace adapruner::cuda {

@@ -21,9 +21,8 @@ __global__ void __launch_bounds__(kLossThreads)
       takes_part = false;
     }
     if (!takes_part) weight = 0;
-    batch.pressure[b] =
-        sample_pressure(batch.state, balance_pressure(batch.state), takes_part ? loss : 0.0,
-                        takes_part);
+    batch.pressure[b] = sample_pressure(batch.state, balance_pressure(batch.state),
+                                        takes_part ? loss : 0.0, takes_part);
     gradient[b] = narrow<T>(static_cast<A>(weight / static_cast<double>(batch.samples)));
     part = takes_part ? weight * loss : 0.0;
   }

@@ -22,12 +22,12 @@ struct Case {
   bool strided = false;
   double smoothing = 0;
   bool weights = false;
-  double ignored = 0;     // share of rows
+  double ignored = 0;  // share of rows
   bool in_place = true;
-  int64_t pad = 0;        // values between rows (strided: between classes)
-  int64_t offset = 0;     // values before the first
-  double scale = 3;       // of the logits
-  double masked = 0;      // share of logits that are −inf, beside targets
+  int64_t pad = 0;               // values between rows (strided: between classes)
+  int64_t offset = 0;            // values before the first
+  double scale = 3;              // of the logits
+  double masked = 0;             // share of logits that are −inf, beside targets
   int64_t units_per_launch = 0;  // 0: all units in one
   DeviceSize device{3, 64 * 1024};
 };
@@ -78,7 +78,8 @@ class Batch {
       weight.push_back(static_cast<A>(uniform(random_) + 0.1));
       total_weight += weight.back();
     }
-    // A row beside another, or a class; nothing behind the last value, so that a read of it is found.
+    // A row beside another, or a class; nothing behind the last value, so that a read of it is
+    // found.
     const int64_t inner = (with.strided ? with.rows : with.classes) + with.pad;
     const int64_t outer = with.strided ? with.classes : with.rows;
     strides = with.strided ? Strides{outer * inner, 1, inner} : Strides{outer * inner, inner, 1};
@@ -137,9 +138,8 @@ class Batch {
       const int64_t end = std::min(begin + step, plan.units);
       // As the linear operator has them: the rows of these units alone.
       const UnitRows first = rows_of(plan, c.samples, c.rows, begin);
-      const int64_t origin = c.strided || c.units_per_launch == 0
-                                 ? 0
-                                 : first.sample * c.rows + first.first;
+      const int64_t origin =
+          c.strided || c.units_per_launch == 0 ? 0 : first.sample * c.rows + first.first;
       const int64_t skip = c.offset + origin * strides.row;
       cross_entropy_rows<T>(batch, plan,
                             {logits.data() + skip, out + skip, strides, strides, origin}, begin,
@@ -198,8 +198,8 @@ class Batch {
   static void near(long double found, long double expected, long double tolerance,
                    const char* what) {
     const bool same = std::isfinite(expected) ? std::fabs(found - expected) <= tolerance
-                                              : std::isnan(expected) ? std::isnan(found)
-                                                                     : found == expected;
+                      : std::isnan(expected)  ? std::isnan(found)
+                                              : found == expected;
     if (same) return;
     ++::check::failures();
     std::cerr << what << ": " << double(found) << " is not " << double(expected) << "\n";
@@ -216,8 +216,12 @@ class Batch {
       }
       return 0;
     }
-    const auto x = [&](int64_t j) { return static_cast<long double>(widen(before[place(b, r, j)])); };
-    const auto w = [&](int64_t j) { return c.weights ? static_cast<long double>(weight[j]) : 1.0L; };
+    const auto x = [&](int64_t j) {
+      return static_cast<long double>(widen(before[place(b, r, j)]));
+    };
+    const auto w = [&](int64_t j) {
+      return c.weights ? static_cast<long double>(weight[j]) : 1.0L;
+    };
     long double most = -INFINITY, sum = 0, all_weight = 0;
     for (int64_t j = 0; j < c.classes; ++j) most = std::max(most, x(j));
     for (int64_t j = 0; j < c.classes; ++j) sum += std::exp(x(j) - most), all_weight += w(j);

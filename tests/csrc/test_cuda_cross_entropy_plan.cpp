@@ -15,8 +15,8 @@ bool is_power_of_two(int x) { return x > 0 && (x & (x - 1)) == 0; }
 // What holds for every plan, and that its units have every row once, in order.
 void holds(int64_t samples, int64_t rows, int64_t classes, int bytes, bool strided, bool smoothing,
            const DeviceSize& device, int64_t launches) {
-  const CrossEntropyPlan plan = plan_cross_entropy(samples, rows, classes, bytes, strided,
-                                                   smoothing, device, launches);
+  const CrossEntropyPlan plan =
+      plan_cross_entropy(samples, rows, classes, bytes, strided, smoothing, device, launches);
   CHECK(is_power_of_two(plan.row_threads));
   CHECK_EQUAL(1 << plan.row_shift, plan.row_threads);
   CHECK(is_power_of_two(plan.block_rows));

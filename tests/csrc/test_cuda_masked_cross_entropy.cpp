@@ -18,8 +18,8 @@ void is_the_same(const Case& with) {
     CHECK(again.loss == first.loss);
     CHECK(again.sample_loss == first.sample_loss);
     CHECK(again.pressure == first.pressure);
-    CHECK(std::memcmp(again.logits.data(), first.logits.data(),
-                      first.logits.size() * sizeof(T)) == 0);
+    CHECK(std::memcmp(again.logits.data(), first.logits.data(), first.logits.size() * sizeof(T)) ==
+          0);
   });
 }
 
@@ -35,11 +35,11 @@ void the_order_of_blocks_does_not_matter() {
 void units_may_be_spread_over_launches() {
   for (const int64_t step : {1, 2, 5}) {
     run<float>({.samples = 30, .rows = 1, .classes = 300, .units_per_launch = step});
-    run<__nv_bfloat16>({.samples = 5, .rows = 9, .classes = 260, .ignored = 0.3,
-                        .units_per_launch = step});
+    run<__nv_bfloat16>(
+        {.samples = 5, .rows = 9, .classes = 260, .ignored = 0.3, .units_per_launch = step});
     run<float>({.samples = 300, .rows = 1, .classes = 10, .units_per_launch = step});
-    run<double>({.samples = 4, .rows = 300, .classes = 3, .ignored = 0.3,
-                 .units_per_launch = step});
+    run<double>(
+        {.samples = 4, .rows = 300, .classes = 3, .ignored = 0.3, .units_per_launch = step});
   }
 }
 
@@ -99,7 +99,8 @@ void losses_that_are_not_finite() {
         for (int64_t c = 0; c < classes; ++c) CHECK(std::isnan(batch.logits[batch.place(b, 0, c)]));
       }
       CHECK(batch.sample_loss[3] == INFINITY);
-      for (int64_t c = 0; c < classes; ++c) CHECK(std::isfinite(batch.logits[batch.place(3, 0, c)]));
+      for (int64_t c = 0; c < classes; ++c)
+        CHECK(std::isfinite(batch.logits[batch.place(3, 0, c)]));
       for (const float pressure : batch.pressure) CHECK(std::isnan(pressure));
     }
   }

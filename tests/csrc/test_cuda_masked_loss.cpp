@@ -1,11 +1,10 @@
 // csrc/cuda/masked_loss.cuh in the emulator, against long double.
 #define ADAPRUNER_EMULATE
-#include "../../csrc/cuda/masked_loss.cuh"
-
 #include <cmath>
 #include <random>
 #include <vector>
 
+#include "../../csrc/cuda/masked_loss.cuh"
 #include "check.h"
 
 namespace {
