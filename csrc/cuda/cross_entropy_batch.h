@@ -1,6 +1,7 @@
 // What the kernels of the losses know of a batch: plain data, for host and device.
 #pragma once
 
+#include "../math/cross_entropy.h"
 #include "integers.h"
 
 namespace adapruner::cuda {
@@ -36,11 +37,11 @@ struct CrossEntropyBatch : LossBatch {
   int64_t rows, classes;  // R, C
   Integers target;        // [B·R]
   int64_t ignore_index;
-  const void* class_weight;  // A [C]; null: ones
-  const void* total_weight;  // A, their sum; read where there is smoothing
-  double smoothing;
-  double stored;            // gradients are stored times this
-  SampleRows* sample_rows;  // [B]; scratch of plans that are prepared
+  const void* class_weight;     // A [C]; null: ones
+  const void* total_weight;     // A, their sum; read where there is smoothing
+  RowTerms<double> unit_terms;  // of a row whose target has a weight of 1; total_weight apart
+  double stored;                // gradients are stored times this
+  SampleRows* sample_rows;      // [B]; scratch of plans that are prepared
 };
 
 // Where the logits of a row are and where its gradient goes, in elements.

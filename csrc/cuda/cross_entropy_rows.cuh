@@ -96,7 +96,8 @@ __device__ RowTerms<A> terms_of(const CrossEntropyBatch& batch, int64_t target) 
   if constexpr (!kSmoothing) return {own, A(0), A(0)};
   const A total = weight == nullptr ? static_cast<A>(batch.classes)
                                     : *static_cast<const A*>(batch.total_weight);
-  return row_terms<A>(own, total, batch.smoothing, batch.classes);
+  return {static_cast<A>(batch.unit_terms.target_weight * own),
+          static_cast<A>(batch.unit_terms.smooth_weight), total};
 }
 
 // What is the same for a whole row, times what its gradient is scaled by.

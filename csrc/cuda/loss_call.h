@@ -105,7 +105,7 @@ class CrossEntropyCall : public LossCall {
     batch.classes = classes;
     batch.target = integers_of(target_);
     batch.ignore_index = ignore_index;
-    batch.smoothing = label_smoothing;
+    batch.unit_terms = row_terms(1.0, 0.0, label_smoothing, classes);
     batch.stored = 1.0;
     if (!weight.has_value()) return;
     class_weight_ = weight->to(type).contiguous();

@@ -59,7 +59,7 @@ Losses compute(CrossEntropyCall& call, const at::Tensor& logits, const at::Tenso
   if (logits.scalar_type() == at::kHalf) batch.stored = kHalfGradientScale;
   const auto plan = plan_cross_entropy(batch.samples, batch.rows, batch.classes,
                                        static_cast<int>(logits.element_size()), strides.one != 1,
-                                       batch.smoothing != 0, device_size(context));
+                                       batch.unit_terms.smooth_weight != 0, device_size(context));
   call.allocate(plan.units, plan.prepared);
   begin_cross_entropy(batch, plan, context.stream);
   cross_entropy_rows(type_of(logits), batch, plan, rows, 0, plan.units, context.stream);

@@ -35,7 +35,7 @@ void cross_entropy_rows(const CrossEntropyBatch& batch, const CrossEntropyPlan& 
     launch(kernel, static_cast<unsigned>(end - begin), plan.threads, shared, stream, batch, rows,
            plan, begin);
   };
-  if (batch.smoothing == 0) {
+  if (batch.unit_terms.smooth_weight == 0) {
     start(narrow_rows_kernel<T, false>, wide_rows_kernel<T, false>, strided_rows_kernel<T, false>);
   } else {
     start(narrow_rows_kernel<T, true>, wide_rows_kernel<T, true>, strided_rows_kernel<T, true>);

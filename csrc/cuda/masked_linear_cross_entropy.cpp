@@ -33,9 +33,9 @@ Losses run(CrossEntropyCall& call, const Tensor& input, const Tensor& target, in
   const Context context(input);
   const auto bytes = static_cast<int>(at::elementSize(type));
   const int64_t size = chunk_rows(all, batch.classes * bytes, kScratchBytes, kLeastRows);
-  const auto plan =
-      plan_cross_entropy(batch.samples, batch.rows, batch.classes, bytes, false,
-                         batch.smoothing != 0, device_size(context), ceil_div(all, size));
+  const auto plan = plan_cross_entropy(batch.samples, batch.rows, batch.classes, bytes, false,
+                                       batch.unit_terms.smooth_weight != 0, device_size(context),
+                                       ceil_div(all, size));
   const int64_t step = std::max<int64_t>(size / plan.unit_rows, 1);  // units of a chunk
   const auto first_row = [&](int64_t unit) {
     if (unit >= plan.units) return all;
@@ -44,7 +44,8 @@ Losses run(CrossEntropyCall& call, const Tensor& input, const Tensor& target, in
   };
   call.allocate(plan.units, plan.prepared);
   products.allocate(ceil_div(plan.units, step), std::min(step * plan.unit_rows, all), wanted, true);
-  const Tensor ignored = at::eq(target.reshape({all, 1}), ignore_index);
+  // int64: in an unsigned type a negative ignore_index would be one of its labels.
+  const Tensor ignored = at::eq(target.reshape({all, 1}).to(at::kLong), ignore_index);
   const Strides strides{batch.rows * batch.classes, batch.classes, 1};
   begin_cross_entropy(batch, plan, context.stream);
   for (int64_t begin = 0; begin < plan.units; begin += step) {

@@ -128,7 +128,7 @@ class Batch {
     batch.ignore_index = kIgnored;
     batch.class_weight = c.weights ? weight.data() : nullptr;
     batch.total_weight = &total_weight;
-    batch.smoothing = c.smoothing;
+    batch.unit_terms = row_terms(1.0, 0.0, c.smoothing, c.classes);
     batch.stored = stored();
     batch.sample_rows = sample_rows.data();
     T* out = c.in_place ? logits.data() : gradient.data();
