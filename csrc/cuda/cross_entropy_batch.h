@@ -40,7 +40,7 @@ struct CrossEntropyBatch : LossBatch {
   const void* class_weight;     // A [C]; null: ones
   const void* total_weight;     // A, their sum; read where there is smoothing
   RowTerms<double> unit_terms;  // of a row whose target has a weight of 1; total_weight apart
-  double stored;                // gradients are stored times this
+  double unit_scale;            // factor of the gradient of a sample of one row whose weight is 1
   SampleRows* sample_rows;      // [B]; scratch of plans that are prepared
 };
 

@@ -44,14 +44,12 @@ struct UnitRows {
 };
 
 constexpr int kWarp = 32;
-constexpr int kBlockThreads = 256;  // of a block that is not to be of another size
+constexpr int kBlockThreads = 256;  // of a block, at most, but for long wide rows
 constexpr int kMostThreads = 1024;  // of any
-constexpr int kOneBlock = 512;      // narrow: of a block that takes a whole batch
 constexpr int kNarrowValues = 8;    // of a row that a lane keeps, at most
 constexpr int kHeldPacks = 8;       // of a row that a thread keeps
 constexpr int kPackBytes = 16;
-constexpr int kStridedValues = 16;  // of a row that a lane reads in each pass, at least
-constexpr int kMostStridedWarps = 16;
+constexpr int kStridedValues = 16;   // of a row that a lane reads in each pass, at least
 constexpr int kStaticShared = 4096;  // bytes of shared memory that a block takes besides, at most
 constexpr int kUnitsPerMultiprocessor = 16;  // so that the last ones to end leave few idle
 
@@ -103,7 +101,7 @@ inline void plan_wide(CrossEntropyPlan& plan, int64_t all_rows, int64_t row_byte
 inline void plan_strided(CrossEntropyPlan& plan, int64_t classes) {
   plan.kernel = CrossEntropyPlan::Kernel::kStrided;
   const int64_t warps = ceil_div<int64_t>(classes, kStridedValues);
-  plan.row_threads = power_of_two_from(std::min<int64_t>(warps, kMostStridedWarps));
+  plan.row_threads = power_of_two_from(std::min<int64_t>(warps, kBlockThreads / kWarp));
 }
 
 // B samples of R rows of C classes, of so many bytes each; none of the numbers is 0. `strided`: not
@@ -121,9 +119,7 @@ inline CrossEntropyPlan plan_cross_entropy(int64_t samples, int64_t rows, int64_
   }
   plan.prepared = strided || rows > 1;
   const int64_t wanted = (plan.prepared ? rows : samples) * plan.row_threads;
-  // All of a small batch in one block, where nobody has to wait for another.
-  const bool small = plan.kernel == CrossEntropyPlan::Kernel::kNarrow && wanted <= kOneBlock;
-  plan.threads = power_of_two_from(std::min<int64_t>(wanted, small ? kOneBlock : kBlockThreads));
+  plan.threads = power_of_two_from(std::min<int64_t>(wanted, kBlockThreads));
   plan.threads = std::max(plan.threads, strided ? plan.row_threads * kWarp : plan.row_threads);
   plan.threads = std::max(plan.threads, kWarp);
   plan.block_rows = plan.threads / plan.row_threads;

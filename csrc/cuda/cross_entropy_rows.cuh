@@ -159,8 +159,8 @@ __device__ inline bool row_counts(const CrossEntropyBatch& batch, int64_t row, i
 
 __device__ inline SampleRows sample_rows(const CrossEntropyBatch& batch, int64_t b, int64_t count) {
   const double weight = weight_of(batch, b);
-  const double divisor = static_cast<double>(batch.samples * (count > 0 ? count : 1));
-  return {weight, batch.stored * weight / divisor, count};
+  const double scale = weight * batch.unit_scale;
+  return {weight, count > 1 ? scale / static_cast<double>(count) : scale, count};
 }
 
 // Rows that count in each sample, a block for each.

@@ -111,20 +111,21 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing))
   __shared__ double parts[kMostSlots];  // of what the block leaves, by slots
   P* kept = dynamic_shared<P>();
 
-  const int t = static_cast<int>(threadIdx.x) & (plan.row_threads - 1);
-  const int slot = static_cast<int>(threadIdx.x) >> plan.row_shift;
   const int step = plan.row_threads * kSize;  // classes from a thread's pack to its next
   const UnitRows unit = rows_of(plan, batch.samples, batch.rows, first_unit + blockIdx.x);
-  if (t == 0) parts[slot] = 0;
+  if (threadIdx.x < kMostSlots) parts[threadIdx.x] = 0;
+  __syncthreads();
 #pragma unroll 1
   for (int turn = 0; turn < unit.rows; turn += plan.block_rows) {
     const int parity = (turn & plan.block_rows) != 0;  // block_rows is a power of two
+    const int t = thread_now() & (plan.row_threads - 1), slot = thread_now() >> plan.row_shift;
     const Row row(batch, plan, unit, turn + slot, t == 0);
     const T* x = row.in(rows.logits, rows.logit_strides, rows.origin);
     T* out = row.in(rows.gradient, rows.gradient_strides, rows.origin);
     const auto target = static_cast<int>(row.target);
-    Leader<A>& leader = leaders[parity][slot];
-    if (t == 0 && row.there) leader.template look_up<kSmoothing>(batch, plan, row, x);
+    if (t == 0 && row.there) {
+      leaders[parity][slot].template look_up<kSmoothing>(batch, plan, row, x);
+    }
     const A reference = kSmoothing && row.counts ? reference_of(widen(x[row.target])) : A(0);
 
     const Cut<T> cut(x, static_cast<int>(batch.classes));
@@ -172,9 +173,12 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing))
       sums.template add<kSmoothing>(edge_value, edge, reference, batch);
     }
     add_packs<kSmoothing>(sums, held, held_count, begin, step, reference, batch);
-    const int warps = plan.row_threads / kWarpSize;
-    sums = reduce_row<kSmoothing>(sums, t, warps, warp_sums[parity] + slot * warps);
-    if (t == 0) leader.sums = sums;
+    // Found anew, so that no register is taken by them while packs are held.
+    const int late = thread_now(), late_t = late & (plan.row_threads - 1);
+    const int late_slot = late >> plan.row_shift, warps = plan.row_threads / kWarpSize;
+    Leader<A>& leader = leaders[parity][late_slot];
+    sums = reduce_row<kSmoothing>(sums, late_t, warps, warp_sums[parity] + late_slot * warps);
+    if (late_t == 0) leader.sums = sums;
 
     if (rows.gradient != nullptr && row.there) {
       const bool aligned = (reinterpret_cast<uintptr_t>(out + cut.head) & (kPackBytes - 1)) == 0;
@@ -201,9 +205,12 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing))
         }
       }
     }
-    if (t == 0 && row.there) parts[slot] += leader.end(batch, plan);
+    if (late_t == 0 && row.there) parts[late_slot] += leader.end(batch, plan);
   }
-  leave_unit<A>(batch, plan, first_unit + blockIdx.x, t == 0 ? parts[slot] : 0.0, last);
+  __syncthreads();
+  const auto thread = static_cast<int>(threadIdx.x);
+  const double part = thread < plan.block_rows ? parts[thread] : 0.0;
+  leave_unit<A>(batch, plan, first_unit + blockIdx.x, part, last);
   __syncthreads();
   if (last) finish_units<A>(batch, plan);
 }

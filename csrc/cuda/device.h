@@ -214,6 +214,17 @@ struct Minimum {
   }
 };
 
+// threadIdx.x, read anew: what is found from it need not stay in a register until then.
+__device__ inline int thread_now() {
+#ifdef ADAPRUNER_EMULATE
+  return static_cast<int>(threadIdx.x);
+#else
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+#endif
+}
+
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 __device__ inline int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
 

@@ -7,6 +7,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 
@@ -106,7 +107,7 @@ class CrossEntropyCall : public LossCall {
     batch.target = integers_of(target_);
     batch.ignore_index = ignore_index;
     batch.unit_terms = row_terms(1.0, 0.0, label_smoothing, classes);
-    batch.stored = 1.0;
+    batch.unit_scale = 1.0 / static_cast<double>(std::max<int64_t>(batch.samples, 1));
     if (!weight.has_value()) return;
     class_weight_ = weight->to(type).contiguous();
     batch.class_weight = class_weight_.const_data_ptr();

@@ -56,7 +56,7 @@ Losses compute(CrossEntropyCall& call, const at::Tensor& logits, const at::Tenso
     rows.gradient = gradient.mutable_data_ptr();
     rows.gradient_strides = *strides_of(gradient);
   }
-  if (logits.scalar_type() == at::kHalf) batch.stored = kHalfGradientScale;
+  if (logits.scalar_type() == at::kHalf) batch.unit_scale *= kHalfGradientScale;
   const auto plan = plan_cross_entropy(batch.samples, batch.rows, batch.classes,
                                        static_cast<int>(logits.element_size()), strides.one != 1,
                                        batch.unit_terms.smooth_weight != 0, device_size(context));

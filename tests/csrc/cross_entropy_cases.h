@@ -129,7 +129,7 @@ class Batch {
     batch.class_weight = c.weights ? weight.data() : nullptr;
     batch.total_weight = &total_weight;
     batch.unit_terms = row_terms(1.0, 0.0, c.smoothing, c.classes);
-    batch.stored = stored();
+    batch.unit_scale = stored() / c.samples;
     batch.sample_rows = sample_rows.data();
     T* out = c.in_place ? logits.data() : gradient.data();
     prepare_cross_entropy(batch, plan, nullptr);
