@@ -308,17 +308,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_e
 
 // Under autocast the products are in its dtype, as those of torch.nn.functional.linear are: its
 // casts are below this and part of the graph.
+template <at::DeviceType kDevice>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_entropy_autocast(
     const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,
     const Tensor& target, const Tensor& ids, const Tensor& gate_logits, const Tensor& state,
     const OptionalTensor& weight, int64_t ignore_index, double label_smoothing, bool of_input,
     bool of_weight, bool of_bias) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   static auto op =
       find_operator<MaskedLinearCrossEntropySignature>("adapruner::masked_linear_cross_entropy");
-  const auto type = at::autocast::get_autocast_dtype(at::kCPU);
+  const auto type = at::autocast::get_autocast_dtype(kDevice);
   const auto cast = [&](const Tensor& tensor) {
-    return at::autocast::cached_cast(type, tensor, at::kCPU);
+    return at::autocast::cached_cast(type, tensor, kDevice);
   };
   return op.call(cast(input), cast(linear_weight),
                  linear_bias.has_value() ? OptionalTensor(cast(*linear_bias)) : linear_bias, target,
@@ -344,7 +346,11 @@ TORCH_LIBRARY_IMPL(adapruner, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(adapruner, AutocastCPU, m) {
-  m.impl("masked_linear_cross_entropy", masked_linear_cross_entropy_autocast);
+  m.impl("masked_linear_cross_entropy", masked_linear_cross_entropy_autocast<at::kCPU>);
+}
+
+TORCH_LIBRARY_IMPL(adapruner, AutocastCUDA, m) {
+  m.impl("masked_linear_cross_entropy", masked_linear_cross_entropy_autocast<at::kCUDA>);
 }
 
 }  // namespace adapruner

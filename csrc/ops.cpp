@@ -38,7 +38,8 @@ TORCH_LIBRARY(adapruner, m) {
   // The same of logits = input · linear_weightᵀ + linear_bias, which are never held whole: input
   // [B, H] or [B, ..., H], linear_weight [C, H], linear_bias [C], all of one dtype of the four;
   // target [B] or [B, ...]. Rows go chunk by chunk through one scratch of at most 32 MiB, or 64
-  // rows of logits where these take more; ignored rows take no part, whatever they hold. Products
+  // rows of logits where these take more (CUDA: 256 MiB, 512 rows); ignored rows take no part,
+  // whatever they hold, and no time on the CPU. Products
   // are at::mm's in the dtype of input (float16: in float32, on a float32 copy of the weight).
   // Gradients: those of loss on input, linear_weight and linear_bias, of their shapes, contiguous,
   // in their dtype; sums over chunks are float32 for bfloat16 and float16. Each empty [0] unless it

@@ -102,6 +102,7 @@ def check(sample: CrossEntropySample, dtype: torch.dtype) -> None:
     assert distance(gradient, expected[3], least) <= limit
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", CROSS_ENTROPY)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
@@ -145,6 +146,7 @@ def test_every_instruction_set_agrees_with_the_reference(wanted: str) -> None:
 LENGTHS = [*range(1, 140), 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1537]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_every_number_of_classes(dtype: torch.dtype, smoothing: float) -> None:
@@ -164,6 +166,7 @@ def test_every_number_of_classes(dtype: torch.dtype, smoothing: float) -> None:
         check(CrossEntropySample(x.to(dtype), target, ids, gates, options), dtype)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_overwriting_stays_within_the_logits(dtype: torch.dtype) -> None:
     gates = native_gates(reference_gates("bounds"))
@@ -187,6 +190,7 @@ def eager_loss(logits: Tensor, target: Tensor, s: Tensor, smoothing: float) -> T
     return (s.float() * loss).mean()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("values", ["random", "huge", "tiny", "equal", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_at_least_as_close_to_float64_as_eager_torch(values: str, dtype: torch.dtype) -> None:
@@ -222,6 +226,7 @@ def test_at_least_as_close_to_float64_as_eager_torch(values: str, dtype: torch.d
             assert distance(found[3], expected[3]) <= limit
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 7), (4, 3, 2, 5)])
 def test_layout_of_the_logits_changes_nothing(layout: str, shape: tuple[int, ...]) -> None:
@@ -239,6 +244,7 @@ def test_layout_of_the_logits_changes_nothing(layout: str, shape: tuple[int, ...
         assert distance(ours, expected) <= tolerance
 
 
+@pytest.mark.usefixtures("device")
 def test_layout_of_the_other_arguments_changes_nothing() -> None:
     sample = cross_entropy_sample("weight and smoothing")
     expected = found_of(sample)
@@ -253,6 +259,7 @@ def test_layout_of_the_other_arguments_changes_nothing() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_every_integer_type(dtype: torch.dtype) -> None:
     sample = cross_entropy_sample("odd")
@@ -264,6 +271,7 @@ def test_every_integer_type(dtype: torch.dtype) -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("device")
 def test_unsigned_targets_never_equal_a_negative_ignore_index() -> None:
     x = torch.randn(1, 200, generator=generator("unsigned"))
     target = torch.tensor([156], dtype=torch.uint8)  # the byte of int8's −100
@@ -273,6 +281,7 @@ def test_unsigned_targets_never_equal_a_negative_ignore_index() -> None:
     assert distance(found[1], expected[1]) < 1e-6
 
 
+@pytest.mark.usefixtures("device")
 def test_class_weights_in_any_float_type() -> None:
     sample = cross_entropy_sample("weight")
     for dtype in FLOATS:
@@ -283,6 +292,7 @@ def test_class_weights_in_any_float_type() -> None:
         assert distance(found_of(other)[0], expected_of(other)[0]) < 1e-6
 
 
+@pytest.mark.usefixtures("device")
 def test_empty_batch() -> None:
     for name in ("empty", "empty rows"):
         sample = cross_entropy_sample(name)
@@ -292,6 +302,7 @@ def test_empty_batch() -> None:
         assert gradient.shape == sample.logits.shape
 
 
+@pytest.mark.usefixtures("device")
 def test_a_single_gate() -> None:
     gates = reference.ReferenceGates(torch.tensor([0.5]), 1.0, 2.0)
     x = torch.randn(3, 4, generator=generator("single gate"))
@@ -300,6 +311,7 @@ def test_a_single_gate() -> None:
         assert distance(found, expected) < 3e-6
 
 
+@pytest.mark.usefixtures("device")
 def test_samples_with_all_rows_ignored_are_no_visits() -> None:
     sample = cross_entropy_sample("rows")
     _, sample_loss, pressure, gradient = found_of(sample)
@@ -335,6 +347,7 @@ def _one_bad_row(name: str) -> tuple[Tensor, Tensor]:
     return x, target
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", ["all -inf", "+inf", "+inf at the target", "NaN", "-inf target"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -359,6 +372,7 @@ def test_a_loss_that_is_not_finite(
     assert gradient[2].isfinite().tolist() == expected[3][2].isfinite().tolist()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 def test_an_ignored_row_may_hold_anything(layout: str) -> None:
     random = generator("ignored")
@@ -403,6 +417,7 @@ def test_same_bits_at_any_number_of_threads(threads: Callable[[int], None]) -> N
         assert torch.equal(one, two)
 
 
+@pytest.mark.usefixtures("device")
 def test_repeated_ids_share_their_gate() -> None:
     gates = reference_gates("same id")
     x = torch.randn(1, 6, generator=generator("same id")).expand(3, 6)
@@ -412,6 +427,7 @@ def test_repeated_ids_share_their_gate() -> None:
     assert loss.item() == pytest.approx(gates.gates[7].item() * sample_loss[0].item(), rel=1e-6)
 
 
+@pytest.mark.usefixtures("device")
 def test_gradients_of_finite_differences() -> None:
     for name in FEW:
         sample = cross_entropy_sample(name, torch.float64)

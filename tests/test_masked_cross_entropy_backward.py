@@ -37,6 +37,7 @@ def gradient_of(sample: CrossEntropySample) -> Tensor:
     return torch.autograd.grad(losses_of(sample, x).loss, x)[0]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("factor", [3.0, 65536.0, 0.0, -1.0])
 def test_upstream_gradient(factor: float, overwrite: bool) -> None:
@@ -47,6 +48,7 @@ def test_upstream_gradient(factor: float, overwrite: bool) -> None:
     assert torch.allclose(x.grad, factor * gradient_of(sample), rtol=1e-6, atol=0)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_upstream_gradient_in_half_precision(dtype: torch.dtype) -> None:
     sample = cross_entropy_sample("plain", dtype)
@@ -58,6 +60,7 @@ def test_upstream_gradient_in_half_precision(dtype: torch.dtype) -> None:
     assert torch.allclose(x.grad.double(), exact.grad, rtol=6e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("device")
 def test_loss_scaling_saves_small_gradients_in_float16() -> None:
     # Unscaled, all of them but the targets' are below the least float16, 6e-8.
     logits = torch.randn(256, 5000, generator=generator("small")).half().requires_grad_()
@@ -72,6 +75,7 @@ def test_loss_scaling_saves_small_gradients_in_float16() -> None:
     assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
+@pytest.mark.usefixtures("device")
 def test_infinite_upstream_gradient_reaches_the_logits() -> None:
     # What a GradScaler looks for to skip a step.
     sample = cross_entropy_sample("odd")
@@ -170,6 +174,7 @@ def test_a_graph_without_its_gradient_says_so() -> None:
         loss.backward()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", [n for n in CROSS_ENTROPY if n != "expanded"])
 def test_overwriting_gives_the_same_values(name: str, dtype: torch.dtype) -> None:
@@ -188,6 +193,7 @@ def test_overwriting_gives_the_same_values(name: str, dtype: torch.dtype) -> Non
     assert torch.equal(found_gradient, gradient)
 
 
+@pytest.mark.usefixtures("device")
 def test_the_gradient_takes_the_memory_of_the_logits() -> None:
     layer = nn.Linear(4, 33)
     sample = cross_entropy_sample("odd")
@@ -199,6 +205,7 @@ def test_the_gradient_takes_the_memory_of_the_logits() -> None:
     assert addresses == [logits.data_ptr()]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(
     "layout",
     [

@@ -81,6 +81,7 @@ def check_pressure(found: Tensor, expected: Tensor, sample_loss: Tensor, unit: f
     assert (error <= slack).all()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
@@ -104,6 +105,7 @@ def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
         assert distance(ours, theirs, least) <= GRADIENT[dtype] + SMALLEST[dtype] / least
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", ["odd", "tokens", "all counted", "everything", "sliced", "chunks"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_is_the_unfused_operator(name: str, dtype: torch.dtype) -> None:
@@ -120,6 +122,7 @@ def test_is_the_unfused_operator(name: str, dtype: torch.dtype) -> None:
         assert distance(ours, theirs) <= limits[dtype]
 
 
+@pytest.mark.usefixtures("device")
 def test_float16_keeps_gradients_that_its_range_would_lose() -> None:
     # Every p_c / B is below float16's smallest number; their sums over the rows are not.
     rows, classes = 2048, 40_000
@@ -146,6 +149,7 @@ def test_gradients_of_finite_differences() -> None:
         )
 
 
+@pytest.mark.usefixtures("device")
 def test_same_bits_every_time() -> None:
     sample = linear_sample("chunks")
     first, second = found_of(sample), found_of(sample)
@@ -170,6 +174,7 @@ def test_several_threads(threads: Callable[[int], None]) -> None:
         assert distance(ours.nan_to_num(posinf=0.0), theirs.nan_to_num(posinf=0.0)) < 1e-5
 
 
+@pytest.mark.usefixtures("device")
 def test_rows_that_are_ignored_take_no_part_whatever_they_hold() -> None:
     sample = linear_sample("tokens")
     broken = sample.input.clone()
@@ -182,6 +187,7 @@ def test_rows_that_are_ignored_take_no_part_whatever_they_hold() -> None:
     assert losses.pressure[[0, -1]].tolist() == [torch.inf] * 2
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_a_loss_that_is_not_finite(value: float) -> None:
     sample = linear_sample("odd")

@@ -18,6 +18,7 @@ from adapruner import Pruner, ops
 OPERATOR = torch.ops.adapruner.masked_linear_cross_entropy
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=3)))
 @pytest.mark.parametrize("name", ["odd", "tokens"])
 def test_only_the_gradients_that_are_needed(name: str, wanted: tuple[bool, ...]) -> None:
@@ -61,6 +62,7 @@ def test_a_gradient_that_was_not_computed_is_not_given() -> None:
         loss.backward()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("factor", [3.0, 65536.0, 0.0, -1.0])
 def test_upstream_gradient(factor: float) -> None:
     sample = linear_sample("everything")

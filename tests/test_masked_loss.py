@@ -31,6 +31,7 @@ def found_of(sample: LossSample) -> tuple[ops.MaskedLoss, Tensor]:
     return losses, gradient
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
@@ -51,6 +52,7 @@ def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
     assert torch.allclose(gradient.double(), expected_gradient, rtol=GRADIENT[dtype], atol=6e-8)
 
 
+@pytest.mark.usefixtures("device")
 def test_first_and_second_derivatives() -> None:
     for name in ("plain", "repeats", "empty", "warm-up"):
         sample = loss_sample(name, torch.float64)
@@ -78,6 +80,7 @@ def test_the_gradient_of_a_model_behind_the_losses() -> None:
     assert torch.allclose(w.grad, gradient, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("device")
 def test_a_kept_graph_gives_the_same_gradient_every_time() -> None:
     sample = loss_sample("plain")
     gates = native_gates(sample.gates)
@@ -90,6 +93,7 @@ def test_a_kept_graph_gives_the_same_gradient_every_time() -> None:
         assert torch.allclose(x.grad, times * expected)
 
 
+@pytest.mark.usefixtures("device")
 def test_constants_are_no_part_of_the_graph() -> None:
     sample = loss_sample("plain")
     gates = native_gates(sample.gates)
@@ -100,6 +104,7 @@ def test_constants_are_no_part_of_the_graph() -> None:
     assert torch.equal(gradient, found_of(sample)[1])
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_every_integer_type_of_ids(dtype: torch.dtype) -> None:
     sample = loss_sample("plain")
@@ -109,6 +114,7 @@ def test_every_integer_type_of_ids(dtype: torch.dtype) -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("device")
 def test_layout_changes_nothing() -> None:
     sample = loss_sample("plain")
     wide = torch.stack([sample.sample_loss, sample.sample_loss + 1], 1)
@@ -128,6 +134,7 @@ def test_weights_are_exactly_one_in_warm_up() -> None:
     assert (gradient == 1 / 16).all()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_loss_that_is_not_finite(bad: float, dtype: torch.dtype) -> None:
@@ -142,6 +149,7 @@ def test_a_loss_that_is_not_finite(bad: float, dtype: torch.dtype) -> None:
     assert gradient.isfinite().all()
 
 
+@pytest.mark.usefixtures("device")
 def test_zero_is_a_loss_and_negative_zero_too() -> None:
     gates = native_gates(reference_gates("zero"))
     found = ops.masked_loss(

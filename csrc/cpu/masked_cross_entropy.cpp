@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../columns.h"
 #include "../math/cross_entropy.h"
 #include "batch.h"
 #include "cross_entropy_batch.h"
@@ -13,13 +14,6 @@
 
 namespace adapruner::cpu {
 namespace {
-
-// Whether the rows of a sample lie side by side in memory, class after class. What is neither like
-// that nor has its classes last is brought into the latter order first.
-bool has_columns(const at::Tensor& logits) {
-  return logits.dim() > 2 && logits.is_contiguous() && logits.scalar_type() != at::kDouble &&
-         logits.numel() > logits.size(0) * logits.size(1);
-}
 
 // Losses of a batch from contiguous logits, [B, ..., C] or with `columns` [B, C, ...], and the
 // gradient into `gradient` (of the same layout; may be the logits; null: not wanted).

@@ -1,20 +1,12 @@
-// Chunks of rows: their logits are made in one scratch, overwritten with their gradient, and taken
-// by the two products that need it before the next chunk comes. Chunks follow one another, so that
-// sums over rows have a fixed order; threads are those of the products and of the rows of a chunk.
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/sum.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "../checks.h"
+#include "../linear_chunks.h"
+#include "../linear_products.h"
 #include "batch.h"
 #include "cross_entropy_batch.h"
 #include "huge_pages.h"
@@ -30,10 +22,8 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr int64_t kScratchBytes = int64_t{32} << 20;
 constexpr int64_t kLeastRows = 64;
 
-struct Gradients {
-  Tensor input, linear_weight, linear_bias;  // [M, H], [C, H], [C]; undefined: not wanted
-};
-
+// Loss by loss of the rows that are not ignored: all others are left out of everything. Threads are
+// those of the products and of the rows of a chunk.
 // T: dtype of the products. float for float16 input, because processors without float16 arithmetic
 // take many times longer for its products, and because its range loses the gradients of small
 // probabilities.
@@ -43,39 +33,24 @@ class LinearCrossEntropy {
   using A = Acc<T>;
 
   // input: [M, H] contiguous, M = B·R.
-  LinearCrossEntropy(const CrossEntropyBatch& batch, const Tensor& input,
-                     const Tensor& linear_weight, const OptionalTensor& linear_bias)
-      : batch_(batch), input_(input), weight_(linear_weight.to(kType)), sums_(batch.samples, 0.0) {
-    // Else every product of every chunk would copy it.
-    if (!weight_.is_contiguous() && !weight_.t().is_contiguous()) weight_ = weight_.contiguous();
-    if (linear_bias.has_value()) bias_ = linear_bias->to(kType).contiguous();
+  LinearCrossEntropy(const CrossEntropyBatch& batch, const Tensor& input, LinearProducts& products)
+      : batch_(batch), input_(input), products_(products), sums_(batch.samples, 0.0) {
     find_rows();
   }
 
-  Losses run(bool input_gradient, bool weight_gradient, bool bias_gradient) {
+  Losses run(LinearProducts::Wanted wanted) {
     const int64_t all = static_cast<int64_t>(targets_.size());
-    const int64_t row_bytes = batch_.classes * static_cast<int64_t>(sizeof(T));
-    const int64_t most = std::max(kScratchBytes / row_bytes, kLeastRows);
-    const int64_t chunks = (all + most - 1) / most;
-    const int64_t size = chunks == 0 ? 0 : (all + chunks - 1) / chunks;  // no small one at the end
-    allocate(size, input_gradient, weight_gradient, bias_gradient);
-    for (int64_t begin = 0; begin < all; begin += size) chunk(begin, std::min(size, all - begin));
+    const int64_t size = chunk_rows(all, batch_.classes * static_cast<int64_t>(sizeof(T)),
+                                    kScratchBytes, kLeastRows);
+    products_.allocate(size == 0 ? 0 : (all + size - 1) / size, size, wanted, every_row_);
+    row_losses_.resize(size);
+    for (int64_t begin = 0; begin < all; begin += size) {
+      chunk(begin, std::min(size, all - begin), wanted.any());
+    }
     return losses_of<A>(batch_, sums_);
   }
 
-  // After run(), in the dtype of the input.
-  Gradients gradients() {
-    const auto type = input_.scalar_type();
-    if (rounded_.defined()) rounded_.copy_(weight_gradient_);
-    return {input_gradient_, rounded_.defined() ? rounded_ : weight_gradient_,
-            bias_gradient_.defined() ? bias_gradient_.to(type) : bias_gradient_};
-  }
-
  private:
-  static constexpr auto kType = c10::CppTypeToScalarType<T>::value;
-  static constexpr auto kSumType = c10::CppTypeToScalarType<A>::value;
-
-  // The rows that are not ignored: all others are left out of everything.
   void find_rows() {
     const int64_t* target = batch_.target.template const_data_ptr<int64_t>();
     const int64_t all = batch_.samples * batch_.rows;
@@ -91,107 +66,35 @@ class LinearCrossEntropy {
     every_row_ = static_cast<int64_t>(rows_.size()) == all;
   }
 
-  void allocate(int64_t size, bool input_gradient, bool weight_gradient, bool bias_gradient) {
-    const auto options = input_.options();
-    logits_ = at::empty({size, batch_.classes}, options.dtype(kType));
-    advise_huge_pages(logits_);
-    row_losses_.resize(size);
-    wanted_ = input_gradient || weight_gradient || bias_gradient;
-    if (input_gradient) {
-      input_gradient_ =
-          every_row_ ? at::empty(input_.sizes(), options) : at::zeros(input_.sizes(), options);
-    }
-    if (weight_gradient) {
-      weight_gradient_ = at::empty(weight_.sizes(), options.dtype(kSumType));
-      advise_huge_pages(weight_gradient_);
-      if (size == 0) weight_gradient_.zero_();
-      if (input_.scalar_type() != kSumType) {
-        rounded_ = at::empty(weight_.sizes(), options);
-        advise_huge_pages(rounded_);
-      }
-    }
-    if (bias_gradient) bias_gradient_ = at::zeros({batch_.classes}, options.dtype(kSumType));
-  }
-
-  void chunk(int64_t begin, int64_t n) {
-    const Tensor places = row_indices(begin, n);
-    const Tensor x =
-        (every_row_ ? input_.narrow(0, begin, n) : input_.index_select(0, places)).to(kType);
-    Tensor logits = logits_.narrow(0, 0, n);
-    if (bias_.defined()) {
-      at::addmm_out(logits, bias_, x, weight_.t());
-    } else {
-      at::mm_out(logits, x, weight_.t());
-    }
+  void chunk(int64_t begin, int64_t n, bool wanted) {
+    // Places in [0, M) of the rows; undefined where every row counts.
+    const Tensor places =
+        every_row_ ? Tensor() : at::from_blob(rows_.data() + begin, {n}, at::kLong);
+    const Tensor x = (every_row_ ? input_.narrow(0, begin, n) : input_.index_select(0, places))
+                         .to(c10::CppTypeToScalarType<T>::value);
+    Tensor logits = products_.logits(x);
     T* values = logits.template mutable_data_ptr<T>();
-    each_row<T>(batch_, values, targets_.data() + begin, scales_.data() + begin, n, /*columns=*/0,
-                row_losses_.data(), wanted_ ? values : nullptr);
+    each_row<T>(batch_, values, targets_.data() + begin, scales_.data() + begin, n, 0,
+                row_losses_.data(), wanted ? values : nullptr);
     for (int64_t j = 0; j < n; ++j) sums_[samples_[begin + j]] += row_losses_[j];
     // From here on, `logits` holds their gradient.
-    if (input_gradient_.defined()) add_input_gradient(logits, begin, n, places);
-    if (weight_gradient_.defined()) add_weight_gradient(logits, x, begin == 0);
-    if (bias_gradient_.defined()) bias_gradient_.add_(at::sum(logits, 0, false, kSumType));
-  }
-
-  // Places in [0, M) of a chunk's rows, int64 [n]; undefined where every row counts.
-  Tensor row_indices(int64_t begin, int64_t n) {
-    if (every_row_) return {};
-    return at::from_blob(rows_.data() + begin, {n}, at::kLong);
-  }
-
-  void add_input_gradient(const Tensor& gradient, int64_t begin, int64_t n, const Tensor& places) {
-    if (!every_row_) {
-      input_gradient_.index_copy_(0, places,
-                                  at::mm(gradient, weight_).to(input_gradient_.scalar_type()));
-      return;
-    }
-    Tensor part = input_gradient_.narrow(0, begin, n);
-    if (part.scalar_type() == kType) {
-      at::mm_out(part, gradient, weight_);
+    if (every_row_) {
+      products_.add_input_gradient(logits, begin);
     } else {
-      part.copy_(at::mm(gradient, weight_));
+      products_.add_input_gradient(logits, places);
     }
-  }
-
-  void add_weight_gradient(const Tensor& gradient, const Tensor& x, bool first) {
-    const Tensor transposed = gradient.t();
-    if constexpr (!std::is_same_v<T, A>) {
-      // Each chunk's product is rounded to T, their sum is not.
-      at::mm_out(rounded_, transposed, x);
-      if (first) {
-        weight_gradient_.copy_(rounded_);
-      } else {
-        weight_gradient_.add_(rounded_);
-      }
-    } else if (first) {
-      at::mm_out(weight_gradient_, transposed, x);
-    } else {
-      weight_gradient_.addmm_(transposed, x);
-    }
+    products_.add_weight_gradient(logits, x, begin == 0);
   }
 
   const CrossEntropyBatch& batch_;
-  Tensor input_, weight_, bias_;
+  Tensor input_;
+  LinearProducts& products_;
   std::vector<int64_t> targets_, samples_;  // of the rows that count
   std::vector<int64_t> rows_;               // their places in [0, M)
   bool every_row_ = false;                  // no row is ignored
   std::vector<A> scales_, row_losses_;
   std::vector<double> sums_;  // [B] losses
-  Tensor logits_;             // the scratch
-  bool wanted_ = false;
-  Tensor input_gradient_, weight_gradient_, bias_gradient_;
-  Tensor rounded_;  // the gradient of the weight in the dtype of the input, where sums have another
 };
-
-template <typename T>
-std::pair<Losses, Gradients> compute(const CrossEntropyBatch& batch, const Tensor& input,
-                                     const Tensor& linear_weight, const OptionalTensor& linear_bias,
-                                     bool input_gradient, bool weight_gradient,
-                                     bool bias_gradient) {
-  LinearCrossEntropy<T> work(batch, input, linear_weight, linear_bias);
-  Losses losses = work.run(input_gradient, weight_gradient, bias_gradient);
-  return {std::move(losses), work.gradients()};
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_entropy_cpu(
     const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,
@@ -204,21 +107,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_e
       make_batch(loss_type(input), linear_weight.size(0), target, ids, gate_logits, state, weight,
                  ignore_index, label_smoothing);
   const Tensor rows = input.contiguous().view({target.numel(), input.size(-1)});
-  const bool bias_gradient = compute_bias_gradient && linear_bias.has_value();
+  const LinearProducts::Wanted wanted{compute_input_gradient, compute_weight_gradient,
+                                      compute_bias_gradient && linear_bias.has_value()};
+  const auto type = input.scalar_type() == at::kHalf ? at::kFloat : input.scalar_type();
+  LinearProducts products(rows, linear_weight, linear_bias, type, loss_type(input),
+                          advise_huge_pages);
   const auto call = [&](auto of) {
-    return compute<decltype(of)>(batch, rows, linear_weight, linear_bias, compute_input_gradient,
-                                 compute_weight_gradient, bias_gradient);
+    return LinearCrossEntropy<decltype(of)>(batch, rows, products).run(wanted);
   };
-  auto [losses, gradients] = input.scalar_type() == at::kDouble     ? call(double{})
-                             : input.scalar_type() == at::kBFloat16 ? call(c10::BFloat16{})
-                                                                    : call(float{});
-  const Tensor none = at::empty({0}, input.options());
+  const Losses losses = type == at::kDouble     ? call(double{})
+                        : type == at::kBFloat16 ? call(c10::BFloat16{})
+                                                : call(float{});
   return {losses.loss,
           losses.sample_loss,
           losses.pressure,
-          compute_input_gradient ? gradients.input.view(input.sizes()) : none,
-          compute_weight_gradient ? gradients.linear_weight : at::empty_like(none),
-          bias_gradient ? gradients.linear_bias : at::empty_like(none)};
+          products.input_gradient(input.sizes()),
+          products.weight_gradient(),
+          products.bias_gradient()};
 }
 
 }  // namespace

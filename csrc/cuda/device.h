@@ -35,7 +35,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   (void)stream;
   emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); });
 #else
-  constexpr size_t kUnasked = 48 * 1024;  // what a kernel may take without asking
+  constexpr size_t kUnasked = 40 * 1024;  // without asking: 48 KB with the static kind
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kUnasked) {
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -213,6 +213,17 @@ struct Minimum {
     return a < b ? a : b;
   }
 };
+
+// threadIdx.x, read anew: what is found from it need not stay in a register until then.
+__device__ inline int thread_now() {
+#ifdef ADAPRUNER_EMULATE
+  return static_cast<int>(threadIdx.x);
+#else
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+#endif
+}
 
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 __device__ inline int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }

@@ -1,0 +1,130 @@
+// The ATen side of the losses: outputs and scratch of a call, and the plain batch of pointers that
+// its kernels get.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "context.h"
+#include "cross_entropy_batch.h"
+#include "cross_entropy_plan.h"
+
+namespace adapruner::cuda {
+
+struct Losses {
+  at::Tensor loss, sample_loss, pressure;
+};
+
+// The dtype of the losses of a tensor of this dtype.
+inline at::ScalarType loss_type(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// `tensor`: contiguous, of any integer dtype.
+inline Integers integers_of(const at::Tensor& tensor) {
+  const auto type = tensor.scalar_type() == at::kByte    ? Integers::Type::kByte
+                    : tensor.scalar_type() == at::kChar  ? Integers::Type::kChar
+                    : tensor.scalar_type() == at::kShort ? Integers::Type::kShort
+                    : tensor.scalar_type() == at::kInt   ? Integers::Type::kInt
+                                                         : Integers::Type::kLong;
+  return {tensor.const_data_ptr(), type};
+}
+
+// Launches number their blocks in 31 bits.
+inline void check_units(int64_t units) {
+  TORCH_CHECK_VALUE(units < int64_t{1} << 31, "the batch needs ", units,
+                    " blocks of threads; a GPU takes fewer than 2**31 of them");
+}
+
+// A call on B samples whose losses come in `units` pieces.
+class LossCall {
+ public:
+  LossCall(at::ScalarType type, const at::Tensor& ids, const at::Tensor& gate_logits,
+           const at::Tensor& state)
+      : ids_(ids.contiguous()), gate_logits_(gate_logits.contiguous()) {
+    const int64_t samples = ids.size(0);
+    const auto options = ids.options().dtype(type);
+    losses = {at::empty({}, options), at::empty({samples}, options),
+              at::empty({samples}, options.dtype(at::kFloat))};
+    batch.samples = samples;
+    batch.ids = integers_of(ids_);
+    batch.gate_logits = gate_logits_.const_data_ptr<float>();
+    batch.gates = gate_logits.size(0);
+    batch.state = const_cast<int64_t*>(state.const_data_ptr<int64_t>());  // for errors alone
+    batch.loss = losses.loss.mutable_data_ptr();
+    batch.sample_loss = losses.sample_loss.mutable_data_ptr();
+    batch.pressure = losses.pressure.mutable_data_ptr<float>();
+  }
+
+  // prepared: samples are counted beforehand.
+  void allocate(int64_t units, bool prepared) {
+    check_units(units);
+    const int64_t counted = prepared ? batch.samples : 0;
+    const int64_t rows = counted * static_cast<int64_t>(sizeof(SampleRows));
+    const int64_t sums = units * static_cast<int64_t>(sizeof(double));
+    scratch_ = at::empty({rows + sums + 8}, ids_.options().dtype(at::kByte));
+    auto* at = scratch_.mutable_data_ptr<uint8_t>();
+    batch.sample_rows = reinterpret_cast<SampleRows*>(at);
+    batch.partial = reinterpret_cast<double*>(at + rows);
+    batch.done = units == 1 ? nullptr : reinterpret_cast<unsigned*>(at + rows + sums);
+    batch.units = units;
+  }
+
+  // What no kernel is launched for: no samples, or none with a row.
+  Losses empty() {
+    losses.loss.zero_();
+    losses.sample_loss.zero_();
+    losses.pressure.fill_(std::numeric_limits<float>::infinity());
+    return losses;
+  }
+
+  Losses losses;
+  CrossEntropyBatch batch{};
+
+ private:
+  at::Tensor ids_, gate_logits_, scratch_;
+};
+
+// Of a cross entropy with R rows for each sample.
+class CrossEntropyCall : public LossCall {
+ public:
+  CrossEntropyCall(at::ScalarType type, int64_t classes, const at::Tensor& target,
+                   const at::Tensor& ids, const at::Tensor& gate_logits, const at::Tensor& state,
+                   const std::optional<at::Tensor>& weight, int64_t ignore_index,
+                   double label_smoothing)
+      : LossCall(type, ids, gate_logits, state), target_(target.contiguous()) {
+    constexpr int64_t kMostClasses = int64_t{1} << 30;
+    TORCH_CHECK_VALUE(classes < kMostClasses, "there are ", classes,
+                      " classes; expected fewer than 2**30 on a GPU");
+    batch.rows = batch.samples == 0 ? 0 : target.numel() / batch.samples;
+    batch.classes = classes;
+    batch.target = integers_of(target_);
+    batch.ignore_index = ignore_index;
+    batch.unit_terms = row_terms(1.0, 0.0, label_smoothing, classes);
+    batch.unit_scale = 1.0 / static_cast<double>(std::max<int64_t>(batch.samples, 1));
+    if (!weight.has_value()) return;
+    class_weight_ = weight->to(type).contiguous();
+    batch.class_weight = class_weight_.const_data_ptr();
+    if (label_smoothing == 0) return;
+    total_weight_ = at::sum(class_weight_);
+    batch.total_weight = total_weight_.const_data_ptr();
+  }
+
+ private:
+  at::Tensor target_, class_weight_, total_weight_;
+};
+
+inline DeviceSize device_size(const Context& context) {
+  int device = 0, shared = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return {context.multiprocessors, shared};
+}
+
+}  // namespace adapruner::cuda
