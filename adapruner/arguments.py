@@ -18,6 +18,15 @@ def check_whole(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}; found {value}")
 
 
+def check_one_process() -> None:
+    """Raise RuntimeError in one of several processes of a distributed run."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        count = distributed.get_world_size()
+        if count > 1:  # each would select by the losses that it alone has seen
+            raise RuntimeError(f"adapruner does not run in several processes yet; found {count}")
+
+
 def why_no_cuda() -> str | None:
     """Why nothing can run on a GPU here; None where it can."""
     built = _C.build_info()

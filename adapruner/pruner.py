@@ -15,7 +15,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adapruner import masks
-from adapruner.arguments import check_device, check_held_out, check_labels, check_whole
+from adapruner.arguments import (
+    check_device,
+    check_held_out,
+    check_labels,
+    check_one_process,
+    check_whole,
+)
 from adapruner.checkpoint import to_cpu
 from adapruner.controller import Best, Controller, choose_best
 from adapruner.data.loader import PrunedLoader
@@ -87,6 +93,7 @@ class Pruner(Losses):
         track_losses: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
+        check_one_process()
         check_whole("num_samples", num_samples, 1)
         check_whole("epochs", epochs, 1)
         check_whole("seed", seed, 0)

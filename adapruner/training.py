@@ -80,9 +80,10 @@ def fast_prune(
         seed: of the order, the held-out part, the augmentation and the model's own dropout.
         device: where to train: "cpu" or a CUDA device; where the model is, if None.
         loader: what reads the samples. "torch": a DataLoader. "dali": NVIDIA DALI, which decodes
-            images of a folder or of shards and does what a transform of :mod:`adapruner.vision`
-            does, in native threads. "auto": DALI where it is installed and can read these samples.
-            The result's ``config`` says which it was and why, and which one evaluated.
+            images of a folder or of shards, takes uint8 arrays as they are, and does what a
+            transform of :mod:`adapruner.vision` does, in native threads. "auto": DALI where it is
+            installed and can read these samples. The result's ``config`` says which it was and why,
+            and which one evaluated.
         num_workers: processes that read samples; with DALI its threads, one per core where 0.
         block_size: samples that stand next to each other in the data and are read at about the
             same time, for slow disks: see :func:`adapruner.data.order.block_order`. All are mixed

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import resource
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +259,34 @@ def test_a_batch_outlives_the_ones_after_it(folder: Path) -> None:
     copy = first.clone()
     assert sum(len(ids) for _, _, ids in batches) == COUNT - 4
     assert torch.equal(first, copy)
+
+
+def test_forked_process_leaves_pipelines_alone(folder: Path) -> None:
+    """To collect one that is garbage would be to wait for threads that did not come along."""
+    gc.collect()
+    gc.disable()
+    try:
+        batches = iter(DaliLoader(folder, Followed(COUNT), 8, transform=training_transform(32)))
+        next(batches)
+        garbage = [batches]
+        garbage.append(garbage)  # type: ignore[arg-type]
+        del batches, garbage
+        child = os.fork()
+        if child == 0:
+            gc.collect()
+            os._exit(17)
+        for _ in range(600):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.1)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended, "the forked process waits for ever"
+        assert os.waitstatus_to_exitcode(status) == 17
+    finally:
+        gc.enable()
 
 
 def test_memory_does_not_grow_over_epochs(folder: Path) -> None:

@@ -15,6 +15,7 @@ from training_data import Followed
 
 from adapruner import as_source
 from adapruner.data.base import Source
+from adapruner.data.images import to_picture
 from adapruner.data.loader import PrunedLoader
 from adapruner.vision import MEAN, STD, evaluation_transform, training_transform
 
@@ -90,14 +91,15 @@ def test_resized_as_pillow_does_it(form: str, tmp_path: Path) -> None:
     assert difference.max() < 4
 
 
+@pytest.mark.parametrize("form", ["mapped", "mapped grey", "mapped CHW"])
 @pytest.mark.parametrize("size", [32, 96])
-def test_augmented_as_the_same_images_in_files(size: int, tmp_path: Path) -> None:
+def test_augmented_as_the_same_images_in_files(size: int, form: str, tmp_path: Path) -> None:
     """Windows and flips are functions of (seed, epoch, index), whatever the images come from."""
-    arrays = source_of("mapped", tmp_path, training_transform(size), (64, 80))
+    arrays = source_of(form, tmp_path, training_transform(size), (64, 80))
     for index in range(COUNT):
         path = tmp_path / "images" / "abc"[index % 3] / f"{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image_module.fromarray(arrays.image(index)).save(path)
+        to_picture(arrays.image(index)).save(path)
     folder = as_source(tmp_path / "images")
     assert folder.paths is not None
     number = [int(Path(path).stem) for path in folder.paths]

@@ -93,16 +93,19 @@ class Pixels:
         self._axes = axes
 
     def whole(self) -> Any:
-        fn, types = _dali()
-        if self._axes == "HW":
-            grey = fn.expand_dims(self.stored, axes=2, new_axis_names="C")
-            return fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
-        if self._axes == "CHW":
-            return fn.transpose(self.stored, perm=[1, 2, 0])
-        return self.stored
+        return self._in_colour(self.stored)
 
     def window(self, start: Any, extent: Any) -> Any:
-        return _dali()[0].slice(self.whole(), start=start, shape=extent, axis_names="HW")
+        """No more than the window is looked at."""
+        window = _dali()[0].slice(self.stored, start=start, shape=extent, axis_names="HW")
+        return self._in_colour(window)
+
+    def _in_colour(self, image: Any) -> Any:
+        fn, types = _dali()
+        if self._axes == "HW":
+            grey = fn.expand_dims(image, axes=2, new_axis_names="C")
+            return fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
+        return fn.transpose(image, perm=[1, 2, 0]) if self._axes == "CHW" else image
 
 
 class Graph(Protocol):

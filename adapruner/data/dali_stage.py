@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -12,6 +14,10 @@ from adapruner.extras import require
 
 Feeds: TypeAlias = Mapping[str, Any]
 Define: TypeAlias = Callable[[], tuple[Any, ...]]
+
+# A pipeline ends by waiting for its threads, and these do not come along into a process that is
+# forked. One that is garbage by then is to be collected in the process that made it, nowhere else.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class BatchError(RuntimeError):
@@ -41,8 +47,7 @@ class Stage:
         self._pipeline = self._build()
 
     def __del__(self) -> None:
-        # A pipeline is part of a reference cycle. Left to the garbage collector, it may end in a
-        # process forked meanwhile, and would wait there for threads that did not come along.
+        # A pipeline is part of a reference cycle: its threads would stay until that is collected.
         if pipeline := getattr(self, "_pipeline", None):
             pipeline.__del__()
 

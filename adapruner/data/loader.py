@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,7 +135,6 @@ class PrunedLoader:
             collate_fn=_Collate(collate_fn),
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_begin_worker,
             # Its own, so that the caller's generator is not drawn from.
             generator=torch.Generator().manual_seed(epoch_seed(follows.seed, 0)),
         )
@@ -185,19 +183,9 @@ def evaluation_loader(
         _Reader(source, seed, whole=collate_fn is default_collate),
         batch_sampler=keys,
         num_workers=num_workers if keys else 0,
-        worker_init_fn=_begin_worker,
         collate_fn=_Collate(collate_fn),
         generator=torch.Generator().manual_seed(epoch_seed(seed, 0)),
     )
-
-
-def _begin_worker(number: int) -> None:
-    """Leave alone what came along when the process was forked.
-
-    To collect it costs memory that is shared until then, and hangs where a destructor waits for
-    threads that only the parent has.
-    """
-    gc.freeze()
 
 
 class _Whole(NamedTuple):
