@@ -58,9 +58,8 @@ class Pruner(Losses):
         track_losses: keep the last loss of every sample (4 bytes a sample), by which gates step in
             epochs that do not visit them; without it, a later visit stands for those epochs, and
             short runs select less like runs that visit all.
-        device: where the gates live, that of the losses: "cpu" or a CUDA device; torch's default
-            device where None. A GPU's kernels note what is wrong with a batch, and :meth:`step`
-            raises it.
+        device: of the gates and the losses, "cpu" or a CUDA device; torch's default where None.
+            What a GPU's kernels find wrong with a batch is raised by :meth:`step`.
 
     Example:
         >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
@@ -256,8 +255,6 @@ class Pruner(Losses):
         Raises:
             RuntimeError: the run has ended already.
             ValueError: fewer samples can be read than are to be kept.
-            IndexError, ValueError: on a GPU, a batch had an id, a target or a loss out of range;
-                the epoch is as it was, and can be stepped.
         """
         if self.finished:
             raise RuntimeError(f"this run has ended after {self.epochs} epochs")
@@ -300,15 +297,12 @@ class Pruner(Losses):
     def _note_best(self, validation_loss: float | None, standard_error: float) -> None:
         """Remember the selection of this epoch if it is at the ratio wanted and among the best."""
         at_target = self.selection.kept_count == keep_count(self.keep_ratio, self.num_samples)
-        if not at_target or self.epoch < self.warmup_epochs:
+        if not at_target or self.epoch < self.warmup_epochs or validation_loss is None:
             return
-        if validation_loss is None or not math.isfinite(validation_loss):
+        kept = self.selection.kept
+        if not math.isfinite(validation_loss) or (kept & ~self.gates.readable()).any():
             return
-        if (self.selection.kept & ~self.gates.readable()).any():
-            return
-        self._best = choose_best(
-            self._best, validation_loss, standard_error, self.epoch, self.selection.kept
-        )
+        self._best = choose_best(self._best, validation_loss, standard_error, self.epoch, kept)
 
     def _end_gate_epoch(self, warming_up: bool) -> None:
         gates = self.gates

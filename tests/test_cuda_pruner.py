@@ -232,7 +232,7 @@ def test_resumes_where_it_was(tmp_path: Path) -> None:
         return model
 
     with pytest.raises(Stopped):
-        run(stop_at(fresh(), 9))
+        run(stop_at(fresh(), 5))
     resumed = run(fresh())
     for path in tmp_path.iterdir():
         path.unlink()
