@@ -98,7 +98,7 @@ struct GradientWriter {
 };
 
 template <typename T, bool kSmoothing>
-__global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing))
+__global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing), 1)
     wide_rows_kernel(CrossEntropyBatch batch, CrossEntropyRows<T> rows, CrossEntropyPlan plan,
                      int64_t first_unit) {
   using A = Accumulator<T>;
