@@ -29,6 +29,7 @@ SUITES = (
     "end_to_end",
     "growth",
 )
+GPU_SUITES = ("masked_cross_entropy", "topk", "gate_update", "step")
 # What the README shows of them: the sizes of BUDGETS that a reader would ask for first.
 FIRST = (
     "masked_cross_entropy[(256, 10)]",
@@ -167,6 +168,35 @@ def suite_table(suite: str) -> str:
     return "\n".join(lines)
 
 
+def gpu_table() -> str:
+    """Everything that gpu-check measured, and what it was held against."""
+    files = [RESULTS / "gpu" / f"{suite}.json" for suite in GPU_SUITES]
+    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    if not found:
+        return "**Not yet measured.**"
+    lines = ["| | | median [quartiles] | as a multiple of ours | n |", "|---|---|---|---|---|"]
+    for title, row in ((t, r) for suite in found for t, r in suite["rows"].items()):
+        first = title.replace("_", " ").replace("[", " [")
+        for name, timing in row["rivals"].items():
+            lower, median, upper = map(time, timing["seconds"])
+            times = factor(timing["times_first"][1])
+            lines.append(
+                f"| {first} | {name} | {median} [{lower}, {upper}] | {times} | {timing['n']} |"
+            )
+            first = ""
+        for claim in row["claims"]:
+            if claim["value"] is not None:
+                budget = f"budget {'≤' if claim['most'] else '≥'} {claim['limit']}"
+                lines.append(f"| | {factor(claim['value'])} {claim['text']} ({budget}) | | | |")
+    about = found[0]["provenance"]
+    lines.append(
+        f"\n{about['device']}, driver {about.get('driver_version')}, SM clock "
+        f"{about.get('clocks.sm')}, torch {about['torch']}, {about['date']}, "
+        f"commit {about['commit']}."
+    )
+    return "\n".join(lines)
+
+
 def notes(row: dict[str, Any]) -> Iterator[str]:
     """What a row says beside its times."""
     ours = row["rivals"][OURS]["seconds"][1]
@@ -206,7 +236,8 @@ def main() -> None:
 
     digits = load("digits")
     rewrite(ROOT / "README.md", {"demo table": digits_table(digits), "speed": speed_table()})
-    rewrite(ROOT / "docs" / "performance.md", {suite: suite_table(suite) for suite in SUITES})
+    tables = {suite: suite_table(suite) for suite in SUITES} | {"gpu": gpu_table()}
+    rewrite(ROOT / "docs" / "performance.md", tables)
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
     runs = {float(share): rows for share, rows in digits["runs"].items()}
