@@ -32,7 +32,7 @@ def digits_network() -> Network:
     return Network(nn.Sequential(*layers), 32, 10)
 
 
-def small_network(width: int = 16) -> Network:
+def small_network(width: int = 12) -> Network:
     """For 32×32 images on a processor: four convolutions, the first with stride 2."""
     layers = [
         *_conv(3, width, 4, 2),

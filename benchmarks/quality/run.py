@@ -105,6 +105,8 @@ def main() -> None:
         left = missing(tables()[name], path)
         print(f"{name}: {len(left)} of {len(tables()[name])} runs are left", flush=True)
         jobs += [(path, list(runs)) for _, runs in groupby(left, key=lambda run: run.shared)]
+    # Seed by seed through all tables, so that what was stopped has whole seeds.
+    jobs.sort(key=lambda job: job[1][0].seed)
     context = multiprocessing.get_context("spawn")
     turn = context.Value("i", 0)
     processes = [
