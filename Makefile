@@ -1,4 +1,4 @@
-# make setup | demo | test | style | bench | bench-full | bench-native.  Every target sets up what it needs in .venv.
+# make setup | demo | test | style | bench | bench-full | bench-native | quality | quality-quick.  Every target sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
@@ -6,7 +6,7 @@ SETUP := .venv/.setup-done
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
 CXX ?= c++
 
-.PHONY: setup demo test test-native style format bench bench-full bench-native clean
+.PHONY: setup demo test test-native style format bench bench-full bench-native quality quality-quick clean
 
 setup: $(SETUP)
 
@@ -58,6 +58,16 @@ bench-native:
 	$(CXX) -std=c++20 -O3 -march=native -Wall -Wextra -ffp-contract=off \
 	  benchmarks/csrc/benchmark_math.cpp -o build/benchmarks/benchmark_math
 	build/benchmarks/benchmark_math
+
+# Makes the rows that benchmarks/results/quality lacks (hours; stop it when you like), and redraws
+# the tables. CIFAR-10 is looked for in $ADAPRUNER_DATA/cifar10.
+quality: setup
+	$(BIN)/python -m benchmarks.quality.run digits cifar digits-dirt cifar-dirt digits-steps --workers 2
+	$(BIN)/python -m benchmarks.quality.report
+
+# A minute, on digits, into build/quality.
+quality-quick: setup
+	$(BIN)/python -m benchmarks.quality.run quick --results build/quality/results
 
 clean:
 	rm -rf build dist .venv *.egg-info adapruner/_C*.so

@@ -41,7 +41,8 @@ def load(name: str, noise: str, seed: int, measured_on: str) -> Data:
     """The dataset for one seed.
 
     Args:
-        name: "digits", "cifar10" or "cifar10-COUNT", a part of so many training images.
+        name: "digits", "cifar10" or "cifar10-COUNT", a part of so many training images at half the
+            resolution.
         noise: "clean", or "KIND SHARE" with the kinds of :func:`spoil`.
         seed: chooses the part and the noise.
         measured_on: "test", or "split": training images that are in no training set of this seed.
@@ -69,17 +70,22 @@ def _cifar(name: str, seed: int, measured_on: str) -> Data:
     x, y = _cifar_images("train")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1000 + seed))
     rest, held = order[:-CIFAR_SPLIT], order[-CIFAR_SPLIT:]
-    if "-" in name:
+    part = "-" in name
+    if part:
         rest = rest[: int(name.split("-")[1])]
     elif measured_on == "test":
         rest = order
     x_test, y_test = (x[held], y[held]) if measured_on == "split" else _cifar_images("test")
     bad = torch.zeros(len(rest), dtype=torch.bool)
-    return Data(_normalised(x[rest]), y[rest], bad, _normalised(x_test), y_test, 10)
+    return Data(_normalised(x[rest], part), y[rest], bad, _normalised(x_test, part), y_test, 10)
 
 
-def _normalised(images: Tensor) -> Tensor:
-    return (images.float() / 255 - 0.47) / 0.25
+def _normalised(images: Tensor, halved: bool) -> Tensor:
+    values = (images.float() / 255 - 0.47) / 0.25
+    if not halved:
+        return values
+    count, height, width, colours = values.shape
+    return values.reshape(count, height // 2, 2, width // 2, 2, colours).mean((2, 4))
 
 
 def _cifar_images(split: str) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,10 @@ from .experimental import EXPERIMENTAL
 from .static import STATIC
 from .trainer import Recipe
 
-# Chosen on "split", not on the test set: the rate of 0.1, 0.2 and 0.4 that trains best.
+# Chosen on "split", not on the test set: of the rates 0.1, 0.2 and 0.4 the one that trains best, or (digits) half of it.
 RECIPES = {
-    "digits": Recipe("digits", 16, 64, 0.2, bfloat16=False),
-    "cifar10-10000": Recipe("small", 8, 128, 0.2, crop=2, flip=True),
-    "cifar10-20000": Recipe("small", 12, 128, 0.2, crop=2, flip=True),
+    "digits": Recipe("digits", 16, 64, 0.1, bfloat16=False),
+    "cifar10-10000": Recipe("small", 10, 128, 0.4, crop=1, flip=True),
     # For a GPU; nobody has run them yet.
     "cifar10": Recipe("resnet9", 16, 512, 0.4, crop=4, flip=True, compile=True),
     "cifar10 resnet18": Recipe("resnet18", 30, 512, 0.4, crop=4, flip=True, compile=True),

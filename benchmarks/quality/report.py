@@ -1,0 +1,226 @@
+"""Draw the tables and figures of docs/quality.md, and the short table of README.md, from the rows.
+
+    python -m benchmarks.quality.report
+
+Reads benchmarks/results/quality/*.jsonl; writes what stands between the markers, and
+docs/images/quality-*.png.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from .figures import draw_differences
+from .run import RESULTS, read_rows
+from .statistics import Estimate, Row, by_seed, estimate, paired
+from .table import JOINT_METHODS, STATIC_METHODS, tables
+
+ROOT = Path(__file__).resolve().parents[2]
+Rows = list[Row]
+
+
+def group(rows: Iterable[Row], *names: str) -> dict[Any, Rows]:
+    groups: dict[Any, Rows] = {}
+    for row in rows:
+        key = tuple(row[name] for name in names)
+        groups.setdefault(key if len(names) > 1 else key[0], []).append(row)
+    return groups
+
+
+def cell_mean(found: Estimate) -> str:
+    error = f" ± {found.standard_error:.2f}" if found.n > 1 else ""
+    return f"{found.mean:.2f}{error}"
+
+
+def cell_difference(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    if found.n < 2:
+        return f"{found.mean:+.2f}"
+    low, high = found.interval
+    text = f"{found.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"**{text}**" if low > 0 else text
+
+
+def order_of(methods: Iterable[str]) -> list[str]:
+    known = [*STATIC_METHODS, *JOINT_METHODS]
+    return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known), m))
+
+
+def counts(rows: Rows) -> str:
+    """How many seeds the cells have."""
+    sizes = {len(by_seed(cell)) for cell in group(rows, "method", "ratio").values()}
+    return f"n = {min(sizes)}" if len(sizes) == 1 else f"n = {min(sizes)} to {max(sizes)}"
+
+
+def grid(rows: Rows, cell: Callable[[str, float], str]) -> list[str]:
+    """A line for each method, a column for each ratio."""
+    ratios = sorted({row["ratio"] for row in rows if row["method"] != "full"}, reverse=True)
+    lines = [
+        "| | " + " | ".join(f"{ratio:g}" for ratio in ratios) + " |",
+        "|---" * (len(ratios) + 1) + "|",
+    ]
+    for method in order_of(row["method"] for row in rows):
+        cells = " | ".join(cell(method, ratio) for ratio in ratios)
+        lines.append(f"| {method} | {cells} |")
+    return lines
+
+
+def block(rows: Rows, full: Rows, rival: str) -> str:
+    """Accuracy, and its differences to ``rival`` and to full data, of one protocol and noise."""
+    cells = group(rows, "method", "ratio")
+
+    def found(method: str, ratio: float) -> dict[int, float]:
+        return by_seed(full if method == "full" else cells.get((method, ratio), []))
+
+    def mean(method: str, ratio: float) -> str:
+        values = found(method, ratio)
+        return cell_mean(estimate(values.values())) if values else ""
+
+    def against(other: str) -> Callable[[str, float], str]:
+        return lambda method, ratio: (
+            ""
+            if method == other
+            else cell_difference(paired(found(method, ratio), found(other, ratio)))
+        )
+
+    both = rows + full
+    return "\n".join(
+        [
+            f"Accuracy, %, mean ± standard error, {counts(rows)}:",
+            "",
+            *grid(both, mean),
+            "",
+            f"Difference to {rival}, points, paired over seeds [95 % interval]:",
+            "",
+            *grid(both, against(rival)),
+            "",
+            "Difference to all data:",
+            "",
+            *grid(rows, against("full")),
+        ]
+    )
+
+
+def share_of_bad(rows: Rows) -> str:
+    """% of the kept that are wrongly labelled or corrupt."""
+    cells = group(rows, "method", "ratio")
+
+    def cell(method: str, ratio: float) -> str:
+        found = cells.get((method, ratio), [])
+        return cell_mean(estimate(100 * row["bad_among_kept"] for row in found)) if found else ""
+
+    return "\n".join(["Bad samples among the kept, %:", "", *grid(rows, cell)])
+
+
+def cost(rows: Rows) -> str:
+    """Samples read and time, as multiples of training on everything."""
+    full = group([row for row in rows if row["method"] == "full"], "seed")
+    lines = [
+        "| | keep ratio | samples read | CPU time | of it, to select |",
+        "|---|---|---|---|---|",
+    ]
+    cells = group([row for row in rows if row["method"] != "full"], "method", "ratio")
+    for method, ratio in sorted(cells, key=lambda c: (order_of([c[0]]), -c[1])):
+        shares: list[tuple[float, float, float]] = []
+        for row in cells[method, ratio]:
+            if row["seed"] in full:
+                whole = full[row["seed"]][-1]
+                selected = row.get("selection_cpu_seconds", 0.0)
+                read = row["samples_read"] + row.get("selection_samples_read", 0)
+                shares.append(
+                    (
+                        read / whole["samples_read"],
+                        (row["cpu_seconds"] + selected) / whole["cpu_seconds"],
+                        selected / whole["cpu_seconds"],
+                    )
+                )
+        if shares:
+            means = [estimate(column).mean for column in zip(*shares, strict=True)]
+            lines.append(
+                f"| {method} | {ratio:g} | " + " | ".join(f"{m:.2f}" for m in means) + " |"
+            )
+    return "\n".join(lines)
+
+
+def where(rows: Rows) -> str:
+    about = rows[-1]["provenance"]
+    recipe = rows[-1]["recipe"]
+    commits = ", ".join(sorted({row["provenance"]["commit"] for row in rows}))
+    return (
+        f"{about['processor']}, {rows[-1]['device']}, torch {about['torch']}, {about['date']}, "
+        f"commits {commits}; {rows[-1]['samples']:,} samples, network “{recipe['model']}”, "
+        f"{recipe['epochs']} epochs."
+    )
+
+
+def sections(rows: Rows) -> str:
+    """All blocks of one dataset."""
+    parts = []
+    for (protocol, noise), found in group(rows, "protocol", "noise").items():
+        full = [r for r in rows if r["method"] == "full" and r["noise"] == noise]
+        found = [row for row in found if row["method"] != "full"]
+        if not found or not full:
+            continue
+        rival = "random each epoch" if protocol == "joint" else "random"
+        title = "trained jointly" if protocol == "joint" else f"retrained, {protocol}"
+        parts += [f"### {noise}, {title}", "", block(found, full, rival), ""]
+        if any(row["bad"] > 0 for row in found):
+            parts += [share_of_bad(found), ""]
+        if noise == "clean":
+            parts += ["Cost, as a multiple of training on everything:", "", cost(full + found), ""]
+    return "\n".join([*parts, where(rows)])
+
+
+def short(rows: Rows) -> str:
+    """For the README: adapruner beside random and the best of the others."""
+    lines = ["| | keep ratio | adapruner | random | best other | all data |", "|---" * 6 + "|"]
+    for (dataset, protocol, noise), found in group(rows, "dataset", "protocol", "noise").items():
+        if protocol != "same epochs":
+            continue
+        cells = group(found, "method", "ratio")
+        full = estimate(by_seed(cells.get(("full", 1.0), found)).values())
+        for ratio in sorted(
+            {row["ratio"] for row in found if row["method"] != "full"}, reverse=True
+        ):
+            means = {
+                method: estimate(by_seed(cell).values())
+                for (method, at), cell in cells.items()
+                if at == ratio
+            }
+            others = {m: e for m, e in means.items() if m in STATIC_METHODS[2:-1]}
+            if not {"adapruner", "random"} <= means.keys() or not others:
+                continue
+            best = max(others, key=lambda m: others[m].mean)
+            lines.append(
+                f"| {dataset}, {noise} | {ratio:g} | {cell_mean(means['adapruner'])} "
+                f"| {cell_mean(means['random'])} | {cell_mean(others[best])} ({best}) "
+                f"| {cell_mean(full)} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from report import rewrite
+
+    made = [
+        row for name in tables() if name != "quick" for row in read_rows(RESULTS / f"{name}.jsonl")
+    ]
+    measured = [row for row in made if row["measured_on"] == "test"]
+    tried = [row for row in made if row["measured_on"] == "split"]
+    document = ROOT / "docs" / "quality.md"
+    markers = set(re.findall(r"<!-- (.+?): begin -->", document.read_text()))
+    contents = {dataset: sections(rows) for dataset, rows in group(measured, "dataset").items()}
+    contents |= {f"tried on {d}": sections(rows) for d, rows in group(tried, "dataset").items()}
+    rewrite(document, {name: text for name, text in contents.items() if name in markers})
+    rewrite(ROOT / "README.md", {"quality": short(measured)})
+    draw_differences(measured, ROOT / "docs" / "images" / "quality.png")
+
+
+if __name__ == "__main__":
+    main()
