@@ -53,11 +53,24 @@ def noisy_top(
     return top(gumbel(value, dose(count / len(value)), seed), count, seed)
 
 
+def cut(hard: float, easy: float, records: Records, count: int, seed: int) -> Tensor:
+    """Of what is pruned the shares ``hard`` and ``easy`` are the hardest and the easiest, by the
+    mean loss; the rest is pruned at random."""
+    order = records.losses().mean(0).argsort(stable=True)
+    pruned = len(order) - count
+    middle = order[int(easy * pruned) : len(order) - int(hard * pruned)]
+    chosen = torch.randperm(len(middle), generator=generator_of(seed))[:count]
+    return middle[chosen].sort().values
+
+
 EXPERIMENTAL: dict[str, Select] = {
-    "pressure 1": partial(noisy_top, lambda r: pressure(r, 1.0), lambda ratio: 0.0),
-    "pressure 0.4": partial(noisy_top, lambda r: pressure(r, 0.4), lambda ratio: 0.0),
-    "pressure 1, Gumbel 1": partial(noisy_top, lambda r: pressure(r, 1.0), lambda ratio: 1.0),
+    "hardest out": partial(cut, 1.0, 0.0),
+    "half hardest out": partial(cut, 0.5, 0.0),
+    "easiest out": partial(cut, 0.0, 1.0),
+    "half easiest out": partial(cut, 0.0, 0.5),
+    "both ends out": partial(cut, 0.5, 0.5),
+    "half both ends out": partial(cut, 0.25, 0.25),
     "pressure 0.4, Gumbel 1": partial(noisy_top, lambda r: pressure(r, 0.4), lambda ratio: 1.0),
+    "pressure 1, Gumbel 1": partial(noisy_top, lambda r: pressure(r, 1.0), lambda ratio: 1.0),
     "agreement": partial(noisy_top, agreement, lambda ratio: 0.0),
-    "agreement, Gumbel 1": partial(noisy_top, agreement, lambda ratio: 1.0),
 }
