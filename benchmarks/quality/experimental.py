@@ -11,6 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+import adapruner
+from adapruner.gates import Gates
+from adapruner.selection import Selection
+
 from .scores import Records
 from .static import Select, generator_of, top
 
@@ -63,14 +67,64 @@ def cut(hard: float, easy: float, records: Records, count: int, seed: int) -> Te
     return middle[chosen].sort().values
 
 
+def relative_pressure(records: Records, easy_weight: float) -> Tensor:
+    """The same of losses divided by their mean over the epoch."""
+    losses = records.losses()
+    losses = losses / losses.mean(1, keepdim=True)
+    return -(losses - easy_weight * (losses + EPSILON).log()).sum(0)
+
+
+def _falling(dose: float) -> Callable[[float], float]:
+    """More chance, the less is kept."""
+    return lambda ratio: dose / ratio
+
+
+def _with_pressure(easy_weight: float, dose: float) -> Select:
+    return partial(noisy_top, lambda r: pressure(r, easy_weight), _falling(dose))
+
+
 EXPERIMENTAL: dict[str, Select] = {
     "hardest out": partial(cut, 1.0, 0.0),
     "half hardest out": partial(cut, 0.5, 0.0),
     "easiest out": partial(cut, 0.0, 1.0),
     "half easiest out": partial(cut, 0.0, 0.5),
     "both ends out": partial(cut, 0.5, 0.5),
-    "half both ends out": partial(cut, 0.25, 0.25),
-    "pressure 0.4, Gumbel 1": partial(noisy_top, lambda r: pressure(r, 0.4), lambda ratio: 1.0),
-    "pressure 1, Gumbel 1": partial(noisy_top, lambda r: pressure(r, 1.0), lambda ratio: 1.0),
     "agreement": partial(noisy_top, agreement, lambda ratio: 0.0),
+    "relative 1, Gumbel 0.3 / r": partial(
+        noisy_top, lambda r: relative_pressure(r, 1.0), _falling(0.3)
+    ),
+} | {
+    f"pressure {w:g}, Gumbel {dose:g} / r": _with_pressure(w, dose)
+    for w, dose in ((0.2, 0.3), (0.4, 0.2), (0.4, 0.3), (0.4, 0.45), (0.7, 0.3), (1.0, 0.3))
 }
+
+
+class ChanceSelection(Selection):
+    """An exact top-k over the gate logits in units of their standard deviation plus Gumbel noise,
+    drawn anew each time, of ``dose`` divided by the ratio."""
+
+    dose = 0.0
+
+    def select(self, gates: Gates, ratio: float, slope: float) -> None:
+        logits = gates.logits.clone()
+        spread = logits.std().item()
+        if spread > 0 and ratio < 1:
+            generator = torch.Generator().manual_seed(7000 + self.seed * 1009 + self.draws)
+            uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64)
+            noise = -(-uniform.clamp(min=1e-300).log()).log()
+            gates.logits += (self.dose / ratio * spread * noise).float()
+        self.draws += 1
+        super().select(gates, ratio, slope)
+        gates.logits.copy_(logits)
+        gates.set_slope(slope)
+
+    draws = 0
+
+
+def give_chance(pruner: adapruner.Pruner, dose: float) -> None:
+    """Have a pruner select with chance."""
+    old = pruner.selection
+    pruner.selection = ChanceSelection(
+        old.num_samples, old.keep_ratio, seed=old.seed, explore=old.explore
+    )
+    pruner.selection.dose = dose

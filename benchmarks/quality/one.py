@@ -17,8 +17,10 @@ from .data import Data, load
 from .experimental import EXPERIMENTAL
 from .scores import record
 from .static import STATIC
-from .table import OURS, Run
+from .table import OURS, WITH_CHANCE, Run
 from .trainer import Plan, Trained, accuracy, train
+
+ADAPRUNER = OURS | WITH_CHANCE
 
 
 @functools.lru_cache(maxsize=1)  # runs come in groups that share it
@@ -68,7 +70,7 @@ def _select(run: Run, data: Data) -> tuple[Tensor, dict[str, float]]:
     if run.method == "random, right ones only":
         order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(run.seed))
         return order[~data.bad[order]][:count].sort().values, nothing
-    if run.method in OURS:
+    if run.method in ADAPRUNER:
         plan = _adapruner(run, data, run.recipe.epochs)
         trained = train(data, run.recipe, plan, run.seed, epochs=run.recipe.epochs)
         return plan.pruner.result().indices, _cost(trained)
@@ -92,7 +94,9 @@ def _cost(trained: Trained) -> dict[str, float]:
 
 
 def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
-    return plans.Adapruner(len(data.y), run.ratio, epochs, OURS[run.method], run.seed)
+    method, chance = ADAPRUNER[run.method]
+    device = data.y.device
+    return plans.Adapruner(len(data.y), run.ratio, epochs, method, run.seed, device, chance)
 
 
 def _joint(run: Run, data: Data) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def _joint(run: Run, data: Data) -> dict[str, Any]:
     count, recipe = len(data.y), run.recipe
     budget = keep_count(run.ratio, count) * recipe.epochs
     kept = None
-    if run.method in OURS:
+    if run.method in ADAPRUNER:
         epochs = _epochs_within(run, data, budget)
         plan = _adapruner(run, data, epochs)
         trained = train(data, recipe, plan, run.seed, epochs=epochs)

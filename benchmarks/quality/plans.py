@@ -9,6 +9,7 @@ from torch.nn import functional
 import adapruner
 from adapruner.selection import keep_count
 
+from .experimental import give_chance
 from .networks import Network
 from .trainer import Plan
 
@@ -16,8 +17,21 @@ from .trainer import Plan
 class Adapruner(Plan):
     """A run of ``adapruner.Pruner``, in a loop of one's own: no held-out data."""
 
-    def __init__(self, count: int, ratio: float, epochs: int, method: str, seed: int) -> None:
-        self.pruner = adapruner.Pruner(count, ratio, epochs, method=method, seed=seed)
+    def __init__(
+        self,
+        count: int,
+        ratio: float,
+        epochs: int,
+        method: str,
+        seed: int,
+        device: torch.device,
+        chance: float = 0.0,
+    ) -> None:
+        self.pruner = adapruner.Pruner(
+            count, ratio, epochs, method=method, seed=seed, device=device
+        )
+        if chance:
+            give_chance(self.pruner, chance)
 
     def begin(self, epoch: int, done: float, model: Network) -> Tensor:
         return torch.from_numpy(self.pruner.reads())
@@ -55,8 +69,8 @@ class _ByLastLoss(Plan):
 
     def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
         losses = functional.cross_entropy(logits, targets, reduction="none")
-        self.last_loss[ids] = losses.detach()
-        return (losses * self.weights[ids]).mean()
+        self.last_loss[ids.cpu()] = losses.detach().cpu()
+        return (losses * self.weights[ids.cpu()].to(losses.device)).mean()
 
 
 class InfoBatch(_ByLastLoss):

@@ -18,7 +18,13 @@ RECIPES = {
     "cifar10": Recipe("resnet9", 16, 512, 0.4, crop=4, flip=True, compile=True),
     "cifar10 resnet18": Recipe("resnet18", 30, 512, 0.4, crop=4, flip=True, compile=True),
 }
-OURS = {"adapruner as published": "adapruner", "adapruner": "balanced"}
+# Name to the package's method, and to a dose of chance, which the package does not have.
+OURS = {"adapruner as published": ("adapruner", 0.0), "adapruner": ("balanced", 0.0)}
+WITH_CHANCE = {
+    f"{name}, chance {dose:g} / r": (method, dose)
+    for name, (method, _) in OURS.items()
+    for dose in (0.2, 0.3, 0.45)
+}
 STATIC_METHODS = ("full", *STATIC, *OURS)
 JOINT_METHODS = ("full", "full, fewer epochs", "random each epoch", "InfoBatch", "SeTa", *OURS)
 
@@ -77,6 +83,13 @@ CLEAN_OR_NOISY = ("clean", "symmetric 0.2")
 DIRT = ("symmetric 0.1", "symmetric 0.4", "asymmetric 0.2", "corrupt 0.1", "long-tail 0.05")
 WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 CIFAR = "cifar10-10000"
+CIFAR_TRIES = (
+    "half easiest out",
+    "half hardest out",
+    "pressure 0.4, Gumbel 0.3 / r",
+    "pressure 1, Gumbel 0.3 / r",
+    "relative 1, Gumbel 0.3 / r",
+)
 
 
 def tables() -> dict[str, list[Run]]:
@@ -106,18 +119,27 @@ def tables() -> dict[str, list[Run]]:
             grid(
                 "digits",
                 "same epochs",
-                ("full", "random", *EXPERIMENTAL),
+                ("full", "random", *EXPERIMENTAL, *OURS, *WITH_CHANCE),
                 WIDE,
                 CLEAN_OR_NOISY,
                 ten,
                 "split",
-            )
+            ),
+            grid(
+                "digits",
+                "joint",
+                ("full, fewer epochs", "random each epoch", *OURS, *WITH_CHANCE),
+                (0.7, 0.5, 0.3),
+                CLEAN_OR_NOISY,
+                ten,
+                "split",
+            ),
         ),
         "experimental-cifar": distinct(
             grid(
                 CIFAR,
                 "same epochs",
-                ("full", "random", *EXPERIMENTAL),
+                ("full", "random", *CIFAR_TRIES),
                 (0.9, 0.7, 0.3),
                 CLEAN_OR_NOISY,
                 five,

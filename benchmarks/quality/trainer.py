@@ -100,7 +100,7 @@ def train(
     while (epoch < epochs) if epochs is not None else (read < samples):
         model.train()
         done = epoch / epochs if epochs is not None else read / samples
-        mask = plan.begin(epoch, done, model)
+        mask = plan.begin(epoch, done, model).to(device)
         generator = torch.Generator(device).manual_seed(1_000_003 * (seed + 1) + epoch)
         order = torch.randperm(len(data.y), generator=generator, device=device)
         order = order[mask[order]]
