@@ -164,14 +164,14 @@ def test_a_paired_difference_and_its_interval():
 
 def test_what_is_there_is_not_made_again_and_a_torn_line_is(tmp_path):
     runs = [table.Run("digits", "same epochs", "random", 0.5, "clean", s) for s in range(3)]
-    path = tmp_path / "rows" / "t.jsonl"
+    path = tmp_path / "t.jsonl"
     rows = [json.loads(json.dumps(vars(r) | {"recipe": vars(r.recipe)})) for r in runs]
     run.append(path, rows[0])
     with path.open("a") as file:
         file.write(json.dumps(rows[1])[:40])  # stopped in the middle
-    assert run.missing(runs, path) == runs[1:]
+    assert run.missing(runs, tmp_path) == runs[1:]
     run.append(path, rows[2])
-    assert run.missing(runs, path) == [runs[1]]
+    assert run.missing(runs, tmp_path) == [runs[1]]
     assert len(run.read_rows(path)) == 2
 
 
@@ -179,7 +179,7 @@ def test_a_run_of_another_recipe_is_another_run(tmp_path):
     one = table.Run("digits", "same epochs", "random", 0.5, "clean", 0)
     row = vars(one) | {"recipe": vars(one.recipe) | {"epochs": 99}}
     run.append(tmp_path / "t.jsonl", row)
-    assert run.missing([one], tmp_path / "t.jsonl") == [one]
+    assert run.missing([one], tmp_path) == [one]
 
 
 @pytest.mark.parametrize("method", table.JOINT_METHODS[1:])

@@ -6,15 +6,16 @@ They select from the recorded run, as the rivals do; docs/quality.md says which 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-import adapruner
 from adapruner.gates import Gates
 from adapruner.selection import Selection
 
+from .plans import Adapruner
 from .scores import Records
 from .static import Select, generator_of, top
 
@@ -99,11 +100,41 @@ EXPERIMENTAL: dict[str, Select] = {
 }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A pruning run of the package with something changed.
+
+    Attributes:
+        method: the package's.
+        chance, power: dose of chance, chance / ratio ** power, see :class:`ChanceSelection`.
+        even: the loss is divided by the mean gate, so that closing gates do not slow the training.
+    """
+
+    method: str = "balanced"
+    chance: float = 0.0
+    power: int = 1
+    even: bool = False
+
+
+VARIANTS = {
+    "adapruner as published, chance 0.3 / r": Variant("adapruner", 0.3),
+    "adapruner, chance 0.3 / r": Variant(chance=0.3),
+    "adapruner, chance 0.1 / r²": Variant(chance=0.1, power=2),
+    "adapruner, chance 0.03 / r²": Variant(chance=0.03, power=2),
+    "adapruner, chance 0.01 / r³": Variant(chance=0.01, power=3),
+    "adapruner, even": Variant(even=True),
+    "adapruner as published, even": Variant("adapruner", even=True),
+    "adapruner, chance 0.3 / r, even": Variant(chance=0.3, even=True),
+    "adapruner as published, chance 0.3 / r, even": Variant("adapruner", 0.3, even=True),
+}
+
+
 class ChanceSelection(Selection):
     """An exact top-k over the gate logits in units of their standard deviation plus Gumbel noise,
-    drawn anew each time, of ``dose`` divided by the ratio."""
+    drawn anew each time."""
 
-    dose = 0.0
+    variant = Variant()
+    draws = 0
 
     def select(self, gates: Gates, ratio: float, slope: float) -> None:
         logits = gates.logits.clone()
@@ -112,19 +143,37 @@ class ChanceSelection(Selection):
             generator = torch.Generator().manual_seed(7000 + self.seed * 1009 + self.draws)
             uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64)
             noise = -(-uniform.clamp(min=1e-300).log()).log()
-            gates.logits += (self.dose / ratio * spread * noise).float()
+            dose = self.variant.chance / ratio**self.variant.power
+            gates.logits += (dose * spread * noise).float()
         self.draws += 1
         super().select(gates, ratio, slope)
         gates.logits.copy_(logits)
         gates.set_slope(slope)
 
-    draws = 0
 
+class VariantPlan(Adapruner):
+    """A run of a variant."""
 
-def give_chance(pruner: adapruner.Pruner, dose: float) -> None:
-    """Have a pruner select with chance."""
-    old = pruner.selection
-    pruner.selection = ChanceSelection(
-        old.num_samples, old.keep_ratio, seed=old.seed, explore=old.explore
-    )
-    pruner.selection.dose = dose
+    def __init__(
+        self,
+        count: int,
+        ratio: float,
+        epochs: int,
+        variant: Variant,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(count, ratio, epochs, variant.method, seed, device)
+        self._even = variant.even
+        if variant.chance:
+            old = self.pruner.selection
+            self.pruner.selection = ChanceSelection(
+                count, ratio, seed=old.seed, explore=old.explore
+            )
+            self.pruner.selection.variant = variant
+
+    def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        loss = super().loss(logits, targets, ids)
+        gates = self.pruner.gates
+        resting = gates.integer("resting")
+        return loss / gates.mean_gate if self._even and not resting else loss

@@ -14,13 +14,13 @@ from adapruner.selection import keep_count
 
 from . import plans
 from .data import Data, load
-from .experimental import EXPERIMENTAL
+from .experimental import EXPERIMENTAL, VARIANTS, VariantPlan
 from .scores import record
 from .static import STATIC
-from .table import OURS, WITH_CHANCE, Run
+from .table import OURS, Run
 from .trainer import Plan, Trained, accuracy, train
 
-ADAPRUNER = OURS | WITH_CHANCE
+ADAPRUNER = (*OURS, *VARIANTS)
 
 
 @functools.lru_cache(maxsize=1)  # runs come in groups that share it
@@ -94,9 +94,10 @@ def _cost(trained: Trained) -> dict[str, float]:
 
 
 def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
-    method, chance = ADAPRUNER[run.method]
-    device = data.y.device
-    return plans.Adapruner(len(data.y), run.ratio, epochs, method, run.seed, device, chance)
+    common = run.seed, data.y.device
+    if run.method in VARIANTS:
+        return VariantPlan(len(data.y), run.ratio, epochs, VARIANTS[run.method], *common)
+    return plans.Adapruner(len(data.y), run.ratio, epochs, OURS[run.method], *common)
 
 
 def _joint(run: Run, data: Data) -> dict[str, Any]:

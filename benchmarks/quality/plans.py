@@ -9,7 +9,6 @@ from torch.nn import functional
 import adapruner
 from adapruner.selection import keep_count
 
-from .experimental import give_chance
 from .networks import Network
 from .trainer import Plan
 
@@ -25,13 +24,10 @@ class Adapruner(Plan):
         method: str,
         seed: int,
         device: torch.device,
-        chance: float = 0.0,
     ) -> None:
         self.pruner = adapruner.Pruner(
             count, ratio, epochs, method=method, seed=seed, device=device
         )
-        if chance:
-            give_chance(self.pruner, chance)
 
     def begin(self, epoch: int, done: float, model: Network) -> Tensor:
         return torch.from_numpy(self.pruner.reads())

@@ -18,7 +18,7 @@ from typing import Any
 from .figures import draw_differences
 from .run import RESULTS, read_rows
 from .statistics import Estimate, Row, by_seed, estimate, paired
-from .table import JOINT_METHODS, STATIC_METHODS, tables
+from .table import JOINT_METHODS, STATIC_METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[Row]
@@ -201,9 +201,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from report import rewrite
 
-    made = [
-        row for name in tables() if name != "quick" for row in read_rows(RESULTS / f"{name}.jsonl")
-    ]
+    made = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in read_rows(path)]
     measured = [row for row in made if row["measured_on"] == "test"]
     tried = [row for row in made if row["measured_on"] == "split"]
     document = ROOT / "docs" / "quality.md"

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality.run digits cifar --workers 2
 
-Stop it whenever you like (Ctrl-C, SIGTERM) and start it again: what is in
-benchmarks/results/quality/TABLE.jsonl is not made again.
+Stop it whenever you like (Ctrl-C, SIGTERM) and start it again: what benchmarks/results/quality/
+holds is not made again.
 """
 
 from __future__ import annotations
@@ -61,12 +61,19 @@ def append(path: Path, row: dict[str, Any]) -> None:
         os.close(handle)
 
 
-def missing(runs: Iterable[Run], path: Path) -> list[Run]:
-    done = {key_of(row) for row in read_rows(path)}
+def file_of(run: Run) -> str:
+    return f"{run.dataset}{'' if run.measured_on == 'test' else '-split'}.jsonl".replace(" ", "-")
+
+
+def missing(runs: Iterable[Run], results: Path) -> list[Run]:
+    """Those whose row is in none of the files of the folder."""
+    done = {key_of(row) for path in results.glob("*.jsonl") for row in read_rows(path)}
     return [run for run in runs if run.key() not in done]
 
 
-def work(jobs: list[tuple[Path, list[Run]]], turn: Any, device: str, about: dict[str, Any]) -> None:
+def work(
+    jobs: list[list[Run]], results: Path, turn: Any, device: str, about: dict[str, Any]
+) -> None:
     """Take groups of runs in turn until there are none."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -76,11 +83,10 @@ def work(jobs: list[tuple[Path, list[Run]]], turn: Any, device: str, about: dict
             number, turn.value = turn.value, turn.value + 1
         if number >= len(jobs):
             return
-        path, runs = jobs[number]
-        for run in runs:
+        for run in jobs[number]:
             start = time.time()
             row = make(run, device)
-            append(path, row | about)
+            append(results / file_of(run), row | about)
             print(
                 f"{row['accuracy']:6.2f}  {run.dataset}  {run.protocol}  {run.method}  "
                 f"{run.ratio}  {run.noise}  seed {run.seed}  ({time.time() - start:.1f} s)",
@@ -99,18 +105,18 @@ def main() -> None:
     from provenance import provenance
 
     about = {"provenance": provenance()}
-    jobs = []
-    for name in args.tables:
-        path = args.results / f"{name}.jsonl"
-        left = missing(tables()[name], path)
-        print(f"{name}: {len(left)} of {len(tables()[name])} runs are left", flush=True)
-        jobs += [(path, list(runs)) for _, runs in groupby(left, key=lambda run: run.shared)]
+    wanted = list(dict.fromkeys(run for name in args.tables for run in tables()[name]))
+    left = missing(wanted, args.results)
+    print(f"{len(left)} of {len(wanted)} runs are left", flush=True)
+    jobs = [list(runs) for _, runs in groupby(left, key=lambda run: run.shared)]
     # Seed by seed through all tables, so that what was stopped has whole seeds.
-    jobs.sort(key=lambda job: job[1][0].seed)
+    jobs.sort(key=lambda job: job[0].seed)
     context = multiprocessing.get_context("spawn")
     turn = context.Value("i", 0)
     processes = [
-        context.Process(target=work, args=(jobs, turn, args.device, about), daemon=True)
+        context.Process(
+            target=work, args=(jobs, args.results, turn, args.device, about), daemon=True
+        )
         for _ in range(args.workers)
     ]
     # Daemons end with this process, by whichever signal it ends.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from .experimental import EXPERIMENTAL
+from .experimental import EXPERIMENTAL, VARIANTS
 from .static import STATIC
 from .trainer import Recipe
 
@@ -18,13 +18,7 @@ RECIPES = {
     "cifar10": Recipe("resnet9", 16, 512, 0.4, crop=4, flip=True, compile=True),
     "cifar10 resnet18": Recipe("resnet18", 30, 512, 0.4, crop=4, flip=True, compile=True),
 }
-# Name to the package's method, and to a dose of chance, which the package does not have.
-OURS = {"adapruner as published": ("adapruner", 0.0), "adapruner": ("balanced", 0.0)}
-WITH_CHANCE = {
-    f"{name}, chance {dose:g} / r": (method, dose)
-    for name, (method, _) in OURS.items()
-    for dose in (0.3,)
-}
+OURS = {"adapruner as published": "adapruner", "adapruner": "balanced"}
 STATIC_METHODS = ("full", *STATIC, *OURS)
 JOINT_METHODS = ("full", "full, fewer epochs", "random each epoch", "InfoBatch", "SeTa", *OURS)
 
@@ -83,14 +77,15 @@ CLEAN_OR_NOISY = ("clean", "symmetric 0.2")
 DIRT = ("symmetric 0.1", "symmetric 0.4", "asymmetric 0.2", "corrupt 0.1", "long-tail 0.05")
 WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 CIFAR = "cifar10-10000"
-DIGITS_TRIES = ("full", "random", *OURS, *WITH_CHANCE, *EXPERIMENTAL)
-JOINT_TRIES = ("full, fewer epochs", "random each epoch", *OURS, *WITH_CHANCE)
+DIGITS_TRIES = ("full", "random", *OURS, *VARIANTS, *EXPERIMENTAL)
+JOINT_TRIES = ("full, fewer epochs", "random each epoch", *OURS, *VARIANTS)
 CIFAR_TRIES = (
-    "half easiest out",
-    "half hardest out",
-    "pressure 0.4, Gumbel 0.3 / r",
-    "pressure 1, Gumbel 0.3 / r",
-    "relative 1, Gumbel 0.3 / r",
+    "full",
+    "random",
+    *OURS,
+    "adapruner, chance 0.3 / r",
+    "adapruner, chance 0.3 / r, even",
+    "adapruner as published, chance 0.3 / r",
 )
 
 
@@ -106,12 +101,10 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "same epochs", STATIC_METHODS, WIDE, CLEAN_OR_NOISY, ten),
             grid("digits", "joint", JOINT_METHODS, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten),
         ),
-        "cifar": distinct(
-            grid(CIFAR, "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), five),
+        "cifar": distinct(grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), CLEAN_OR_NOISY, five)),
+        "cifar-more": distinct(
+            grid(CIFAR, "same epochs", STATIC_METHODS, (0.5, 0.9), ("clean",), five),
             grid(CIFAR, "joint", JOINT_METHODS, (0.7, 0.5, 0.3), ("clean",), five),
-        ),
-        "cifar-dirt": distinct(
-            grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), ("symmetric 0.2",), five),
         ),
         "digits-dirt": distinct(grid("digits", "same epochs", STATIC_METHODS, (0.7,), DIRT, ten)),
         "digits-steps": distinct(
@@ -122,15 +115,10 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "joint", JOINT_TRIES, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, five, "split"),
         ),
         "experimental-cifar": distinct(
-            grid(
-                CIFAR,
-                "same epochs",
-                ("full", "random", *CIFAR_TRIES),
-                (0.9, 0.7, 0.3),
-                CLEAN_OR_NOISY,
-                five,
-                "split",
-            )
+            grid(CIFAR, "same epochs", CIFAR_TRIES, (0.5, 0.3), ("clean",), five, "split"),
+        ),
+        "experimental-joint": distinct(
+            grid("digits", "joint", JOINT_TRIES, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten, "split"),
         ),
         "gpu": distinct(
             grid("cifar10", "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),
