@@ -75,13 +75,31 @@ def relative_pressure(records: Records, easy_weight: float) -> Tensor:
     return -(losses - easy_weight * (losses + EPSILON).log()).sum(0)
 
 
-def _falling(dose: float) -> Callable[[float], float]:
-    """More chance, the less is kept."""
-    return lambda ratio: dose / ratio
+def _noisy(score: Callable[[Records], Tensor], dose: float, power: int = 0) -> Select:
+    return partial(noisy_top, score, lambda ratio: dose / ratio**power)
 
 
-def _with_pressure(easy_weight: float, dose: float) -> Select:
-    return partial(noisy_top, lambda r: pressure(r, easy_weight), _falling(dose))
+def _pressures() -> dict[str, Select]:
+    """By their names in the tables."""
+    made = {}
+    for w in (0.4, 1.0):
+        made[f"pressure {w:g}, Gumbel 1"] = _noisy(partial(pressure, easy_weight=w), 1.0)
+    made["pressure 0.4, Gumbel 2"] = _noisy(partial(pressure, easy_weight=0.4), 2.0)
+    for w, dose in (
+        (0.2, 0.3),
+        (0.4, 0.2),
+        (0.4, 0.3),
+        (0.4, 0.45),
+        (0.4, 0.6),
+        (0.7, 0.3),
+        (1, 0.3),
+    ):
+        name = f"pressure {w:g}, Gumbel {dose:g} / r"
+        made[name] = _noisy(partial(pressure, easy_weight=w), dose, 1)
+    for w in (0.4, 1.0, 2.0):
+        name = f"relative {w:g}, Gumbel 0.3 / r"
+        made[name] = _noisy(partial(relative_pressure, easy_weight=w), 0.3, 1)
+    return made
 
 
 EXPERIMENTAL: dict[str, Select] = {
@@ -90,13 +108,9 @@ EXPERIMENTAL: dict[str, Select] = {
     "easiest out": partial(cut, 0.0, 1.0),
     "half easiest out": partial(cut, 0.0, 0.5),
     "both ends out": partial(cut, 0.5, 0.5),
-    "agreement": partial(noisy_top, agreement, lambda ratio: 0.0),
-    "relative 1, Gumbel 0.3 / r": partial(
-        noisy_top, lambda r: relative_pressure(r, 1.0), _falling(0.3)
-    ),
-} | {
-    f"pressure {w:g}, Gumbel {dose:g} / r": _with_pressure(w, dose)
-    for w, dose in ((0.2, 0.3), (0.4, 0.2), (0.4, 0.3), (0.4, 0.45), (0.7, 0.3), (1.0, 0.3))
+    "half both ends out": partial(cut, 0.25, 0.25),
+    "agreement": _noisy(agreement, 0.0),
+    **_pressures(),
 }
 
 

@@ -17,11 +17,15 @@ from typing import Any
 
 from .figures import draw_differences
 from .run import RESULTS, read_rows
+from .static import STATIC
 from .statistics import Estimate, Row, by_seed, estimate, paired
 from .table import JOINT_METHODS, STATIC_METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[Row]
+RIVAL = ("random", "random each epoch")  # the one to beat: retrained, joint
+RIVALS = [name for name in STATIC if name != "random"]
+SEEDS_TO_SHOW = 5  # in the README
 COST_AT = 0.7  # the keep ratio whose costs are shown
 
 
@@ -158,7 +162,7 @@ def sections(rows: Rows) -> str:
         found = [row for row in found if row["method"] != "full"]
         if not found or not full:
             continue
-        rival = "random each epoch" if protocol == "joint" else "random"
+        rival = RIVAL[protocol == "joint"]
         title = "trained jointly" if protocol == "joint" else f"retrained, {protocol}"
         parts += [f"### {noise}, {title}", "", block(found, full, rival), ""]
         if any(row["bad"] > 0 for row in found):
@@ -169,30 +173,49 @@ def sections(rows: Rows) -> str:
     return "\n".join([*parts, where(rows)])
 
 
-def short(rows: Rows) -> str:
-    """For the README: adapruner beside random and the best of the others."""
-    lines = ["| | keep ratio | adapruner | random | best other | all data |", "|---" * 6 + "|"]
-    for (dataset, protocol, noise), found in group(rows, "dataset", "protocol", "noise").items():
-        if protocol != "same epochs":
+def tried(rows: Rows) -> str:
+    """What was tried on the split: the differences alone."""
+    parts = []
+    for (protocol, noise), found in group(rows, "protocol", "noise").items():
+        rival = RIVAL[protocol == "joint"]
+        others = [row for row in found if row["method"] not in ("full", rival)]
+        if not others:
             continue
         cells = group(found, "method", "ratio")
-        full = estimate(by_seed(cells.get(("full", 1.0), found)).values())
-        for ratio in sorted(
-            {row["ratio"] for row in found if row["method"] != "full"}, reverse=True
-        ):
+
+        def cell(
+            method: str, ratio: float, cells: dict[Any, Rows] = cells, rival: str = rival
+        ) -> str:
+            ours, theirs = (by_seed(cells.get((m, ratio), [])) for m in (method, rival))
+            return cell_difference(paired(ours, theirs))
+
+        title = f"{noise}, {protocol}, difference to {rival}, {counts(others)}:"
+        parts += [title, "", *grid(others, cell), ""]
+    return "\n".join([*parts, where(rows)])
+
+
+def short(rows: Rows) -> str:
+    """For the README: adapruner beside random and the best of the others."""
+    lines = ["| | keep ratio | adapruner | random | best other | all data | n |", "|---" * 7 + "|"]
+    for (dataset, protocol, noise), found in group(rows, "dataset", "protocol", "noise").items():
+        cells = group(found, "method", "ratio")
+        if protocol != "same epochs" or ("full", 1.0) not in cells:
+            continue
+        full = estimate(by_seed(cells["full", 1.0]).values())
+        for ratio in sorted({row["ratio"] for row in found} - {1.0}, reverse=True):
             means = {
                 method: estimate(by_seed(cell).values())
                 for (method, at), cell in cells.items()
                 if at == ratio
             }
-            others = {m: e for m, e in means.items() if m in STATIC_METHODS[2:-1]}
-            if not {"adapruner", "random"} <= means.keys() or not others:
+            others = {m: e for m, e in means.items() if m in RIVALS and e.n >= SEEDS_TO_SHOW}
+            ours, random = means.get("adapruner"), means.get("random")
+            if not ours or not random or not others or min(ours.n, random.n) < SEEDS_TO_SHOW:
                 continue
             best = max(others, key=lambda m: others[m].mean)
             lines.append(
-                f"| {dataset}, {noise} | {ratio:g} | {cell_mean(means['adapruner'])} "
-                f"| {cell_mean(means['random'])} | {cell_mean(others[best])} ({best}) "
-                f"| {cell_mean(full)} |"
+                f"| {dataset}, {noise} | {ratio:g} | {cell_mean(ours)} | {cell_mean(random)} "
+                f"| {cell_mean(others[best])} ({best}) | {cell_mean(full)} | {ours.n} |"
             )
     return "\n".join(lines)
 
@@ -203,11 +226,11 @@ def main() -> None:
 
     made = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in read_rows(path)]
     measured = [row for row in made if row["measured_on"] == "test"]
-    tried = [row for row in made if row["measured_on"] == "split"]
+    on_split = [row for row in made if row["measured_on"] == "split"]
     document = ROOT / "docs" / "quality.md"
     markers = set(re.findall(r"<!-- (.+?): begin -->", document.read_text()))
     contents = {dataset: sections(rows) for dataset, rows in group(measured, "dataset").items()}
-    contents |= {f"tried on {d}": sections(rows) for d, rows in group(tried, "dataset").items()}
+    contents |= {f"tried on {d}": tried(rows) for d, rows in group(on_split, "dataset").items()}
     rewrite(document, {name: text for name, text in contents.items() if name in markers})
     rewrite(ROOT / "README.md", {"quality": short(measured)})
     draw_differences(measured, ROOT / "docs" / "images" / "quality.png")

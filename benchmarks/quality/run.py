@@ -104,7 +104,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from provenance import provenance
 
-    about = {"provenance": provenance()}
+    about = {"provenance": provenance() | {"threads": 1}}
     wanted = list(dict.fromkeys(run for name in args.tables for run in tables()[name]))
     left = missing(wanted, args.results)
     print(f"{len(left)} of {len(wanted)} runs are left", flush=True)
