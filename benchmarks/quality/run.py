@@ -94,6 +94,11 @@ def work(
             )
 
 
+def _end(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    sys.exit(143)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+", choices=list(tables()))
@@ -120,7 +125,7 @@ def main() -> None:
         for _ in range(args.workers)
     ]
     # Daemons end with this process, by whichever signal it ends.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
     for process in processes:
         process.start()
     try:
