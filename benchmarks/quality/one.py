@@ -16,8 +16,8 @@ from . import plans
 from .data import Data, load
 from .experimental import EXPERIMENTAL, VARIANTS, VariantPlan
 from .scores import record
-from .static import STATIC
-from .table import OURS, Run
+from .static import STATIC, generator_of
+from .table import OURS, RIGHT_ONLY, Run
 from .trainer import Plan, Trained, accuracy, train
 
 ADAPRUNER = (*OURS, *VARIANTS)
@@ -67,8 +67,8 @@ def _select(run: Run, data: Data) -> tuple[Tensor, dict[str, float]]:
     count = keep_count(run.ratio, len(data.y))
     if run.method == "full":
         return torch.arange(len(data.y)), nothing
-    if run.method == "random, right ones only":
-        order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(run.seed))
+    if run.method == RIGHT_ONLY:
+        order = torch.randperm(len(data.y), generator=generator_of(run.seed))
         return order[~data.bad[order]][:count].sort().values, nothing
     if run.method in ADAPRUNER:
         plan = _adapruner(run, data, run.recipe.epochs)
