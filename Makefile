@@ -1,5 +1,5 @@
-# make setup | demo | test | style | bench | bench-full | bench-native | cuda-report | gpu-check.  Every
-# target but gpu-check sets up what it needs in .venv.
+# make setup | demo | test | style | bench | bench-full | bench-native | quality | quality-quick |
+# cuda-report | gpu-check.  Every target but gpu-check sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
@@ -9,7 +9,8 @@ NATIVE := $(SOURCES) $(wildcard cmake/*)
 FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
 CXX ?= c++
 
-.PHONY: setup demo test test-native style format bench bench-full bench-native cuda-report gpu-check clean
+.PHONY: setup demo test test-native style format bench bench-full bench-native quality quality-quick cuda-report \
+  gpu-check clean
 
 setup: $(SETUP)
 
@@ -71,6 +72,16 @@ bench-native:
 	$(CXX) -std=c++20 -O3 -march=native -Wall -Wextra -ffp-contract=off \
 	  benchmarks/csrc/benchmark_math.cpp -o build/benchmarks/benchmark_math
 	build/benchmarks/benchmark_math
+
+# Makes the rows that benchmarks/results/quality lacks (hours; stop it when you like), and redraws
+# the tables. CIFAR-10 is looked for in $ADAPRUNER_DATA/cifar10.
+quality: setup
+	$(BIN)/python -m benchmarks.quality.run digits cifar cifar-more digits-dirt digits-steps --workers 2
+	$(BIN)/python -m benchmarks.quality.report
+
+# A minute, on digits, into build/quality.
+quality-quick: setup
+	$(BIN)/python -m benchmarks.quality.run quick --results build/quality/results
 
 clean:
 	rm -rf build dist .venv *.egg-info adapruner/_C*.so

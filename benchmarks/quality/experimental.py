@@ -1,0 +1,193 @@
+"""Candidates for the default, tried here before any of them enters the package.
+
+They select from the recorded run, as the rivals do; docs/quality.md says which lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from adapruner.gates import Gates
+from adapruner.selection import Selection
+
+from .plans import Adapruner
+from .scores import Records
+from .static import Select, generator_of, top
+
+EPSILON = 1e-5
+
+
+def pressure(records: Records, easy_weight: float) -> Tensor:
+    """Minus the accumulated pressure on a gate: Σ ℓ − w·log(ℓ + ε) over the epochs."""
+    losses = records.losses()
+    return -(losses - easy_weight * (losses + EPSILON).log()).sum(0)
+
+
+def agreement(records: Records) -> Tensor:
+    """The sum over the epochs of a gradient's agreement with the mean one."""
+    return records.agreement.double().sum(0)
+
+
+def gumbel(score: Tensor, dose: float, seed: int) -> Tensor:
+    """The score in units of its standard deviation, plus so much Gumbel noise."""
+    uniform = torch.rand(len(score), generator=generator_of(seed), dtype=torch.float64)
+    return score / score.std() - dose * (-uniform.clamp(min=1e-300).log()).log()
+
+
+def by_rank(score: Tensor) -> Tensor:
+    """Ranks in (0, 1), equal scores in their order."""
+    ranks = torch.empty(len(score), dtype=torch.float64)
+    ranks[score.argsort(stable=True)] = torch.arange(len(score), dtype=torch.float64)
+    return (ranks + 0.5) / len(score)
+
+
+def noisy_top(
+    score: Callable[[Records], Tensor],
+    dose: Callable[[float], float],
+    records: Records,
+    count: int,
+    seed: int,
+) -> Tensor:
+    """Top-k after Gumbel noise whose dose depends on the keep ratio."""
+    value = score(records)
+    return top(gumbel(value, dose(count / len(value)), seed), count, seed)
+
+
+def cut(hard: float, easy: float, records: Records, count: int, seed: int) -> Tensor:
+    """Of what is pruned the shares ``hard`` and ``easy`` are the hardest and the easiest, by the
+    mean loss; the rest is pruned at random."""
+    order = records.losses().mean(0).argsort(stable=True)
+    pruned = len(order) - count
+    middle = order[int(easy * pruned) : len(order) - int(hard * pruned)]
+    chosen = torch.randperm(len(middle), generator=generator_of(seed))[:count]
+    return middle[chosen].sort().values
+
+
+def relative_pressure(records: Records, easy_weight: float) -> Tensor:
+    """The same of losses divided by their mean over the epoch."""
+    losses = records.losses()
+    losses = losses / losses.mean(1, keepdim=True)
+    return -(losses - easy_weight * (losses + EPSILON).log()).sum(0)
+
+
+def _noisy(score: Callable[[Records], Tensor], dose: float, power: int = 0) -> Select:
+    return partial(noisy_top, score, lambda ratio: dose / ratio**power)
+
+
+def _pressures() -> dict[str, Select]:
+    """By their names in the tables."""
+    made = {}
+    for w in (0.4, 1.0):
+        made[f"pressure {w:g}, Gumbel 1"] = _noisy(partial(pressure, easy_weight=w), 1.0)
+    made["pressure 0.4, Gumbel 2"] = _noisy(partial(pressure, easy_weight=0.4), 2.0)
+    for w, dose in (
+        (0.2, 0.3),
+        (0.4, 0.2),
+        (0.4, 0.3),
+        (0.4, 0.45),
+        (0.4, 0.6),
+        (0.7, 0.3),
+        (1, 0.3),
+    ):
+        name = f"pressure {w:g}, Gumbel {dose:g} / r"
+        made[name] = _noisy(partial(pressure, easy_weight=w), dose, 1)
+    for w in (0.4, 1.0, 2.0):
+        name = f"relative {w:g}, Gumbel 0.3 / r"
+        made[name] = _noisy(partial(relative_pressure, easy_weight=w), 0.3, 1)
+    return made
+
+
+EXPERIMENTAL: dict[str, Select] = {
+    "hardest out": partial(cut, 1.0, 0.0),
+    "half hardest out": partial(cut, 0.5, 0.0),
+    "easiest out": partial(cut, 0.0, 1.0),
+    "half easiest out": partial(cut, 0.0, 0.5),
+    "both ends out": partial(cut, 0.5, 0.5),
+    "half both ends out": partial(cut, 0.25, 0.25),
+    "agreement": _noisy(agreement, 0.0),
+    **_pressures(),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A pruning run of the package with something changed.
+
+    Attributes:
+        method: the package's.
+        chance, power: dose of chance, chance / ratio ** power, see :class:`ChanceSelection`.
+        even: the loss is divided by the mean gate, so that closing gates do not slow the training.
+    """
+
+    method: str = "balanced"
+    chance: float = 0.0
+    power: int = 1
+    even: bool = False
+
+
+VARIANTS = {
+    "adapruner as published, chance 0.3 / r": Variant("adapruner", 0.3),
+    "adapruner, chance 0.3 / r": Variant(chance=0.3),
+    "adapruner, chance 0.1 / r²": Variant(chance=0.1, power=2),
+    "adapruner, chance 0.03 / r²": Variant(chance=0.03, power=2),
+    "adapruner, chance 0.01 / r³": Variant(chance=0.01, power=3),
+    "adapruner, even": Variant(even=True),
+    "adapruner as published, even": Variant("adapruner", even=True),
+    "adapruner, chance 0.3 / r, even": Variant(chance=0.3, even=True),
+    "adapruner as published, chance 0.3 / r, even": Variant("adapruner", 0.3, even=True),
+}
+
+
+class ChanceSelection(Selection):
+    """An exact top-k over the gate logits in units of their standard deviation plus Gumbel noise,
+    drawn anew each time."""
+
+    variant = Variant()
+    draws = 0
+
+    def select(self, gates: Gates, ratio: float, slope: float) -> None:
+        logits = gates.logits.clone()
+        spread = logits.std().item()
+        if spread > 0 and ratio < 1:
+            generator = torch.Generator().manual_seed(7000 + self.seed * 1009 + self.draws)
+            uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64)
+            noise = -(-uniform.clamp(min=1e-300).log()).log()
+            dose = self.variant.chance / ratio**self.variant.power
+            gates.logits += (dose * spread * noise).float()
+        self.draws += 1
+        super().select(gates, ratio, slope)
+        gates.logits.copy_(logits)
+        gates.set_slope(slope)
+
+
+class VariantPlan(Adapruner):
+    """A run of a variant."""
+
+    def __init__(
+        self,
+        count: int,
+        ratio: float,
+        epochs: int,
+        variant: Variant,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(count, ratio, epochs, variant.method, seed, device)
+        self._even = variant.even
+        if variant.chance:
+            old = self.pruner.selection
+            self.pruner.selection = ChanceSelection(
+                count, ratio, seed=old.seed, explore=old.explore
+            )
+            self.pruner.selection.variant = variant
+
+    def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        loss = super().loss(logits, targets, ids)
+        gates = self.pruner.gates
+        resting = gates.integer("resting")
+        return loss / gates.mean_gate if self._even and not resting else loss

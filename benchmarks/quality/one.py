@@ -1,0 +1,143 @@
+"""Makes one run of a table: select, train, measure."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapruner.selection import keep_count
+
+from . import plans
+from .data import Data, load
+from .experimental import EXPERIMENTAL, VARIANTS, VariantPlan
+from .scores import record
+from .static import STATIC, generator_of
+from .table import OURS, RIGHT_ONLY, Run
+from .trainer import Plan, Trained, accuracy, train
+
+ADAPRUNER = (*OURS, *VARIANTS)
+
+
+@functools.lru_cache(maxsize=1)  # runs come in groups that share it
+def _data(name: str, noise: str, seed: int, measured_on: str) -> Data:
+    return load(name.split(" ")[0], noise, seed, measured_on)
+
+
+def make(run: Run, device: str) -> dict[str, Any]:
+    """The row of a run, without what is the same for all runs."""
+    data = _data(*run.shared[:1], run.noise, run.seed, run.measured_on).to(device)
+    row = asdict(run) | {"recipe": asdict(run.recipe), "device": device, "time": time.time()}
+    made = _joint(run, data) if run.protocol == "joint" else _retrained(run, data)
+    return row | made
+
+
+def _measure(run: Run, data: Data, trained: Trained, kept: Tensor | None) -> dict[str, Any]:
+    overall, balanced = accuracy(trained.model, data, run.recipe.bfloat16)
+    return {
+        "samples": len(data.y),
+        "kept": len(data.y) if kept is None else len(kept),
+        "accuracy": overall,
+        "balanced_accuracy": balanced,
+        "bad": data.bad.double().mean().item(),
+        "bad_among_kept": data.bad[slice(None) if kept is None else kept].double().mean().item(),
+        "samples_read": trained.samples_read,
+        "seconds": trained.seconds,
+        "cpu_seconds": trained.cpu_seconds,
+    }
+
+
+def _retrained(run: Run, data: Data) -> dict[str, Any]:
+    kept, cost = _select(run, data)
+    reads = torch.zeros(len(data.y), dtype=torch.bool, device=data.y.device)
+    reads[kept] = True
+    read = len(kept) if run.protocol == "same epochs" else len(data.y)
+    samples = run.recipe.epochs * read
+    trained = train(data, run.recipe, Plan(reads), run.seed, samples=samples)
+    return _measure(run, data, trained, kept) | {f"selection_{k}": v for k, v in cost.items()}
+
+
+def _select(run: Run, data: Data) -> tuple[Tensor, dict[str, float]]:
+    """The kept indices, and what it took to know them."""
+    nothing = {"samples_read": 0, "seconds": 0.0, "cpu_seconds": 0.0}
+    count = keep_count(run.ratio, len(data.y))
+    if run.method == "full":
+        return torch.arange(len(data.y)), nothing
+    if run.method == RIGHT_ONLY:
+        order = torch.randperm(len(data.y), generator=generator_of(run.seed))
+        return order[~data.bad[order]][:count].sort().values, nothing
+    if run.method in ADAPRUNER:
+        plan = _adapruner(run, data, run.recipe.epochs)
+        trained = train(data, run.recipe, plan, run.seed, epochs=run.recipe.epochs)
+        return plan.pruner.result().indices, _cost(trained)
+    records = record(data, run.recipe, run.seed, repr(run.shared))
+    start = time.process_time()
+    select = (STATIC | EXPERIMENTAL)[run.method]
+    kept = select(records, count, run.seed)
+    spent = time.process_time() - start
+    if run.method.startswith("random"):
+        return kept, nothing
+    cost = {
+        "samples_read": records.samples_read,
+        "seconds": records.seconds + spent,
+        "cpu_seconds": records.cpu_seconds + spent,
+    }
+    return kept, cost
+
+
+def _cost(trained: Trained) -> dict[str, float]:
+    return {name: getattr(trained, name) for name in ("samples_read", "seconds", "cpu_seconds")}
+
+
+def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
+    common = run.seed, data.y.device
+    if run.method in VARIANTS:
+        return VariantPlan(len(data.y), run.ratio, epochs, VARIANTS[run.method], *common)
+    return plans.Adapruner(len(data.y), run.ratio, epochs, OURS[run.method], *common)
+
+
+def _joint(run: Run, data: Data) -> dict[str, Any]:
+    """The model of the run that prunes, for the samples that ratio · epochs · N are."""
+    count, recipe = len(data.y), run.recipe
+    budget = keep_count(run.ratio, count) * recipe.epochs
+    kept = None
+    if run.method in ADAPRUNER:
+        epochs = _epochs_within(run, data, budget)
+        plan = _adapruner(run, data, epochs)
+        trained = train(data, recipe, plan, run.seed, epochs=epochs)
+        kept = plan.pruner.result().indices
+    else:
+        everything = torch.ones(count, dtype=torch.bool, device=data.y.device)
+        make_plan = {
+            "full, fewer epochs": lambda: Plan(everything),
+            "random each epoch": lambda: plans.RandomEachEpoch(count, run.ratio, run.seed),
+            "InfoBatch": lambda: plans.InfoBatch(count, run.seed),
+            "SeTa": lambda: plans.SeTa(count, run.seed),
+        }[run.method]
+        trained = train(data, recipe, make_plan(), run.seed, samples=budget)
+    return _measure(run, data, trained, kept)
+
+
+def _epochs_within(run: Run, data: Data, budget: int) -> int:
+    """The most epochs of a pruning run that read no more than the budget, as far as the schedule
+    tells: nothing holds the pace back here."""
+    epochs = 2
+    while True:
+        pruner = _adapruner(run, data, epochs + 1).pruner
+        if _reads(pruner, len(data.y)) > budget:
+            return epochs
+        epochs += 1
+
+
+def _reads(pruner: Any, count: int) -> int:
+    controller = replace(pruner.controller)
+    read = 0.0
+    for epoch in range(pruner.epochs):
+        ratio = controller.ratio_now if epoch > 0 else 1.0
+        read += min(count, ratio * count + pruner.selection.explore * count * (ratio < 1))
+        controller.step(epoch, None)
+    return round(read)

@@ -1,0 +1,131 @@
+"""Plans that choose anew for every epoch: adapruner and the dynamic methods of the field."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import adapruner
+from adapruner.selection import keep_count
+
+from .networks import Network
+from .trainer import Plan
+
+
+class Adapruner(Plan):
+    """A run of ``adapruner.Pruner``, in a loop of one's own: no held-out data."""
+
+    def __init__(
+        self,
+        count: int,
+        ratio: float,
+        epochs: int,
+        method: str,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.pruner = adapruner.Pruner(
+            count, ratio, epochs, method=method, seed=seed, device=device
+        )
+
+    def begin(self, epoch: int, done: float, model: Network) -> Tensor:
+        return torch.from_numpy(self.pruner.reads())
+
+    def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        return self.pruner.loss(logits, targets, ids)
+
+    def end(self, epoch: int) -> None:
+        self.pruner.step()
+
+
+class RandomEachEpoch(Plan):
+    """A new random part in every epoch."""
+
+    def __init__(self, count: int, ratio: float, seed: int) -> None:
+        super().__init__(torch.zeros(count, dtype=torch.bool))
+        self._kept = keep_count(ratio, count)
+        self._generator = torch.Generator().manual_seed(5000 + seed)
+
+    def begin(self, epoch: int, done: float, model: Network) -> Tensor:
+        order = torch.randperm(len(self.reads), generator=self._generator)
+        reads = torch.zeros_like(self.reads)
+        reads[order[: self._kept]] = True
+        return reads
+
+
+class _ByLastLoss(Plan):
+    """Notes the last loss of every sample; all are 3 at the start, as the authors have it."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        super().__init__(torch.ones(count, dtype=torch.bool))
+        self.last_loss = torch.full((count,), 3.0)
+        self.weights = torch.ones(count)
+        self.generator = torch.Generator().manual_seed(6000 + seed)
+
+    def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        self.last_loss[ids.cpu()] = losses.detach().cpu()
+        return (losses * self.weights[ids.cpu()].to(losses.device)).mean()
+
+
+class InfoBatch(_ByLastLoss):
+    """Of the samples whose loss is below the mean a random share is left out, and the others of
+    them weigh more for it; everything is read towards the end (Qin et al., ICLR 2024)."""
+
+    def __init__(self, count: int, seed: int, pruned: float = 0.5, until: float = 0.875) -> None:
+        super().__init__(count, seed)
+        self._pruned, self._until = pruned, until
+
+    def begin(self, epoch: int, done: float, model: Network) -> Tensor:
+        reads = torch.ones_like(self.reads)
+        self.weights.fill_(1.0)
+        if done >= self._until:
+            return reads
+        easy = (self.last_loss < self.last_loss.mean()).nonzero().flatten()
+        order = torch.randperm(len(easy), generator=self.generator)
+        kept = int((1 - self._pruned) * len(easy))
+        reads[easy[order[kept:]]] = False
+        self.weights[easy[order[:kept]]] = 1 / (1 - self._pruned)
+        return reads
+
+
+class SeTa(_ByLastLoss):
+    """A random share first; the rest in groups by k-means over the loss, of which a window is read
+    that slides from easy to hard, and begins anew; random shares towards the end (Zhou et al.,
+    CVPR 2025)."""
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        pruned: float = 0.1,
+        groups: int = 5,
+        window: float = 0.9,
+        until: float = 0.875,
+    ) -> None:
+        super().__init__(count, seed)
+        self._pruned, self._groups, self._until = pruned, groups, until
+        self._size = round(groups * window)
+
+    def begin(self, epoch: int, done: float, model: Network) -> Tensor:
+        count = len(self.reads)
+        part = torch.randperm(count, generator=self.generator)[: int((1 - self._pruned) * count)]
+        if epoch > 0 and done < self._until:
+            group = groups_by_loss(self.last_loss[part], self._groups)
+            start = epoch % (self._groups - self._size + 1)
+            part = part[(group >= start) & (group < start + self._size)]
+        reads = torch.zeros_like(self.reads)
+        reads[part] = True
+        return reads
+
+
+def groups_by_loss(losses: Tensor, groups: int) -> Tensor:
+    """k-means in one dimension; group 0 has the smallest losses. int64 ``[N]``."""
+    from sklearn.cluster import KMeans
+
+    if losses.min() == losses.max():
+        return torch.arange(len(losses)) * groups // len(losses)
+    means = KMeans(groups, n_init=1, random_state=0).fit(losses[:, None].numpy())
+    rank = means.cluster_centers_[:, 0].argsort().argsort()
+    return torch.from_numpy(rank[means.labels_])

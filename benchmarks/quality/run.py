@@ -1,0 +1,140 @@
+"""Makes the runs of a table that its results do not hold yet, one JSON row for each.
+
+    python -m benchmarks.quality.run digits cifar --workers 2
+
+Stop it whenever you like (Ctrl-C, SIGTERM) and start it again: what benchmarks/results/quality/
+holds is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .one import make
+from .table import Run, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results" / "quality"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a result file; a last line that was cut off is none."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{path.name}: a line is cut off and left out: {line[:60]}…", file=sys.stderr)
+    return rows
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """That of the run a row is of."""
+    names = [field.name for field in dataclasses.fields(Run)] + ["recipe"]
+    return repr(sorted((name, row[name]) for name in names))
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """One write to the end: whole lines, whoever else appends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = not path.exists() or not path.stat().st_size or path.read_bytes()[-1:] == b"\n"
+    line = ("" if whole else "\n") + json.dumps(row) + "\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+def file_of(run: Run) -> str:
+    return f"{run.dataset}{'' if run.measured_on == 'test' else '-split'}.jsonl".replace(" ", "-")
+
+
+def missing(runs: Iterable[Run], results: Path) -> list[Run]:
+    """Those whose row is in none of the files of the folder."""
+    done = {key_of(row) for path in results.glob("*.jsonl") for row in read_rows(path)}
+    return [run for run in runs if run.key() not in done]
+
+
+def work(
+    jobs: list[list[Run]], results: Path, turn: Any, device: str, about: dict[str, Any]
+) -> None:
+    """Take groups of runs in turn until there are none."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    while True:
+        with turn.get_lock():
+            number, turn.value = turn.value, turn.value + 1
+        if number >= len(jobs):
+            return
+        for run in jobs[number]:
+            start = time.time()
+            row = make(run, device)
+            append(results / file_of(run), row | about)
+            print(
+                f"{row['accuracy']:6.2f}  {run.dataset}  {run.protocol}  {run.method}  "
+                f"{run.ratio}  {run.noise}  seed {run.seed}  ({time.time() - start:.1f} s)",
+                flush=True,
+            )
+
+
+def _end(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    sys.exit(143)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="+", choices=list(tables()))
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from provenance import provenance
+
+    about = {"provenance": provenance() | {"threads": 1}}
+    wanted = list(dict.fromkeys(run for name in args.tables for run in tables()[name]))
+    left = missing(wanted, args.results)
+    print(f"{len(left)} of {len(wanted)} runs are left", flush=True)
+    jobs = [list(runs) for _, runs in groupby(left, key=lambda run: run.shared)]
+    # Seed by seed through all tables, so that what was stopped has whole seeds.
+    jobs.sort(key=lambda job: job[0].seed)
+    context = multiprocessing.get_context("spawn")
+    turn = context.Value("i", 0)
+    processes = [
+        context.Process(
+            target=work, args=(jobs, args.results, turn, args.device, about), daemon=True
+        )
+        for _ in range(args.workers)
+    ]
+    # Daemons end with this process, by whichever signal it ends.
+    signal.signal(signal.SIGTERM, _end)
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(max(process.exitcode or 0 for process in processes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""What a run on all data tells of every sample, and the scores that the rivals make of it.
+
+One run for each seed is recorded and shared by all score methods. A score is float64 ``[N]``;
+the larger, the more the method wants the sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from .data import CACHE, Data
+from .networks import Network
+from .trainer import Plan, Recipe, train
+
+REFERENCE = 0.05  # share of the samples whose gradient the others' is compared with
+
+
+@dataclass(frozen=True)
+class Records:
+    """Of every epoch, as the training saw the samples."""
+
+    logits: Tensor  # float16 [epochs, N, C]
+    agreement: Tensor  # float32 [epochs, N], see Recording
+    features: Tensor  # float32 [N, D], of the trained network
+    labels: Tensor  # int64 [N]
+    samples_read: int
+    seconds: float
+    cpu_seconds: float
+
+    def probabilities(self) -> Tensor:
+        """Of the labels, float64 ``[epochs, N]``."""
+        chances = self.logits.double().softmax(-1)
+        return chances.gather(2, self.labels.expand(len(chances), -1)[..., None])[..., 0]
+
+    def losses(self) -> Tensor:
+        """Cross entropy, float64 ``[epochs, N]``."""
+        return torch.stack(
+            [
+                functional.cross_entropy(logits.double(), self.labels, reduction="none")
+                for logits in self.logits
+            ]
+        )
+
+
+class Recording(Plan):
+    """Plain training on all samples, taking notes.
+
+    ``agreement`` is the product of a sample's gradient of the last layer's weights with the mean
+    one of samples that are evaluated at the start of the epoch, taken from all of them, evenly.
+    """
+
+    def __init__(self, data: Data, epochs: int, seed: int) -> None:
+        count = len(data.y)
+        super().__init__(torch.ones(count, dtype=torch.bool, device=data.y.device))
+        self._data = data
+        self.logits = torch.zeros(epochs, count, data.classes, dtype=torch.float16)
+        self.agreement = torch.zeros(epochs, count)
+        generator = torch.Generator().manual_seed(3000 + seed)
+        order = torch.randperm(count, generator=generator)
+        self.reference = order[: max(1, round(REFERENCE * count))]
+        self._epoch = 0
+
+    def begin(self, epoch: int, done: float, model: Network) -> Tensor:
+        self._epoch = epoch
+        model.eval()
+        with torch.no_grad():
+            x, y = self._data.x[self.reference], self._data.y[self.reference]
+            hidden = model.features(x.permute(0, 3, 1, 2)).float()
+            logits = model.head(hidden)
+            error = logits.softmax(1) - functional.one_hot(y, self._data.classes)
+            self._direction = error.T @ hidden / len(y)
+        model.train()
+        return self.reads
+
+    def features(self, features: Tensor) -> None:
+        self._features = features.detach().float()
+
+    def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        self._note(logits.detach(), self._features, targets, ids)
+        return super().loss(logits, targets, ids)
+
+    def _note(self, logits: Tensor, hidden: Tensor, targets: Tensor, ids: Tensor) -> None:
+        error = logits.softmax(1) - functional.one_hot(targets, logits.shape[1])
+        agreement = (error * (hidden @ self._direction.T)).sum(1)
+        self.logits[self._epoch, ids.cpu()] = logits.half().cpu()
+        self.agreement[self._epoch, ids.cpu()] = agreement.cpu()
+
+
+def record(data: Data, recipe: Recipe, seed: int, key: str) -> Records:
+    """The recorded run, from the cache where ``key``, the recipe and the seed have been seen."""
+    name = json.dumps([key, asdict(recipe), seed, REFERENCE])
+    path = CACHE / f"records-{hashlib.sha256(name.encode()).hexdigest()[:20]}.safetensors"
+    if not path.exists():
+        _make_records(data, recipe, seed, path)
+    tensors = load_file(path)
+    cost = tensors.pop("cost")
+    return Records(
+        **tensors, samples_read=int(cost[0]), seconds=cost[1].item(), cpu_seconds=cost[2].item()
+    )
+
+
+def _make_records(data: Data, recipe: Recipe, seed: int, path: Path) -> None:
+    plan = Recording(data, recipe.epochs, seed)
+    trained = train(data, recipe, plan, seed, epochs=recipe.epochs)
+    model = trained.model.eval()
+    with torch.no_grad():
+        features = torch.cat(
+            [model.features(part.permute(0, 3, 1, 2)).float() for part in data.x.split(500)]
+        )
+    tensors = {
+        "logits": plan.logits,
+        "agreement": plan.agreement,
+        "features": features.cpu().contiguous(),
+        "labels": data.y.cpu(),
+        "cost": torch.tensor(
+            [trained.samples_read, trained.seconds, trained.cpu_seconds], dtype=torch.float64
+        ),
+    }
+    CACHE.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    save_file(tensors, part)
+    part.replace(path)
+
+
+def el2n(records: Records) -> Tensor:
+    """Length of the error vector, early in training (Paul et al., NeurIPS 2021).
+
+    The mean over the first quarter of the epochs, where the paper has one early epoch of ten
+    networks.
+    """
+    early = records.logits[: max(1, len(records.logits) // 4)].double().softmax(-1)
+    wanted = functional.one_hot(records.labels, early.shape[-1])
+    return (early - wanted).norm(dim=-1).mean(0)
+
+
+def forgetting(records: Records) -> Tensor:
+    """How often a sample was right and is wrong at its next visit (Toneva et al., ICLR 2019).
+
+    One that was never right counts as forgotten without end.
+    """
+    right = records.logits.argmax(-1) == records.labels
+    events = (right[:-1] & ~right[1:]).sum(0).double()
+    events[~right.any(0)] = torch.inf
+    return events
+
+
+def aum(records: Records) -> Tensor:
+    """Minus the mean margin of the label's logit over the largest other (Pleiss et al., NeurIPS
+    2020): the smaller the area under the margin, the harder the sample."""
+    logits = records.logits.double()
+    label = records.labels.expand(len(logits), -1)[..., None]
+    own = logits.gather(2, label)[..., 0]
+    others = logits.scatter(2, label, -torch.inf).max(-1).values
+    return -(own - others).mean(0)
+
+
+def dual(probabilities: Tensor, window: int) -> Tensor:
+    """Difficulty times uncertainty (DUAL; Cho et al., ICML 2025).
+
+    ``probabilities`` of the labels ``[epochs, N]``, of the early epochs: over every window of so
+    many epochs the standard deviation times one minus the mean; the mean over the windows.
+    """
+    windows = probabilities.unfold(0, window, 1)
+    return (windows.std(-1) * (1 - windows.mean(-1))).mean(0)
+
+
+def to_class_center(records: Records) -> Tensor:
+    """Distance of the features to the mean of the class (Moderate; Xia et al., ICLR 2023)."""
+    features = records.features.double()
+    classes = int(records.labels.max()) + 1
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+    sums.index_add_(0, records.labels, features)
+    counts = records.labels.bincount(minlength=classes).clamp(min=1)
+    return (features - (sums / counts[:, None])[records.labels]).norm(dim=1)
