@@ -152,7 +152,12 @@ def mean_average_precision(model: FCOS, dataset: Cells) -> float:
 
 
 def compare(
-    folder: Path, keep_ratio: float, epochs: int, seed: int, most: int | None = None
+    folder: Path,
+    keep_ratio: float,
+    epochs: int,
+    seed: int,
+    method: str = "balanced",
+    most: int | None = None,
 ) -> Iterator[tuple[str, int, float]]:
     """Every way to train: its name, the images that it keeps and its mAP on the test images."""
     data = Cells(folder / "bccd", "trainval", flip=True, most=most)
@@ -163,12 +168,14 @@ def compare(
         chosen = data if indices is None else torch.utils.data.Subset(data, indices.tolist())
         return mean_average_precision(train(chosen, epochs, seed, pruner), test)
 
-    yield "all data", len(data), run()
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
-    yield "random part", count, run(chosen)
-    pruner = adapruner.Pruner(len(data), keep_ratio, epochs, seed=seed, normalize_loss=True)
+    pruner = adapruner.Pruner(
+        len(data), keep_ratio, epochs, seed=seed, method=method, normalize_loss=True
+    )
     yield "adapruner", count, run(pruner=pruner)
     yield "kept set, anew", count, run(pruner.result().indices)
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
+    yield "random part", count, run(chosen)
+    yield "all data", len(data), run()
 
 
 def main() -> None:
@@ -177,11 +184,13 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, default=0.8)
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", default="balanced", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 20 images")
     args = parser.parse_args()
     print(f"{'trained on':<16}{'samples':>8}{METRIC:>8}")
     epochs, most = (2, 20) if args.quick else (args.epochs, None)
-    for name, samples, value in compare(args.data, args.keep_ratio, epochs, args.seed, most):
+    ways = compare(args.data, args.keep_ratio, epochs, args.seed, args.method, most)
+    for name, samples, value in ways:
         print(f"{name:<16}{samples:>8}{value:>8.3f}", flush=True)
 
 

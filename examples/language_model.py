@@ -106,7 +106,12 @@ def perplexity(model: GPT, sequences: Tensor) -> float:
 
 
 def compare(
-    folder: Path, keep_ratio: float, epochs: int, seed: int, most: int | None = None
+    folder: Path,
+    keep_ratio: float,
+    epochs: int,
+    seed: int,
+    method: str = "balanced",
+    most: int | None = None,
 ) -> Iterator[tuple[str, int, float]]:
     """Every way to train: its name, the samples that it keeps and its validation perplexity."""
     data, validation, vocabulary = load(folder)
@@ -116,12 +121,14 @@ def compare(
     def run(indices=slice(None), pruner=None) -> float:
         return perplexity(train(data[indices], vocabulary, epochs, seed, pruner), validation)
 
-    yield "all data", len(data), run()
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
-    yield "random part", count, run(chosen)
-    pruner = adapruner.Pruner(len(data), keep_ratio, epochs, seed=seed, normalize_loss=True)
+    pruner = adapruner.Pruner(
+        len(data), keep_ratio, epochs, seed=seed, method=method, normalize_loss=True
+    )
     yield "adapruner", count, run(pruner=pruner)
     yield "kept set, anew", count, run(pruner.result().indices)
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
+    yield "random part", count, run(chosen)
+    yield "all data", len(data), run()
 
 
 def main() -> None:
@@ -130,11 +137,13 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", default="balanced", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 200 sequences")
     args = parser.parse_args()
     epochs, most = (2, 200) if args.quick else (args.epochs, None)
     print(f"{'trained on':<16}{'samples':>8}{METRIC:>12}")
-    for name, samples, value in compare(args.data, args.keep_ratio, epochs, args.seed, most):
+    ways = compare(args.data, args.keep_ratio, epochs, args.seed, args.method, most)
+    for name, samples, value in ways:
         print(f"{name:<16}{samples:>8}{value:>12.3f}", flush=True)
 
 

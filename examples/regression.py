@@ -57,17 +57,21 @@ def r2(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return 1 - (error / (y - y.mean()).square().sum()).item()
 
 
-def compare(keep_ratio: float, epochs: int, seed: int) -> Iterator[tuple[str, int, float]]:
+def compare(
+    keep_ratio: float, epochs: int, seed: int, method: str = "balanced"
+) -> Iterator[tuple[str, int, float]]:
     """Every way to train: its name, the samples that it keeps and its R² on the test data."""
     x, y, *test = load(seed)
     count = math.floor(keep_ratio * len(y) + 0.5)
-    yield "all data", len(y), r2(train(x, y, epochs, seed), *test)
-    chosen = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:count]
-    yield "random part", count, r2(train(x[chosen], y[chosen], epochs, seed), *test)
-    pruner = adapruner.Pruner(len(y), keep_ratio, epochs, seed=seed, normalize_loss=True)
+    pruner = adapruner.Pruner(
+        len(y), keep_ratio, epochs, seed=seed, method=method, normalize_loss=True
+    )
     yield "adapruner", count, r2(train(x, y, epochs, seed, pruner), *test)
     kept = pruner.result().indices
     yield "kept set, anew", count, r2(train(x[kept], y[kept], epochs, seed), *test)
+    chosen = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:count]
+    yield "random part", count, r2(train(x[chosen], y[chosen], epochs, seed), *test)
+    yield "all data", len(y), r2(train(x, y, epochs, seed), *test)
 
 
 def main() -> None:
@@ -75,11 +79,12 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", default="balanced", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="3 epochs")
     args = parser.parse_args()
     print(f"{'trained on':<16}{'samples':>8}{METRIC:>8}")
     epochs = 3 if args.quick else args.epochs
-    for name, samples, value in compare(args.keep_ratio, epochs, args.seed):
+    for name, samples, value in compare(args.keep_ratio, epochs, args.seed, args.method):
         print(f"{name:<16}{samples:>8}{value:>8.3f}", flush=True)
 
 
