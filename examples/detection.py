@@ -32,7 +32,7 @@ from adapruner.integrations.detection import collate, image_losses
 
 METRIC = "mAP"
 CLASSES = ["RBC", "WBC", "Platelets"]
-SIZE, BATCH, WIDTH = (120, 160), 8, 64
+SIZE, BATCH, WIDTH = (96, 128), 8, 64
 
 
 class Cells(torch.utils.data.Dataset):
@@ -73,12 +73,12 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        strides, widths = (2, 1, 2, 1, 2, 1, 2, 1), (3, 16, 16, 32, 32, 64, 64, 96, 96)
+        strides, widths = (2, 2, 1, 2, 1, 2, 1), (3, 16, 32, 32, 64, 64, 96, 96)
         layers = [
             Conv2dNormActivation(a, b, stride=s)
             for a, b, s in zip(widths, widths[1:], strides, strict=False)
         ]
-        self.near, self.far = nn.Sequential(*layers[:6]), nn.Sequential(*layers[6:])
+        self.near, self.far = nn.Sequential(*layers[:5]), nn.Sequential(*layers[5:])
         self.pyramid = FeaturePyramidNetwork([64, 96], WIDTH)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("ADAPRUNER_DATA", "data"))
     parser.add_argument("--keep-ratio", type=float, default=0.8)
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="balanced", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 20 images")

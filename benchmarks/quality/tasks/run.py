@@ -35,7 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "quality" / "tasks.jsonl"
 # Task: keep ratio, epochs, training samples at most (None: a task without a folder), and whether
 # more is better.
 TASKS: dict[str, tuple[float, int, int | None, bool]] = {
-    "detection": (0.8, 25, 292, True),
+    "detection": (0.8, 15, 292, True),
     "language_model": (0.7, 6, 4000, False),
     "regression": (0.7, 20, None, True),
 }
