@@ -1,0 +1,70 @@
+"""The examples run by their commands, and give the same figures for the same seed."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DATA = Path(os.environ.get("ADAPRUNER_DATA", ""))
+NEEDS = {
+    "regression": ("sklearn", None),
+    "language_model": (None, "tinyshakespeare"),
+    "detection": ("pycocotools", "bccd"),
+}
+WAYS = ["adapruner", "kept set, anew", "random part", "all data"]
+
+
+@pytest.fixture(params=sorted(NEEDS))
+def example(request: pytest.FixtureRequest) -> str:
+    package, folder = NEEDS[request.param]
+    if package is not None:
+        pytest.importorskip(package)
+    if folder is not None and not ("ADAPRUNER_DATA" in os.environ and (DATA / folder).is_dir()):
+        pytest.skip(f"needs $ADAPRUNER_DATA with {folder}/")
+    if request.param == "detection":
+        pytest.importorskip("torchvision")
+    return request.param
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_its_command_prints_a_table(example: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / f"{example}.py"), "--quick", "--keep-ratio", "0.5"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == WAYS
+    *parts, everything = [int(row[1]) for row in rows]
+    assert parts == [math.floor(0.5 * everything + 0.5)] * 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("seeded")
+def test_the_same_seed_gives_the_same(example: str) -> None:
+    module = load(example)
+    arguments = () if example == "regression" else (DATA,)
+    small = {} if example == "regression" else {"most": 16}
+    one, other, another = (
+        list(module.compare(*arguments, 0.5, 2, seed, **small)) for seed in (3, 3, 4)
+    )
+    assert one == other
+    assert [row[2] for row in one] != [row[2] for row in another]
