@@ -67,3 +67,29 @@ def draw_growth(rows: list[Mapping[str, Any]], path: Path) -> None:
     whole.legend(frameon=False)
     figure.suptitle(f"A run of {rows[0]['epochs']} epochs to 0.7 with a model of six weights")
     figure.savefig(path, dpi=150)
+
+
+def draw_epochs(
+    epochs: Mapping[str, Mapping[float, tuple[float, float, float]]], path: Path
+) -> None:
+    """The time of an epoch over the keep ratio, as a share of the full one's, median and quartiles.
+
+    ``epochs``: title to {keep ratio: quartiles}.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color=RIVAL, lw=1, label="as many samples, as much time")
+    styles = zip((OURS, OURS, AHEAD, AHEAD), ("o-", "s--", "o-", "s--"), strict=True)
+    for (title, shares), (colour, style) in zip(epochs.items(), styles, strict=False):
+        ratios = sorted(shares)
+        lower, median, upper = zip(*(shares[ratio] for ratio in ratios), strict=True)
+        ax.plot(ratios, median, style, color=colour, ms=4, label=title)
+        ax.vlines(ratios, lower, upper, color=colour, lw=1.5)
+    ax.set_xlabel("keep ratio: share of the samples that the epoch reads")
+    ax.set_ylabel("time of the epoch, as a share of one over all")
+    ax.set_xlim(0, 1.05)
+    ax.set_ylim(0, 1.05)
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    figure.savefig(path, dpi=150)

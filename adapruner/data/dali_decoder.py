@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapruner.data.augmentation import uniforms
 from adapruner.data.base import Source
+from adapruner.data.dali_finish import Wait
 from adapruner.data.dali_graphs import Encoded, Graph, Images, Pixels
 from adapruner.data.dali_reader import Batch, FileReader, PixelReader, Reader
 from adapruner.data.dali_stage import BatchError, Stage
@@ -23,10 +24,12 @@ from adapruner.data.loader import Unreadable
 # Batches under way in each step, besides the one that is waited for.
 AHEAD = 3
 
-_Item, _Begun, _Ended = TypeVar("_Item"), TypeVar("_Begun"), TypeVar("_Ended")
+_Item = TypeVar("_Item")
+_Begun = TypeVar("_Begun")
+_Ended = TypeVar("_Ended")
 # A batch with its pipeline's outputs, and with what waits for its images.
-_Decoded: TypeAlias = "tuple[Batch, tuple[Any, ...] | None]"
-_Finishing: TypeAlias = "tuple[Batch, Callable[[], Tensor] | None]"
+_Decoded: TypeAlias = tuple[Batch, tuple[Any, ...] | None]
+_Finishing: TypeAlias = tuple[Batch, Wait | None]
 
 
 class Done(NamedTuple):

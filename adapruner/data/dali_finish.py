@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-class Finish(Protocol):
-    def __call__(self, outputs: Sequence[Any]) -> Callable[[], Tensor]:
-        """Start on a batch: a pipeline's outputs to what waits for the images ``[B, 3, S, S]``."""
+Wait: TypeAlias = Callable[[], Tensor]
 
 
-def as_they_are(outputs: Sequence[Any]) -> Callable[[], Tensor]:
-    """The first output is the batch."""
+def as_they_are(outputs: Sequence[Any]) -> Wait:
+    """What waits for the images ``[B, 3, S, S]``, where the first output is just that."""
     # The tensor holds on to DALI's memory, which is not used again before it is gone.
     return lambda: torch.from_dlpack(outputs[0].as_tensor())
 
@@ -45,8 +42,12 @@ class ZoomOnCpu:
         self._shift = (-np.array(mean) / np.array(std)).astype(np.float32)[:, None, None]
         self._threads = ThreadPoolExecutor(num_threads, "adapruner-zoom")
 
-    def __call__(self, outputs: Sequence[Any]) -> Callable[[], Tensor]:
-        """Of windows, uint8 ``[H, W, 3]`` of any sizes, and whether each is to be mirrored."""
+    def start(self, outputs: Sequence[Any]) -> Wait:
+        """Start on windows, uint8 ``[H, W, 3]`` of any sizes; and whether each is to be mirrored.
+
+        Returns:
+            What waits for the images ``[B, 3, S, S]``.
+        """
         windows, mirror = outputs
         mirrored = np.array(mirror.as_array())
         batch = torch.empty(len(windows), 3, self._size, self._size)

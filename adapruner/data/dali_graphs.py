@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from adapruner.data.augmentation import Crop, Inputs, Shapes, Uniforms, Zoom
-from adapruner.data.dali_finish import Finish, ZoomOnCpu, as_they_are
+from adapruner.data.dali_finish import Wait, ZoomOnCpu, as_they_are
 from adapruner.extras import require
 
 UserGraph: TypeAlias = Callable[[Any, Any], Any]
@@ -112,18 +112,19 @@ class Graph(Protocol):
     Attributes:
         draws: how many random numbers a sample takes.
         partial: whether a part of an image may be all that is decoded of it.
-        finish: from the pipeline's outputs to the batch.
     """
 
     draws: int
     partial: bool
-    finish: Finish
 
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         """What it takes besides the images, of ``shapes`` ``[B, 2]``, by name."""
 
     def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
         """The nodes, from those of the images and the names of :meth:`inputs`."""
+
+    def finish(self, outputs: Sequence[Any]) -> Wait:
+        """Start on what is left to do, from the pipeline's outputs to the batch."""
 
 
 class ZoomGraph:
@@ -151,7 +152,7 @@ class WindowGraph:
         self, zoom: Zoom, mean: Sequence[float], std: Sequence[float], num_threads: int
     ) -> None:
         self.draws, self.inputs = zoom.draws, zoom.inputs
-        self.finish = ZoomOnCpu(zoom.size, mean, std, num_threads)
+        self.finish = ZoomOnCpu(zoom.size, mean, std, num_threads).start
 
     def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
         types = _dali()[1]

@@ -49,6 +49,7 @@ def jpeg(number: int, large: bool) -> tuple[bytes, int]:
     return stream.getvalue(), label
 
 
+@cache
 def made(kind: str, count: int, large: bool) -> Source:
     """``count`` images as a "folder" or as "shards", with the usual augmentation.
 
