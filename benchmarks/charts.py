@@ -69,27 +69,32 @@ def draw_growth(rows: list[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_epochs(
-    epochs: Mapping[str, Mapping[float, tuple[float, float, float]]], path: Path
-) -> None:
-    """The time of an epoch over the keep ratio, as a share of the full one's, median and quartiles.
+def draw_epochs(panels: Mapping[str, Mapping[float, Mapping[str, Any]]], path: Path) -> None:
+    """The time of an epoch over the keep ratio: ours and the rivals', median and quartiles.
 
-    ``epochs``: title to {keep ratio: quartiles}.
+    ``panels``: title to {keep ratio: {loader: timing}}, ours the first.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    ax = figure.subplots()
-    ax.plot([0, 1], [0, 1], color=RIVAL, lw=1, label="as many samples, as much time")
-    styles = zip((OURS, OURS, AHEAD, AHEAD), ("o-", "s--", "o-", "s--"), strict=True)
-    for (title, shares), (colour, style) in zip(epochs.items(), styles, strict=False):
-        ratios = sorted(shares)
-        lower, median, upper = zip(*(shares[ratio] for ratio in ratios), strict=True)
-        ax.plot(ratios, median, style, color=colour, ms=4, label=title)
-        ax.vlines(ratios, lower, upper, color=colour, lw=1.5)
-    ax.set_xlabel("keep ratio: share of the samples that the epoch reads")
-    ax.set_ylabel("time of the epoch, as a share of one over all")
-    ax.set_xlim(0, 1.05)
-    ax.set_ylim(0, 1.05)
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    for ax, (title, rows) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        ratios = sorted(rows)
+        names = list(rows[ratios[0]])
+        for name in names:
+            colour, width = (OURS, 2.2) if name == names[0] else (RIVAL, 1)
+            lower, median, upper = zip(*(rows[r][name]["seconds"] for r in ratios), strict=True)
+            ax.plot(ratios, median, "o-", color=colour, lw=width, ms=4)
+            ax.vlines(ratios, lower, upper, color=colour, lw=width)
+            place = (ratios[-1], median[-1])
+            ax.annotate(
+                name, place, (7, 0), textcoords="offset points", va="center", size=8, color=colour
+            )
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlim(ratios[0] * 0.9, 3.2)  # room for the names
+        ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+        ax.minorticks_off()
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
+        ax.set_title(f"{title}", fontsize=10)
+        ax.set_xlabel("keep ratio: share of the samples that the epoch reads")
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

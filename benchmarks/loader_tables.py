@@ -12,6 +12,7 @@ from tables import factor, machine, time
 # From a benchmark's name, whose parts come in any order.
 PICTURES = ("CIFAR-10", "256 to 512 pixels")
 KINDS = ("folder", "shards")
+CURVES = ("CIFAR-10, shards", "256 to 512 pixels, folder")
 
 
 def rows(results: dict[str, Any], test: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -24,17 +25,22 @@ def rows(results: dict[str, Any], test: str) -> Iterator[tuple[str, dict[str, An
                 yield f"{pictures}, {kind}", row
 
 
-def read_epochs(results: dict[str, Any]) -> dict[str, dict[float, tuple[float, float, float]]]:
-    """Of each row of test_epoch: keep ratio to the share of the full epoch's time, quartiles."""
-    return {
-        title: {_ratio(name): timing["times_first"] for name, timing in row["rivals"].items()}
-        for title, row in rows(results, "epoch")
-    }
+def epoch_curves(results: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
+    """Of the small images as shards and the large ones as a folder: ratio to all timings."""
+    curves: dict[str, dict[float, dict[str, Any]]] = {}
+    for title, row in rows(results, "rivals"):
+        if title in CURVES:
+            name = f"{title}: an epoch of {row['images']:,} images"
+            curves.setdefault(name, {})[row["ratio"]] = row["rivals"]
+    return curves
 
 
 def readme_table(results: dict[str, Any]) -> str:
     """Ours at the keep ratios, and the rivals at 1, in a row for each kind of images."""
-    epochs = read_epochs(results)
+    epochs = {
+        title: {_ratio(name): timing["times_first"] for name, timing in row["rivals"].items()}
+        for title, row in rows(results, "epoch")
+    }
     ratios = sorted(next(iter(epochs.values())), reverse=True)
     lines = [
         "| | images a second | time of an epoch at "

@@ -16,7 +16,7 @@ from typing import Any
 
 from charts import draw_epochs, draw_growth, draw_speed
 from inputs import OURS
-from loader_tables import loader_tables, read_epochs, readme_table
+from loader_tables import epoch_curves, loader_tables, readme_table
 from tables import factor, machine, time
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,7 +206,7 @@ def main() -> None:
     }
     draw_speed(speeds, images / "speed.png")
     draw_growth([row for _, row in rows_of("growth")], images / "growth.png")
-    draw_epochs(read_epochs(loader), images / "epochs.png")
+    draw_epochs(epoch_curves(loader), images / "epochs.png")
 
 
 if __name__ == "__main__":

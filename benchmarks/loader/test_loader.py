@@ -20,7 +20,7 @@ from usage import bytes_read, memory
 RATIOS = [1.0, 0.7, 0.5, 0.3, 0.1]
 QUICK = [1.0, 0.5]
 # Whole batches, for DALI's own readers fill the last one up. Images, images with --full, batch.
-SIZES = {"CIFAR-10": (5120, 20480, 256), "256 to 512 pixels": (640, 4096, 64)}
+SIZES = {"CIFAR-10": (5120, 20480, 256), "256 to 512 pixels": (640, 3072, 64)}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_epoch(compare, pictures_of, full, kind, pictures):
         assert epoch() == round(ratio * len(source))
         read[name] = bytes_read(source, epoch)
     assert memory() - before < 1_000_000_000
-    seconds, least = (12.0, 7) if full else (3.0, 3)
+    seconds, least = (10.0, 5) if full else (2.0, 3)
     compare(epochs, seconds, least, images=len(source), bytes_read=read)
 
 
@@ -86,7 +86,7 @@ def test_rivals(compare, pictures_of, full, kind, pictures, ratio):
         wanted = len(source) if maker == rivals.dali_webdataset else round(ratio * len(source))
         assert wanted - batch_size < images < wanted + batch_size
         read[name] = bytes_read(source, epoch)
-    seconds, least = (8.0, 4) if full else (2.0, 3)
+    seconds, least = (3.0, 4) if full else (1.0, 3)
     facts = {"images": len(source), "ratio": ratio, "bytes_read": read, "memory": held}
     compare(epochs, seconds, least, **facts)
 
