@@ -15,14 +15,16 @@ KINDS = ("folder", "shards")
 CURVES = ("CIFAR-10, shards", "256 to 512 pixels, folder")
 
 
-def rows(results: dict[str, Any], test: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(
+    results: dict[str, Any], test: str, kinds: tuple[str, ...] = KINDS
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a test as "pictures, kind", and their facts; by ratio, the largest first."""
     found = [(name, row) for name, row in results["rows"].items() if name.startswith(f"{test}[")]
     for pictures in PICTURES:
-        for kind in KINDS:
+        for kind in kinds:
             these = [row for name, row in found if pictures in name and kind in name]
             for row in sorted(these, key=lambda row: -row.get("ratio", 1.0)):
-                yield f"{pictures}, {kind}", row
+                yield f"{pictures}, {kind or 'FFCV'}", row
 
 
 def epoch_curves(results: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
@@ -97,7 +99,7 @@ def _rivals_table(results: dict[str, Any]) -> str:
         "| kept images a second | read from disk | by calls of read | memory | n |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for title, row in rows(results, "rivals"):
+    for title, row in [*rows(results, "rivals"), *rows(results, "ffcv", ("",))]:
         first = f"{title} | {row['ratio']:g}"
         for name, timing in row["rivals"].items():
             read = row["bytes_read"][name]

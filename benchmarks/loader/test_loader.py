@@ -70,12 +70,27 @@ def test_rivals(compare, pictures_of, full, kind, pictures, ratio):
     }
     if kind == "folder":
         makers["DALI's file reader"] = rivals.dali_files
-        if rivals.installed("ffcv"):
-            makers["FFCV"] = rivals.ffcv
     else:
         makers["DALI's webdataset reader"] = rivals.dali_webdataset
         if rivals.installed("webdataset"):
             makers["webdataset, filtered"] = rivals.webdataset
+    beside(compare, makers, source, batch_size, ratio, full)
+
+
+@every_size
+def test_ffcv(compare, pictures_of, full, pictures):
+    """Apart from the others, because it takes a minute to compile and holds its compiler's memory.
+
+    It reads a file of its own format, made of the same images.
+    """
+    if not (full and rivals.installed("ffcv")):
+        pytest.skip("part of --full, where FFCV is installed")
+    source, batch_size = pictures_of("folder", pictures)
+    beside(compare, {OURS: rivals.ours, "FFCV": rivals.ffcv}, source, batch_size, 1.0, full)
+
+
+def beside(compare, makers, source, batch_size, ratio, full):
+    """Time an epoch at a keep ratio of each loader, and what it takes besides time."""
     follows = Fixed(len(source), ratio)
     epochs, held, read = {}, {}, {}
     for name, maker in makers.items():

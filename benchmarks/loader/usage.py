@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from adapruner.data.base import Source
@@ -14,8 +15,9 @@ def processes() -> Iterator[Path]:
     own = Path("/proc/self").resolve()
     yield own
     for task in (own / "task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield Path("/proc") / child
+        with suppress(OSError):  # a thread that ended meanwhile
+            for child in (task / "children").read_text().split():
+                yield Path("/proc") / child
 
 
 def memory() -> int:
