@@ -69,31 +69,34 @@ def draw_growth(rows: list[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_epochs(panels: Mapping[str, Mapping[float, Mapping[str, Any]]], path: Path) -> None:
+def draw_epochs(
+    panels: Mapping[str, Mapping[str, Mapping[float, list[float]]]], path: Path
+) -> None:
     """The time of an epoch over the keep ratio: ours and the rivals', median and quartiles.
 
-    ``panels``: title to {keep ratio: {loader: timing}}, ours the first.
+    ``panels``: title to {loader: {keep ratio: quartiles of seconds}}, ours the first.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for ax, (title, rows) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        ratios = sorted(rows)
-        names = list(rows[ratios[0]])
-        for name in names:
-            colour, width = (OURS, 2.2) if name == names[0] else (RIVAL, 1)
-            lower, median, upper = zip(*(rows[r][name]["seconds"] for r in ratios), strict=True)
+    for ax, (title, loaders) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for name, times in loaders.items():
+            ours = name == next(iter(loaders))
+            colour, width = (OURS, 2.2) if ours else (RIVAL, 1)
+            ratios = sorted(times)
+            lower, median, upper = zip(*(times[ratio] for ratio in ratios), strict=True)
             ax.plot(ratios, median, "o-", color=colour, lw=width, ms=4)
             ax.vlines(ratios, lower, upper, color=colour, lw=width)
             place = (ratios[-1], median[-1])
             ax.annotate(
                 name, place, (7, 0), textcoords="offset points", va="center", size=8, color=colour
             )
-        ax.set_xscale("log")
+            if ours:
+                ax.set_xscale("log")
+                ax.set_xlim(ratios[0] * 0.9, 3.2)  # room for the names
+                ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
         ax.set_yscale("log")
-        ax.set_xlim(ratios[0] * 0.9, 3.2)  # room for the names
-        ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
         ax.minorticks_off()
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
-        ax.set_title(f"{title}", fontsize=10)
+        ax.set_title(title, fontsize=10)
         ax.set_xlabel("keep ratio: share of the samples that the epoch reads")
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)

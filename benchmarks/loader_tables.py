@@ -27,13 +27,20 @@ def rows(
                 yield f"{pictures}, {kind or 'FFCV'}", row
 
 
-def epoch_curves(results: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
-    """Of the small images as shards and the large ones as a folder: ratio to all timings."""
-    curves: dict[str, dict[float, dict[str, Any]]] = {}
-    for title, row in rows(results, "rivals"):
+def epoch_curves(results: dict[str, Any]) -> dict[str, dict[str, dict[float, list[float]]]]:
+    """Of small images in shards and large ones in a folder: loader to {ratio: seconds}, ours first.
+
+    Ours are those of test_epoch, with a rival at every ratio that it was timed at.
+    """
+    curves: dict[str, dict[str, dict[float, list[float]]]] = {}
+    for title, row in rows(results, "epoch"):
         if title in CURVES:
-            name = f"{title}: an epoch of {row['images']:,} images"
-            curves.setdefault(name, {})[row["ratio"]] = row["rivals"]
+            timings = row["rivals"].items()
+            curves[title] = {OURS: {_ratio(name): timing["seconds"] for name, timing in timings}}
+    for title, row in rows(results, "rivals"):
+        for name, timing in row["rivals"].items():
+            if title in curves and name != OURS:
+                curves[title].setdefault(name, {})[row["ratio"]] = timing["seconds"]
     return curves
 
 
