@@ -69,11 +69,6 @@ def torch_subset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
     return lambda: count(loader)
 
 
-def torch_ours(source: Source, follows: Fixed, batch_size: int) -> Epoch:
-    loader = follows.loader(source, batch_size, num_workers=WORKERS)
-    return lambda: count(loader)
-
-
 def dali_files(source: Source, follows: Fixed, batch_size: int) -> Epoch:
     """DALI's own file reader, built for one selection."""
     indices = follows.indices()
@@ -173,6 +168,7 @@ def ffcv(source: Source, follows: Fixed, batch_size: int) -> Epoch:
     loader = _ffcv_loader(source, batch_size)
     loader.indices = loader.traversal_order.indices = np.array(follows.indices())
     loader.first_traversal_order = loader.next_traversal_order()
+    count(loader)  # compiles it
     return lambda: count(loader)
 
 

@@ -25,15 +25,16 @@ def memory() -> int:
     return sum(_number(process / "smaps_rollup", "Pss:") * 1024 for process in processes())
 
 
-def bytes_read(source: Source, epoch: Callable[[], int]) -> dict[str, int]:
-    """What an epoch reads: from the "disk", the page cache being empty, and by "calls" of read.
+def bytes_read(source: Source, epoch: Callable[[], int]) -> tuple[int, dict[str, int]]:
+    """What an epoch gives and reads: from the "disk", its files not being in the page cache, and by
+    "calls" of read.
 
     What is mapped into memory is read without calls; reading ahead is the kernel's own choice.
     """
     _forget(source)
     before = {name: _counted(field) for name, field in _COUNTERS.items()}
-    epoch()
-    return {name: _counted(field) - before[name] for name, field in _COUNTERS.items()}
+    images = epoch()
+    return images, {name: _counted(field) - before[name] for name, field in _COUNTERS.items()}
 
 
 _COUNTERS = {"disk": "read_bytes:", "calls": "rchar:"}
