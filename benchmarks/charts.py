@@ -76,28 +76,24 @@ def draw_epochs(
 
     ``panels``: title to {loader: {keep ratio: quartiles of seconds}}, ours the first.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     for ax, (title, loaders) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for name, times in loaders.items():
-            ours = name == next(iter(loaders))
-            colour, width = (OURS, 2.2) if ours else (RIVAL, 1)
+        top = 1.1 * max(quartiles[2] for times in loaders.values() for quartiles in times.values())
+        below = -top
+        for name, times in sorted(loaders.items(), key=lambda item: item[1][max(item[1])][1]):
             ratios = sorted(times)
+            colour, width = (OURS, 2.2) if name == next(iter(loaders)) else (RIVAL, 1)
             lower, median, upper = zip(*(times[ratio] for ratio in ratios), strict=True)
             ax.plot(ratios, median, "o-", color=colour, lw=width, ms=4)
             ax.vlines(ratios, lower, upper, color=colour, lw=width)
-            place = (ratios[-1], median[-1])
-            ax.annotate(
-                name, place, (7, 0), textcoords="offset points", va="center", size=8, color=colour
-            )
-            if ours:
-                ax.set_xscale("log")
-                ax.set_xlim(ratios[0] * 0.9, 3.2)  # room for the names
-                ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
-        ax.set_yscale("log")
-        ax.minorticks_off()
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
+            below = max(median[-1], below + 0.06 * top)  # names do not lie on each other
+            ax.text(1.03, below, name, va="center", size=8, color=colour)
+        ax.set_xlim(0, 1.7)
+        ax.set_ylim(0, top)
+        ax.set_xticks(sorted(next(iter(loaders.values()))))
         ax.set_title(title, fontsize=10)
-        ax.set_xlabel("keep ratio: share of the samples that the epoch reads")
+        ax.set_xlabel("keep ratio")
+        ax.set_ylabel("seconds of an epoch")
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

@@ -80,18 +80,19 @@ def loader_tables(results: dict[str, Any]) -> dict[str, str]:
 def _epoch_table(results: dict[str, Any]) -> str:
     lines = [
         "| | images | keep ratio | median [quartiles] | share of the epoch at 1 [quartiles] "
-        "| kept images a second | read from disk | n |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kept images a second | read from disk | by calls of read | n |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for title, row in rows(results, "epoch"):
         first = f"{title} | {row['images']:,}"
         for name, timing in row["rivals"].items():
             low, share, high = timing["times_first"]
-            ratio = _ratio(name)
+            ratio, read = _ratio(name), row["bytes_read"][name]
             rate = ratio * row["images"] / timing["seconds"][1]
             lines.append(
                 f"| {first} | {ratio:g} | {_times(timing)} | {share:.3f} [{low:.3f}, {high:.3f}] "
-                f"| {rate:,.0f} | {_bytes(row['bytes_read'][name]['disk'])} | {timing['n']} |"
+                f"| {rate:,.0f} | {_bytes(read['disk'])} | {_bytes(read['calls'])} "
+                f"| {timing['n']} |"
             )
             first = " | "
     return "\n".join([*lines, f"\n{machine(results['provenance'])}."])
