@@ -67,3 +67,33 @@ def draw_growth(rows: list[Mapping[str, Any]], path: Path) -> None:
     whole.legend(frameon=False)
     figure.suptitle(f"A run of {rows[0]['epochs']} epochs to 0.7 with a model of six weights")
     figure.savefig(path, dpi=150)
+
+
+def draw_epochs(
+    panels: Mapping[str, Mapping[str, Mapping[float, list[float]]]], path: Path
+) -> None:
+    """The time of an epoch over the keep ratio: ours and the rivals', median and quartiles.
+
+    ``panels``: title to {loader: {keep ratio: quartiles of seconds}}, ours the first.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for ax, (title, loaders) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        top = 1.1 * max(quartiles[2] for times in loaders.values() for quartiles in times.values())
+        below = -top
+        for name, times in sorted(loaders.items(), key=lambda item: item[1][max(item[1])][1]):
+            ratios = sorted(times)
+            colour, width = (OURS, 2.2) if name == next(iter(loaders)) else (RIVAL, 1)
+            lower, median, upper = zip(*(times[ratio] for ratio in ratios), strict=True)
+            ax.plot(ratios, median, "o-", color=colour, lw=width, ms=4)
+            ax.vlines(ratios, lower, upper, color=colour, lw=width)
+            below = max(median[-1], below + 0.06 * top)  # names do not lie on each other
+            ax.text(1.03, below, name, va="center", size=8, color=colour)
+        ax.set_xlim(0, 1.7)
+        ax.set_ylim(0, top)
+        ax.set_xticks(sorted(next(iter(loaders.values()))))
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("keep ratio")
+        ax.set_ylabel("seconds of an epoch")
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)

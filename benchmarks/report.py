@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from charts import draw_growth, draw_speed
+from charts import draw_epochs, draw_growth, draw_speed
 from inputs import OURS
+from loader_tables import epoch_curves, loader_tables, readme_table
+from tables import factor, machine, time
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,24 +62,6 @@ def rows_of(suite: str) -> Iterator[tuple[str, dict[str, Any]]]:
             f"[{row['threads']} threads]", ""
         )
         yield title, row
-
-
-def machine(about: dict[str, Any]) -> str:
-    return (
-        f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {about['date']}, "
-        f"commit {about['commit']}"
-    )
-
-
-def time(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
-
-
-def factor(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
 def digits_table(data: dict[str, Any]) -> str:
@@ -235,9 +219,11 @@ def main() -> None:
     from digits import draw
 
     digits = load("digits")
-    rewrite(ROOT / "README.md", {"demo table": digits_table(digits), "speed": speed_table()})
+    loader = load("loader")
+    readme = {"demo table": digits_table(digits), "speed": speed_table()}
+    rewrite(ROOT / "README.md", readme | {"loader": readme_table(loader)})
     tables = {suite: suite_table(suite) for suite in SUITES} | {"gpu": gpu_table()}
-    rewrite(ROOT / "docs" / "performance.md", tables)
+    rewrite(ROOT / "docs" / "performance.md", tables | loader_tables(loader))
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
     runs = {float(share): rows for share, rows in digits["runs"].items()}
@@ -250,6 +236,7 @@ def main() -> None:
     }
     draw_speed(speeds, images / "speed.png")
     draw_growth([row for _, row in rows_of("growth")], images / "growth.png")
+    draw_epochs(epoch_curves(loader), images / "epochs.png")
 
 
 if __name__ == "__main__":

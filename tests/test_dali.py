@@ -19,6 +19,7 @@ from torch.utils.data import Subset
 from training_data import Followed
 
 from adapruner import as_source
+from adapruner.data.augmentation import uniforms
 from adapruner.data.base import Source
 from adapruner.data.loader import PrunedLoader
 from adapruner.vision import MEAN, STD, evaluation_transform, to_tensor, training_transform
@@ -136,6 +137,33 @@ def test_images_are_those_of_pillow(large: Path) -> None:
     difference = (images - expected).abs() * torch.tensor(STD)[:, None, None] * 255
     assert difference.mean() < 0.6
     assert difference.max() < 4
+
+
+def test_zoomed_windows_are_those_of_pillow(large: Path) -> None:
+    """Cut out of whole images, resized and mirrored by Pillow: windows larger and smaller."""
+    source, size, followed = as_source(large), 96, Followed(COUNT, seed=3)
+    zoom = training_transform(size).augmentation
+    loader = DaliLoader(source, followed, 16, transform=training_transform(size))
+    mirrored = []
+    for images, _, ids in loader:
+        pictures = [source.image(index) for index in ids.tolist()]
+        shapes = np.array([picture.size[::-1] for picture in pictures])
+        drawn = uniforms(3, 0, ids.numpy(), zoom.draws)
+        windows = zoom.inputs(shapes, drawn)
+        for at, image in enumerate(images):
+            top, left = windows["start"][at].tolist()
+            height, width = windows["extent"][at].tolist()
+            box = (left, top, left + width, top + height)
+            expected = pictures[at].crop(box).resize((size, size), image_module.BILINEAR)
+            if windows["mirror"][at]:
+                expected = expected.transpose(image_module.FLIP_LEFT_RIGHT)
+            mirrored.append(int(windows["mirror"][at]))
+            pixels = (image * torch.tensor(STD)[:, None, None]) + torch.tensor(MEAN)[:, None, None]
+            difference = pixels.permute(1, 2, 0).numpy() * 255 - np.asarray(expected)
+            # A JPEG's last columns and rows of colour know less of their neighbours in a window.
+            assert np.abs(difference).mean() < 0.6
+            assert np.abs(difference).max() < 8
+    assert 0 < sum(mirrored) < len(mirrored) == COUNT
 
 
 def test_whole_images(folder: Path) -> None:

@@ -22,6 +22,7 @@ from adapruner.data.dali_graphs import (
     Graph,
     UserGraph,
     WholeGraph,
+    WindowGraph,
     ZoomGraph,
 )
 from adapruner.data.loader import Failures, Unreadable
@@ -199,21 +200,24 @@ def _decoder(
     if reason is not None:
         raise TypeError(f"the DALI loader cannot read this: {reason}")
     device = torch.device(device)
+    threads = num_threads or len(os.sched_getaffinity(0))
     return Decoder(
         source,
-        _graph(source) if graph is None else CustomGraph(graph),
+        _graph(source, device, threads) if graph is None else CustomGraph(graph),
         batch_size,
         seed=seed,
-        num_threads=num_threads or len(os.sched_getaffinity(0)),
+        num_threads=threads,
         device_id=None if device.type == "cpu" else device.index or 0,
     )
 
 
-def _graph(source: Source) -> Graph:
+def _graph(source: Source, device: torch.device, num_threads: int) -> Graph:
     if not isinstance(source.transform, ImageTransform):
         return WholeGraph()
     augmentation = source.transform.augmentation
     if isinstance(augmentation, Zoom):
+        if device.type == "cpu":
+            return WindowGraph(augmentation, MEAN, STD, num_threads)
         return ZoomGraph(augmentation, MEAN, STD)
     return CropGraph(augmentation, MEAN, STD)
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,21 @@ from torch import Tensor
 
 from adapruner.data.augmentation import uniforms
 from adapruner.data.base import Source
+from adapruner.data.dali_finish import Wait
 from adapruner.data.dali_graphs import Encoded, Graph, Images, Pixels
 from adapruner.data.dali_reader import Batch, FileReader, PixelReader, Reader
 from adapruner.data.dali_stage import BatchError, Stage
 from adapruner.data.loader import Unreadable
 
-# Batches under way in each half, besides the one that is waited for.
+# Batches under way in each step, besides the one that is waited for.
 AHEAD = 3
+
+_Item = TypeVar("_Item")
+_Begun = TypeVar("_Begun")
+_Ended = TypeVar("_Ended")
+# A batch with its pipeline's outputs, and with what waits for its images.
+_Decoded: TypeAlias = tuple[Batch, tuple[Any, ...] | None]
+_Finishing: TypeAlias = tuple[Batch, Wait | None]
 
 
 class Done(NamedTuple):
@@ -88,25 +96,13 @@ class Decoder:
         # A run that is broken off takes its pipelines with it, and what is under way in them.
         pipelines = self._idle or _Pipelines(self._make_reader())
         self._idle = None
-        reading: deque[Batch] = deque()
-        decoding: deque[Batch] = deque()
-        for epoch, ids in batches:
-            reading.append(Batch(epoch, ids))
-            pipelines.reader.start(reading[-1])
-            if len(reading) > AHEAD:
-                decoding.append(self._start(pipelines, reading.popleft()))
-            if len(decoding) > AHEAD:
-                yield self._finish(pipelines, decoding.popleft())
-        while reading:
-            decoding.append(self._start(pipelines, reading.popleft()))
-            if len(decoding) > AHEAD:
-                yield self._finish(pipelines, decoding.popleft())
-        while decoding:
-            yield self._finish(pipelines, decoding.popleft())
+        new = (Batch(epoch, ids) for epoch, ids in batches)
+        read = _ahead(new, pipelines.reader.start, pipelines.reader.finish)
+        decoded = _ahead(read, partial(self._start, pipelines), partial(self._pop, pipelines))
+        yield from _ahead(decoded, self._finish, _wait)
         self._idle = pipelines
 
     def _start(self, pipelines: _Pipelines, batch: Batch) -> Batch:
-        pipelines.reader.finish(batch)
         if not len(batch.ids):
             return batch
         drawn = uniforms(self._seed, batch.epoch, batch.ids, self._graph.draws)
@@ -117,19 +113,17 @@ class Decoder:
         pipelines.stages[kind].push({**batch.feeds, "stored": batch.stored})
         return batch
 
-    def _finish(self, pipelines: _Pipelines, batch: Batch) -> Done:
-        images = None
-        if len(batch.ids):
-            try:
-                images = pipelines.stages[frozenset(batch.feeds)].pop()[0]
-            except BatchError:
-                images = self._one_by_one(pipelines.reader, batch)
-        return Done(
-            # The tensor holds on to DALI's memory, which is not used again before it is gone.
-            None if images is None else torch.from_dlpack(images.as_tensor()),
-            torch.from_numpy(batch.ids),
-            batch.unreadable,
-        )
+    def _pop(self, pipelines: _Pipelines, batch: Batch) -> _Decoded:
+        if not len(batch.ids):
+            return batch, None
+        try:
+            return batch, pipelines.stages[frozenset(batch.feeds)].pop()
+        except BatchError:
+            return batch, self._one_by_one(pipelines.reader, batch)
+
+    def _finish(self, decoded: _Decoded) -> _Finishing:
+        batch, outputs = decoded
+        return batch, None if outputs is None else self._graph.finish(outputs)
 
     def _new_stage(self, kind: frozenset[str], batch_size: int) -> Stage:
         device = "cpu" if self._device_id is None else "mixed"
@@ -139,8 +133,8 @@ class Decoder:
 
         return Stage(define, batch_size, self._num_threads, self._device_id)
 
-    def _one_by_one(self, reader: Reader, batch: Batch) -> Any | None:
-        """The images of a batch that DALI cannot do as it is, without the samples to blame."""
+    def _one_by_one(self, reader: Reader, batch: Batch) -> tuple[Any, ...] | None:
+        """The outputs for a batch that DALI cannot do as it is, without the samples to blame."""
         indices = batch.ids.tolist()
         kind = frozenset(batch.feeds)
         tried = self._new_stage(kind, 1).try_each(
@@ -160,4 +154,22 @@ class Decoder:
         if not len(batch.ids):
             return None
         again = self._new_stage(kind, self._batch_size)
-        return again.do({**batch.feeds, "stored": batch.stored})[0]
+        return again.do({**batch.feeds, "stored": batch.stored})
+
+
+def _ahead(
+    items: Iterable[_Item], start: Callable[[_Item], _Begun], finish: Callable[[_Begun], _Ended]
+) -> Iterator[_Ended]:
+    """``finish`` of ``start`` of each item, which was called some items before."""
+    under_way: deque[_Begun] = deque()
+    for item in items:
+        under_way.append(start(item))
+        if len(under_way) > AHEAD:
+            yield finish(under_way.popleft())
+    while under_way:
+        yield finish(under_way.popleft())
+
+
+def _wait(finishing: _Finishing) -> Done:
+    batch, images = finishing
+    return Done(images and images(), torch.from_numpy(batch.ids), batch.unreadable)

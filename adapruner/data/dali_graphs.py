@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from adapruner.data.augmentation import Crop, Inputs, Shapes, Uniforms, Zoom
+from adapruner.data.dali_finish import Wait, ZoomOnCpu, as_they_are
 from adapruner.extras import require
 
 UserGraph: TypeAlias = Callable[[Any, Any], Any]
@@ -125,11 +126,14 @@ class Graph(Protocol):
     def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
         """The nodes, from those of the images and the names of :meth:`inputs`."""
 
+    def finish(self, outputs: Sequence[Any]) -> Wait:
+        """Start on what is left to do, from the pipeline's outputs to the batch."""
+
 
 class ZoomGraph:
     """:class:`adapruner.data.augmentation.Zoom`."""
 
-    partial = True
+    partial, finish = True, staticmethod(as_they_are)
 
     def __init__(self, zoom: Zoom, mean: Sequence[float], std: Sequence[float]) -> None:
         self.draws, self.inputs = zoom.draws, zoom.inputs
@@ -142,10 +146,27 @@ class ZoomGraph:
         return (_normalized(image, self._mean, self._std, _given("mirror", types.INT32, 0)),)
 
 
+class WindowGraph:
+    """The same on the CPU, where DALI gives the windows and what follows is done faster."""
+
+    partial = True
+
+    def __init__(
+        self, zoom: Zoom, mean: Sequence[float], std: Sequence[float], num_threads: int
+    ) -> None:
+        self.draws, self.inputs = zoom.draws, zoom.inputs
+        self.finish = ZoomOnCpu(zoom.size, mean, std, num_threads).start
+
+    def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
+        types = _dali()[1]
+        window = images.window(_given("start", types.INT32, 1), _given("extent", types.INT32, 1))
+        return window, _given("mirror", types.INT32, 0)
+
+
 class CropGraph:
     """:class:`adapruner.data.augmentation.Crop`."""
 
-    partial = False
+    partial, finish = False, staticmethod(as_they_are)
 
     def __init__(self, crop: Crop, mean: Sequence[float], std: Sequence[float]) -> None:
         self.draws, self.inputs = crop.draws, crop.inputs
@@ -171,7 +192,7 @@ class CropGraph:
 class WholeGraph:
     """The image as it is, in [0, 1]; all of a batch must be of one size."""
 
-    draws, partial = 0, False
+    draws, partial, finish = 0, False, staticmethod(as_they_are)
 
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         if (shapes != shapes[:1]).any():
@@ -191,7 +212,7 @@ class WholeGraph:
 class CustomGraph:
     """The user's own: a function of the node of stored images and one of random numbers."""
 
-    draws, partial = 16, True
+    draws, partial, finish = 16, True, staticmethod(as_they_are)
 
     def __init__(self, function: UserGraph) -> None:
         self._function = function

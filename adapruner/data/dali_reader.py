@@ -58,10 +58,10 @@ class Batch:
 class Reader(Protocol):
     """Gives batches their images, in the order in which they were started."""
 
-    def start(self, batch: Batch) -> None:
+    def start(self, batch: Batch) -> Batch:
         """Have a batch read; as many as one likes can be under way."""
 
-    def finish(self, batch: Batch) -> None:
+    def finish(self, batch: Batch) -> Batch:
         """Give the batch that was started first its images, and take out what cannot be decoded."""
 
     def reason(self, index: int, error: BatchError) -> str:
@@ -77,13 +77,15 @@ class PixelReader:
         shape = source.pixels(0).shape
         self._shape = np.array([shape[axes.index("H")], shape[axes.index("W")]])
 
-    def start(self, batch: Batch) -> None:
+    def start(self, batch: Batch) -> Batch:
         """Nothing: what is not decoded need not be looked at first."""
+        return batch
 
-    def finish(self, batch: Batch) -> None:
+    def finish(self, batch: Batch) -> Batch:
         rows = map(self._source.pixels, batch.ids.tolist())
         batch.stored = [np.ascontiguousarray(row) for row in rows]  # no copy, as a rule
         batch.shapes = np.tile(self._shape, (len(batch.ids), 1))
+        return batch
 
     def reason(self, index: int, error: BatchError) -> str:
         return f"BatchError: DALI cannot do the image of sample {index}: {error}"
@@ -111,22 +113,23 @@ class FileReader:
         self._thread = None if self._by_path else ThreadPoolExecutor(1, "adapruner-read")
         self._read: dict[int, Future[_Read]] = {}
 
-    def start(self, batch: Batch) -> None:
+    def start(self, batch: Batch) -> Batch:
         indices = batch.ids.tolist()
         if self._thread is not None:
             self._read[id(batch)] = self._thread.submit(self._bytes, indices)
-            return
+            return batch
         paths = np.array([os.fsencode(self._source.location(i).path) for i in indices], np.bytes_)
         self._stage.push({"path": paths.view(np.uint8).reshape(len(paths), -1)})
+        return batch
 
-    def finish(self, batch: Batch) -> None:
+    def finish(self, batch: Batch) -> Batch:
         try:
             if self._thread is None:
                 looks = self._stage.pop()
             else:
                 _fill(batch, self._read.pop(id(batch)).result())
                 if not len(batch.ids):
-                    return
+                    return batch
                 looks = self._stage.do({"stored": batch.stored})
             batch.stored, shapes, starts, ends = looks[0], *map(_array, looks[1:])
         except BatchError:
@@ -135,6 +138,7 @@ class FileReader:
             shapes, starts, ends = self._look_one_by_one(batch)
         batch.shapes = shapes[:, :2]
         self._leave_out_doubtful(batch, starts, ends)
+        return batch
 
     def reason(self, index: int, error: BatchError) -> str:
         """In Pillow's words, where it cannot decode it either."""

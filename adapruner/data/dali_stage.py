@@ -113,8 +113,15 @@ class Stage:
 
     def _feed(self, feeds: Feeds) -> None:
         for name, value in feeds.items():
-            self._pipeline.feed_input(name, value)
+            self._pipeline.feed_input(name, _listed(value) if isinstance(value, list) else value)
         self._pipeline.schedule_run()
+
+
+def _listed(samples: list[Any]) -> Any:
+    """DALI's list of some samples: to have it made by ``feed_input`` takes four times as long."""
+    tensors = require("nvidia.dali.tensors", extra="dali")
+    one = tensors.TensorCPU
+    return tensors.TensorListCPU([s if isinstance(s, one) else one(s) for s in samples])
 
 
 def _stream(device_id: int | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -19,16 +20,18 @@ from adapruner.vision import training_transform
 
 IN_A_SHARD = 2500
 SEED = 0
+KEPT_IN = Path(__file__).resolve().parents[2] / "build" / "benchmarks" / "images"
 
 
 @cache
 def cifar() -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The packed JPEGs, (offset, length, label) of each, and the names of the classes."""
+    """The packed JPEGs, (offset, length, label) of each in random order, and the class names."""
     folder = Path(os.environ.get("ADAPRUNER_DATA", "/nonexistent")) / "cifar10"
     if not folder.is_dir():
         pytest.skip("CIFAR-10 is not there: ADAPRUNER_DATA says where")
     packed = np.memmap(folder / "train.jpegs", dtype=np.uint8, mode="r")
-    index = np.load(folder / "train.index.npy")
+    # Shuffled, or the first ones would be of a few classes.
+    index = np.random.default_rng(SEED).permutation(np.load(folder / "train.index.npy"))
     return packed, index, (folder / "classes.txt").read_text().split()
 
 
@@ -46,9 +49,18 @@ def jpeg(number: int, large: bool) -> tuple[bytes, int]:
     return stream.getvalue(), label
 
 
-def make(root: Path, kind: str, count: int, large: bool) -> Source:
-    """``count`` images as a "folder" or as "shards", with the usual augmentation."""
-    (make_folder if kind == "folder" else make_shards)(root, count, large)
+@cache
+def made(kind: str, count: int, large: bool) -> Source:
+    """``count`` images as a "folder" or as "shards", with the usual augmentation.
+
+    They are made once and stay, in the folder of what is built.
+    """
+    root = KEPT_IN / f"{kind}-{count}{'-large' if large else ''}"
+    if not root.exists():
+        unfinished = root.with_name(f"{root.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        (make_folder if kind == "folder" else make_shards)(unfinished, count, large)
+        unfinished.rename(root)
     return as_source(root, transform=training_transform(224 if large else 32))
 
 

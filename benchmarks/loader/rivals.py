@@ -6,8 +6,9 @@ All decode, cut out, resize, mirror and normalise alike, with two threads or two
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 from torch.utils.data import DataLoader, Subset
 
-from adapruner import Pruner, masks
+from adapruner import Pruner, as_source, masks
 from adapruner.data.base import Source
 from adapruner.data.dali import DaliLoader
 from adapruner.vision import MEAN, STD, ImageTransform
@@ -68,36 +69,13 @@ def torch_subset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
     return lambda: count(loader)
 
 
-def torch_ours(source: Source, follows: Fixed, batch_size: int) -> Epoch:
-    loader = follows.loader(source, batch_size, num_workers=WORKERS)
-    return lambda: count(loader)
-
-
 def dali_files(source: Source, follows: Fixed, batch_size: int) -> Epoch:
     """DALI's own file reader, built for one selection."""
-    read = _file_reader(source, follows)
-    return _epoch_of_reader(read, source, batch_size, len(follows.indices()))
-
-
-def _file_reader(source: Source, follows: Fixed) -> Callable[[], Any]:
     indices = follows.indices()
     files = [source.location(index).path for index in indices]
     labels = source.targets[indices].tolist()
-    return partial(fn.readers.file, files=files, labels=labels, shuffle_after_epoch=True)
-
-
-def first_of_dali_files(source: Source, follows: Fixed, batch_size: int) -> Iterator[Any]:
-    """The same up to the first batch."""
-    pipeline = _pipeline(_file_reader(source, follows), source, batch_size, AHEAD)
-    while True:
-        yield pipeline.run()
-
-
-def first_of_torch_subset(source: Source, follows: Fixed, batch_size: int) -> Iterator[Any]:
-    """Of a DataLoader made for it."""
-    return iter(
-        DataLoader(Subset(source, follows.indices()), batch_size, True, num_workers=WORKERS)
-    )
+    read = partial(fn.readers.file, files=files, labels=labels, shuffle_after_epoch=True)
+    return _epoch_of_reader(read, source, batch_size, len(indices))
 
 
 def dali_webdataset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
@@ -149,9 +127,9 @@ class _Samples:
         return encoded, self.source.targets[index : index + 1]
 
 
-def has_webdataset() -> bool:
-    """Whether the package is installed."""
-    return importlib.util.find_spec("webdataset") is not None
+def installed(package: str) -> bool:
+    """Whether a rival's package is."""
+    return importlib.util.find_spec(package) is not None
 
 
 def webdataset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
@@ -170,6 +148,62 @@ def webdataset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
     )
     loader = wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
     return lambda: count(loader)
+
+
+def _packed(source: Source) -> str:
+    """The images of ``source`` as a file of FFCV's own, as JPEGs; written once."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    plain = as_source(source.root)
+    path = str(Path(source.root).with_suffix(".beton"))
+    if not Path(path).exists():
+        fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
+        DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(plain)
+    return path
+
+
+def ffcv(source: Source, follows: Fixed, batch_size: int) -> Epoch:
+    """FFCV, from a file of its own format; it resizes by area."""
+    loader = _ffcv_loader(source, batch_size)
+    loader.indices = loader.traversal_order.indices = np.array(follows.indices())
+    loader.first_traversal_order = loader.next_traversal_order()
+    count(loader)  # compiles it
+    return lambda: count(loader)
+
+
+@cache
+def _ffcv_loader(source: Source, batch_size: int) -> Any:
+    """Of all samples; it takes half a minute to compile."""
+    from ffcv.fields import decoders
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import (
+        NormalizeImage,
+        RandomHorizontalFlip,
+        RandomTranslate,
+        Squeeze,
+        ToTensor,
+        ToTorchImage,
+    )
+
+    size = source.transform.augmentation.size
+    if size > SMALL:
+        cut = [decoders.RandomResizedCropRGBImageDecoder((size, size))]
+    else:
+        translate = RandomTranslate(padding=source.transform.augmentation.margin)
+        cut = [decoders.SimpleRGBImageDecoder(), translate]
+    normalize = NormalizeImage(255 * np.array(MEAN), 255 * np.array(STD), np.float32)
+    return Loader(
+        _packed(source),
+        batch_size=batch_size,
+        num_workers=WORKERS,
+        order=OrderOption.RANDOM,
+        drop_last=False,
+        pipelines={
+            "image": [*cut, RandomHorizontalFlip(), normalize, ToTensor(), ToTorchImage()],
+            "label": [decoders.IntDecoder(), ToTensor(), Squeeze()],
+        },
+    )
 
 
 def _pipeline(read: Callable[[], Any], source: Source, batch_size: int, ahead: int) -> Pipeline:

@@ -2,67 +2,68 @@
 
     python -m pytest benchmarks/loader --benchmark-only [--full] [--results DIR]
 
-Files are in the page cache; what the disk would have to give is counted in an epoch apart, for
-which it is emptied of them.
+Files are in the page cache while epochs are timed; what the disk would have to give is counted in
+an epoch apart, for which the cache is emptied of them.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import pytest
 import rivals
-from pictures import make
+from inputs import OURS
+from pictures import made
 from rivals import Fixed
+from usage import bytes_read, memory
 
 RATIOS = [1.0, 0.7, 0.5, 0.3, 0.1]
+QUICK = [1.0, 0.5]
 # Whole batches, for DALI's own readers fill the last one up. Images, images with --full, batch.
-SIZES = {"CIFAR-10": (5120, 49920, 256), "256 to 512 pixels": (640, 19968, 64)}
-OURS = "adapruner"
+SIZES = {"CIFAR-10": (5120, 20480, 256), "256 to 512 pixels": (640, 3072, 64)}
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory, request):
-    """A source of each kind and size, made where it is first asked for."""
-    made = {}
+@pytest.fixture
+def pictures_of(full):
+    """A source of a kind of images, with the size of its batches."""
 
-    def source(kind, pictures):
-        if (kind, pictures) not in made:
-            number = SIZES[pictures][bool(request.config.getoption("--full"))]
-            folder = tmp_path_factory.mktemp("images") / "all"
-            made[kind, pictures] = make(folder, kind, number, pictures != "CIFAR-10")
-        return made[kind, pictures]
+    def find(kind, pictures):
+        quick, all_, batch_size = SIZES[pictures]
+        return made(kind, all_ if full else quick, pictures != "CIFAR-10"), batch_size
 
-    return source
+    return find
 
 
-@pytest.mark.parametrize("kind", ["folder", "shards"])
-@pytest.mark.parametrize("pictures", SIZES)
-def test_ratio(compare, sources, kind, pictures):
+every_kind = pytest.mark.parametrize("kind", ["folder", "shards"])
+every_size = pytest.mark.parametrize("pictures", SIZES)
+
+
+@every_kind
+@every_size
+def test_epoch(compare, pictures_of, full, kind, pictures):
     """Beside the epoch at ratio 1: the share of its time that the others take."""
-    source, batch_size = sources(kind, pictures), SIZES[pictures][2]
-    epochs, from_disk = {}, {}
+    source, batch_size = pictures_of(kind, pictures)
+    epochs, read, before = {}, {}, memory()
     for ratio in RATIOS:
-        epoch = rivals.ours(source, Fixed(len(source), ratio), batch_size)
-        assert epoch() == round(ratio * len(source))
-        from_disk[str(ratio)] = bytes_from_disk(source, epoch)
-        epochs[f"ratio {ratio}"] = epoch
-    before = resident()
-    compare(epochs, seconds=8.0, images=len(source), from_disk=from_disk)
-    assert resident() - before < 500_000_000
+        name = OURS if ratio == 1 else f"ratio {ratio}"
+        epoch = epochs[name] = rivals.ours(source, Fixed(len(source), ratio), batch_size)
+        images, read[name] = bytes_read(source, epoch)
+        assert images == round(ratio * len(source))
+    assert memory() - before < 1_000_000_000
+    seconds, least = (10.0, 5) if full else (2.0, 3)
+    compare(epochs, seconds, least, images=len(source), bytes_read=read)
 
 
-@pytest.mark.parametrize("ratio", [1.0, 0.5], ids=lambda ratio: f"ratio {ratio}")
-@pytest.mark.parametrize("kind", ["folder", "shards"])
-@pytest.mark.parametrize("pictures", SIZES)
-def test_rivals(compare, sources, kind, pictures, ratio):
+@pytest.mark.parametrize("ratio", RATIOS, ids=lambda ratio: f"ratio {ratio}")
+@every_kind
+@every_size
+def test_rivals(compare, pictures_of, full, kind, pictures, ratio):
     """Beside loaders that were built for the selection, or read everything."""
-    source, batch_size = sources(kind, pictures), SIZES[pictures][2]
+    if ratio not in QUICK and not full:
+        pytest.skip("part of --full")
+    source, batch_size = pictures_of(kind, pictures)
     makers = {
         OURS: rivals.ours,
-        "torch loader, 2 workers": rivals.torch_ours,
         "torch DataLoader + Subset": rivals.torch_subset,
         "DALI, parallel external source": rivals.dali_parallel,
     }
@@ -70,70 +71,60 @@ def test_rivals(compare, sources, kind, pictures, ratio):
         makers["DALI's file reader"] = rivals.dali_files
     else:
         makers["DALI's webdataset reader"] = rivals.dali_webdataset
-        if rivals.has_webdataset():
+        if rivals.installed("webdataset"):
             makers["webdataset, filtered"] = rivals.webdataset
+    beside(compare, makers, source, batch_size, ratio, full)
+
+
+@every_size
+def test_ffcv(compare, pictures_of, full, pictures):
+    """Apart from the others, because it takes a minute to compile and holds its compiler's memory.
+
+    It reads a file of its own format, made of the same images.
+    """
+    if not (full and rivals.installed("ffcv")):
+        pytest.skip("part of --full, where FFCV is installed")
+    source, batch_size = pictures_of("folder", pictures)
+    beside(compare, {OURS: rivals.ours, "FFCV": rivals.ffcv}, source, batch_size, 1.0, full)
+
+
+def beside(compare, makers, source, batch_size, ratio, full):
+    """Time an epoch at a keep ratio of each loader, and what it takes besides time."""
     follows = Fixed(len(source), ratio)
-    epochs = {name: maker(source, follows, batch_size) for name, maker in makers.items()}
-    memory, from_disk = {}, {}
-    for name, epoch in epochs.items():
-        before = resident()
-        images = epoch()
-        memory[name] = resident() - before
-        reads_all = name == "DALI's webdataset reader"
-        wanted = len(source) if reads_all else round(ratio * len(source))
+    epochs, held, read = {}, {}, {}
+    for name, maker in makers.items():
+        before = memory()
+        epoch = epochs[name] = maker(source, follows, batch_size)
+        images, read[name] = bytes_read(source, epoch)
+        held[name] = memory() - before
+        wanted = len(source) if maker == rivals.dali_webdataset else round(ratio * len(source))
         assert wanted - batch_size < images < wanted + batch_size
-        from_disk[name] = bytes_from_disk(source, epoch)
-    compare(epochs, seconds=8.0, images=len(source), memory=memory, from_disk=from_disk)
+    facts = {"images": len(source), "ratio": ratio, "bytes_read": read, "memory": held}
+    compare(epochs, seconds=1.0, least=4 if full else 2, **facts)
 
 
-@pytest.mark.parametrize("pictures", SIZES)
-def test_new_selection(compare, sources, pictures):
-    """From a new selection to the first batch of it."""
-    source, batch_size = sources("folder", pictures), SIZES[pictures][2]
-    follows = Fixed(len(source), 0.5)
+@every_kind
+@every_size
+def test_new_selection(compare, pictures_of, kind, pictures):
+    """An epoch of a single batch, of samples that were not read in the one before."""
+    source, batch_size = pictures_of(kind, pictures)
+    share = batch_size / len(source)
+    follows = Fixed(len(source), share)
     loader = rivals.DaliLoader(source, follows, batch_size, num_threads=rivals.WORKERS)
     seeds = itertools.count()
 
-    def ours():
-        follows.keep(0.5, next(seeds))
-        return next(iter(loader))
+    def of_new(read):
+        def epoch():
+            follows.keep(share, next(seeds))
+            return read()
 
-    def rebuilt(maker):
-        def first():
-            follows.keep(0.5, next(seeds))
-            return next(maker(source, follows, batch_size))
+        return epoch
 
-        return first
-
-    calls = {
-        OURS: ours,
-        "DALI's file reader, built anew": rebuilt(rivals.first_of_dali_files),
-        "torch DataLoader + Subset, made anew": rebuilt(rivals.first_of_torch_subset),
-    }
-    compare(calls, seconds=5.0, images=len(source))
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def bytes_from_disk(source, epoch) -> int:
-    """What this process and its children read from the disk in an epoch; the kernel counts it."""
-    root = Path(source.root)
-    files = [path for path in root.rglob("*") if path.is_file()]
-    for path in files:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-    before = _read_bytes()
-    epoch()
-    return _read_bytes() - before
-
-
-def _read_bytes() -> int:
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-    texts = [Path(f"/proc/{process}/io").read_text() for process in [own, *children]]
-    return sum(int(text.split("read_bytes: ")[1].split()[0]) for text in texts)
+    calls = {OURS: of_new(lambda: rivals.count(loader))}
+    makers = {"torch DataLoader + Subset, made anew": rivals.torch_subset}
+    if kind == "folder":
+        makers["DALI's file reader, built anew"] = rivals.dali_files
+    for name, maker in makers.items():
+        calls[name] = of_new(lambda maker=maker: maker(source, follows, batch_size)())
+    assert all(call() == batch_size for call in calls.values())
+    compare(calls, images=len(source))
