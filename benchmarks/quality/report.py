@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from .experimental import VARIANTS
 from .figures import draw_differences
 from .run import RESULTS, read_rows
 from .static import STATIC
@@ -178,20 +179,23 @@ def tried(rows: Rows) -> str:
     parts = []
     for (protocol, noise), found in group(rows, "protocol", "noise").items():
         rival = RIVAL[protocol == "joint"]
-        others = [row for row in found if row["method"] not in ("full", rival)]
-        if not others:
-            continue
-        cells = group(found, "method", "ratio")
-
-        def cell(
-            method: str, ratio: float, cells: dict[Any, Rows] = cells, rival: str = rival
-        ) -> str:
-            ours, theirs = (by_seed(cells.get((m, ratio), [])) for m in (method, rival))
-            return cell_difference(paired(ours, theirs))
-
-        title = f"{noise}, {protocol}, difference to {rival}, {counts(others)}:"
-        parts += [title, "", *grid(others, cell), ""]
+        parts += _differences(found, rival, f"{noise}, {protocol}")
+        variants = [row for row in found if row["method"] in (*VARIANTS, "adapruner")]
+        parts += _differences(variants, "adapruner", f"{noise}, {protocol}")
     return "\n".join([*parts, where(rows)])
+
+
+def _differences(rows: Rows, rival: str, title: str) -> list[str]:
+    others = [row for row in rows if row["method"] not in ("full", rival)]
+    if not others:
+        return []
+    cells = group(rows, "method", "ratio")
+
+    def cell(method: str, ratio: float) -> str:
+        ours, theirs = (by_seed(cells.get((m, ratio), [])) for m in (method, rival))
+        return cell_difference(paired(ours, theirs))
+
+    return [f"{title}, difference to {rival}, {counts(others)}:", "", *grid(others, cell), ""]
 
 
 def short(rows: Rows) -> str:

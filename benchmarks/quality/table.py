@@ -80,6 +80,14 @@ WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 CIFAR = "cifar10-10000"
 DIGITS_TRIES = ("full", "random", *OURS, *VARIANTS, *EXPERIMENTAL)
 JOINT_TRIES = ("full, fewer epochs", "random each epoch", *OURS, *VARIANTS)
+CIFAR_JOINT_TRIES = (
+    "full, fewer epochs",
+    "random each epoch",
+    "adapruner",
+    "adapruner, even",
+    "adapruner as published, even",
+    "adapruner, chance 0.3 / r, even",
+)
 CIFAR_TRIES = (
     "full",
     "random",
@@ -119,6 +127,7 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "joint", JOINT_TRIES, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, five, "split"),
         ),
         "experimental-cifar": distinct(
+            grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7, 0.5), ("clean",), five, "split"),
             grid(CIFAR, "same epochs", CIFAR_TRIES, (0.5, 0.3), ("clean",), five, "split"),
         ),
         "experimental-joint": distinct(
