@@ -6,7 +6,7 @@
 namespace adapruner::cuda {
 
 template <typename T>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, 1)
     masked_loss_kernel(LossBatch batch, const T* sample_loss, T* gradient) {
   using A = Accumulator<T>;
   __shared__ bool last;
