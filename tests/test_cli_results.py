@@ -197,7 +197,7 @@ class TestInfo:
         assert code == 0
         assert f"adapruner        {adapruner.__version__}\n" in out
         assert f"torch            {torch.__version__.split('+')[0]}" in out
-        for text in ("compiler", "in use", "OpenMP", "not part of this version", "torchvision"):
+        for text in ("compiler", "in use", "OpenMP", "CUDA", "torchvision"):
             assert text in out
 
     def test_extras_are_those_declared(self) -> None:
