@@ -150,7 +150,7 @@ def where(rows: Rows) -> str:
     commits = ", ".join(sorted({row["provenance"]["commit"] for row in rows}))
     return (
         f"{about['processor']}, {rows[-1]['device']}, torch {about['torch']}, {about['date']}, "
-        f"commits {commits}; {rows[-1]['samples']:,} samples, network “{recipe['model']}”, "
+        f"commits {commits} (+: the tree differed); {max(row['samples'] for row in rows):,} samples, network “{recipe['model']}”, "
         f"{recipe['epochs']} epochs."
     )
 
