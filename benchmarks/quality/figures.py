@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .statistics import Row, by_seed, paired
 from .table import STATIC_METHODS
 
 OURS, PUBLISHED = "#0072b2", "#56b4e9"
+SEEDS = 5  # fewer are not drawn
 RIVALS = ("#c75400", "#8a8a8a", "#cc79a7", "#009e73", "#b59a00", "#7a4fa3", "#444444", "#999999")
 
 
@@ -21,10 +23,13 @@ def draw_differences(rows: Iterable[Row], path: Path) -> None:
         if row["protocol"] == "same epochs" and row["method"] != "full":
             panel = found.setdefault((row["dataset"], row["noise"]), {})
             panel.setdefault((row["method"], row["ratio"]), []).append(row)
+    for cells in found.values():
+        for key in [key for key, cell in cells.items() if len(by_seed(cell)) < SEEDS]:
+            del cells[key]
     panels = {key: cells for key, cells in found.items() if len({r for _, r in cells}) > 1}
     if not panels:
         return
-    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    figure = Figure(figsize=(3.9 * len(panels) + 2, 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     rivals = [m for m in STATIC_METHODS if m not in ("full", "random") and "adapruner" not in m]
     colours = dict(zip(rivals, RIVALS, strict=False))
@@ -50,10 +55,15 @@ def draw_differences(rows: Iterable[Row], path: Path) -> None:
             )
         ax.axhline(0, color="black", lw=0.8)
         ax.set_yscale("symlog", linthresh=2)
+        ax.set_yticks([-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20])
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
         ax.set_title(f"{dataset}, {noise}", fontsize=10)
         ax.set_xlabel("keep ratio")
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("accuracy above random's, points")
-    axes[-1].legend(frameon=False, fontsize=7)
+    axes[0].set_ylabel("points of accuracy above random's")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center"
+    )
     figure.savefig(path, dpi=150)

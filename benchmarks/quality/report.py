@@ -113,6 +113,30 @@ def block(rows: Rows, full: Rows, rival: str) -> str:
     )
 
 
+def narrow(rows: Rows, full: Rows, rival: str) -> str:
+    """The same at a single keep ratio: a line for each method, everything beside it."""
+    cells = group(rows + full, "method")
+    lines = [
+        f"Keep ratio {rows[0]['ratio']:g}, {counts(rows)}:",
+        "",
+        f"| | accuracy, % | balanced accuracy, % | above {rival} | above all data | bad kept, % |",
+        "|---" * 6 + "|",
+    ]
+    for method in order_of(cells):
+        found = cells[method]
+        ours = by_seed(found)
+        means = [
+            cell_mean(estimate(scale * row[name] for row in found))
+            for name, scale in (("accuracy", 1), ("balanced_accuracy", 1), ("bad_among_kept", 100))
+        ]
+        above = [
+            "" if method == other else cell_difference(paired(ours, by_seed(cells.get(other, []))))
+            for other in (rival, "full")
+        ]
+        lines.append(f"| {method} | " + " | ".join([*means[:2], *above, means[2]]) + " |")
+    return "\n".join(lines)
+
+
 def share_of_bad(rows: Rows) -> str:
     """% of the kept that are wrongly labelled or corrupt."""
     cells = group(rows, "method", "ratio")
@@ -148,10 +172,11 @@ def where(rows: Rows) -> str:
     about = rows[-1]["provenance"]
     recipe = rows[-1]["recipe"]
     commits = ", ".join(sorted({row["provenance"]["commit"] for row in rows}))
+    samples = max(row["samples"] for row in rows)
     return (
         f"{about['processor']}, {rows[-1]['device']}, torch {about['torch']}, {about['date']}, "
-        f"commits {commits}; {rows[-1]['samples']:,} samples, network “{recipe['model']}”, "
-        f"{recipe['epochs']} epochs."
+        f"commits {commits} (+: the tree differed); {samples:,} samples, network "
+        f"“{recipe['model']}”, {recipe['epochs']} epochs."
     )
 
 
@@ -165,7 +190,11 @@ def sections(rows: Rows) -> str:
             continue
         rival = RIVAL[protocol == "joint"]
         title = "trained jointly" if protocol == "joint" else f"retrained, {protocol}"
-        parts += [f"### {noise}, {title}", "", block(found, full, rival), ""]
+        parts += [f"### {noise}, {title}", ""]
+        if len({row["ratio"] for row in found}) == 1:
+            parts += [narrow(found, full, rival), ""]
+            continue
+        parts += [block(found, full, rival), ""]
         if any(row["bad"] > 0 for row in found):
             parts += [share_of_bad(found), ""]
         if noise == "clean":
