@@ -48,6 +48,7 @@ FIRST = (
     "step[plain]",
     "step[published]",
     "end_to_end[digits]",
+    "end_to_end[cifar10]",
 )
 
 
