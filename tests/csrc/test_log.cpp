@@ -5,15 +5,11 @@
 
 #include "../../csrc/math/log.h"
 #include "check.h"
+#include "numbers.h"
 
 namespace {
 
 using namespace adapruner;
-using Real = long double;
-
-bool near(Real found, Real expected, Real tolerance) {
-  return found == expected || std::fabs(found - expected) <= tolerance * std::fabs(expected);
-}
 
 void log_positive_is_as_close_as_it_says() {
   std::mt19937_64 random(5);
