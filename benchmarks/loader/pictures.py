@@ -18,7 +18,7 @@ from adapruner.data.base import Source
 from adapruner.data.shard_index import scan, write_index
 from adapruner.vision import training_transform
 
-IN_A_SHARD = 2500
+SHARDS = 8  # as many for each of two workers
 SEED = 0
 KEPT_IN = Path(__file__).resolve().parents[2] / "build" / "benchmarks" / "images"
 
@@ -75,10 +75,10 @@ def make_folder(root: Path, count: int, large: bool) -> None:
 
 def make_shards(root: Path, count: int, large: bool) -> None:
     root.mkdir(parents=True)
-    for start in range(0, count, IN_A_SHARD):
-        path = root / f"{start // IN_A_SHARD:05d}.tar"
+    for shard in range(SHARDS):
+        path = root / f"{shard:05d}.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for number in range(start, min(start + IN_A_SHARD, count)):
+            for number in range(shard * count // SHARDS, (shard + 1) * count // SHARDS):
                 encoded, label = jpeg(number, large)
                 for extension, content in (("jpg", encoded), ("cls", str(label).encode())):
                     member = tarfile.TarInfo(f"{number:06d}.{extension}")
