@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -43,3 +44,23 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(params=["torch", "workers", "dali"])
+def loader_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Makes a loader of images for a pruner, each of the kinds in turn."""
+
+    def call(data: Any, pruner: Any, on_error: str = "skip") -> Any:
+        from adapruner import as_source
+        from adapruner.vision import evaluation_transform
+
+        source = as_source(data, transform=evaluation_transform(16))
+        if request.param == "dali":
+            pytest.importorskip("nvidia.dali")
+            from adapruner.data.dali import DaliLoader
+
+            return DaliLoader(source, pruner, 4, on_error=on_error, num_threads=1)
+        workers = 1 if request.param == "workers" else 0
+        return pruner.loader(source, 4, num_workers=workers, on_error=on_error)
+
+    return call

@@ -46,21 +46,6 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     return call
 
 
-@pytest.fixture(params=["torch", "workers", "dali"])
-def loader_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    def call(source: Any, pruner: Pruner, on_error: str = "skip") -> Any:
-        source = as_source(source, transform=evaluation_transform(16))
-        if request.param == "dali":
-            pytest.importorskip("nvidia.dali")
-            from adapruner.data.dali import DaliLoader
-
-            return DaliLoader(source, pruner, 4, on_error=on_error, num_threads=1)
-        workers = 1 if request.param == "workers" else 0
-        return pruner.loader(source, 4, num_workers=workers, on_error=on_error)
-
-    return call
-
-
 def test_unusual_images_are_read(make: Make, loader_for: Callable[..., Any]) -> None:
     source = make(good_images())
     pruner = Pruner(len(source), epochs=1)

@@ -16,27 +16,12 @@ from shard_files import write_tar
 
 from adapruner import Pruner, UnreadableSampleError, as_source
 from adapruner.data.shard_index import scan, write_index
-from adapruner.vision import evaluation_transform, training_transform
+from adapruner.vision import training_transform
 
 pytest.importorskip("PIL")
 pytest.importorskip("torchvision")
 
 MakeLoader = Callable[..., Any]
-
-
-@pytest.fixture(params=["torch", "workers", "dali"])
-def loader_for(request: pytest.FixtureRequest) -> MakeLoader:
-    def call(data: Any, pruner: Pruner, on_error: str = "skip") -> Any:
-        source = as_source(data, transform=evaluation_transform(16))
-        if request.param == "dali":
-            pytest.importorskip("nvidia.dali")
-            from adapruner.data.dali import DaliLoader
-
-            return DaliLoader(source, pruner, 4, on_error=on_error, num_threads=1)
-        workers = 1 if request.param == "workers" else 0
-        return pruner.loader(source, 4, num_workers=workers, on_error=on_error)
-
-    return call
 
 
 def images() -> dict[str, bytes]:
