@@ -35,8 +35,14 @@ def agreement(records: Records) -> Tensor:
 
 def gumbel(score: Tensor, dose: float, seed: int) -> Tensor:
     """The score in units of its standard deviation, plus so much Gumbel noise."""
-    uniform = torch.rand(len(score), generator=generator_of(seed), dtype=torch.float64)
-    return score / score.std() - dose * (-uniform.clamp(min=1e-300).log()).log()
+    return score / score.std() + dose * gumbel_noise(len(score), seed)
+
+
+def gumbel_noise(count: int, seed: int) -> Tensor:
+    """Float64 ``[count]``: a top-k of logarithms of weights plus this draws in proportion to
+    them, without replacement."""
+    uniform = torch.rand(count, generator=generator_of(seed), dtype=torch.float64)
+    return -(-uniform.clamp(min=1e-300).log()).log()
 
 
 def by_rank(score: Tensor) -> Tensor:
@@ -75,6 +81,19 @@ def relative_pressure(records: Records, easy_weight: float) -> Tensor:
     return -(losses - easy_weight * (losses + EPSILON).log()).sum(0)
 
 
+def tilt(strength: float, records: Records, count: int, seed: int) -> Tensor:
+    """Chances that grow evenly with the rank of the mean loss, e^strength to 1 at its ends."""
+    key = strength * by_rank(records.losses().mean(0))
+    return top(key + gumbel_noise(len(key), seed), count, seed)
+
+
+def middle(strength: float, records: Records, count: int, seed: int) -> Tensor:
+    """Chances that are largest in the middle of the ranks of the mean loss: (4·q·(1 − q))^s."""
+    rank = by_rank(records.losses().mean(0))
+    key = strength * (4 * rank * (1 - rank)).log()
+    return top(key + gumbel_noise(len(key), seed), count, seed)
+
+
 def _noisy(score: Callable[[Records], Tensor], dose: float, power: int = 0) -> Select:
     return partial(noisy_top, score, lambda ratio: dose / ratio**power)
 
@@ -109,6 +128,8 @@ EXPERIMENTAL: dict[str, Select] = {
     "half easiest out": partial(cut, 0.0, 0.5),
     "both ends out": partial(cut, 0.5, 0.5),
     "half both ends out": partial(cut, 0.25, 0.25),
+    **{f"tilt {t:+g}": partial(tilt, t) for t in (-6, -3, -1.5, 1.5, 3, 6)},
+    **{f"middle {s:g}": partial(middle, s) for s in (1, 3)},
     "agreement": _noisy(agreement, 0.0),
     **_pressures(),
 }

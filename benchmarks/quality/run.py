@@ -66,8 +66,10 @@ def file_of(run: Run) -> str:
 
 
 def missing(runs: Iterable[Run], results: Path) -> list[Run]:
-    """Those whose row is in none of the files of the folder."""
-    done = {key_of(row) for path in results.glob("*.jsonl") for row in read_rows(path)}
+    """Those whose row is not in their file in the folder."""
+    runs = list(runs)
+    files = {results / file_of(run) for run in runs}
+    done = {key_of(row) for path in files for row in read_rows(path)}
     return [run for run in runs if run.key() not in done]
 
 
