@@ -5,12 +5,14 @@ They select from the recorded run, as the rivals do; docs/quality.md says which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adapruner.gates import Gates
 from adapruner.selection import Selection
@@ -94,6 +96,14 @@ def middle(strength: float, records: Records, count: int, seed: int) -> Tensor:
     return top(key + gumbel_noise(len(key), seed), count, seed)
 
 
+def gamma(alpha: float, beta: float, records: Records, count: int, seed: int) -> Tensor:
+    """Chances in proportion to e^(mean over the epochs of α·log(ℓ + ε) − β·ℓ): those of the pressure
+    ℓ − w·log(ℓ + ε) with w = α/β at a temperature of 1/β."""
+    losses = records.losses()
+    key = (alpha * (losses + EPSILON).log() - beta * losses).mean(0)
+    return top(key + gumbel_noise(len(key), seed), count, seed)
+
+
 def _noisy(score: Callable[[Records], Tensor], dose: float, power: int = 0) -> Select:
     return partial(noisy_top, score, lambda ratio: dose / ratio**power)
 
@@ -130,9 +140,34 @@ EXPERIMENTAL: dict[str, Select] = {
     "half both ends out": partial(cut, 0.25, 0.25),
     **{f"tilt {t:+g}": partial(tilt, t) for t in (-6, -3, -1.5, 1.5, 3, 6)},
     **{f"middle {s:g}": partial(middle, s) for s in (1, 3)},
+    **{
+        f"chance ℓ^{alpha:g}·e^(−{beta:g}ℓ)": partial(gamma, alpha, beta)
+        for beta, alphas in {1: (0, 0.4), 2: (0, 0.2, 0.4, 0.8, 2), 4: (0.4, 1.6, 4)}.items()
+        for alpha in alphas
+    },
     "agreement": _noisy(agreement, 0.0),
     **_pressures(),
 }
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A pruning run whose gates have one slope and no balance, so that a gate is a sum of pressures,
+    and which samples by the mean pressure: chances ℓ^α·e^(−βℓ), see :func:`gamma`.
+
+    Attributes:
+        weighed: the loss is weighted by the gates, divided by their mean, which step ten times as
+            far; otherwise the loss is the plain mean.
+        once: chance is drawn once for the run, not anew in every epoch.
+        turns: chances of an epoch (not those of the final selection) grow with this power of the
+            epochs since the last visit, so that samples take turns.
+    """
+
+    alpha: float
+    beta: float
+    weighed: bool = False
+    once: bool = False
+    turns: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +186,7 @@ class Variant:
     even: bool = False
 
 
-VARIANTS = {
+VARIANTS: dict[str, Variant | Sampled] = {
     "adapruner as published, chance 0.3 / r": Variant("adapruner", 0.3),
     "adapruner, chance 0.3 / r": Variant(chance=0.3),
     "adapruner, chance 0.1 / r²": Variant(chance=0.1, power=2),
@@ -161,6 +196,16 @@ VARIANTS = {
     "adapruner as published, even": Variant("adapruner", even=True),
     "adapruner, chance 0.3 / r, even": Variant(chance=0.3, even=True),
     "adapruner as published, chance 0.3 / r, even": Variant("adapruner", 0.3, even=True),
+    **{
+        f"sampled ℓ^{alpha:g}·e^(−{beta:g}ℓ)": Sampled(alpha, beta)
+        for alpha, beta in ((0, 2), (0.4, 2), (0.8, 2), (1.6, 4), (2, 2))
+    },
+    **{
+        f"sampled ℓ^{alpha:g}·e^(−{beta:g}ℓ), turns {turns:g}": Sampled(alpha, beta, turns=turns)
+        for alpha, beta, turns in ((0.8, 2, 1), (0.8, 2, 3), (2, 2, 1), (2, 2, 3))
+    },
+    "sampled ℓ^0.8·e^(−2ℓ), weighed": Sampled(0.8, 2, weighed=True),
+    "sampled ℓ^0.8·e^(−2ℓ), once": Sampled(0.8, 2, once=True),
 }
 
 
@@ -186,6 +231,33 @@ class ChanceSelection(Selection):
         gates.set_slope(slope)
 
 
+class SampledSelection(Selection):
+    """An exact top-k over (m − 1)/U·β plus Gumbel noise; U, the step of a gate that a pressure of 1
+    in every epoch gives."""
+
+    sampled = Sampled(0, 0)
+    warmup = epochs = ends = 0
+
+    def select(self, gates: Gates, ratio: float, slope: float) -> None:
+        self.ends += 1
+        epochs = self.ends - self.warmup
+        if ratio == 1 or epochs < 1:
+            return super().select(gates, ratio, slope)
+        logits = gates.logits.clone()
+        gate = 1 / (1 + math.exp(-1.0))
+        unit = gates.real("step_size") * gate * (1 - gate) * epochs
+        draw = 0 if self.sampled.once else self.ends
+        generator = torch.Generator().manual_seed(7000 + self.seed * 1009 + draw)
+        uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64)
+        noise = -(-uniform.clamp(min=1e-300).log()).log()
+        if self.ends < self.epochs:
+            noise += self.sampled.turns * gates.age.clamp(1).double().log()
+        gates.logits.copy_((logits - 1) / unit * self.sampled.beta + noise)
+        super().select(gates, ratio, slope)
+        gates.logits.copy_(logits)
+        gates.set_slope(slope)
+
+
 class VariantPlan(Adapruner):
     """A run of a variant."""
 
@@ -194,12 +266,16 @@ class VariantPlan(Adapruner):
         count: int,
         ratio: float,
         epochs: int,
-        variant: Variant,
+        variant: Variant | Sampled,
         seed: int,
         device: torch.device,
     ) -> None:
+        if isinstance(variant, Sampled):
+            super().__init__(count, ratio, epochs, "balanced", seed, device)
+            self._sample(variant)
+            return
         super().__init__(count, ratio, epochs, variant.method, seed, device)
-        self._even = variant.even
+        self._even, self._plain = variant.even, False
         if variant.chance:
             old = self.pruner.selection
             self.pruner.selection = ChanceSelection(
@@ -207,8 +283,26 @@ class VariantPlan(Adapruner):
             )
             self.pruner.selection.variant = variant
 
+    def _sample(self, sampled: Sampled) -> None:
+        pruner, gates = self.pruner, self.pruner.gates
+        self._even, self._plain = sampled.weighed, not sampled.weighed
+        gates.set_real("easy_weight", sampled.alpha / sampled.beta)
+        gates.set_real("step_size", 0.5 if sampled.weighed else 0.05)
+        gates.set_real("balance", 0.0)
+        gates.set_real("balance_gain", 0.0)
+        gates.set_slope(1.0)
+        pruner.controller.slope = (1.0, 1.0)
+        old = pruner.selection
+        pruner.selection = SampledSelection(
+            old.num_samples, old.keep_ratio, seed=old.seed, explore=old.explore
+        )
+        pruner.selection.sampled = sampled
+        pruner.selection.warmup, pruner.selection.epochs = pruner.warmup_epochs, pruner.epochs
+
     def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
         loss = super().loss(logits, targets, ids)
+        if self._plain:
+            return functional.cross_entropy(logits, targets)
         gates = self.pruner.gates
         resting = gates.integer("resting")
         return loss / gates.mean_gate if self._even and not resting else loss

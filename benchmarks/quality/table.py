@@ -88,7 +88,15 @@ CIFAR_JOINT_TRIES = (
     "adapruner as published, even",
     "adapruner, chance 0.3 / r, even",
 )
-TILTS = ("random", *(name for name in EXPERIMENTAL if name.startswith(("tilt", "middle"))))
+TILTS = ("random", *(name for name in EXPERIMENTAL if name.startswith(("tilt", "middle", "chance"))))
+SAMPLED = tuple(name for name in VARIANTS if name.startswith("sampled"))
+SAMPLED_JOINT = (*JOINT_METHODS[1:], *SAMPLED)
+SAMPLED_CIFAR = (
+    *("full, fewer epochs", "random each epoch", "InfoBatch", "adapruner as published"),
+    *(f"sampled ℓ^{shape}" for shape in ("0.8·e^(−2ℓ)", "2·e^(−2ℓ)", "0.8·e^(−2ℓ), weighed")),
+    *(f"sampled ℓ^{shape}" for shape in ("0.8·e^(−2ℓ), turns 1", "2·e^(−2ℓ), turns 1")),
+    *(f"sampled ℓ^{shape}" for shape in ("2·e^(−2ℓ), turns 3",)),
+)
 CIFAR_TRIES = (
     "full",
     "random",
@@ -138,7 +146,15 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "same epochs", TILTS, WIDE, CLEAN_OR_NOISY, five, "split"),
         ),
         "tilts-cifar": distinct(
-            grid(CIFAR, "same epochs", TILTS, (0.9, 0.5, 0.2), ("clean",), five, "split"),
+            grid(CIFAR, "same epochs", TILTS, (0.5, 0.2), ("clean",), range(4), "split"),
+        ),
+        "sampled-digits": distinct(
+            grid("digits", "joint", SAMPLED_JOINT, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten, "split"),
+            grid("digits", "same epochs", SAMPLED, WIDE, CLEAN_OR_NOISY, five, "split"),
+        ),
+        "sampled-cifar": distinct(
+            grid(CIFAR, "joint", SAMPLED_CIFAR, (0.7, 0.3), ("clean",), range(4), "split"),
+            grid(CIFAR, "same epochs", ("random", *SAMPLED_CIFAR[4:]), (0.7, 0.3), ("clean",), range(2), "split"),
         ),
         "gpu": distinct(
             grid("cifar10", "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),

@@ -105,14 +105,14 @@ def train(
         order = torch.randperm(len(data.y), generator=generator, device=device)
         order = order[mask[order]]
         guise = _draw_guise(len(data.y), recipe, generator)
-        count = len(order)
-        for begin in range(0, count, recipe.batch_size):
-            ids = order[begin : begin + recipe.batch_size]
+        # Batches of even size: a last one of a few samples would be a step into nowhere.
+        batches = order.tensor_split(max(1, round(len(order) / recipe.batch_size)))
+        for number, ids in enumerate(batches):
             if samples is not None:
                 ids = ids[: samples - read]
                 done = read / samples
             else:
-                done = (epoch + begin / count) / epochs
+                done = (epoch + number / len(batches)) / epochs
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * _rate(done, recipe.rise)
             batch = _augment(images, ids, guise, data.x.shape[1], recipe)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
