@@ -77,10 +77,10 @@ def _cifar(name: str, seed: int, measured_on: str) -> Data:
         rest = order
     x_test, y_test = (x[held], y[held]) if measured_on == "split" else _cifar_images("test")
     bad = torch.zeros(len(rest), dtype=torch.bool)
-    return Data(_normalised(x[rest], part), y[rest], bad, _normalised(x_test, part), y_test, 10)
+    return Data(normalised(x[rest], part), y[rest], bad, normalised(x_test, part), y_test, 10)
 
 
-def _normalised(images: Tensor, halved: bool) -> Tensor:
+def normalised(images: Tensor, halved: bool) -> Tensor:
     values = (images.float() / 255 - 0.47) / 0.25
     if not halved:
         return values

@@ -104,9 +104,81 @@ def resnet18() -> Network:
     return Network(nn.Sequential(*layers, *_pooled()), 512, 10)
 
 
+def residual_network(width: int = 16) -> Network:
+    """For 16×16 images: a narrow residual network."""
+    layers = [
+        *_conv(3, width, 4, 2),
+        _Block(width, 2 * width, 2),
+        _Block(2 * width, 4 * width, 2),
+        *_pooled(),
+    ]
+    return Network(nn.Sequential(*layers), 4 * width, 10)
+
+
+def _separable(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution of each channel by itself, then one across them."""
+    apart = nn.Conv2d(inputs, inputs, 3, stride, padding=1, groups=inputs, bias=False)
+    across = nn.Conv2d(inputs, outputs, 1, bias=False)
+    return [apart, nn.BatchNorm2d(inputs), across, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def separable_network(width: int = 16) -> Network:
+    """For 16×16 images: depthwise separable convolutions, as in MobileNet."""
+    layers = [
+        *_conv(3, width, 4, 2),
+        *_separable(width, 2 * width),
+        *_separable(2 * width, 4 * width, 2),
+        *_separable(4 * width, 4 * width),
+        *_separable(4 * width, 8 * width, 2),
+        *_pooled(),
+    ]
+    return Network(nn.Sequential(*layers), 8 * width, 10)
+
+
+class _Mixing(nn.Module):
+    """A layer of a mixer: two linear layers across the tokens, then two along each of them."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.across = self._two_layers(tokens)
+        self.along = nn.Sequential(nn.LayerNorm(width), *self._two_layers(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.across(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.along(x)
+
+    @staticmethod
+    def _two_layers(width: int) -> nn.Sequential:
+        layers = nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+        return nn.Sequential(*layers)
+
+
+class _Mixer(nn.Module):
+    """Layers over the 4×4 patches of a 16×16 image, then the mean of the patches."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.layers = nn.Sequential(*(_Mixing(16, width) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.norm(self.layers(tokens)).mean(1)
+
+
+def mixer(width: int = 64, depth: int = 2) -> Network:
+    """For 16×16 images: linear layers only, after Tolstikhin et al., NeurIPS 2021."""
+    return Network(_Mixer(width, depth), width, 10)
+
+
 NETWORKS = {
     "digits": digits_network,
     "small": small_network,
+    "residual": residual_network,
+    "separable": separable_network,
+    "mixer": mixer,
     "resnet9": resnet9,
     "resnet18": resnet18,
 }

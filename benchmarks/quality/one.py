@@ -15,24 +15,25 @@ from adapruner.selection import keep_count
 from . import plans
 from .data import Data, load
 from .experimental import EXPERIMENTAL, VARIANTS, VariantPlan
+from .probe import probe_accuracy
 from .scores import record
 from .static import STATIC, generator_of
-from .table import OURS, RIGHT_ONLY, Run
+from .table import CIFAR, OURS, RIGHT_ONLY, SHORT, SHORT_READS, Run
 from .trainer import Plan, Trained, accuracy, train
 
-ADAPRUNER = (*OURS, *VARIANTS)
+PACKAGE = OURS | {SHORT: OURS["adapruner"]}
+ADAPRUNER = (*PACKAGE, *VARIANTS)
 
 
 @functools.lru_cache(maxsize=1)  # runs come in groups that share it
-def _data(name: str, noise: str, seed: int, measured_on: str) -> Data:
-    return load(name.split(" ")[0], noise, seed, measured_on)
+def _data(name: str, noise: str, seed: int, measured_on: str, device: str) -> Data:
+    return load(name.split(" ")[0], noise, seed, measured_on).to(device)
 
 
 def make(run: Run, device: str) -> dict[str, Any]:
     """The row of a run, without what is the same for all runs."""
-    data = _data(*run.shared[:1], run.noise, run.seed, run.measured_on).to(device)
     row = asdict(run) | {"recipe": asdict(run.recipe), "device": device, "time": time.time()}
-    made = _joint(run, data) if run.protocol == "joint" else _retrained(run, data)
+    made = _joint(run, device) if run.protocol == "joint" else _retrained(run, device)
     return row | made
 
 
@@ -51,18 +52,25 @@ def _measure(run: Run, data: Data, trained: Trained, kept: Tensor | None) -> dic
     }
 
 
-def _retrained(run: Run, data: Data) -> dict[str, Any]:
-    kept, cost = _select(run, data)
+def _retrained(run: Run, device: str) -> dict[str, Any]:
+    data = _data(*run.shared, device)
+    kept, cost = select(run.selecting, device)
     reads = torch.zeros(len(data.y), dtype=torch.bool, device=data.y.device)
     reads[kept] = True
     read = len(kept) if run.protocol == "same epochs" else len(data.y)
     samples = run.recipe.epochs * read
     trained = train(data, run.recipe, Plan(reads), run.seed, samples=samples)
-    return _measure(run, data, trained, kept) | {f"selection_{k}": v for k, v in cost.items()}
+    row = _measure(run, data, trained, kept) | {f"selection_{k}": v for k, v in cost.items()}
+    row["selected_by"] = asdict(run.selecting.recipe)
+    if run.selecting.dataset == CIFAR and run.protocol == "same epochs":
+        row["probe_accuracy"] = probe_accuracy(trained.model)
+    return row
 
 
-def _select(run: Run, data: Data) -> tuple[Tensor, dict[str, float]]:
+@functools.lru_cache(maxsize=64)  # one selection serves several networks
+def select(run: Run, device: str) -> tuple[Tensor, dict[str, float]]:
     """The kept indices, and what it took to know them."""
+    data = _data(*run.shared, device)
     nothing = {"samples_read": 0, "seconds": 0.0, "cpu_seconds": 0.0}
     count = keep_count(run.ratio, len(data.y))
     if run.method == "full":
@@ -71,13 +79,15 @@ def _select(run: Run, data: Data) -> tuple[Tensor, dict[str, float]]:
         order = torch.randperm(len(data.y), generator=generator_of(run.seed))
         return order[~data.bad[order]][:count].sort().values, nothing
     if run.method in ADAPRUNER:
-        plan = _adapruner(run, data, run.recipe.epochs)
-        trained = train(data, run.recipe, plan, run.seed, epochs=run.recipe.epochs)
+        epochs = run.recipe.epochs
+        if run.method == SHORT:
+            epochs = _epochs_within(run, data, int(SHORT_READS * epochs * len(data.y)))
+        plan = _adapruner(run, data, epochs)
+        trained = train(data, run.recipe, plan, run.seed, epochs=epochs)
         return plan.pruner.result().indices, _cost(trained)
     records = record(data, run.recipe, run.seed, repr(run.shared))
     start = time.process_time()
-    select = (STATIC | EXPERIMENTAL)[run.method]
-    kept = select(records, count, run.seed)
+    kept = (STATIC | EXPERIMENTAL)[run.method](records, count, run.seed)
     spent = time.process_time() - start
     if run.method.startswith("random"):
         return kept, nothing
@@ -97,11 +107,12 @@ def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
     common = run.seed, data.y.device
     if run.method in VARIANTS:
         return VariantPlan(len(data.y), run.ratio, epochs, VARIANTS[run.method], *common)
-    return plans.Adapruner(len(data.y), run.ratio, epochs, OURS[run.method], *common)
+    return plans.Adapruner(len(data.y), run.ratio, epochs, PACKAGE[run.method], *common)
 
 
-def _joint(run: Run, data: Data) -> dict[str, Any]:
+def _joint(run: Run, device: str) -> dict[str, Any]:
     """The model of the run that prunes, for the samples that ratio · epochs · N are."""
+    data = _data(*run.shared, device)
     count, recipe = len(data.y), run.recipe
     budget = keep_count(run.ratio, count) * recipe.epochs
     kept = None

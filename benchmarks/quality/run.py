@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +114,11 @@ def main() -> None:
     wanted = list(dict.fromkeys(run for name in args.tables for run in tables()[name]))
     left = missing(wanted, args.results)
     print(f"{len(left)} of {len(wanted)} runs are left", flush=True)
-    jobs = [list(runs) for _, runs in groupby(left, key=lambda run: run.shared)]
+    groups: dict[Any, list[Run]] = {}
+    for run in left:
+        groups.setdefault(run.shared, []).append(run)
     # Seed by seed through all tables, so that what was stopped has whole seeds.
-    jobs.sort(key=lambda job: job[0].seed)
+    jobs = sorted(groups.values(), key=lambda job: job[0].seed)
     context = multiprocessing.get_context("spawn")
     turn = context.Value("i", 0)
     processes = [

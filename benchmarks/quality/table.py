@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from .experimental import EXPERIMENTAL, VARIANTS
 from .static import STATIC
@@ -14,11 +14,19 @@ from .trainer import Recipe
 RECIPES = {
     "digits": Recipe("digits", 16, 64, 0.1, bfloat16=False),
     "cifar10-10000": Recipe("small", 12, 128, 0.4, crop=1, flip=True),
+    # Trained on what the one above selects; rates chosen on "split" too, of two or three values.
+    "cifar10-10000 residual": Recipe("residual", 12, 128, 0.1, crop=1, flip=True),
+    "cifar10-10000 separable": Recipe("separable", 12, 128, 0.2, crop=1, flip=True, bfloat16=False),
+    "cifar10-10000 mixer": Recipe("mixer", 12, 128, 0.2, crop=1, flip=True),
     # For a GPU; nobody has run them yet.
     "cifar10": Recipe("resnet9", 16, 512, 0.4, crop=4, flip=True, compile=True),
     "cifar10 resnet18": Recipe("resnet18", 30, 512, 0.4, crop=4, flip=True, compile=True),
 }
+# Datasets whose sets another's recipe selects: does what one network keeps serve others?
+SELECTED_BY = {name: "cifar10-10000" for name in RECIPES if name.startswith("cifar10-10000 ")}
 OURS = {"adapruner as published": "adapruner", "adapruner": "balanced"}
+# Selects in as many epochs as read no more than this share of what training on everything reads.
+SHORT, SHORT_READS = "adapruner, short", 0.4
 STATIC_METHODS = ("full", *STATIC, *OURS)
 JOINT_METHODS = ("full", "full, fewer epochs", "random each epoch", "InfoBatch", "SeTa", *OURS)
 
@@ -40,9 +48,14 @@ class Run:
         return RECIPES[self.dataset]
 
     @property
+    def selecting(self) -> Run:
+        """The run whose kept set this one trains on: itself but for a transfer."""
+        return replace(self, dataset=SELECTED_BY.get(self.dataset, self.dataset))
+
+    @property
     def shared(self) -> tuple[str, str, int, str]:
         """Runs that are alike in this share their data, and the recorded run."""
-        return self.dataset, self.noise, self.seed, self.measured_on
+        return self.selecting.dataset, self.noise, self.seed, self.measured_on
 
     def key(self) -> str:
         """What makes a run the same run, as text."""
@@ -97,6 +110,7 @@ SAMPLED_CIFAR = (
     *(f"sampled ℓ^{shape}" for shape in ("0.8·e^(−2ℓ), turns 1", "2·e^(−2ℓ), turns 1")),
     *(f"sampled ℓ^{shape}" for shape in ("2·e^(−2ℓ), turns 3",)),
 )
+TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", "EL2N", *OURS)
 CIFAR_TRIES = (
     "full",
     "random",
@@ -130,6 +144,16 @@ def tables() -> dict[str, list[Run]]:
         ),
         "digits-steps": distinct(
             grid("digits", "same steps", STATIC_METHODS, WIDE, ("clean",), ten)
+        ),
+        "transfer": distinct(
+            *(
+                grid(name, "same epochs", TRANSFER_METHODS, (0.9, 0.7, 0.5), ("clean",), five)
+                for name in SELECTED_BY
+            )
+        ),
+        "short": distinct(
+            grid(CIFAR, "same epochs", (SHORT,), (0.9, 0.8, 0.7), ("clean",), five),
+            grid("digits", "same epochs", (SHORT,), (0.9, 0.8, 0.7), ("clean",), ten),
         ),
         "experimental-digits": distinct(
             grid("digits", "same epochs", DIGITS_TRIES, WIDE, CLEAN_OR_NOISY, five, "split"),
