@@ -159,6 +159,7 @@ class Sampled:
         weighed: the loss is weighted by the gates, divided by their mean, which step ten times as
             far; otherwise the loss is the plain mean.
         once: chance is drawn once for the run, not anew in every epoch.
+        read_beta: temperature of what epochs read, in place of β.
         turns: chances of an epoch (not those of the final selection) grow with this power of the
             epochs since the last visit, so that samples take turns.
     """
@@ -168,6 +169,7 @@ class Sampled:
     weighed: bool = False
     once: bool = False
     turns: float = 0.0
+    read_beta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,15 +199,14 @@ VARIANTS: dict[str, Variant | Sampled] = {
     "adapruner, chance 0.3 / r, even": Variant(chance=0.3, even=True),
     "adapruner as published, chance 0.3 / r, even": Variant("adapruner", 0.3, even=True),
     **{
-        f"sampled ℓ^{alpha:g}·e^(−{beta:g}ℓ)": Sampled(alpha, beta)
-        for alpha, beta in ((0, 2), (0.4, 2), (0.8, 2), (1.6, 4), (2, 2))
+        f"sampled w {w:g}, β {beta:g}, turns {turns:g}": Sampled(
+            2 * w, 2, turns=turns, read_beta=beta
+        )
+        for w, beta, turns in (
+            *((0.4, 0, 0), (0.4, 0, 1), (0.4, 0, 3), (0.4, 0.5, 1), (0.4, 0.5, 3), (0.4, 2, 1)),
+            *((1, 0.5, 1), (1, 0.5, 3), (1, 1, 1), (1, 1, 3), (1, 2, 1), (1, 2, 3)),
+        )
     },
-    **{
-        f"sampled ℓ^{alpha:g}·e^(−{beta:g}ℓ), turns {turns:g}": Sampled(alpha, beta, turns=turns)
-        for alpha, beta, turns in ((0.8, 2, 1), (0.8, 2, 3), (2, 2, 1), (2, 2, 3))
-    },
-    "sampled ℓ^0.8·e^(−2ℓ), weighed": Sampled(0.8, 2, weighed=True),
-    "sampled ℓ^0.8·e^(−2ℓ), once": Sampled(0.8, 2, once=True),
 }
 
 
@@ -250,9 +251,11 @@ class SampledSelection(Selection):
         generator = torch.Generator().manual_seed(7000 + self.seed * 1009 + draw)
         uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64)
         noise = -(-uniform.clamp(min=1e-300).log()).log()
+        beta = self.sampled.beta
         if self.ends < self.epochs:
             noise += self.sampled.turns * gates.age.clamp(1).double().log()
-        gates.logits.copy_((logits - 1) / unit * self.sampled.beta + noise)
+            beta = beta if self.sampled.read_beta is None else self.sampled.read_beta
+        gates.logits.copy_((logits - 1) / unit * beta + noise)
         super().select(gates, ratio, slope)
         gates.logits.copy_(logits)
         gates.set_slope(slope)

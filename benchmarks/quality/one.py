@@ -117,10 +117,11 @@ def _joint(run: Run, device: str) -> dict[str, Any]:
     budget = keep_count(run.ratio, count) * recipe.epochs
     kept = None
     if run.method in ADAPRUNER:
-        epochs = _epochs_within(run, data, budget)
-        plan = _adapruner(run, data, epochs)
-        trained = train(data, recipe, plan, run.seed, epochs=epochs)
-        kept = plan.pruner.result().indices
+        # The budget ends within the last epoch.
+        plan = _adapruner(run, data, _epochs_within(run, data, budget) + 1)
+        trained = train(data, recipe, plan, run.seed, samples=budget)
+        if plan.pruner.finished:
+            kept = plan.pruner.result().indices
     else:
         everything = torch.ones(count, dtype=torch.bool, device=data.y.device)
         make_plan = {

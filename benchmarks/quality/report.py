@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality.report
 
-Reads benchmarks/results/quality/*.jsonl; writes what stands between the markers, and
-docs/images/quality-*.png.
+Reads the rows of benchmarks/results/quality/; writes what stands between the markers of
+docs/quality.md, docs/quality-tables.md and README.md, and docs/images/quality.png.
 """
 
 from __future__ import annotations
@@ -11,262 +11,309 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+from . import aims
 from .experimental import VARIANTS
 from .figures import draw_differences
-from .run import RESULTS, read_rows
-from .static import STATIC
-from .statistics import Estimate, Row, by_seed, estimate, paired
-from .table import JOINT_METHODS, STATIC_METHODS
+from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios_of
+from .run import RESULTS, file_of, read_rows
+from .statistics import Row, by_seed, estimate, group, paired
+from .table import CLEAN_OR_NOISY, RECIPES, WIDE, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[Row]
-RIVAL = ("random", "random each epoch")  # the one to beat: retrained, joint
-RIVALS = [name for name in STATIC if name != "random"]
+PROTOCOLS = {
+    "same epochs": "retrained, same epochs",
+    "same steps": "retrained, same steps",
+    "joint": "trained jointly",
+}
 SEEDS_TO_SHOW = 5  # in the README
 COST_AT = 0.7  # the keep ratio whose costs are shown
 
 
-def group(rows: Iterable[Row], *names: str) -> dict[Any, Rows]:
-    groups: dict[Any, Rows] = {}
-    for row in rows:
-        key = tuple(row[name] for name in names)
-        groups.setdefault(key if len(names) > 1 else key[0], []).append(row)
-    return groups
+def runs_in(results: Path, measured_on: str) -> Rows:
+    """The rows of the runs in a folder of results, those of today's recipes."""
+    found: Rows = []
+    for dataset, recipe in RECIPES.items():
+        file = file_of(Run(dataset, "", "", 1.0, "", 0, measured_on))
+        made = read_rows(results / file)
+        found += (today := [row for row in made if row["recipe"] == asdict(recipe)])
+        if len(today) < len(made):
+            print(f"{file}: {len(made) - len(today)} rows of other recipes", file=sys.stderr)
+    return found
 
 
-def cell_mean(found: Estimate) -> str:
-    error = f" ± {found.standard_error:.2f}" if found.n > 1 else ""
-    return f"{found.mean:.2f}{error}"
+def rival_of(protocol: str) -> str:
+    """The one to beat."""
+    return "random each epoch" if protocol == "joint" else "random"
 
 
-def cell_difference(found: Estimate | None) -> str:
-    if found is None:
-        return ""
-    if found.n < 2:
-        return f"{found.mean:+.2f}"
-    low, high = found.interval
-    text = f"{found.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return f"**{text}**" if low > 0 else text
+class Block:
+    """The runs of one dataset and protocol; ``name`` is the column, ratio or noise."""
+
+    def __init__(self, rows: Iterable[Row], name: str) -> None:
+        self.rows, self.name = list(rows), name
+        self.cells = group((r for r in self.rows if r["method"] != "full"), "method", name)
+        self.full = group((r for r in self.rows if r["method"] == "full"), "noise")
+
+    def of(self, method: str, column: float | str, measure: str = "accuracy") -> dict[int, float]:
+        """Training on everything is the same at each ratio."""
+        if method == "full":
+            noise = column if self.name == "noise" else self.rows[0]["noise"]
+            return by_seed(self.full.get(noise, []), measure)
+        return by_seed(self.cells.get((method, column), []), measure)
+
+    @property
+    def methods(self) -> list[str]:
+        return order_of(row["method"] for row in self.rows)
+
+    @property
+    def columns(self) -> list[float] | list[str]:
+        if self.name == "ratio":
+            return ratios_of(self.rows)
+        return list(dict.fromkeys(row["noise"] for row in self.rows))
+
+    @property
+    def counts(self) -> str:
+        return counts(self.rows, self.name)
+
+    def table(self, cell: Callable[[str, float | str], str], *without: str) -> list[str]:
+        return [*grid((m for m in self.methods if m not in without), self.columns, cell), ""]
+
+    def above(self, rival: str, measure: str = "accuracy") -> Callable[[str, float | str], str]:
+        def cell(method: str, column: float | str) -> str:
+            if method == rival:
+                return ""
+            of = (self.of(name, column, measure) for name in (method, rival))
+            return cell_difference(paired(*of))
+
+        return cell
+
+    def means(
+        self, measure: str = "accuracy", scale: float = 1, rival: str = ""
+    ) -> Callable[[str, float | str], str]:
+        """Under the mean, the difference to a rival."""
+        differences = self.above(rival, measure)
+
+        def cell(method: str, column: float | str) -> str:
+            values = self.of(method, column, measure).values()
+            if not values:
+                return ""
+            below = differences(method, column)
+            return cell_mean(estimate(scale * v for v in values)) + (f"<br>{below}" * bool(below))
+
+        return cell
+
+    def share_of_bad(self) -> list[str]:
+        """% of the kept that are wrongly labelled or corrupt."""
+        block = Block((row for row in self.rows if row["bad"] > 0), self.name)
+        if not block.rows:
+            return []
+        table = block.table(block.means("bad_among_kept", 100), "full")
+        return [f"Bad samples among the kept, %, {block.counts}:", "", *table]
 
 
-def order_of(methods: Iterable[str]) -> list[str]:
-    known = [*STATIC_METHODS, *JOINT_METHODS]
-    return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known), m))
+def blocks(rows: Rows) -> list[tuple[str, str, Block]]:
+    """Title, protocol and runs: over the ratios where there are several, else over the noises."""
+    wide, narrow = [], []
+    for protocol, title in PROTOCOLS.items():
+        # Training on everything stands under the first protocol, and serves all.
+        of = [row for row in rows if row["protocol"] == protocol and row["method"] != "full"]
+        full = [row for row in rows if row["method"] == "full"]
+        single: dict[float, Rows] = {}
+        for noise, found in group(of, "noise").items():
+            all_data = [row for row in full if row["noise"] == noise]
+            if len(ratios := ratios_of(found)) > 1:
+                wide.append((f"{noise}, {title}", protocol, Block(all_data + found, "ratio")))
+            else:
+                single.setdefault(ratios[0], []).extend(all_data + found)
+        for ratio, found in single.items():
+            narrow.append((f"keep ratio {ratio:g}, {title}", protocol, Block(found, "noise")))
+    return wide + narrow
 
 
-def counts(rows: Rows) -> str:
-    """How many seeds the cells have."""
-    sizes = {len(by_seed(cell)) for cell in group(rows, "method", "ratio").values()}
-    return f"n = {min(sizes)}" if len(sizes) == 1 else f"n = {min(sizes)} to {max(sizes)}"
+def sections(rows: Rows) -> str:
+    """Of one dataset: accuracy and its difference to random, share of the bad, costs."""
+    parts = []
+    for title, protocol, block in blocks(rows):
+        rival = rival_of(protocol)
+        caption = f"Accuracy, %, and its difference to {rival}, {block.counts}:"
+        parts += [f"### {title}", "", caption, "", *block.table(block.means(rival=rival))]
+        if protocol != "joint":
+            parts += block.share_of_bad()
+    return "\n".join([*parts, *costs(rows), *where(rows)])
 
 
-def grid(rows: Rows, cell: Callable[[str, float], str]) -> list[str]:
-    """A line for each method, a column for each ratio."""
-    ratios = sorted({row["ratio"] for row in rows if row["method"] != "full"}, reverse=True)
-    lines = [
-        "| | " + " | ".join(f"{ratio:g}" for ratio in ratios) + " |",
-        "|---" * (len(ratios) + 1) + "|",
-    ]
-    for method in order_of(row["method"] for row in rows):
-        cells = " | ".join(cell(method, ratio) for ratio in ratios)
-        lines.append(f"| {method} | {cells} |")
-    return lines
+def details(rows: Rows) -> str:
+    """Of one dataset, what docs/quality.md has no room for."""
+    parts = []
+    for title, protocol, block in blocks(rows):
+        caption = f"Difference to all data, points, {block.counts}:"
+        parts += [f"### {title}", "", caption, "", *block.table(block.above("full"), "full")]
+        if block.name == "noise":
+            rival = rival_of(protocol)
+            table = block.table(block.means("balanced_accuracy", rival=rival))
+            caption = f"Balanced accuracy, %, and its difference to {rival}, {block.counts}:"
+            parts += [caption, "", *table]
+        if protocol == "joint":
+            parts += block.share_of_bad()
+    return "\n".join([*parts, *where(rows)])
 
 
-def block(rows: Rows, full: Rows, rival: str) -> str:
-    """Accuracy, and its differences to ``rival`` and to full data, of one protocol and noise."""
-    cells = group(rows, "method", "ratio")
-
-    def found(method: str, ratio: float) -> dict[int, float]:
-        return by_seed(full if method == "full" else cells.get((method, ratio), []))
-
-    def mean(method: str, ratio: float) -> str:
-        values = found(method, ratio)
-        return cell_mean(estimate(values.values())) if values else ""
-
-    def against(other: str) -> Callable[[str, float], str]:
-        return lambda method, ratio: (
-            ""
-            if method == other
-            else cell_difference(paired(found(method, ratio), found(other, ratio)))
-        )
-
-    both = rows + full
-    return "\n".join(
-        [
-            f"Accuracy, %, mean ± standard error, {counts(rows)}:",
-            "",
-            *grid(both, mean),
-            "",
-            f"Difference to {rival}, points, paired over seeds [95 % interval]:",
-            "",
-            *grid(both, against(rival)),
-            "",
-            "Difference to all data:",
-            "",
-            *grid(rows, against("full")),
+def costs(rows: Rows) -> list[str]:
+    """Samples read and time, as multiples of training on everything, medians over the seeds. For
+    as many steps, only the 1 that training then takes would differ."""
+    clean = [row for row in rows if row["noise"] == "clean"]
+    full = {row["seed"]: row for row in clean if row["method"] == "full"}
+    cells = group((row for row in clean if row["ratio"] == COST_AT), "protocol", "method")
+    lines = []
+    for protocol, method in product(("same epochs", "joint"), order_of(m for _, m in cells)):
+        pairs = [
+            (r, full[r["seed"]]) for r in cells.get((protocol, method), []) if r["seed"] in full
         ]
-    )
-
-
-def narrow(rows: Rows, full: Rows, rival: str) -> str:
-    """The same at a single keep ratio: a line for each method, everything beside it."""
-    cells = group(rows + full, "method")
-    lines = [
-        f"Keep ratio {rows[0]['ratio']:g}, {counts(rows)}:",
-        "",
-        f"| | accuracy, % | balanced accuracy, % | above {rival} | above all data | bad kept, % |",
-        "|---" * 6 + "|",
-    ]
-    for method in order_of(cells):
-        found = cells[method]
-        ours = by_seed(found)
-        means = [
-            cell_mean(estimate(scale * row[name] for row in found))
-            for name, scale in (("accuracy", 1), ("balanced_accuracy", 1), ("bad_among_kept", 100))
-        ]
-        above = [
-            "" if method == other else cell_difference(paired(ours, by_seed(cells.get(other, []))))
-            for other in (rival, "full")
-        ]
-        lines.append(f"| {method} | " + " | ".join([*means[:2], *above, means[2]]) + " |")
-    return "\n".join(lines)
-
-
-def share_of_bad(rows: Rows) -> str:
-    """% of the kept that are wrongly labelled or corrupt."""
-    cells = group(rows, "method", "ratio")
-
-    def cell(method: str, ratio: float) -> str:
-        found = cells.get((method, ratio), [])
-        return cell_mean(estimate(100 * row["bad_among_kept"] for row in found)) if found else ""
-
-    return "\n".join(["Bad samples among the kept, %:", "", *grid(rows, cell)])
-
-
-def cost(rows: Rows, ratio: float) -> str:
-    """Samples read and time, as multiples of training on everything, medians over the seeds."""
-    full = {row["seed"]: row for row in rows if row["method"] == "full"}
-    lines = ["| | samples read | of them, to select | CPU time | pays after |", "|---" * 5 + "|"]
-    cells = group([row for row in rows if row["ratio"] == ratio], "method")
-    for method in order_of(cells):
-        found = [(row, full[row["seed"]]) for row in cells[method] if row["seed"] in full]
-        if not found:
+        if not pairs:
             continue
 
-        def times_full(name: str, prefix: str, found: list[tuple[Row, Row]] = found) -> float:
-            return median(row.get(prefix + name, 0.0) / whole[name] for row, whole in found)
+        def times_full(name: str, prefix: str, pairs: list[tuple[Row, Row]] = pairs) -> float:
+            return median(row.get(prefix + name, 0.0) / whole[name] for row, whole in pairs)
 
         select, train = (times_full("samples_read", prefix) for prefix in ("selection_", ""))
         seconds = sum(times_full("cpu_seconds", prefix) for prefix in ("selection_", ""))
         pays = f"{select / (1 - train):.1f} trainings" if select and train < 1 else ""
-        lines.append(f"| {method} | {select + train:.2f} | {select:.2f} | {seconds:.2f} | {pays} |")
-    return "\n".join(lines)
+        lines.append(
+            f"| {method} | {protocol} | {select + train:.2f} | {select:.2f} | {seconds:.2f} "
+            f"| {pays} |"
+        )
+    if not lines:
+        return []
+    return [
+        f"### Cost at {COST_AT:g}, clean, as a multiple of training on everything",
+        "",
+        "| | protocol | samples read | of them, to select | CPU time | pays after |",
+        "|---" * 6 + "|",
+        *lines,
+        "",
+    ]
 
 
-def where(rows: Rows) -> str:
+def where(rows: Rows) -> list[str]:
+    """The machine, the versions and the recipe."""
     about = rows[-1]["provenance"]
-    recipe = rows[-1]["recipe"]
     commits = ", ".join(sorted({row["provenance"]["commit"] for row in rows}))
     samples = max(row["samples"] for row in rows)
-    return (
+    recipes = (row["recipe"] for row in rows)
+    networks = dict.fromkeys(f"“{r['model']}”, {r['epochs']} epochs" for r in recipes)
+    return [
         f"{about['processor']}, {rows[-1]['device']}, torch {about['torch']}, {about['date']}, "
         f"commits {commits} (+: the tree differed); {samples:,} samples, network "
-        f"“{recipe['model']}”, {recipe['epochs']} epochs."
-    )
+        f"{'; '.join(networks)}."
+    ]
 
 
-def sections(rows: Rows) -> str:
-    """All blocks of one dataset."""
+def transfer(rows: Rows) -> str:
+    """Sets selected by one network, others trained on them: the difference to random."""
+    found = [
+        {**row, "network": f"{aims.network_of(row['dataset'])}, {row['ratio']:g}"}
+        for row in rows
+        if aims.is_transfer(row["dataset"]) and row["protocol"] == "same epochs"
+    ]
     parts = []
-    for (protocol, noise), found in group(rows, "protocol", "noise").items():
-        full = [r for r in rows if r["method"] == "full" and r["noise"] == noise]
-        found = [row for row in found if row["method"] != "full"]
-        if not found or not full:
-            continue
-        rival = RIVAL[protocol == "joint"]
-        title = "trained jointly" if protocol == "joint" else f"retrained, {protocol}"
-        parts += [f"### {noise}, {title}", ""]
-        if len({row["ratio"] for row in found}) == 1:
-            parts += [narrow(found, full, rival), ""]
-            continue
-        parts += [block(found, full, rival), ""]
-        if any(row["bad"] > 0 for row in found):
-            parts += [share_of_bad(found), ""]
-        if noise == "clean":
-            title = f"Cost at {COST_AT:g}, as a multiple of training on everything:"
-            parts += [title, "", cost(full + found, COST_AT), ""]
-    return "\n".join([*parts, where(rows)])
+    for noise, of in group(found, "noise").items():
+        cells = group((row for row in of if row["method"] != "full"), "method", "network")
+        names = list(dict.fromkeys(row["network"] for row in of if row["method"] != "full"))
+
+        def cell(method: str, network: str, cells: dict[tuple[str, str], Rows] = cells) -> str:
+            pair = (by_seed(cells.get((m, network), [])) for m in (method, "random"))
+            return cell_difference(paired(*pair))
+
+        others = {method for method, _ in cells} - {"random"}
+        by = ", ".join(sorted({row["selected_by"] for row in of if row.get("selected_by")}))
+        if others:
+            title = f"{noise}, selected by “{by}”, difference to random, {counts(of, 'network')}:"
+            parts += [title, "", *grid(others, names, cell), ""]
+    return "\n".join(parts + where(found)) if parts else ""
+
+
+def probe(rows: Rows) -> str:
+    """Linear probes of the features learned, on another task."""
+    parts = []
+    probed = (row for row in rows if row.get("probe_accuracy") is not None)
+    for dataset, found in group(probed, "dataset").items():
+        for title, _, block in blocks(found):
+            caption = f"{dataset}, {title}, {block.counts}:"
+            parts += [caption, "", *block.table(block.means("probe_accuracy", rival="full"))]
+    return "\n".join(parts)
 
 
 def tried(rows: Rows) -> str:
     """What was tried on the split: the differences alone."""
     parts = []
     for (protocol, noise), found in group(rows, "protocol", "noise").items():
-        rival = RIVAL[protocol == "joint"]
-        parts += _differences(found, rival, f"{noise}, {protocol}")
-        variants = [row for row in found if row["method"] in (*VARIANTS, "adapruner")]
-        parts += _differences(variants, "adapruner", f"{noise}, {protocol}")
-    return "\n".join([*parts, where(rows)])
-
-
-def _differences(rows: Rows, rival: str, title: str) -> list[str]:
-    others = [row for row in rows if row["method"] not in ("full", rival)]
-    if not others:
-        return []
-    cells = group(rows, "method", "ratio")
-
-    def cell(method: str, ratio: float) -> str:
-        ours, theirs = (by_seed(cells.get((m, ratio), [])) for m in (method, rival))
-        return cell_difference(paired(ours, theirs))
-
-    return [f"{title}, difference to {rival}, {counts(others)}:", "", *grid(others, cell), ""]
+        for rival, of in (
+            (rival_of(protocol), found),
+            ("adapruner", [r for r in found if r["method"] in (*VARIANTS, "adapruner")]),
+        ):
+            others = [row for row in of if row["method"] not in ("full", rival)]
+            if others:
+                block = Block(of, "ratio")
+                title = f"{noise}, {PROTOCOLS[protocol]}, difference to {rival}"
+                table = block.table(block.above(rival), "full", rival)
+                parts += [f"{title}, {counts(others)}:", "", *table]
+    return "\n".join([*parts, *where(rows)])
 
 
 def short(rows: Rows) -> str:
     """For the README: adapruner beside random and the best of the others."""
     lines = ["| | keep ratio | adapruner | random | best other | all data | n |", "|---" * 7 + "|"]
-    for (dataset, protocol, noise), found in group(rows, "dataset", "protocol", "noise").items():
-        cells = group(found, "method", "ratio")
-        if protocol != "same epochs" or ("full", 1.0) not in cells:
-            continue
-        full = estimate(by_seed(cells["full", 1.0]).values())
-        for ratio in sorted({row["ratio"] for row in found} - {1.0}, reverse=True):
+    cells = aims.Cells(rows)
+    for dataset, noise in product(aims.DATASETS, CLEAN_OR_NOISY):
+        for ratio in WIDE:
+            place = aims.Place(dataset, "same epochs", noise)
             means = {
-                method: estimate(by_seed(cell).values())
-                for (method, at), cell in cells.items()
-                if at == ratio
+                method: estimate(values)
+                for method in ("full", "random", "adapruner", *aims.RIVALS)
+                if len(values := by_seed(cells.rows(place, method, ratio)).values())
+                >= SEEDS_TO_SHOW
             }
-            others = {m: e for m, e in means.items() if m in RIVALS and e.n >= SEEDS_TO_SHOW}
-            ours, random = means.get("adapruner"), means.get("random")
-            if not ours or not random or not others or min(ours.n, random.n) < SEEDS_TO_SHOW:
+            others = [name for name in means if name in aims.RIVALS and name != "random"]
+            if not others or not {"full", "random", "adapruner"} <= means.keys():
                 continue
-            best = max(others, key=lambda m: others[m].mean)
+            best = max(others, key=lambda name: means[name].mean)
+            full, random, ours = (cell_mean(means[m]) for m in ("full", "random", "adapruner"))
             lines.append(
-                f"| {dataset}, {noise} | {ratio:g} | {cell_mean(ours)} | {cell_mean(random)} "
-                f"| {cell_mean(others[best])} ({best}) | {cell_mean(full)} | {ours.n} |"
+                f"| {dataset}, {noise} | {ratio:g} | {ours} | {random} "
+                f"| {cell_mean(means[best])} ({best}) | {full} | {means['adapruner'].n} |"
             )
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(results: Path = RESULTS, root: Path = ROOT) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from report import rewrite
 
-    made = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in read_rows(path)]
-    measured = [row for row in made if row["measured_on"] == "test"]
-    on_split = [row for row in made if row["measured_on"] == "split"]
-    document = ROOT / "docs" / "quality.md"
-    markers = set(re.findall(r"<!-- (.+?): begin -->", document.read_text()))
-    contents = {dataset: sections(rows) for dataset, rows in group(measured, "dataset").items()}
-    contents |= {f"tried on {d}": tried(rows) for d, rows in group(on_split, "dataset").items()}
-    rewrite(document, {name: text for name, text in contents.items() if name in markers})
-    rewrite(ROOT / "README.md", {"quality": short(measured)})
-    draw_differences(measured, ROOT / "docs" / "images" / "quality.png")
+    measured, on_split = (runs_in(results, name) for name in ("test", "split"))
+    by_dataset, split_by_dataset = (group(rows, "dataset") for rows in (measured, on_split))
+
+    def drawn(draw: Callable[[Rows], str], found: dict[str, Rows], prefix: str) -> dict[str, str]:
+        """Of every dataset; what has no rows is empty."""
+        return {f"{prefix}{d}": draw(found[d]) if d in found else "" for d in RECIPES}
+
+    verdicts = aims.markdown(aims.checks(measured, read_rows(results / "tasks.jsonl")))
+    pages = {
+        "docs/quality.md": drawn(sections, by_dataset, "")
+        | {"aims": verdicts, "transfer": transfer(measured), "probe": probe(measured)},
+        "docs/quality-tables.md": drawn(details, by_dataset, "")
+        | drawn(tried, split_by_dataset, "tried on "),
+        "README.md": {"quality": short(measured)},
+    }
+    for name, contents in pages.items():
+        markers = set(re.findall(r"<!-- (.+?): begin -->", (root / name).read_text()))
+        rewrite(root / name, {m: text for m, text in contents.items() if m in markers})
+    draw_differences(measured, root / "docs" / "images" / "quality.png")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(statistics.mean(found), error, len(found))
 
 
+def group(rows: Iterable[Row], *names: str) -> dict[Any, list[Row]]:
+    """Rows by the values of these columns, in the order they are met."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in names)
+        groups.setdefault(key if len(names) > 1 else key[0], []).append(row)
+    return groups
+
+
 def by_seed(rows: Iterable[Row], measure: str = "accuracy") -> dict[int, float]:
     """Seed to figure; of a seed that was run twice the last."""
     return {row["seed"]: row[measure] for row in rows}

@@ -104,13 +104,7 @@ CIFAR_JOINT_TRIES = (
 TILTS = ("random", *(name for name in EXPERIMENTAL if name.startswith(("tilt", "middle", "chance"))))
 SAMPLED = tuple(name for name in VARIANTS if name.startswith("sampled"))
 SAMPLED_JOINT = (*JOINT_METHODS[1:], *SAMPLED)
-SAMPLED_CIFAR = (
-    *("full, fewer epochs", "random each epoch", "InfoBatch", "adapruner as published"),
-    *(f"sampled ℓ^{shape}" for shape in ("0.8·e^(−2ℓ)", "2·e^(−2ℓ)", "0.8·e^(−2ℓ), weighed")),
-    *(f"sampled ℓ^{shape}" for shape in ("0.8·e^(−2ℓ), turns 1", "2·e^(−2ℓ), turns 1")),
-    *(f"sampled ℓ^{shape}" for shape in ("2·e^(−2ℓ), turns 3",)),
-)
-TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", "EL2N", *OURS)
+SAMPLED_CIFAR = SAMPLED_JOINT
 CIFAR_TRIES = (
     "full",
     "random",
@@ -178,7 +172,7 @@ def tables() -> dict[str, list[Run]]:
         ),
         "sampled-cifar": distinct(
             grid(CIFAR, "joint", SAMPLED_CIFAR, (0.7, 0.3), ("clean",), range(4), "split"),
-            grid(CIFAR, "same epochs", ("random", *SAMPLED_CIFAR[4:]), (0.7, 0.3), ("clean",), range(2), "split"),
+            grid(CIFAR, "same epochs", ("random", *SAMPLED), (0.7, 0.3), ("clean",), range(1), "split"),
         ),
         "gpu": distinct(
             grid("cifar10", "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),

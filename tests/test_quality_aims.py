@@ -1,0 +1,211 @@
+"""The verdicts on the aims of the quality suite, against rows worked by hand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+pytest.importorskip("sklearn")
+from benchmarks.quality import aims
+from benchmarks.quality.statistics import Estimate, estimate
+
+CIFAR = aims.CIFAR
+# Of five seeds: variance 0.005, standard error √0.001, times t(0.975, 4) = 2.776445: ± 0.0878.
+SPREAD = (-0.1, 0.0, 0.1, 0.0, 0.0)
+WIDE = (-2.0, -1.0, 0.0, 1.0, 2.0)  # variance 2.5, standard error √0.5: ± 1.9632
+BASE = (61.0, 58.5, 60.25, 63.0, 59.75)  # of the rival, whatever it is
+
+
+def rows(method, ratio, accuracies, place=(CIFAR, "same epochs", "clean"), **more):
+    names = dict(zip(("dataset", "protocol", "noise"), place, strict=True)) | {"samples_read": 100}
+    return [
+        names | {"method": method, "ratio": ratio, "seed": seed, "accuracy": accuracy} | more
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+def beside(mean, spread=SPREAD):
+    """Accuracies that differ from BASE by ``mean`` and this spread."""
+    return [base + mean + by for base, by in zip(BASE, spread, strict=True)]
+
+
+def found(made, aim, figure, scope=CIFAR, tasks=()):
+    """The checks of that figure by their ratio."""
+    return {
+        check.ratio: check
+        for check in aims.checks(made, tasks)
+        if (check.aim, check.scope, check.figure) == (aim, scope, figure)
+    }
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "state"),
+    [
+        (1.0, SPREAD, "met"),
+        (-0.2, SPREAD, "met"),  # lower end −0.288: above −0.3, though all of it is below 0
+        (-0.22, SPREAD, "unmet"),  # lower end −0.308, upper −0.132
+        (-1.0, SPREAD, "unmet"),
+        (1.0, WIDE, "not shown"),  # −0.963 to 2.963
+        (1.7, WIDE, "met"),  # −0.263
+        (-1.0, WIDE, "not shown"),  # the upper end is above 0
+    ],
+)
+def test_not_below_all_data(mean, spread, state):
+    made = rows("full", 1.0, BASE) + rows("adapruner", 0.7, beside(mean, spread))
+    check = found(made, 1, "clean, to all data")[0.7]
+    assert check.state == state
+    half = 2.776445 * (0.001 if spread is SPREAD else 0.5) ** 0.5
+    assert check.found.n == 5
+    assert check.found.interval == pytest.approx((mean - half, mean + half), abs=1e-5)
+
+
+def test_not_below_and_above_are_not_the_same():
+    slightly = estimate([-0.1 + by for by in SPREAD])  # −0.188 to −0.012
+    assert aims.judge(slightly, aims.NOT_BELOW, 5) == "met"
+    assert aims.judge(slightly, aims.ABOVE, 5) == "unmet"
+    assert aims.judge(slightly._replace(mean=0.0), aims.ABOVE, 5) == "not shown"
+    assert aims.judge(slightly._replace(mean=0.1), aims.ABOVE, 5) == "met"
+
+
+def test_too_few_seeds_show_nothing():
+    assert aims.judge(Estimate(5.0, 0.01, 4), aims.ABOVE, 5) == "not shown"
+    assert aims.judge_within(Estimate(0.5, 0.0, 4), 0.85, 5) == "not shown"
+    assert aims.judge(None, aims.ABOVE, 5) == "not shown"
+    digits = ("digits", "same epochs", "clean")  # takes ten
+    made = rows("random", 0.5, BASE, digits) + rows("adapruner", 0.5, beside(1.0), digits)
+    assert found(made, 2, "clean, to random", "digits")[0.5].state == "not shown"
+
+
+def test_a_limit_on_a_cost():
+    assert aims.judge_within(Estimate(0.85, 0.0, 5), 0.85, 5) == "met"
+    assert aims.judge_within(Estimate(0.86, 0.0, 5), 0.85, 5) == "unmet"
+    assert aims.judge_within(Estimate(0.84, 0.01, 5), 0.85, 5) == "not shown"  # to 0.868
+
+
+def of_rivals(gains, ratio=0.9):
+    """The default beside rivals, by how much it is above each."""
+    made = rows("adapruner", ratio, BASE)
+    for rival, gain in gains.items():
+        made += rows(rival, ratio, beside(-gain))
+    return made
+
+
+def test_each_rival_counts_and_the_best_is_named():
+    gains = dict.fromkeys(aims.RIVALS, 2.0)
+    to_each, to_best = "clean, to each rival (shown: the best)", "clean, to the best rival"
+    assert found(of_rivals(gains), 1, to_each)[0.9].state == "met"
+    check = found(of_rivals(gains | {"AUM": -1.0, "DUAL": -0.5}), 1, to_each)[0.9]
+    assert check.state == "unmet"
+    assert check.found.mean == pytest.approx(-1.0)
+    assert check.shown == "-1.00 [-1.09, -0.91] (AUM; unmet: AUM, DUAL)"
+    check = found(of_rivals(gains | {"CCS": 0.5}), 2, to_best)[0.9]
+    assert (check.state, check.shown) == ("met", "+0.50 [+0.41, +0.59] (CCS)")
+
+
+def test_a_rival_that_was_not_run_leaves_the_best_open():
+    gains = dict.fromkeys(aims.RIVALS[:3], 2.0)
+    check = found(of_rivals(gains), 2, "clean, to the best rival")[0.9]
+    assert check.state == "not shown"
+    assert f"3 of {len(aims.RIVALS)} rivals run" in check.shown
+    check = found(of_rivals({"AUM": -1.0}), 2, "clean, to the best rival")[0.9]
+    assert check.state == "unmet"  # others cannot mend it
+
+
+@pytest.mark.parametrize(
+    ("gain", "state"), [(7.5, "met"), (6.5, "unmet"), (7.01, "not shown")]
+)  # of a gap of 10; ± 0.0878 about the gain − 7
+def test_the_share_of_the_gap(gain, state):
+    place = CIFAR, "same epochs", "symmetric 0.2"
+    made = rows("full", 1.0, BASE, place, bad_among_kept=0.2)
+    made += rows("random, right ones only", 0.7, [b + 10 for b in BASE], place, bad_among_kept=0.0)
+    made += rows("adapruner", 0.7, beside(gain), place, bad_among_kept=0.03)
+    check = found(made, 3, "share of the gap closed, %, at least 70")[0.7]
+    assert check.state == state
+    assert check.shown.startswith(f"{gain * 10:.0f}: gain +{gain:.2f} ")
+    check = found(made, 3, "wrong among the kept, %, under 5")[0.7]
+    assert check.state == "met"
+    assert check.found.mean == pytest.approx(3.0)
+
+
+def test_no_gap_no_share():
+    place = CIFAR, "same epochs", "symmetric 0.2"
+    made = rows("full", 1.0, BASE, place, bad_among_kept=0.2)
+    made += rows("random, right ones only", 0.7, beside(1.0, WIDE), place, bad_among_kept=0.0)
+    made += rows("adapruner", 0.7, beside(5.0), place, bad_among_kept=0.1)
+    check = found(made, 3, "share of the gap closed, %, at least 70")[0.7]
+    assert check.state == "not shown"
+    assert "cannot be told" in check.shown
+    assert found(made, 3, "wrong among the kept, %, under 5")[0.7].state == "unmet"
+
+
+def test_joint_has_to_be_above():
+    place = CIFAR, "joint", "clean"
+    made = rows("InfoBatch", 0.5, BASE, place) + rows("random each epoch", 0.5, beside(-1), place)
+    made += rows("adapruner", 0.5, BASE, place)
+    assert found(made, 4, "clean, joint, to random each epoch")[0.5].state == "met"
+    assert found(made, 4, "clean, joint, to InfoBatch")[0.5].state == "not shown"  # level
+
+
+def test_other_networks_are_found_by_the_name_of_their_dataset():
+    place = f"{CIFAR} resnet", "same epochs", "clean"
+    made = rows("random", 0.3, BASE, place) + rows("adapruner", 0.3, beside(1.0), place)
+    checks = found(made, 5, "resnet, clean, to random", "other networks")
+    assert {ratio: check.state for ratio, check in checks.items()} == {0.3: "met"}
+
+
+def test_other_tasks_more_is_better():
+    def task(name, method, values):
+        return [
+            {"task": name, "method": method, "protocol": "same epochs", "seed": s, "value": v}
+            for s, v in enumerate(values)
+        ]
+
+    tasks = task("language_model", "adapruner", [8.0] * 5)
+    tasks += task("language_model", "random", [9.0] * 5)
+    tasks += task("detection", "adapruner", [0.30] * 5) + task("detection", "random", [0.31] * 5)
+    less = found([], 5, "to random, %", "language model", tasks)[0.7]
+    assert less.state == "met"
+    assert less.found.mean == pytest.approx(11.778, abs=1e-3)  # 100·ln(9 / 8)
+    lower = found([], 5, "to random, %", "detection", tasks)[0.8]
+    assert lower.state == "unmet"
+    assert lower.found.mean == pytest.approx(-1.0)
+
+
+def test_costs_are_multiples_of_training_on_everything():
+    made = rows("full", 1.0, BASE, samples_read=120_000)
+    made += rows("adapruner", 0.7, BASE, (CIFAR, "joint", "clean"), samples_read=84_000)
+    cost = {"selection_samples_read": 48_000, "samples_read": 84_000}
+    made += rows("adapruner, short", 0.7, BASE, **cost)
+    joint = found(made, 6, "clean, joint, samples read in all, at most 0.85")[0.7]
+    assert (joint.state, joint.shown) == ("met", "0.70")
+    start = "clean, short selection, samples read to select"
+    assert found(made, 6, f"{start}, at most 0.4")[0.7].state == "met"
+    both = found(made, 6, f"{start} and to train, at most 1.1")[0.7]
+    assert (both.state, both.shown) == ("met", "1.10")
+    assert found(made, 6, "clean, short selection, to all data")[0.7].state == "met"  # the same
+
+
+def test_the_verdict_of_an_aim_is_its_worst():
+    assert aims.worst(["met", "not shown", "unmet"]) == "unmet"
+    assert aims.worst(["met", "not shown"]) == "not shown"
+    assert aims.worst(["met", "met"]) == "met"
+    assert aims.worst([]) == "not shown"
+
+
+def test_no_rows_at_all():
+    checks = aims.checks([], [])
+    assert {check.aim for check in checks} == {1, 2, 3, 4, 5, 6}
+    assert {check.state for check in checks} == {"not shown"}
+    text = aims.markdown(checks)
+    assert "**met**" not in text
+    assert f"{CIFAR}: not run" in text
+
+
+def test_the_table_of_an_aim():
+    made = rows("full", 1.0, BASE)
+    made += rows("adapruner", 0.9, beside(1.0)) + rows("adapruner", 0.7, beside(-1.0))
+    text = aims.markdown(aims.checks(made, []))
+    line = f"| {CIFAR} | clean, to all data | 5 | **met** +1.00 [+0.91, +1.09] | not run "
+    assert f"{line}| **unmet** -1.00 [-1.09, -0.91] |" in text
+    assert f"{CIFAR}: **unmet** (1 met, 1 unmet, 4 not run)" in text

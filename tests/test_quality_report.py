@@ -1,0 +1,152 @@
+"""The pages of the quality suite, drawn from a handful of rows."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+from benchmarks.quality import markdown, report
+from benchmarks.quality.table import CIFAR, RECIPES
+
+ABOUT = {"processor": "P", "torch": "2", "date": "today", "commit": "abc"}
+
+
+def row(method, ratio, seed, accuracy, dataset="digits", **more):
+    recipe = asdict(RECIPES[dataset])
+    common = {"protocol": "same epochs", "noise": "clean", "measured_on": "test", "bad": 0.0}
+    common |= {"bad_among_kept": 0.0, "samples": 100, "samples_read": 100 * ratio}
+    common |= {"cpu_seconds": ratio, "balanced_accuracy": accuracy, "device": "cpu"}
+    named = {"dataset": dataset, "method": method, "ratio": ratio, "seed": seed}
+    return common | named | {"accuracy": accuracy, "recipe": recipe, "provenance": ABOUT} | more
+
+
+def five(method, ratio, accuracy, **more):
+    return [row(method, ratio, seed, accuracy + seed, **more) for seed in range(5)]
+
+
+def some_rows():
+    made = five("full", 1.0, 90.0)
+    for ratio in (0.7, 0.5):
+        made += five("random", ratio, 80.0) + five("AUM", ratio, 84.0)
+        made += five("adapruner", ratio, 83.0)
+    return made
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    for name, markers in {
+        "docs/quality.md": ("aims", "digits", CIFAR, "transfer", "probe", "kept"),
+        "docs/quality-tables.md": ("digits", CIFAR, "tried on digits"),
+        "README.md": ("quality",),
+    }.items():
+        texts = (f"<!-- {m}: begin -->\nas it was\n<!-- {m}: end -->\n" for m in markers)
+        (tmp_path / name).write_text("".join(texts))
+    return tmp_path
+
+
+def between(root, name, marker):
+    text = (root / name).read_text()
+    return text.split(f"<!-- {marker}: begin -->\n")[1].split(f"\n<!-- {marker}: end -->")[0]
+
+
+def test_only_rows_of_runs_are_read_and_of_todays_recipe(tmp_path):
+    made = row("full", 1.0, 0, 90.0)
+    write(tmp_path / "digits.jsonl", [made, made | {"recipe": made["recipe"] | {"epochs": 99}}])
+    write(tmp_path / "digits-split.jsonl", [made | {"measured_on": "split"}])
+    write(tmp_path / "tasks.jsonl", [{"task": "detection", "value": 1.0}])
+    assert report.runs_in(tmp_path, "test") == [made]
+    assert report.runs_in(tmp_path, "split") == [made | {"measured_on": "split"}]
+    assert report.runs_in(tmp_path / "nothing", "test") == []
+
+
+def test_the_pages(root):
+    write(root / "results" / "digits.jsonl", some_rows())
+    write(root / "results" / "tasks.jsonl", [])
+    split = five("random", 0.5, 80.0, measured_on="split")
+    split += five("tilt +3", 0.5, 81.0, measured_on="split")
+    write(root / "results" / "digits-split.jsonl", split)
+    report.main(root / "results", root)
+
+    page = between(root, "docs/quality.md", "digits")
+    # Accuracies 83 to 87: mean 85, standard error √(2.5 / 5) = 0.71; 3 above random each.
+    cell = "85.00 ± 0.71<br>**+3.00 [+3.00, +3.00]**"
+    assert f"| adapruner | {cell} | {cell} |" in page
+    assert "n = 5" in page
+    assert "| random | same epochs | 0.70 | 0.00 | 0.70 |" in page
+    assert "Bad samples" not in page
+    long = between(root, "docs/quality-tables.md", "digits")
+    assert "| adapruner | -7.00 [-7.00, -7.00] | -7.00 [-7.00, -7.00] |" in long
+    tried = between(root, "docs/quality-tables.md", "tried on digits")
+    assert "| tilt +3 | **+1.00 [+1.00, +1.00]** |" in tried
+    assert "85.00 ± 0.71 | 82.00 ± 0.71 | 86.00 ± 0.71 (AUM)" in between(
+        root, "README.md", "quality"
+    )
+    assert "**6.**" in between(root, "docs/quality.md", "aims")
+    for empty in (CIFAR, "transfer", "probe"):
+        assert between(root, "docs/quality.md", empty) == ""
+    assert between(root, "docs/quality.md", "kept") == "as it was"  # another script's
+    assert (root / "docs" / "images" / "quality.png").stat().st_size > 0
+
+
+def test_the_pages_without_any_rows(root):
+    report.main(root / "results", root)
+    assert "not run" in between(root, "docs/quality.md", "aims")
+    assert between(root, "docs/quality.md", "digits") == ""
+    assert not (root / "docs" / "images" / "quality.png").exists()
+
+
+def test_noises_at_one_ratio_share_a_table():
+    made = []
+    for noise, bad in (("symmetric 0.1", 0.1), ("long-tail 0.05", 0.0)):
+        made += five("full", 1.0, 90.0, noise=noise, bad=bad, bad_among_kept=bad)
+        made += five("random", 0.7, 80.0, noise=noise, bad=bad, bad_among_kept=bad)
+        made += five("adapruner", 0.7, 81.0, noise=noise, bad=bad, bad_among_kept=bad / 2)
+    page = report.sections(made)
+    assert "### keep ratio 0.7, retrained, same epochs" in page
+    accuracy, bad = page.split("Bad samples")
+    assert "| | symmetric 0.1 | long-tail 0.05 |" in accuracy
+    assert "| adapruner | 5.00 ± 0.00 |" in bad
+    assert "long-tail" not in bad.split("P, cpu")[0]
+    assert "Balanced accuracy" in report.details(made)
+
+
+def test_other_networks_and_probes():
+    other = {"recipe": asdict(RECIPES[CIFAR]) | {"model": "wide"}, "selected_by": "small"}
+    made = five("full", 1.0, 70.0) + five("random", 0.7, 60.0) + five("adapruner", 0.7, 62.0)
+    made = [r | other | {"dataset": f"{CIFAR} wide"} for r in made]
+    assert report.transfer(some_rows()) == ""
+    text = report.transfer(made)
+    assert "| | wide, 0.7 |" in text
+    assert "selected by “small”" in text
+    assert "| adapruner | **+2.00 [+2.00, +2.00]** |" in text
+    assert report.probe(some_rows()) == ""
+    probed = [r | {"probe_accuracy": r["accuracy"] - 30} for r in some_rows()]
+    cell = "55.00 ± 0.71<br>-7.00 [-7.00, -7.00]"
+    assert f"| adapruner | {cell} | {cell} |" in report.probe(probed)
+
+
+def test_a_run_that_is_still_under_way():
+    """A method without its rivals, a noise without training on everything, a single seed."""
+    page = report.sections([row("adapruner", 0.7, 0, 50.0), row("adapruner", 0.5, 0, 40.0)])
+    assert "| adapruner | 50.00 | 40.00 |" in page
+    joint = row("adapruner", 0.7, 0, 50.0, protocol="joint", noise="symmetric 0.2", bad=0.2)
+    assert "| adapruner | 50.00 |" in report.sections([joint])
+    assert report.sections([row("full", 1.0, 0, 50.0)]).startswith("P, cpu")
+
+
+def test_candidates_stand_in_the_order_of_their_numbers():
+    names = ["tilt +6", "tilt -6", "tilt +1.5", "adapruner", "middle 3", "random", "middle 1"]
+    assert markdown.order_of(names) == [
+        "random", "adapruner", "middle 1", "middle 3", "tilt -6", "tilt +1.5", "tilt +6",
+    ]  # fmt: skip
