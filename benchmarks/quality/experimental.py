@@ -142,7 +142,7 @@ EXPERIMENTAL: dict[str, Select] = {
     **{f"middle {s:g}": partial(middle, s) for s in (1, 3)},
     **{
         f"chance ℓ^{alpha:g}·e^(−{beta:g}ℓ)": partial(gamma, alpha, beta)
-        for beta, alphas in {1: (0, 0.4), 2: (0, 0.2, 0.4, 0.8, 2), 4: (0.4, 1.6, 4)}.items()
+        for beta, alphas in {1: (0, 0.4, 0.8), 2: (0, 0.2, 0.4, 0.8, 2), 4: (0.4, 1.6, 4)}.items()
         for alpha in alphas
     },
     "agreement": _noisy(agreement, 0.0),
@@ -204,6 +204,7 @@ VARIANTS: dict[str, Variant | Sampled] = {
         )
         for w, beta, turns in (
             *((0.4, 0, 0), (0.4, 0, 1), (0.4, 0, 3), (0.4, 0.5, 1), (0.4, 0.5, 3), (0.4, 2, 1)),
+            *((1, 0.25, 0), (1, 0.5, 0)),
             *((1, 0.5, 1), (1, 0.5, 3), (1, 1, 1), (1, 1, 3), (1, 2, 1), (1, 2, 3)),
         )
     },

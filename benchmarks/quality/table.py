@@ -102,9 +102,23 @@ CIFAR_JOINT_TRIES = (
     "adapruner, chance 0.3 / r, even",
 )
 TILTS = ("random", *(name for name in EXPERIMENTAL if name.startswith(("tilt", "middle", "chance"))))
+CHANCES = (
+    *("full", "random", "DUAL", "CCS", "chance ℓ^0.8·e^(−2ℓ)", "chance ℓ^1.6·e^(−4ℓ)"),
+    *("chance ℓ^0·e^(−2ℓ)", "chance ℓ^0.8·e^(−1ℓ)"),
+)
 SAMPLED = tuple(name for name in VARIANTS if name.startswith("sampled"))
 SAMPLED_JOINT = (*JOINT_METHODS[1:], *SAMPLED)
-SAMPLED_CIFAR = SAMPLED_JOINT
+SAMPLED_CIFAR = (
+    *("full, fewer epochs", "random each epoch", "InfoBatch", "adapruner as published"),
+    *(
+        f"sampled w {w}, β {beta}, turns {turns}"
+        for w, beta, turns in (
+            *(("0.4", "0", "0"), ("0.4", "0.5", "1"), ("1", "0.5", "1")),
+            *(("1", "0.5", "3"), ("1", "0.25", "0"), ("1", "0.5", "0")),
+        )
+    ),
+)
+TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", "EL2N", *OURS)
 CIFAR_TRIES = (
     "full",
     "random",
@@ -164,7 +178,7 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "same epochs", TILTS, WIDE, CLEAN_OR_NOISY, five, "split"),
         ),
         "tilts-cifar": distinct(
-            grid(CIFAR, "same epochs", TILTS, (0.5, 0.2), ("clean",), range(4), "split"),
+            grid(CIFAR, "same epochs", CHANCES, (0.9, 0.7, 0.5, 0.3, 0.1), ("clean",), five, "split"),
         ),
         "sampled-digits": distinct(
             grid("digits", "joint", SAMPLED_JOINT, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten, "split"),
