@@ -76,7 +76,7 @@ bench-native:
 # Makes the rows that benchmarks/results/quality lacks (hours; stop it when you like), and redraws
 # the tables. CIFAR-10 is looked for in $ADAPRUNER_DATA/cifar10.
 quality: setup
-	$(BIN)/python -m benchmarks.quality.run digits cifar cifar-more digits-dirt digits-steps transfer short --workers 2
+	$(BIN)/python -m benchmarks.quality.run cifar cifar-more transfer digits cifar-dirt --workers 2
 	$(BIN)/python -m benchmarks.quality.report
 
 # A minute, on digits, into build/quality.

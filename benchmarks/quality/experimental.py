@@ -104,6 +104,13 @@ def gamma(alpha: float, beta: float, records: Records, count: int, seed: int) ->
     return top(key + gumbel_noise(len(key), seed), count, seed)
 
 
+def hinge(level: float, records: Records, count: int, seed: int) -> Tensor:
+    """Chances e^(−2·max(0, p − level)) of the mean pressure p = ℓ − 0.4·log(ℓ + ε)."""
+    mean = -pressure(records, 0.4) / len(records.logits)
+    key = -2 * (mean - level).clamp(min=0)
+    return top(key + gumbel_noise(len(key), seed), count, seed)
+
+
 def _noisy(score: Callable[[Records], Tensor], dose: float, power: int = 0) -> Select:
     return partial(noisy_top, score, lambda ratio: dose / ratio**power)
 
@@ -145,6 +152,7 @@ EXPERIMENTAL: dict[str, Select] = {
         for beta, alphas in {1: (0, 0.4, 0.8), 2: (0, 0.2, 0.4, 0.8, 2), 4: (0.4, 1.6, 4)}.items()
         for alpha in alphas
     },
+    **{f"chance, hinge {level:g}": partial(hinge, level) for level in (1, 1.5, 2)},
     "agreement": _noisy(agreement, 0.0),
     **_pressures(),
 }
@@ -160,6 +168,9 @@ class Sampled:
             far; otherwise the loss is the plain mean.
         once: chance is drawn once for the run, not anew in every epoch.
         read_beta: temperature of what epochs read, in place of β.
+        level: pressures below this one count as this one in what epochs read.
+        read_easy_weight: epochs read by the pressure of the last loss with this w, where it is given,
+            not by the mean pressure.
         turns: chances of an epoch (not those of the final selection) grow with this power of the
             epochs since the last visit, so that samples take turns.
     """
@@ -170,6 +181,8 @@ class Sampled:
     once: bool = False
     turns: float = 0.0
     read_beta: float | None = None
+    read_easy_weight: float | None = None
+    level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +220,16 @@ VARIANTS: dict[str, Variant | Sampled] = {
             *((1, 0.25, 0), (1, 0.5, 0)),
             *((1, 0.5, 1), (1, 0.5, 3), (1, 1, 1), (1, 1, 3), (1, 2, 1), (1, 2, 3)),
         )
+    },
+    **{
+        f"sampled, last w {w:g}, β {beta:g}, turns {turns:g}": Sampled(
+            0.8, 2, turns=turns, read_beta=beta, read_easy_weight=w
+        )
+        for w, beta, turns in ((0.4, 1, 1),)
+    },
+    **{
+        f"sampled, level {level:g}, turns {turns:g}": Sampled(0.8, 2, turns=turns, level=level)
+        for level, turns in ((1.5, 0), (1.5, 1), (2, 0), (2, 1), (2, 3))
     },
 }
 
@@ -256,7 +279,13 @@ class SampledSelection(Selection):
         if self.ends < self.epochs:
             noise += self.sampled.turns * gates.age.clamp(1).double().log()
             beta = beta if self.sampled.read_beta is None else self.sampled.read_beta
-        gates.logits.copy_((logits - 1) / unit * beta + noise)
+        wanted = (logits - 1) / unit
+        if self.ends < self.epochs and (w := self.sampled.read_easy_weight) is not None:
+            losses = gates.last_loss.double()
+            wanted = w * (losses + EPSILON).log() - losses
+        if self.ends < self.epochs and self.sampled.level:
+            wanted = wanted.clamp(max=-self.sampled.level)
+        gates.logits.copy_(wanted * beta + noise)
         super().select(gates, ratio, slope)
         gates.logits.copy_(logits)
         gates.set_slope(slope)

@@ -89,7 +89,9 @@ def distinct(*parts: Iterator[Run]) -> list[Run]:
 RIGHT_ONLY = "random, right ones only"  # what the labels' errors cost: nobody can select so
 CLEAN_OR_NOISY = ("clean", "symmetric 0.2")
 DIRT = ("symmetric 0.1", "symmetric 0.4", "asymmetric 0.2", "corrupt 0.1", "long-tail 0.05")
+ALL_RATIOS = (0.9, 0.7, 0.5, 0.3, 0.8, 0.95, 0.1)
 WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
+JOINT_RATIOS = (0.7, 0.5, 0.3)
 CIFAR = "cifar10-10000"
 DIGITS_TRIES = ("full", "random", *OURS, *VARIANTS, *EXPERIMENTAL)
 JOINT_TRIES = ("full, fewer epochs", "random each epoch", *OURS, *VARIANTS)
@@ -101,12 +103,17 @@ CIFAR_JOINT_TRIES = (
     "adapruner as published, even",
     "adapruner, chance 0.3 / r, even",
 )
-TILTS = ("random", *(name for name in EXPERIMENTAL if name.startswith(("tilt", "middle", "chance"))))
+TILTS = ("random", *(name for name in EXPERIMENTAL if name.startswith("chance, h")))
 CHANCES = (
     *("full", "random", "DUAL", "CCS", "chance ℓ^0.8·e^(−2ℓ)", "chance ℓ^1.6·e^(−4ℓ)"),
-    *("chance ℓ^0·e^(−2ℓ)", "chance ℓ^0.8·e^(−1ℓ)"),
+    *("chance ℓ^0·e^(−2ℓ)", "chance, hinge 1", "chance, hinge 1.5", "chance, hinge 2"),
 )
 SAMPLED = tuple(name for name in VARIANTS if name.startswith("sampled"))
+LAST = (
+    *("full, fewer epochs", "random each epoch", "InfoBatch"),
+    *(name for name in VARIANTS if name.startswith("sampled, l")),
+    *("sampled w 1, β 1, turns 3", "sampled w 0.4, β 0.5, turns 3"),
+)
 SAMPLED_JOINT = (*JOINT_METHODS[1:], *SAMPLED)
 SAMPLED_CIFAR = (
     *("full, fewer epochs", "random each epoch", "InfoBatch", "adapruner as published"),
@@ -118,7 +125,7 @@ SAMPLED_CIFAR = (
         )
     ),
 )
-TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", "EL2N", *OURS)
+TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", *OURS)
 CIFAR_TRIES = (
     "full",
     "random",
@@ -137,31 +144,35 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "same epochs", STATIC_METHODS, (0.5,), ("symmetric 0.2",), range(2)),
             grid("digits", "joint", JOINT_METHODS, (0.5,), ("symmetric 0.2",), range(2)),
         ),
-        "digits": distinct(
-            grid("digits", "same epochs", STATIC_METHODS, WIDE, CLEAN_OR_NOISY, ten),
-            grid("digits", "joint", JOINT_METHODS, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten),
+        "cifar": distinct(
+            grid(CIFAR, "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), five),
+            grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), ("symmetric 0.2",), five),
+            grid(CIFAR, "same epochs", (RIGHT_ONLY,), (0.7,), ("symmetric 0.2",), five),
+            grid(CIFAR, "joint", JOINT_METHODS, JOINT_RATIOS, CLEAN_OR_NOISY, five),
+            grid(CIFAR, "same epochs", (SHORT,), (0.9, 0.8, 0.7), ("clean",), five),
         ),
-        "cifar": distinct(grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), CLEAN_OR_NOISY, five)),
         "cifar-more": distinct(
-            grid(CIFAR, "same epochs", STATIC_METHODS, (0.5, 0.9), ("clean",), five),
-            grid(CIFAR, "joint", JOINT_METHODS, (0.7, 0.5, 0.3), ("clean",), five),
-        ),
-        "digits-dirt": distinct(
-            grid("digits", "same epochs", (RIGHT_ONLY,), (0.7,), ("symmetric 0.2",), ten),
-            grid("digits", "same epochs", STATIC_METHODS, (0.7,), DIRT, ten),
-        ),
-        "digits-steps": distinct(
-            grid("digits", "same steps", STATIC_METHODS, WIDE, ("clean",), ten)
+            grid(CIFAR, "same epochs", STATIC_METHODS, (0.3, 0.8, 0.95, 0.1), ("clean",), five),
+            grid(CIFAR, "same epochs", STATIC_METHODS, (0.9, 0.5, 0.3, 0.1), CLEAN_OR_NOISY, five),
+            grid(CIFAR, "same steps", STATIC_METHODS, (0.7,), ("clean",), five),
         ),
         "transfer": distinct(
             *(
-                grid(name, "same epochs", TRANSFER_METHODS, (0.9, 0.7, 0.5), ("clean",), five)
+                grid(name, "same epochs", TRANSFER_METHODS, (0.7, 0.5), ("clean",), five)
                 for name in SELECTED_BY
             )
         ),
-        "short": distinct(
-            grid(CIFAR, "same epochs", (SHORT,), (0.9, 0.8, 0.7), ("clean",), five),
+        "digits": distinct(
+            grid("digits", "same epochs", STATIC_METHODS, ALL_RATIOS, ("clean",), ten),
+            grid("digits", "same epochs", STATIC_METHODS, WIDE, ("symmetric 0.2",), ten),
+            grid("digits", "same epochs", (RIGHT_ONLY,), (0.7,), ("symmetric 0.2",), ten),
             grid("digits", "same epochs", (SHORT,), (0.9, 0.8, 0.7), ("clean",), ten),
+            grid("digits", "joint", JOINT_METHODS, JOINT_RATIOS, CLEAN_OR_NOISY, ten),
+            grid("digits", "same epochs", STATIC_METHODS, (0.7,), DIRT, ten),
+            grid("digits", "same steps", STATIC_METHODS, WIDE, ("clean",), ten),
+        ),
+        "cifar-dirt": distinct(
+            grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), DIRT, five),
         ),
         "experimental-digits": distinct(
             grid("digits", "same epochs", DIGITS_TRIES, WIDE, CLEAN_OR_NOISY, five, "split"),
@@ -178,11 +189,17 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "same epochs", TILTS, WIDE, CLEAN_OR_NOISY, five, "split"),
         ),
         "tilts-cifar": distinct(
-            grid(CIFAR, "same epochs", CHANCES, (0.9, 0.7, 0.5, 0.3, 0.1), ("clean",), five, "split"),
+            grid(CIFAR, "same epochs", CHANCES, (0.7, 0.5, 0.3, 0.1, 0.9), ("clean",), five, "split"),
         ),
         "sampled-digits": distinct(
             grid("digits", "joint", SAMPLED_JOINT, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten, "split"),
             grid("digits", "same epochs", SAMPLED, WIDE, CLEAN_OR_NOISY, five, "split"),
+        ),
+        "last-digits": distinct(
+            grid("digits", "joint", LAST, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten, "split"),
+        ),
+        "last-cifar": distinct(
+            grid(CIFAR, "joint", LAST, (0.7,), CLEAN_OR_NOISY, range(2), "split"),
         ),
         "sampled-cifar": distinct(
             grid(CIFAR, "joint", SAMPLED_CIFAR, (0.7, 0.3), ("clean",), range(4), "split"),
