@@ -57,6 +57,7 @@ class Gates:
         # Gates that drift have taken the steps of the epochs between two visits.
         self.set_integer("age_cap", 1 if track_losses else method.age_cap)
         self.set_integer("population", num_samples)
+        self.set_integer("plain", int(not method.weighs))
         self.set_slope(method.slope[0])
 
     def integer(self, slot: str) -> int:

@@ -1,8 +1,32 @@
-"""What drives a gate: the constants of the objective, one entry for each method."""
+"""What drives a gate, and what its logit decides: the constants of a method."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn by their gates (docs/method.md).
+
+    A draw is without replacement, with chances in proportion to e^(−β·p), p the mean pressure on a
+    sample's gate so far: ℓ^(β·w)·e^(−β·ℓ), were its loss always ℓ.
+
+    Attributes:
+        sharpness: β of the samples that are kept in the end.
+        reading_sharpness: β of what an epoch reads.
+        indifference: pressures below this one count as this one in what an epoch reads, so that
+            what is neither fitted long since nor out of reach is read evenly.
+        turns: chances of what an epoch reads also grow with this power of the epochs since the
+            last visit, so that samples take turns.
+        small_ratio: below this keep ratio, sharpness and easy weight are less, in proportion.
+    """
+
+    sharpness: float = 4.0
+    reading_sharpness: float = 2.0
+    indifference: float = 2.0
+    turns: float = 1.0
+    small_ratio: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -17,6 +41,8 @@ class Method:
         balance: C of λ = C + γ·|ρ − r|, the weight of L_cmp.
         balance_gain: γ.
         age_cap: cap of a, the epochs that a visit of a rarely read sample stands for.
+        weighs: whether gates weigh the training loss; otherwise it is the plain mean.
+        sampling: how samples are drawn; the largest gate logits are taken where None.
     """
 
     easy_weight: float
@@ -25,15 +51,26 @@ class Method:
     balance: float = 1.0
     balance_gain: float = 50.0
     age_cap: int = 16
+    weighs: bool = True
+    sampling: Sampling | None = None
+
+    def at(self, keep_ratio: float) -> Method:
+        """This method for a keep ratio."""
+        if self.sampling is None or keep_ratio >= self.sampling.small_ratio:
+            return self
+        share = keep_ratio / self.sampling.small_ratio
+        sampling = replace(self.sampling, sharpness=share * self.sampling.sharpness)
+        return replace(self, easy_weight=share * self.easy_weight, sampling=sampling)
 
 
 METHODS = {
     # As published: an easy sample (ℓ = 0.01) is pressed with 4.6, a wrong one (ℓ = 4) with 2.6.
     "adapruner": Method(easy_weight=1.0),
-    # The hardest go first, then the easiest: ℓ = 4 gives 3.4, ℓ = 0.01 gives 1.9, 0.4 gives 0.8.
-    "balanced": Method(easy_weight=0.4),
+    # ℓ = 4 gives 3.4, ℓ = 0.01 gives 1.9, 0.4 gives 0.8: the best chances. With one slope and no
+    # balance, a gate logit is a sum of such pressures.
+    "sampled": Method(0.4, slope=(1.0, 1.0), balance=0, balance_gain=0, weighs=False, sampling=Sampling()),
 }
-DEFAULT_METHOD = "balanced"
+DEFAULT_METHOD = "sampled"
 
 
 def find_method(name: str) -> Method:

@@ -31,6 +31,7 @@ from adapruner.gates import Gates
 from adapruner.losses import Losses
 from adapruner.methods import DEFAULT_METHOD, find_method
 from adapruner.result import PruneResult
+from adapruner.sampling import draw
 from adapruner.selection import Selection, check_keep_ratio, keep_count
 
 
@@ -47,7 +48,7 @@ class Pruner(Losses):
         epochs: epochs of the run, at least 1.
         warmup_epochs: epochs at the start that train on everything, unweighted, while gates rest;
             0 for a model that is trained already. About a tenth of ``epochs`` where None.
-        method: "balanced", or "adapruner", the published objective.
+        method: "sampled", or "adapruner", the published objective.
         seed: of the order, the exploration and the augmentation.
         labels: integers ``[N]``; given, every class keeps its share, exactly.
         held_out: dataset indices that the loop does not train on: they take their losses from
@@ -108,7 +109,7 @@ class Pruner(Losses):
         if not 0 <= explore <= 1:
             raise ValueError(f"explore must be a share in [0, 1]; found {explore}")
         device = check_device(device)
-        constants = find_method(method)
+        self._constants = find_method(method).at(keep_ratio)
         self.num_samples = num_samples
         self.keep_ratio = keep_ratio
         self.epochs = epochs
@@ -117,7 +118,7 @@ class Pruner(Losses):
         self.seed = seed
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
-        gates = Gates(num_samples, keep_ratio, constants, device, track_losses)
+        gates = Gates(num_samples, keep_ratio, self._constants, device, track_losses)
         super().__init__(gates, normalize_loss)
         self.selection = Selection(
             num_samples,
@@ -127,7 +128,7 @@ class Pruner(Losses):
             held_out=None if held_out is None else check_held_out(held_out, num_samples),
             explore=explore,
         )
-        self.controller = Controller(epochs, warmup_epochs, keep_ratio, constants.slope)
+        self.controller = Controller(epochs, warmup_epochs, keep_ratio, self._constants.slope)
         gates.set_integer("resting", int(warmup_epochs > 0))
         self._settings = {
             "keep_ratio": keep_ratio,
@@ -286,7 +287,10 @@ class Pruner(Losses):
         pruning = not warming_up and not gates.any_unvisited()
         last = self.epoch + 1 == self.epochs
         ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
-        selection.select(gates, ratio, controller.slope_now)
+        drawn = None
+        if ratio < 1:
+            drawn = draw(self._constants, gates, [*self.history, entry], self.seed, final=last)
+        selection.select(gates, ratio, controller.slope_now, drawn)
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
         entry["seconds"] = time.perf_counter() - self._started
@@ -297,7 +301,8 @@ class Pruner(Losses):
     def _note_best(self, validation_loss: float | None, standard_error: float) -> None:
         """Remember the selection of this epoch if it is at the ratio wanted and among the best."""
         at_target = self.selection.kept_count == keep_count(self.keep_ratio, self.num_samples)
-        if not at_target or self.epoch < self.warmup_epochs or validation_loss is None:
+        # What an epoch reads is not drawn as what is kept is.
+        if self._constants.sampling is not None or not at_target or self.epoch < self.warmup_epochs or validation_loss is None:
             return
         kept = self.selection.kept
         if not math.isfinite(validation_loss) or (kept & ~self.gates.readable()).any():

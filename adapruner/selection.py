@@ -1,7 +1,8 @@
 """Adaptive dataset pruning (ADP): which samples the next epoch reads, and which are kept.
 
-A selection keeps exactly ``keep_count(ratio, N)`` samples: the largest gate logits, equal ones to
-the lower index; within its share of each class where the classes are balanced. Samples held out of
+A selection keeps exactly ``keep_count(ratio, N)`` samples: the largest gate logits, or of what is
+drawn by them (:mod:`adapruner.sampling`), equal ones to the lower index; within its share of each
+class where the classes are balanced. Samples held out of
 the training data compete among themselves for their own share. A sample that cannot be read
 (m = −inf) is never kept.
 """
@@ -172,26 +173,37 @@ class Selection:
             counts += np.bincount(piece, minlength=len(counts))
         return counts
 
-    def select(self, gates: Gates, ratio: float, slope: float) -> None:
+    def select(
+        self, gates: Gates, ratio: float, slope: float, drawn: Tensor | None = None
+    ) -> None:
         """Keep the exact top-k at ``ratio``, and bring the gates' sums to ``slope``.
+
+        Args:
+            gates: those of the run.
+            ratio: share to keep.
+            slope: the next k.
+            drawn: float32 ``[N]``, −inf where a sample cannot be read; ranks the samples instead of
+                the gate logits.
 
         Raises:
             ValueError: fewer samples can be read than are to be kept in the end.
         """
         segments = self._segments()
+        ranked = gates.logits if drawn is None else drawn
         if segments is None:
             readable = gates.integer("population")
             count = self._clip(keep_count(ratio, self.num_samples), readable)
-            kept, sums = ops.topk_mask(gates.logits, count, slope)
+            kept, sums = ops.topk_mask(ranked, count, slope)
         else:
             quotas = torch.from_numpy(self._quotas(gates, ratio, segments))
             device = gates.logits.device
-            kept, sums = ops.segmented_topk(
-                gates.logits, segments.to(device), quotas.to(device), slope
-            )
+            kept, sums = ops.segmented_topk(ranked, segments.to(device), quotas.to(device), slope)
         self.kept = kept.cpu()
         self.read = self._trained()
-        gates.use_sums(slope, sums)
+        if drawn is None:
+            gates.use_sums(slope, sums)
+        else:
+            gates.set_slope(slope)
 
     def _quotas(self, gates: Gates, ratio: float, segments: Tensor) -> np.ndarray:
         """How many of each segment a selection at ``ratio`` keeps, int64 ``[2·classes]``."""

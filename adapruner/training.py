@@ -104,7 +104,7 @@ def fast_prune(
             unreduced. Where None, cross entropy.
         normalize_loss: for losses that are not on the scale of cross entropy: see :class:`Pruner`.
         balance: "class" keeps the same share of every class, exactly.
-        method: "balanced", or "adapruner", the published objective.
+        method: "sampled", or "adapruner", the published objective.
         warmup_epochs: epochs before the gates start; 0 for a model that is trained already. About a
             tenth of ``epochs`` where None.
         collate_fn: makes a batch of a list of (input, target).

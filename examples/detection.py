@@ -156,7 +156,7 @@ def compare(
     keep_ratio: float,
     epochs: int,
     seed: int,
-    method: str = "balanced",
+    method: str = "sampled",
     most: int | None = None,
 ) -> Iterator[tuple[str, int, float]]:
     """Every way to train: its name, the images that it keeps and its mAP on the test images."""
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, default=0.8)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--method", default="balanced", help="of adapruner")
+    parser.add_argument("--method", default="sampled", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 20 images")
     args = parser.parse_args()
     print(f"{'trained on':<16}{'samples':>8}{METRIC:>8}")

@@ -110,7 +110,7 @@ def compare(
     keep_ratio: float,
     epochs: int,
     seed: int,
-    method: str = "balanced",
+    method: str = "sampled",
     most: int | None = None,
 ) -> Iterator[tuple[str, int, float]]:
     """Every way to train: its name, the samples that it keeps and its validation perplexity."""
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--method", default="balanced", help="of adapruner")
+    parser.add_argument("--method", default="sampled", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 200 sequences")
     args = parser.parse_args()
     epochs, most = (2, 200) if args.quick else (args.epochs, None)

@@ -34,7 +34,7 @@ def note(gates: Gates, kind: str) -> None:
 @pytest.mark.parametrize("kind", NOTED)
 def test_an_error_is_raised_once_and_leaves_the_rest_of_the_state(kind: str) -> None:
     *_, error, message = NOTED[kind]
-    gates = Gates(20, 0.5, METHODS["balanced"])
+    gates = Gates(20, 0.5, METHODS["sampled"])
     before = gates.state.clone()
     gates.check_errors()
     note(gates, kind)

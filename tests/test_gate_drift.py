@@ -55,13 +55,13 @@ def test_agrees_with_the_reference(method: str, threads: int) -> None:
 
 
 def test_no_gates() -> None:
-    gates = Gates(1, 1.0, METHODS["balanced"])
+    gates = Gates(1, 1.0, METHODS["sampled"])
     empty = torch.zeros(0)
     ops.gate_drift(empty, torch.zeros(0, dtype=torch.uint8), gates.state, empty.clone())
 
 
 def test_an_excluded_sample_stays_out() -> None:
-    gates = Gates(3, 1.0, METHODS["balanced"], track_losses=True)
+    gates = Gates(3, 1.0, METHODS["sampled"], track_losses=True)
     assert gates.last_loss is not None
     gates.age.fill_(2)
     gates.last_loss.fill_(0.5)

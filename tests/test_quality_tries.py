@@ -1,7 +1,8 @@
 """What is tried for the default in the quality suite."""
 
+import math
 import sys
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
-from adapruner.gates import Gates
-from adapruner.methods import find_method
-from adapruner.selection import Selection
+from adapruner import Pruner
 from benchmarks.quality import experimental
 from benchmarks.quality.scores import Records
 
@@ -42,40 +41,37 @@ def test_cut_takes_the_ends():
     assert not {8, 9} & set(half)
 
 
-def test_pressure_is_least_where_the_loss_is_the_weight():
-    made = records([0.01, 0.2, 0.4, 0.8, 4.0])
-    score = experimental.pressure(made, 0.4)
-    assert int(score.argmax()) == 2
-    expected = -3 * (0.8 - 0.4 * torch.tensor(0.8 + 1e-5, dtype=torch.float64).log())
-    assert score[3].item() == pytest.approx(expected.item())
+def chances(select, made: Records, draws: int = 4000) -> list[float]:
+    """How often each sample is the one that is kept."""
+    kept = torch.cat([select(made, 1, seed) for seed in range(draws)])
+    return (kept.bincount(minlength=len(made.labels)) / draws).tolist()
 
 
-def test_relative_pressure_does_not_see_the_scale():
-    some, twice = records([0.1, 0.2, 0.4]), records([0.2, 0.4, 0.8])
-    one, other = (experimental.relative_pressure(r, 0.5) for r in (some, twice))
-    torch.testing.assert_close(one, other)
+def test_chances_are_those_of_the_pressure():
+    losses = [0.01, 0.2, 0.4, 0.8, 4.0]
+    # α = 2, β = 4: ℓ²·e^(−4ℓ), worked out by hand.
+    weights = [loss**2 * math.exp(-4 * loss) for loss in losses]
+    found = chances(partial(experimental.gamma, 2, 4), records(losses))
+    assert found == pytest.approx([w / sum(weights) for w in weights], abs=0.03)
 
 
-def test_without_chance_the_best_are_kept_and_with_much_anything():
-    score = torch.arange(1000.0, dtype=torch.float64)
-    assert experimental.gumbel(score, 0.0, 3).argsort().tolist() == list(range(1000))
-    kept = experimental.gumbel(score, 1e6, 3).argsort()[500:]
-    # Half of them by chance, give or take eight.
-    assert 210 < int((kept >= 500).sum()) < 290
+def test_relative_chances_do_not_see_the_scale():
+    some, tenfold = records([0.02, 0.2, 0.4]), records([0.2, 2.0, 4.0])
+    one, other = (
+        [experimental.relative(1.0, 2.0, made, 1, seed).item() for seed in range(50)]
+        for made in (some, tenfold)
+    )
+    assert one == other
 
 
-def test_chance_keeps_exactly_as_many_and_leaves_the_gates_alone():
-    generator = torch.Generator().manual_seed(1)
-    plain, chance = (Gates(1000, 0.3, find_method("balanced")) for _ in range(2))
-    for gates in (plain, chance):
-        gates.logits.copy_(torch.randn(1000, generator=generator.manual_seed(1)))
-    steady, noisy = Selection(1000, 0.3), experimental.ChanceSelection(1000, 0.3)
-    noisy.variant = replace(experimental.Variant(), chance=0.3)
-    steady.select(plain, 0.3, 2.0)
-    first = noisy.select(chance, 0.3, 2.0) or noisy.kept.clone()
-    noisy.select(chance, 0.3, 2.0)
-    assert steady.kept_count == noisy.kept_count == 300
-    assert torch.equal(plain.logits, chance.logits)
-    assert torch.equal(plain.state, chance.state)
-    assert not torch.equal(first, noisy.kept)
-    assert not torch.equal(steady.kept, noisy.kept)
+def test_a_tilt_favours_an_end():
+    made = records([0.1 * (i + 1) for i in range(4)])
+    # Ranks 1/8, 3/8, 5/8, 7/8.
+    weights = [math.exp(3 * (2 * i + 1) / 8) for i in range(4)]
+    found = chances(partial(experimental.tilt, 3.0), made)
+    assert found == pytest.approx([w / sum(weights) for w in weights], abs=0.03)
+
+
+def test_variants_are_methods_of_the_package():
+    for name in experimental.VARIANTS:
+        assert Pruner(10, 0.5, epochs=2, method=name).method == name

@@ -79,7 +79,7 @@ def test_by_shape_alone_everything_is_on_the_gpu(name: str, normalize: bool) -> 
     # Tensors without values, of a GPU that need not be there: to read one, or to mix devices, is an
     # error.
     with FakeTensorMode(), torch.device("cuda"):
-        losses = Losses(Gates(40, 0.5, METHODS["balanced"], track_losses=True), normalize)
+        losses = Losses(Gates(40, 0.5, METHODS["sampled"], track_losses=True), normalize)
         x, ids = torch.ones(8, 5, requires_grad=True), torch.arange(8)
         for batch in (ids, ids.cpu() if name in ("weigh", "observe") else ids):
             loss = CALLS[name](losses, x, batch)

@@ -116,7 +116,7 @@ def drive(
 
 
 def gates_with(logits: Tensor, keep_ratio: float) -> Gates:
-    gates = Gates(len(logits), keep_ratio, find_method("balanced"))
+    gates = Gates(len(logits), keep_ratio, find_method("sampled"))
     gates.exclude(torch.nonzero(logits == -torch.inf).flatten())
     gates.logits.copy_(logits)
     gates.set_slope(0.1)

@@ -14,15 +14,15 @@ from adapruner.selection import keep_count
 
 from . import plans
 from .data import Data, load
-from .experimental import EXPERIMENTAL, VARIANTS, VariantPlan
+from .experimental import EXPERIMENTAL, VARIANTS
 from .probe import probe_accuracy
 from .scores import record
 from .static import STATIC, generator_of
 from .table import CIFAR, OURS, RIGHT_ONLY, SHORT, SHORT_READS, Run
 from .trainer import Plan, Trained, accuracy, train
 
-PACKAGE = OURS | {SHORT: OURS["adapruner"]}
-ADAPRUNER = (*PACKAGE, *VARIANTS)
+# Names in the rows to those of the package.
+ADAPRUNER = OURS | {SHORT: OURS["adapruner"]} | {name: name for name in VARIANTS}
 
 
 @functools.lru_cache(maxsize=1)  # runs come in groups that share it
@@ -104,10 +104,8 @@ def _cost(trained: Trained) -> dict[str, float]:
 
 
 def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
-    common = run.seed, data.y.device
-    if run.method in VARIANTS:
-        return VariantPlan(len(data.y), run.ratio, epochs, VARIANTS[run.method], *common)
-    return plans.Adapruner(len(data.y), run.ratio, epochs, PACKAGE[run.method], *common)
+    method = ADAPRUNER[run.method]
+    return plans.Adapruner(len(data.y), run.ratio, epochs, method, run.seed, data.y.device)
 
 
 def _joint(run: Run, device: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
+from adapruner.methods import DEFAULT_METHOD
+
 from .experimental import EXPERIMENTAL, VARIANTS
 from .static import STATIC
 from .trainer import Recipe
@@ -24,7 +26,7 @@ RECIPES = {
 }
 # Datasets whose sets another's recipe selects: does what one network keeps serve others?
 SELECTED_BY = {name: "cifar10-10000" for name in RECIPES if name.startswith("cifar10-10000 ")}
-OURS = {"adapruner as published": "adapruner", "adapruner": "balanced"}
+OURS = {"adapruner as published": "adapruner", "adapruner": DEFAULT_METHOD}
 # Selects in as many epochs as read no more than this share of what training on everything reads.
 SHORT, SHORT_READS = "adapruner, short", 0.4
 STATIC_METHODS = ("full", *STATIC, *OURS)
@@ -93,47 +95,9 @@ ALL_RATIOS = (0.9, 0.7, 0.5, 0.3, 0.8, 0.95, 0.1)
 WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 JOINT_RATIOS = (0.7, 0.5, 0.3)
 CIFAR = "cifar10-10000"
-DIGITS_TRIES = ("full", "random", *OURS, *VARIANTS, *EXPERIMENTAL)
-JOINT_TRIES = ("full, fewer epochs", "random each epoch", *OURS, *VARIANTS)
-CIFAR_JOINT_TRIES = (
-    "full, fewer epochs",
-    "random each epoch",
-    "adapruner",
-    "adapruner, even",
-    "adapruner as published, even",
-    "adapruner, chance 0.3 / r, even",
-)
-TILTS = ("random", *(name for name in EXPERIMENTAL if name.startswith("chance, h")))
-CHANCES = (
-    *("full", "random", "DUAL", "CCS", "chance ℓ^0.8·e^(−2ℓ)", "chance ℓ^1.6·e^(−4ℓ)"),
-    *("chance ℓ^0·e^(−2ℓ)", "chance, hinge 1", "chance, hinge 1.5", "chance, hinge 2"),
-)
-SAMPLED = tuple(name for name in VARIANTS if name.startswith("sampled"))
-LAST = (
-    *("full, fewer epochs", "random each epoch", "InfoBatch"),
-    *(name for name in VARIANTS if name.startswith("sampled, l")),
-    *("sampled w 1, β 1, turns 3", "sampled w 0.4, β 0.5, turns 3"),
-)
-SAMPLED_JOINT = (*JOINT_METHODS[1:], *SAMPLED)
-SAMPLED_CIFAR = (
-    *("full, fewer epochs", "random each epoch", "InfoBatch", "adapruner as published"),
-    *(
-        f"sampled w {w}, β {beta}, turns {turns}"
-        for w, beta, turns in (
-            *(("0.4", "0", "0"), ("0.4", "0.5", "1"), ("1", "0.5", "1")),
-            *(("1", "0.5", "3"), ("1", "0.25", "0"), ("1", "0.5", "0")),
-        )
-    ),
-)
+STATIC_TRIES = ("full", "random", *EXPERIMENTAL, *VARIANTS, *OURS)
+JOINT_TRIES = (*JOINT_METHODS[1:], *VARIANTS)
 TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", *OURS)
-CIFAR_TRIES = (
-    "full",
-    "random",
-    *OURS,
-    "adapruner, chance 0.3 / r",
-    "adapruner, chance 0.3 / r, even",
-    "adapruner as published, chance 0.3 / r",
-)
 
 
 def tables() -> dict[str, list[Run]]:
@@ -174,36 +138,13 @@ def tables() -> dict[str, list[Run]]:
         "cifar-dirt": distinct(
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), DIRT, five),
         ),
-        "experimental-digits": distinct(
-            grid("digits", "same epochs", DIGITS_TRIES, WIDE, CLEAN_OR_NOISY, five, "split"),
-            grid("digits", "joint", JOINT_TRIES, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, five, "split"),
+        "tried-digits": distinct(
+            grid("digits", "same epochs", STATIC_TRIES, WIDE, CLEAN_OR_NOISY, five, "split"),
+            grid("digits", "joint", JOINT_TRIES, JOINT_RATIOS, CLEAN_OR_NOISY, ten, "split"),
         ),
-        "experimental-cifar": distinct(
-            grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7, 0.5), ("clean",), five, "split"),
-            grid(CIFAR, "same epochs", CIFAR_TRIES, (0.5, 0.3), ("clean",), five, "split"),
-        ),
-        "experimental-joint": distinct(
-            grid("digits", "joint", JOINT_TRIES, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten, "split"),
-        ),
-        "tilts-digits": distinct(
-            grid("digits", "same epochs", TILTS, WIDE, CLEAN_OR_NOISY, five, "split"),
-        ),
-        "tilts-cifar": distinct(
-            grid(CIFAR, "same epochs", CHANCES, (0.7, 0.5, 0.3, 0.1, 0.9), ("clean",), five, "split"),
-        ),
-        "sampled-digits": distinct(
-            grid("digits", "joint", SAMPLED_JOINT, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten, "split"),
-            grid("digits", "same epochs", SAMPLED, WIDE, CLEAN_OR_NOISY, five, "split"),
-        ),
-        "last-digits": distinct(
-            grid("digits", "joint", LAST, (0.7, 0.5, 0.3), CLEAN_OR_NOISY, ten, "split"),
-        ),
-        "last-cifar": distinct(
-            grid(CIFAR, "joint", LAST, (0.7,), CLEAN_OR_NOISY, range(2), "split"),
-        ),
-        "sampled-cifar": distinct(
-            grid(CIFAR, "joint", SAMPLED_CIFAR, (0.7, 0.3), ("clean",), range(4), "split"),
-            grid(CIFAR, "same epochs", ("random", *SAMPLED), (0.7, 0.3), ("clean",), range(1), "split"),
+        "tried-cifar": distinct(
+            grid(CIFAR, "same epochs", STATIC_TRIES, (0.7, 0.5, 0.3, 0.1), ("clean",), five, "split"),
+            grid(CIFAR, "joint", JOINT_TRIES, (0.7, 0.3), CLEAN_OR_NOISY, five, "split"),
         ),
         "gpu": distinct(
             grid("cifar10", "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),

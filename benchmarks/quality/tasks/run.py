@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from adapruner.methods import DEFAULT_METHOD
+
 from ..report import cell_difference, cell_mean, group
 from ..run import RESULTS, append, read_rows
 from ..statistics import Row, by_seed, estimate, paired
@@ -42,7 +44,7 @@ WAYS = {  # the examples' names: method and protocol
     "all data": ("full", "same epochs"),
 }
 # As Pruner has it, and as the rows do.
-METHODS = {"balanced": "adapruner", "adapruner": "adapruner as published"}
+METHODS = {DEFAULT_METHOD: "adapruner", "adapruner": "adapruner as published"}
 
 
 def rows(task: str, data: Path, seed: int, method: str) -> Iterator[dict[str, Any]]:
@@ -55,7 +57,7 @@ def rows(task: str, data: Path, seed: int, method: str) -> Iterator[dict[str, An
     more = {} if most is None else {"folder": data, "most": most}
     ways = example.compare(keep_ratio=ratio, epochs=epochs, seed=seed, method=method, **more)
     last = time.perf_counter()
-    for name, samples, value in islice(ways, 4 if method == "balanced" else 2):
+    for name, samples, value in islice(ways, 4 if method == DEFAULT_METHOD else 2):
         now = time.perf_counter()
         shown, protocol = WAYS[name]
         yield {

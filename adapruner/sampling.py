@@ -1,0 +1,52 @@
+"""Drawing samples by their gates: exact in number, by chance in which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from adapruner import ops
+from adapruner.data.order import epoch_seed
+from adapruner.gates import Gates
+from adapruner.methods import Method
+
+
+def pressure_unit(method: Method, history: Sequence[dict[str, Any]]) -> float:
+    """How far a gate has gone down for each unit of the mean pressure on it: from 1, with a
+    pressure of 1 in every epoch of ``history`` that was no warm-up."""
+    logit = 1.0
+    for entry in history:
+        if entry["phase"] == "prune":
+            gate = 1 / (1 + math.exp(-entry["slope"] * logit))
+            logit -= method.step_size * entry["slope"] * gate * (1 - gate)
+    return 1 - logit
+
+
+def draw(
+    method: Method, gates: Gates, history: Sequence[dict[str, Any]], seed: int, final: bool
+) -> Tensor | None:
+    """What the next selection ranks samples by: the largest of these are drawn by chance.
+
+    Args:
+        method: of a run at its keep ratio.
+        gates: those of the run.
+        history: the epochs so far, of which one at least was no warm-up.
+        seed: of the run.
+        final: whether this draw is the kept set, not what an epoch reads.
+
+    Returns:
+        Float32 ``[N]`` on the gates' device, or None where samples are ranked by their gate logits.
+    """
+    sampling = method.sampling
+    if sampling is None:
+        return None
+    unit = pressure_unit(method, history)
+    key = epoch_seed(seed, len(history), 0, 3)
+    if final:
+        return ops.sampling_keys(gates.logits, gates.age, sampling.sharpness / unit, 0.0, key)
+    even = gates.logits.clamp(max=1 - unit * sampling.indifference)
+    scale = sampling.reading_sharpness / unit
+    return ops.sampling_keys(even, gates.age, scale, sampling.turns, key)

@@ -1,0 +1,154 @@
+"""Drawing samples by their gates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adapruner import Pruner
+from adapruner.gates import Gates
+from adapruner.methods import METHODS, Method, Sampling
+from adapruner.sampling import draw, pressure_unit
+
+SAMPLED = METHODS["sampled"]
+PRUNE = {"phase": "prune", "slope": 1.0}
+DRAWS = 4000
+
+
+def gates_of(pressures: list[float], unit: float, method: Method = SAMPLED) -> Gates:
+    """Gates that have been under these mean pressures, visited in the last epoch."""
+    gates = Gates(len(pressures), 0.5, method, track_losses=True)
+    gates.logits.copy_(1 - unit * torch.tensor(pressures))
+    gates.age.fill_(1)
+    return gates
+
+
+def first_drawn(gates: Gates, history: list[dict], final: bool) -> np.ndarray:
+    """How often each sample comes first."""
+    firsts = [
+        draw(SAMPLED, gates, history, seed, final).argmax().item() for seed in range(DRAWS)
+    ]
+    return np.bincount(firsts, minlength=len(gates.logits)) / DRAWS
+
+
+def shares(weights: list[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
+
+
+def test_the_unit_is_what_a_pressure_of_one_does() -> None:
+    assert pressure_unit(SAMPLED, [{"phase": "warm-up", "slope": 1.0}]) == 0
+    step = 0.05 * (s := 1 / (1 + math.exp(-1))) * (1 - s)
+    assert pressure_unit(SAMPLED, [PRUNE]) == pytest.approx(step, rel=1e-12)
+    s = 1 / (1 + math.exp(-(1 - step)))
+    assert pressure_unit(SAMPLED, [PRUNE, PRUNE]) == pytest.approx(step + 0.05 * s * (1 - s))
+
+
+@pytest.mark.parametrize("epochs", [2, 12, 60])
+def test_a_gate_tells_the_mean_pressure(epochs: int) -> None:
+    # ℓ of these pressures, by ℓ − 0.4·log ℓ.
+    losses = torch.tensor([0.4, 1.0, 2.0, 0.02])
+    pruner = Pruner(4, 1.0, epochs, warmup_epochs=1)
+    for _ in range(epochs):
+        pruner.weigh(losses, torch.arange(4))
+        pruner.step()
+    unit = pressure_unit(SAMPLED, pruner.history)
+    found = ((1 - pruner.gates.logits) / unit).tolist()
+    expected = [loss - 0.4 * math.log(loss) for loss in losses.tolist()]
+    assert found == pytest.approx(expected, rel=0.12)
+
+
+def test_the_kept_are_drawn_by_their_mean_pressure() -> None:
+    history = [PRUNE] * 8
+    pressures = [0.8, 1.0, 1.3, 3.0]
+    gates = gates_of(pressures, pressure_unit(SAMPLED, history))
+    gates.age[1] = 9  # says nothing here
+    found = first_drawn(gates, history, final=True)
+    assert found.tolist() == pytest.approx(shares([math.exp(-4 * p) for p in pressures]), abs=0.03)
+
+
+def test_epochs_read_evenly_what_is_in_reach_and_by_turns() -> None:
+    history = [PRUNE] * 8
+    gates = gates_of([0.8, 1.9, 2.5, 0.8], pressure_unit(SAMPLED, history))
+    gates.age[3] = 3
+    found = first_drawn(gates, history, final=False)
+    # Below 2 all count as 2; three epochs of waiting make three times the chance.
+    expected = shares([1.0, 1.0, math.exp(-2 * 0.5), 3.0])
+    assert found.tolist() == pytest.approx(expected, abs=0.03)
+
+
+def test_what_cannot_be_read_is_not_drawn() -> None:
+    gates = gates_of([1.0] * 5, 0.1)
+    gates.exclude(torch.tensor([2]))
+    for final in (False, True):
+        assert draw(SAMPLED, gates, [PRUNE], 0, final)[2] == -torch.inf
+
+
+def test_small_ratios_are_drawn_less_sharply() -> None:
+    assert SAMPLED.at(0.3) is SAMPLED
+    small = SAMPLED.at(0.1)
+    assert small.easy_weight == pytest.approx(0.4 / 3)
+    assert small.sampling.sharpness == pytest.approx(4 / 3)
+    assert small.sampling.reading_sharpness == Sampling().reading_sharpness
+    assert METHODS["adapruner"].at(0.01) is METHODS["adapruner"]
+
+
+def test_the_training_loss_is_the_plain_mean_while_gates_step() -> None:
+    x, y = torch.randn(32, 5), torch.randint(0, 3, (32,))
+    model = nn.Linear(5, 3)
+    pruner = Pruner(32, 0.5, epochs=4, warmup_epochs=0)
+    ids = torch.arange(32)
+    loss = pruner.loss(model(x), y, ids)
+    plain = functional.cross_entropy(model(x), y)
+    torch.testing.assert_close(loss, plain)
+    got, want = (torch.autograd.grad(each, model.weight)[0] for each in (loss, plain))
+    torch.testing.assert_close(got, want)
+    assert (pruner.gates.logits < 1).all()
+
+
+def losses_of(seed: int, count: int) -> torch.Tensor:
+    return 4 * torch.rand(count, generator=torch.Generator().manual_seed(seed)) ** 2
+
+
+def run(seed: int, count: int = 400, keep_ratio: float = 0.3, epochs: int = 8) -> Pruner:
+    losses = losses_of(0, count)
+    pruner = Pruner(count, keep_ratio, epochs, seed=seed)
+    while not pruner.finished:
+        for ids in pruner.batches(64):
+            pruner.weigh(losses[ids], ids)
+        pruner.step(1.0)
+    return pruner
+
+
+def test_a_seed_draws_one_set_and_another_one_another() -> None:
+    first, again, other = (run(seed).result().indices.tolist() for seed in (0, 0, 1))
+    assert len(first) == len(other) == 120
+    assert first == again
+    common = len(set(first) & set(other))
+    assert 40 < common < 119  # alike by the losses, different by chance
+
+
+def test_the_result_is_the_last_draw_whatever_the_held_out_losses() -> None:
+    result = run(0).result()
+    assert result.selected_epoch is None
+    assert not result.forced
+
+
+def test_each_epoch_reads_another_draw_of_the_same_size() -> None:
+    losses = losses_of(0, 300)
+    pruner = Pruner(300, 0.5, 12, explore=0.0)
+    reads = []
+    while not pruner.finished:
+        reads.append(pruner.reads())
+        for ids in pruner.batches(64):
+            pruner.weigh(losses[ids], ids)
+        pruner.step()
+    at_target = [read for read in reads if read.sum() == 150]
+    assert len(at_target) >= 4
+    for one, next_one in zip(at_target, at_target[1:], strict=False):
+        # By turns: less than chance (75) of one epoch is read in the next.
+        assert (one & next_one).sum() < 75
