@@ -74,9 +74,10 @@ bench-native:
 	build/benchmarks/benchmark_math
 
 # Makes the rows that benchmarks/results/quality lacks (hours; stop it when you like), and redraws
-# the tables. CIFAR-10 is looked for in $ADAPRUNER_DATA/cifar10.
+# tables and pictures. CIFAR-10 is looked for in $ADAPRUNER_DATA/cifar10.
 quality: setup
 	$(BIN)/python -m benchmarks.quality.run cifar cifar-more transfer digits cifar-dirt --workers 2
+	$(BIN)/python -m benchmarks.quality.kept
 	$(BIN)/python -m benchmarks.quality.report
 
 # A minute, on digits, into build/quality.

@@ -19,6 +19,7 @@ from statistics import median
 from . import aims
 from .experimental import VARIANTS
 from .figures import draw_differences
+from .kept import kept_table
 from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios_of
 from .run import RESULTS, file_of, read_rows
 from .statistics import Row, by_seed, estimate, group, paired
@@ -305,7 +306,8 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
     verdicts = aims.markdown(aims.checks(measured, read_rows(results / "tasks.jsonl")))
     pages = {
         "docs/quality.md": drawn(sections, by_dataset, "")
-        | {"aims": verdicts, "transfer": transfer(measured), "probe": probe(measured)},
+        | {"aims": verdicts, "transfer": transfer(measured), "probe": probe(measured)}
+        | {"kept": kept_table(results)},
         "docs/quality-tables.md": drawn(details, by_dataset, "")
         | drawn(tried, split_by_dataset, "tried on "),
         "README.md": {"quality": short(measured)},
