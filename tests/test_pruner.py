@@ -13,10 +13,24 @@ from torch.utils.checkpoint import checkpoint
 from training_data import blobs, drive, frozen
 
 from adapruner import Pruner, masks, reference
-from adapruner.methods import METHODS
+from adapruner.data.order import epoch_seed
+from adapruner.methods import METHODS, Sampling
 from adapruner.selection import keep_count
 
 # --- the whole of it against the plain float64 version
+
+
+def drawn(
+    sampling: Sampling, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
+) -> torch.Tensor:
+    """What a run of seed 0 ranks samples by after so many epochs."""
+    logits, sharpness, turns = gates.m, sampling.sharpness, 0.0
+    if not final:
+        logits = logits.clamp(max=1 - unit * sampling.indifference)
+        sharpness, turns = sampling.reading_sharpness, sampling.turns
+    ages = [255 if age is None else age for age in gates.age]
+    key = epoch_seed(0, ended, 0, 3)
+    return reference.sampling_keys(logits.tolist(), ages, sharpness / unit, turns, key)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -39,11 +53,14 @@ def test_run_is_that_of_the_reference(
         normalize_loss=normalize,
         track_losses=track,
     )
-    constants = METHODS[method]
+    constants = METHODS[method].at(keep_ratio)
+    first, last = constants.slope
+    unit = 0.0
     plain = reference.ReferenceGates(
         torch.ones(num_samples),
         keep_ratio,
-        0.1,
+        first,
+        plain=not constants.weighs,
         balance=constants.balance,
         balance_gain=constants.balance_gain,
         easy_weight=constants.easy_weight,
@@ -66,12 +83,18 @@ def test_run_is_that_of_the_reference(
         assert entry["open_share"] == pytest.approx(plain.open_share)
         if track:
             plain.drift(losses.tolist())
+        if epoch >= warmup_epochs:
+            s = 1 / (1 + np.exp(-plain.slope * (1 - unit)))
+            unit += constants.step_size * plain.slope * s * (1 - s)
         plain.end_epoch()
         plain.resting = epoch + 1 < warmup_epochs
         done = max(epoch + 1 - warmup_epochs, 0) / (epochs - warmup_epochs - 1)
-        plain.slope = 0.1 + 4.9 * min(done, 1.0)
+        plain.slope = first + (last - first) * min(done, 1.0)
         ratio = 1 - (1 - keep_ratio) * min(2 * done, 1)
-        kept = reference.topk_indices(plain.m, keep_count(round(ratio, 9), num_samples))
+        ranked = plain.m
+        if constants.sampling and ratio < 1:
+            ranked = drawn(constants.sampling, plain, unit, epoch + 1, epoch + 1 == epochs)
+        kept = reference.topk_indices(ranked, keep_count(round(ratio, 9), num_samples))
         assert masks.indices(pruner.selection.kept).tolist() == kept.tolist()
     assert pruner.result().indices.tolist() == kept.tolist()
 
@@ -82,7 +105,7 @@ def test_run_is_that_of_the_reference(
 def test_warm_up_trains_on_everything_unweighted_while_gates_rest() -> None:
     x, y = blobs(48)
     model = nn.Linear(5, 3)
-    pruner = Pruner(48, 0.5, epochs=5, warmup_epochs=2)
+    pruner = Pruner(48, 0.5, epochs=5, warmup_epochs=2, method="adapruner")
     for _ in range(2):
         for ids in torch.randperm(48).split(16):
             loss = pruner.loss(model(x[ids]), y[ids], ids)
