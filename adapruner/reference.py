@@ -36,6 +36,7 @@ class ReferenceGates:
     step_size: float = 0.05
     age_cap: int = 16
     resting: bool = False
+    plain: bool = False
     loss_scale: float = 1.0
     age: list[int | None] = field(default_factory=list)
 
@@ -169,7 +170,7 @@ def masked_linear_cross_entropy(
 
 def masked_loss(gates: ReferenceGates, sample_loss: Tensor, ids: Tensor) -> Tensor:
     """1/B · Σ s_i·ℓ_i, float64; 0 for an empty batch."""
-    s = torch.ones_like(gates.gates) if gates.resting else gates.gates
+    s = torch.ones_like(gates.gates) if gates.resting or gates.plain else gates.gates
     weighted = s[ids.long()] * sample_loss.double()
     return weighted.sum() / max(len(ids), 1)
 
@@ -218,6 +219,11 @@ def _mixed(x: int) -> int:
     return x ^ x >> 31
 
 
+def sample_hash(i: int, key: int) -> int:
+    """64 bits for sample i under a key."""
+    return _mixed(i * 0x9E3779B97F4A7C15 + key & _LONG)
+
+
 def permutation(num_samples: int, key: int) -> Callable[[int], int]:
     """π of the key: from a position in [0, N) to the sample there.
 
@@ -257,6 +263,18 @@ def oldest(candidates: list[int], age: list[int], count: int, key: int) -> list[
     """The ``count`` candidates with the largest age, equal ones by their hash, ascending."""
 
     def rank(i: int) -> tuple[int, int]:
-        return -age[i], _mixed(i * 0x9E3779B97F4A7C15 + key & _LONG)
+        return -age[i], sample_hash(i, key)
 
     return sorted(sorted(candidates, key=rank)[:count])
+
+
+def sampling_keys(m: list[float], age: list[int], scale: float, turns: float, key: int) -> Tensor:
+    """scale·m + turns·log(max(age, 1)) + Gumbel noise of the hash, float64 ``[N]``."""
+
+    def one(i: int) -> float:
+        if m[i] == -math.inf:
+            return -math.inf
+        unit = ((sample_hash(i, key) >> 12) + 0.5) / 2**52
+        return scale * m[i] + turns * math.log(max(age[i], 1)) - math.log(-math.log(unit))
+
+    return torch.tensor([one(i) for i in range(len(m))], dtype=torch.float64)
