@@ -137,3 +137,8 @@ def _(mask, num_samples, key, position, count):  # type: ignore[no-untyped-def]
 @torch.library.register_fake("adapruner::oldest_mask")
 def _(candidates, age, count, key):  # type: ignore[no-untyped-def]
     return torch.empty_like(candidates)
+
+
+@torch.library.register_fake("adapruner::sampling_keys")
+def _(gate_logits, age, scale, turns, key):  # type: ignore[no-untyped-def]
+    return gate_logits.new_empty(gate_logits.shape)
