@@ -144,14 +144,18 @@ inline void check_masked_loss(const at::Tensor& sample_loss, const at::Tensor& i
   check_device(state, sample_loss, "state");
 }
 
-// age [N] and last_loss [N] beside the gates that are written in place.
 inline void check_age(const at::Tensor& gate_logits, const at::Tensor& age) {
   TORCH_CHECK_TYPE(age.scalar_type() == at::kByte, "age must be uint8; found ", age.scalar_type());
   TORCH_CHECK_VALUE(age.sizes() == gate_logits.sizes(), "age must have the shape of gate_logits, ",
                     gate_logits.sizes(), "; found ", age.sizes());
+  check_device(age, gate_logits, "age");
+}
+
+// age [N] and last_loss [N] beside the gates that are written in place.
+inline void check_age_in_place(const at::Tensor& gate_logits, const at::Tensor& age) {
+  check_age(gate_logits, age);
   TORCH_CHECK_VALUE(gate_logits.is_contiguous() && age.is_contiguous(),
                     "gate_logits and age are written in place and must be contiguous");
-  check_device(age, gate_logits, "age");
 }
 
 inline void check_last_loss(const at::Tensor& gate_logits, const at::Tensor& last_loss) {
@@ -166,7 +170,7 @@ inline void check_last_loss(const at::Tensor& gate_logits, const at::Tensor& las
 inline void check_gate_drift(const at::Tensor& gate_logits, const at::Tensor& age,
                              const at::Tensor& state, const at::Tensor& last_loss) {
   check_gate_logits(gate_logits);
-  check_age(gate_logits, age);
+  check_age_in_place(gate_logits, age);
   check_state(state);
   check_device(state, gate_logits, "state");
   check_last_loss(gate_logits, last_loss);
@@ -182,7 +186,7 @@ inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& a
   TORCH_CHECK_VALUE(sample_loss.sizes() == pressure.sizes(),
                     "sample_loss must have the shape of pressure, ", pressure.sizes(), "; found ",
                     sample_loss.sizes());
-  check_age(gate_logits, age);
+  check_age_in_place(gate_logits, age);
   check_device(state, gate_logits, "state");
   check_device(ids, gate_logits, "ids");
   check_device(pressure, gate_logits, "pressure");
@@ -286,6 +290,15 @@ inline void check_oldest_mask(const at::Tensor& candidates, const at::Tensor& ag
   check_mask(candidates, age.size(0), "candidates");
   check_device(age, candidates, "age");
   TORCH_CHECK_VALUE(count >= 0, "count must be at least 0; found ", count);
+}
+
+inline void check_sampling_keys(const at::Tensor& gate_logits, const at::Tensor& age, double scale,
+                                double turns, int64_t key) {
+  check_gate_logits(gate_logits);
+  check_age(gate_logits, age);
+  TORCH_CHECK_VALUE(std::isfinite(scale), "scale must be a finite number; found ", scale);
+  TORCH_CHECK_VALUE(std::isfinite(turns), "turns must be a finite number; found ", turns);
+  TORCH_CHECK_VALUE(key >= 0, "key must be in [0, 2**63); found ", key);
 }
 
 }  // namespace adapruner

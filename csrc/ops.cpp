@@ -123,4 +123,14 @@ TORCH_LIBRARY(adapruner, m) {
   // age [N] uint8, as such a mask; equal ones in the order of a hash that `key` fixes and in which
   // no two samples are equal. All, where there are no more than count.
   m.def("oldest_mask(Tensor candidates, Tensor age, int count, int key) -> Tensor");
+
+  // Keys by whose top-k samples are drawn without replacement, with chances in proportion to
+  // exp(scale·m)·age^turns (Gumbel-top-k: Kool, van Hoof and Welling, ICML 2019, arXiv 1903.06059):
+  // keys [N] float32, scale·m_i + turns·log(max(age_i, 1)) + g_i with age [N] uint8, computed in
+  // float64 and rounded once. g_i = −log(−log u_i) is standard Gumbel noise, u_i in (0, 1) from the
+  // hash by which `key` ≥ 0 orders equal ages in oldest_mask. −inf where m is, whatever the scale;
+  // NaN where m is. scale and turns finite (ValueError). The same bits at any number of threads, on
+  // every instruction set and device.
+  m.def(
+      "sampling_keys(Tensor gate_logits, Tensor age, float scale, float turns, int key) -> Tensor");
 }

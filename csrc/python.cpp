@@ -49,6 +49,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   slots["step_size"] = int(adapruner::kStepSize);
   slots["age_cap"] = int(adapruner::kAgeCap);
   slots["resting"] = int(adapruner::kResting);
+  slots["plain"] = int(adapruner::kPlain);
   slots["loss_scale"] = int(adapruner::kLossScale);
   slots["scale_running"] = int(adapruner::kScaleRunning);
   slots["loss_sum"] = int(adapruner::kLossSum);

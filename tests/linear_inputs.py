@@ -91,6 +91,7 @@ LINEAR = {
     "empty rows": LinearSpec((0, 3), 4, 10),
     "no rows": LinearSpec((2, 0), 4, 10),
     "warm-up": LinearSpec((8,), 4, 5, gates={"resting": True}),
+    "plain mean": LinearSpec((8,), 4, 5, gates={"plain": True}),
     # A chunk has 64 rows here (of two bytes each: 128).
     "chunks": LinearSpec((50, 3), 3, 131_072, bias=True, smoothing=0.1, ignore=0.05),
 }

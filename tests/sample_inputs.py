@@ -74,6 +74,7 @@ def native_gates(reference: ReferenceGates, track_losses: bool = True) -> Gates:
     gates.set_integer("age_cap", reference.age_cap)  # with last losses it would be 1
     gates.set_slope(reference.slope)
     gates.set_integer("resting", int(reference.resting))
+    gates.set_integer("plain", int(reference.plain))
     gates.set_real("loss_scale", reference.loss_scale)
     return gates
 
@@ -147,6 +148,8 @@ CROSS_ENTROPY = {
     "empty rows": CrossEntropySpec((0, 10, 3)),
     "no rows": CrossEntropySpec((2, 10, 0)),
     "warm-up": CrossEntropySpec((8, 5), gates={"resting": True}),
+    "plain mean": CrossEntropySpec((8, 5), gates={"plain": True}),
+    "plain mean of rows": CrossEntropySpec((6, 5, 3), ignore=0.3, gates={"plain": True}),
     "scaled": CrossEntropySpec((8, 5), gates={"loss_scale": 2.5, "easy_weight": 0.2}),
 }
 # Small ones that between them reach every branch, for checks that run an operator many times.
@@ -230,6 +233,7 @@ LOSSES: dict[str, tuple[int, dict[str, Any]]] = {  # B, constants of the gates
     "empty": (0, {}),
     "repeats": (200, {"slope": 5.0, "keep_ratio": 0.3}),
     "warm-up": (16, {"resting": True}),
+    "plain mean": (16, {"plain": True}),
     "scaled": (16, {"loss_scale": 40.0, "easy_weight": 0.2}),
 }
 
@@ -271,6 +275,7 @@ UPDATES: dict[str, dict[str, Any]] = {
     "capped": {"batch": 40, "age_cap": 3},
     "not finite": {"batch": 40, "not_finite": True},
     "warm-up": {"batch": 40, "not_finite": True, "resting": True},
+    "plain mean": {"batch": 40, "not_finite": True, "plain": True},
 }
 
 
@@ -340,3 +345,11 @@ def oldest_sample(name: str, *, device: torch.device) -> tuple[Tensor, Tensor, i
     candidates, size, key, _, count = order_sample(name, device=device)
     age = torch.arange(size).remainder(5).to(torch.uint8)
     return candidates, age.to(device), count, key
+
+
+@same_values
+def sampling_sample(name: str, *, device: torch.device) -> tuple[Tensor, Tensor, float, float, int]:
+    """Gate logits, ages, scale, turns and key."""
+    m, _, _ = topk_sample(name)
+    age = torch.arange(len(m)).remainder(5).to(torch.uint8)
+    return m.to(device), age.to(device), 1.5, 0.5, 12345

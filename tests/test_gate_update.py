@@ -167,6 +167,20 @@ def test_gates_rest_in_warm_up() -> None:
     check_sums(gates)
 
 
+def test_gates_of_a_plain_mean_step_as_ever() -> None:
+    sample = update_sample("plain mean")
+    gates, expected = native_gates(sample.gates), native_gates(sample.gates)
+    expected.set_integer("plain", 0)
+    for each in (gates, expected):
+        step(sample, each)
+        each.end_epoch()
+        each.drift()
+    assert torch.equal(gates.logits, expected.logits)
+    assert torch.equal(gates.age, expected.age)
+    gates.set_integer("plain", 0)
+    assert torch.equal(gates.state, expected.state)
+
+
 def test_losses_of_the_epoch_and_the_last_of_each_sample() -> None:
     gates = native_gates(ReferenceGates(torch.ones(6), 0.5, 1.0))
     assert gates.training_loss() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -322,13 +323,26 @@ def test_samples_with_all_rows_ignored_are_no_visits() -> None:
     assert pressure[1:-1].isfinite().all()
 
 
-def test_weights_are_exactly_one_in_warm_up() -> None:
-    sample = cross_entropy_sample("warm-up", torch.float64)
+@pytest.mark.parametrize("name", ["warm-up", "plain mean"])
+def test_weights_are_exactly_one(name: str) -> None:
+    sample = cross_entropy_sample(name, torch.float64)
     x = sample.logits.clone().requires_grad_()
     loss, sample_loss, _, gradient = found_of(sample)
     mean = functional.cross_entropy(x, sample.target)
     assert torch.equal(loss, sample_loss.mean())
     assert distance(gradient, torch.autograd.grad(mean, x)[0]) < 1e-15
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("name", ["plain mean", "plain mean of rows"])
+def test_a_plain_mean_has_the_pressures_of_the_gates(name: str) -> None:
+    sample = cross_entropy_sample(name)
+    gated = dataclasses.replace(sample.gates, plain=False)
+    loss, *others, _ = found_of(sample)
+    gated_loss, *expected, _ = found_of(dataclasses.replace(sample, gates=gated))
+    assert loss != gated_loss
+    for found, other in zip(others, expected, strict=True):
+        assert torch.equal(found, other)
 
 
 @pytest.fixture

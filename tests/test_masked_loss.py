@@ -127,8 +127,9 @@ def test_layout_changes_nothing() -> None:
     assert len(set(found_of(same)[0].pressure.tolist())) == 1
 
 
-def test_weights_are_exactly_one_in_warm_up() -> None:
-    sample = loss_sample("warm-up", torch.float64)
+@pytest.mark.parametrize("name", ["warm-up", "plain mean"])
+def test_weights_are_exactly_one(name: str) -> None:
+    sample = loss_sample(name, torch.float64)
     found, gradient = found_of(sample)
     assert found.loss.item() == pytest.approx(sample.sample_loss.mean().item(), rel=1e-15)
     assert (gradient == 1 / 16).all()

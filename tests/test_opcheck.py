@@ -20,6 +20,7 @@ from sample_inputs import (
     native_gates,
     oldest_sample,
     order_sample,
+    sampling_sample,
     segmented_topk_sample,
     topk_sample,
     update_sample,
@@ -74,6 +75,7 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
             yield "narrowed_range", name, (key_range, histogram), {}
         yield "masked_order", name, order_sample(name), {}
         yield "oldest_mask", name, oldest_sample(name), {}
+        yield "sampling_keys", name, sampling_sample(name), {}
     for operator in ("scale_gradient", "scale_gradient_"):
         yield operator, "matrix", (torch.ones(3, 4), torch.tensor(2.0)), {}
 

@@ -46,6 +46,8 @@ def main() -> None:
         assert len(kept) == n // 2
         order = ops.masked_order(selected, n, 3, 0, n)
         assert torch.equal(order.indices.sort().values, kept)
+        age = torch.ones(n, dtype=torch.uint8, device="cuda")
+        assert ops.sampling_keys(m, age, 1.5, 0.5, 3).isfinite().all()
     torch.cuda.synchronize()
 
 

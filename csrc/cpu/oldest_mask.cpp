@@ -52,10 +52,7 @@ class OldestSelection {
   }
 
  private:
-  // Different for every sample: all its steps can be undone.
-  uint64_t hash(int64_t i) const {
-    return mixed(static_cast<uint64_t>(i) * 0x9e3779b97f4a7c15u + key_);
-  }
+  uint64_t hash(int64_t i) const { return sample_hash(static_cast<uint64_t>(i), key_); }
 
   void set(int64_t i) const { mask_[i / 8] = static_cast<uint8_t>(mask_[i / 8] | 1u << (i % 8)); }
 

@@ -5,12 +5,11 @@
 #pragma once
 
 #include "../math/permutation.h"
+#include "../math/state.h"
 #include "digits.cuh"
 #include "selection.h"
 
 namespace adapruner::cuda {
-
-constexpr int kAges = 256;
 
 // Begins as zeros.
 struct OldestState {
@@ -31,7 +30,7 @@ struct Candidates {
 
   // Larger for a smaller hash.
   __device__ uint64_t by_hash(int64_t i) const {
-    return ~mixed(static_cast<uint64_t>(i) * 0x9e3779b97f4a7c15u + key);
+    return ~sample_hash(static_cast<uint64_t>(i), key);
   }
 
   // done(first, of kPerThread) after f(i, age) for the samples among them that are candidates.

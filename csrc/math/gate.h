@@ -67,9 +67,14 @@ ADAPRUNER_HD inline int64_t gate_fixed(double slope, float gate_logit) {
   return bits - 0x4338000000000000;  // the bits of kMagic
 }
 
+// Whether every sample has weight 1 in the training loss, which is then the plain mean.
+ADAPRUNER_HD inline bool weights_are_one(const int64_t* state) {
+  return state[kResting] != 0 || state[kPlain] != 0;
+}
+
 // Weight of a sample in the training loss.
 ADAPRUNER_HD inline double sample_weight(const int64_t* state, float gate_logit) {
-  return state[kResting] ? 1.0 : gate(read_double(state, kSlope), gate_logit);
+  return weights_are_one(state) ? 1.0 : gate(read_double(state, kSlope), gate_logit);
 }
 
 // 2λ·(s̄ − r) with λ = C + γ·|ρ − r|: the part of the pressure that all samples share. 0 without

@@ -31,6 +31,12 @@ ADAPRUNER_HD inline uint64_t mixed(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+// A hash of sample i that `key` fixes, in which no two samples are equal: all its steps can be
+// undone.
+ADAPRUNER_HD inline uint64_t sample_hash(uint64_t i, uint64_t key) {
+  return mixed(i * 0x9e3779b97f4a7c15u + key);
+}
+
 // The permutation of [0, n), 1 ≤ n ≤ kMostPermuted, that belongs to a key.
 ADAPRUNER_HD inline Permutation make_permutation(uint64_t n, uint64_t key) {
   Permutation p;

@@ -24,6 +24,7 @@ enum Slot : int {
   kStepSize,        // (f64) η
   kAgeCap,          // cap of a, the epochs since the last visit
   kResting,         // 1 in warm-up: every weight is 1 and gates do not step
+  kPlain,           // 1: every weight is 1, while gates step as ever
   kLossScale,       // (f64) ℓ is divided by it in the pressure
   kScaleRunning,    // 1: the loss scale follows the mean loss of the epoch so far
   kLossSum,         // (f64) sum of the finite losses since the start of the epoch
@@ -50,6 +51,7 @@ enum ErrorLatch : int64_t { kErrorsOpen = 0, kErrorsHeld = 1, kErrorsSealed = 2 
 // Ages of a sample, in epochs since its last visit: 0 in this epoch, capped below kNeverVisited.
 constexpr uint8_t kNeverVisited = 255;
 constexpr uint8_t kOldest = 254;
+constexpr int kAges = 256;
 
 ADAPRUNER_HD inline double read_double(const int64_t* state, Slot slot) {
   double value;

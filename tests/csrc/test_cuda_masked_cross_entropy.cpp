@@ -74,13 +74,15 @@ void offenders_are_noted_and_take_no_part() {
   });
 }
 
-void resting_gates_weigh_one() {
-  Batch<double> batch({.samples = 6, .rows = 1, .classes = 10}, 7);
-  batch.state.slots[kResting] = 1;
-  batch.run();
-  double sum = 0;
-  for (const double loss : batch.sample_loss) sum += loss;
-  CHECK(std::fabs(batch.loss - sum / 6) < 1e-13);
+void gates_of_a_plain_mean_weigh_one() {
+  for (const Slot slot : {kResting, kPlain}) {
+    Batch<double> batch({.samples = 6, .rows = 1, .classes = 10}, 7);
+    batch.state.slots[slot] = 1;
+    batch.run();
+    double sum = 0;
+    for (const double loss : batch.sample_loss) sum += loss;
+    CHECK(std::fabs(batch.loss - sum / 6) < 1e-13);
+  }
 }
 
 // A row of −inf alone, one with +inf, one with NaN, and a target of −inf.
@@ -112,7 +114,7 @@ int main() {
   the_order_of_blocks_does_not_matter();
   units_may_be_spread_over_launches();
   offenders_are_noted_and_take_no_part();
-  resting_gates_weigh_one();
+  gates_of_a_plain_mean_weigh_one();
   losses_that_are_not_finite();
   return check::failures() != 0;
 }

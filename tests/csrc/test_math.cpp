@@ -227,6 +227,16 @@ void weights_are_gates_and_one_in_warm_up() {
   for (float m : {-kInfinity, -3.0f, 0.0f, 100.0f}) CHECK_EQUAL(sample_weight(state.slots, m), 1.0);
 }
 
+void weights_are_one_of_a_plain_mean_whose_gates_step() {
+  State gated, plain;
+  plain.slots[kPlain] = 1;
+  for (float m : {-kInfinity, -3.0f, 0.0f, 100.0f}) {
+    CHECK_EQUAL(sample_weight(plain.slots, m), 1.0);
+    CHECK_EQUAL(stepped(plain.slots, m, 3, 0.7), stepped(gated.slots, m, 3, 0.7));
+  }
+  CHECK_EQUAL(pressure(plain.slots, 0.25, 0.3), pressure(gated.slots, 0.25, 0.3));
+}
+
 void balance_follows_its_formula() {
   const std::vector<float> m = {1.0f, -1.0f, 2.0f, 0.0f, -0.5f};
   for (double ratio : {0.1, 0.7, 1.0}) {
@@ -298,11 +308,11 @@ void the_state_holds_doubles_bit_for_bit() {
 
 void slots_and_ages_are_apart() {
   const std::set<int> slots = {
-      kSlope,        kGateSum,    kOpenCount, kPopulation,     kKeepRatio,    kBalance,
-      kBalanceGain,  kEasyWeight, kStepSize,  kAgeCap,         kResting,      kLossScale,
-      kScaleRunning, kLossSum,    kLossCount, kNotFiniteCount, kNotFiniteIds, kErrorKind,
-      kErrorPlace,   kErrorValue, kErrorLatch};
-  CHECK_EQUAL(slots.size(), 21u);
+      kSlope,       kGateSum,      kOpenCount,  kPopulation, kKeepRatio,      kBalance,
+      kBalanceGain, kEasyWeight,   kStepSize,   kAgeCap,     kResting,        kPlain,
+      kLossScale,   kScaleRunning, kLossSum,    kLossCount,  kNotFiniteCount, kNotFiniteIds,
+      kErrorKind,   kErrorPlace,   kErrorValue, kErrorLatch};
+  CHECK_EQUAL(slots.size(), 22u);
   CHECK_EQUAL(*slots.begin(), 0);
   CHECK_EQUAL(*slots.rbegin(), kStateSize - 1);
   CHECK_EQUAL(kErrorKind, kNotFiniteIds + kNotFiniteCapacity);
@@ -323,6 +333,7 @@ int main() {
   fixed_gates_never_fall_as_logits_rise();
   sums_of_fixed_gates_need_no_order_and_no_correction();
   weights_are_gates_and_one_in_warm_up();
+  weights_are_one_of_a_plain_mean_whose_gates_step();
   balance_follows_its_formula();
   pressure_follows_its_formula();
   a_visit_spans_the_epochs_since_the_last_one();

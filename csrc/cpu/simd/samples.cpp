@@ -6,7 +6,7 @@ namespace adapruner::ADAPRUNER_ISA {
 
 void sample_weights(const int64_t* state, const float* gate_logits, const int64_t* ids, int64_t n,
                     double* weights) {
-  if (state[kResting]) {
+  if (weights_are_one(state)) {
     for (int64_t i = 0; i < n; ++i) weights[i] = 1.0;
     return;
   }

@@ -1,0 +1,2 @@
+#include "sampling_keys.cuh"
+#include "sampling_keys.h"
