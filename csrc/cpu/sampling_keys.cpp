@@ -8,6 +8,7 @@
 
 #include "../checks.h"
 #include "../math/sampling.h"
+#include "huge_pages.h"
 #include "partition.h"
 
 namespace adapruner::cpu {
@@ -18,6 +19,7 @@ at::Tensor sampling_keys_cpu(const at::Tensor& gate_logits, const at::Tensor& ag
   check_sampling_keys(gate_logits, age, scale, turns, key);
   const at::Tensor m = gate_logits.contiguous(), ages = age.contiguous();
   const at::Tensor keys = at::empty(m.sizes(), m.options());
+  advise_huge_pages(keys);
   std::array<double, kAges> age_terms;
   for (int a = 0; a < kAges; ++a) age_terms[a] = age_term(turns, a);
   const SamplingKeys work{

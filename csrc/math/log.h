@@ -9,10 +9,8 @@
 
 namespace adapruner {
 
-// log(x) of a normal x > 0, relative error ≤ 1e−15; log 0 = −inf, log +inf = +inf, NaN gives NaN.
-// Subnormal and negative values are outside the contract.
-ADAPRUNER_HD inline double log_positive(double x) {
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// log(x) of a normal, finite x > 0, relative error ≤ 1e−15.
+ADAPRUNER_HD inline double log_finite(double x) {
   // x = m·2^k with m in [√½, √2).
   constexpr uint64_t kRootHalf = 0x3fe6a09e667f3bcd, kOne = 0x3ff0000000000000;
   uint64_t bits;
@@ -37,7 +35,14 @@ ADAPRUNER_HD inline double log_positive(double x) {
   p = p * z + 1.0 / 5;
   p = p * z + 1.0 / 3;
   const double tail = 2.0 * s * (z * p) + k * 1.90821492927058770002e-10;
-  const double result = k * 6.93147180369123816490e-01 + (2.0 * s + tail);
+  return k * 6.93147180369123816490e-01 + (2.0 * s + tail);
+}
+
+// The same, and log 0 = −inf, log +inf = +inf, NaN gives NaN. Subnormal and negative values are
+// outside the contract.
+ADAPRUNER_HD inline double log_positive(double x) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const double result = log_finite(x);
   return x == 0 ? -kInfinity : x < kInfinity ? result : x;
 }
 

@@ -24,18 +24,18 @@ ADAPRUNER_HD inline double open_unit(uint64_t hash) {
 }
 
 // A standard exponential number of a hash, from 2⁻⁵³ to 36.8; less its logarithm is Gumbel noise.
-ADAPRUNER_HD inline double exponential(uint64_t hash) { return -log_positive(open_unit(hash)); }
+ADAPRUNER_HD inline double exponential(uint64_t hash) { return -log_finite(open_unit(hash)); }
 
 // turns·log(max(age, 1)).
 ADAPRUNER_HD inline double age_term(double turns, int age) {
-  return age <= 1 ? 0.0 : turns * log_positive(static_cast<double>(age));
+  return age <= 1 ? 0.0 : turns * log_finite(static_cast<double>(age));
 }
 
 // The key of a sample, with age_term of its age and the exponential of its sample_hash.
 ADAPRUNER_HD inline float sampling_key(double scale, float gate_logit, double of_age,
-                                       double exponential) {
+                                       double of_hash) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const double sum = scale * static_cast<double>(gate_logit) + of_age - log_positive(exponential);
+  const double sum = scale * static_cast<double>(gate_logit) + of_age - log_finite(of_hash);
   const float key = static_cast<float>(sum);
   // Of the many NaNs one, because devices make different ones.
   const float number = key == key ? key : std::numeric_limits<float>::quiet_NaN();
