@@ -30,9 +30,7 @@ def gates_of(pressures: list[float], unit: float, method: Method = SAMPLED) -> G
 
 def first_drawn(gates: Gates, history: list[dict], final: bool) -> np.ndarray:
     """How often each sample comes first."""
-    firsts = [
-        draw(SAMPLED, gates, history, seed, final).argmax().item() for seed in range(DRAWS)
-    ]
+    firsts = [draw(SAMPLED, gates, history, seed, final).argmax().item() for seed in range(DRAWS)]
     return np.bincount(firsts, minlength=len(gates.logits)) / DRAWS
 
 
