@@ -68,7 +68,9 @@ METHODS = {
     "adapruner": Method(easy_weight=1.0),
     # ℓ = 4 gives 3.4, ℓ = 0.01 gives 1.9, 0.4 gives 0.8: the best chances. With one slope and no
     # balance, a gate logit is a sum of such pressures.
-    "sampled": Method(0.4, slope=(1.0, 1.0), balance=0, balance_gain=0, weighs=False, sampling=Sampling()),
+    "sampled": Method(
+        0.4, slope=(1.0, 1.0), balance=0, balance_gain=0, weighs=False, sampling=Sampling()
+    ),
 }
 DEFAULT_METHOD = "sampled"
 

@@ -302,7 +302,12 @@ class Pruner(Losses):
         """Remember the selection of this epoch if it is at the ratio wanted and among the best."""
         at_target = self.selection.kept_count == keep_count(self.keep_ratio, self.num_samples)
         # What an epoch reads is not drawn as what is kept is.
-        if self._constants.sampling is not None or not at_target or self.epoch < self.warmup_epochs or validation_loss is None:
+        if (
+            self._constants.sampling is not None
+            or not at_target
+            or self.epoch < self.warmup_epochs
+            or validation_loss is None
+        ):
             return
         kept = self.selection.kept
         if not math.isfinite(validation_loss) or (kept & ~self.gates.readable()).any():

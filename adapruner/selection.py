@@ -173,9 +173,7 @@ class Selection:
             counts += np.bincount(piece, minlength=len(counts))
         return counts
 
-    def select(
-        self, gates: Gates, ratio: float, slope: float, drawn: Tensor | None = None
-    ) -> None:
+    def select(self, gates: Gates, ratio: float, slope: float, drawn: Tensor | None = None) -> None:
         """Keep the exact top-k at ``ratio``, and bring the gates' sums to ``slope``.
 
         Args:

@@ -71,7 +71,7 @@ def test_an_excluded_sample_stays_out() -> None:
 
 
 def test_errors() -> None:
-    _, gates, losses = gates_of_ages("balanced", 5)
+    _, gates, losses = gates_of_ages("sampled", 5)
     with pytest.raises(TypeError, match="last_loss must be float32; found Double"):
         ops.gate_drift(gates.logits, gates.age, gates.state, losses.double())
     with pytest.raises(ValueError, match=r"shape of gate_logits, \[301\]; found \[300\]"):

@@ -64,7 +64,7 @@ def training(slope: float = 5.0, **settings: Any) -> Training:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.5)
     settings = {"keep_ratio": 0.5, "epochs": 6, "warmup_epochs": 0, "track_losses": True} | settings
-    pruner = Pruner(N, **settings)
+    pruner = Pruner(N, method="adapruner", **settings)
     pruner.gates.logits.copy_(torch.randn(N, generator=random) * 0.3)
     pruner.gates.set_slope(slope)
     return Training(

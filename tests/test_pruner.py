@@ -163,7 +163,7 @@ def test_exactly_k_whatever_the_length_of_the_run(keep_ratio: float, epochs: int
 
 def test_ratio_that_one_minus_one_minus_it_is_not() -> None:
     # 0.1 of 15 samples is 2; 1 − (1 − 0.1) of them is 1, and would never be the ratio wanted.
-    pruner = Pruner(15, 0.1, epochs=8)
+    pruner = Pruner(15, 0.1, epochs=8, method="adapruner")
     kept = drive(pruner, frozen(15), validation=lambda epoch: 1.0)
     assert [len(each) for each in kept][-4:] == [2, 2, 2, 2]
     assert not pruner.result().forced
@@ -236,8 +236,9 @@ def test_held_out_samples_must_be_observed() -> None:
 # --- held back, and the choice
 
 
-def test_held_back_to_the_end_the_last_selection_is_forced() -> None:
-    pruner = Pruner(100, 0.5, epochs=12)
+@pytest.mark.parametrize("method", METHODS)
+def test_held_back_to_the_end_the_last_selection_is_forced(method: str) -> None:
+    pruner = Pruner(100, 0.5, epochs=12, method=method)
     drive(pruner, frozen(100), validation=lambda epoch: 1.0 + epoch)
     words = [entry["decision"] for entry in pruner.history]
     assert words == ["warm-up", "pause"] + ["back off"] * 10
@@ -245,8 +246,9 @@ def test_held_back_to_the_end_the_last_selection_is_forced() -> None:
     assert result.forced
     assert result.selected_epoch is None
     assert len(result.indices) == 50
-    expected = reference.topk_indices(result.gate_logits, 50)
-    assert result.indices.tolist() == expected.tolist()
+    if method == "adapruner":
+        expected = reference.topk_indices(result.gate_logits, 50)
+        assert result.indices.tolist() == expected.tolist()
 
 
 def test_selection_of_the_best_epoch_at_the_ratio_wanted_is_chosen() -> None:
@@ -258,7 +260,7 @@ def test_selection_of_the_best_epoch_at_the_ratio_wanted_is_chosen() -> None:
 
     chosen = set()
     for best in (7, 8, 10, 11):
-        pruner = Pruner(100, 0.5, epochs=12)
+        pruner = Pruner(100, 0.5, epochs=12, method="adapruner")
         kept = drive(pruner, lambda epoch: losses[epoch], held_out(best))
         assert {len(each) for each in kept[7:]} == {50}
         assert len(kept[2]) > 50
@@ -273,7 +275,7 @@ def test_selection_of_the_best_epoch_at_the_ratio_wanted_is_chosen() -> None:
 def test_of_selections_within_a_standard_error_of_the_best_the_latest_is_chosen() -> None:
     losses = frozen(100)(0)
     held_out = {7: 0.90, 8: 0.97, 9: 0.94, 10: 0.951, 11: 0.99}
-    pruner = Pruner(100, 0.5, epochs=12)
+    pruner = Pruner(100, 0.5, epochs=12, method="adapruner")
     kept = []
     while not pruner.finished:
         kept.append(masks.indices(pruner.selection.kept))
@@ -285,7 +287,7 @@ def test_of_selections_within_a_standard_error_of_the_best_the_latest_is_chosen(
 
 
 def test_of_equally_good_selections_the_latest_is_chosen() -> None:
-    pruner = Pruner(100, 0.5, epochs=8)
+    pruner = Pruner(100, 0.5, epochs=8, method="adapruner")
     kept = drive(pruner, frozen(100), validation=lambda epoch: 0.5)
     assert pruner.result().selected_epoch == 7
     assert pruner.result().indices.tolist() == kept[7].tolist()
@@ -293,7 +295,7 @@ def test_of_equally_good_selections_the_latest_is_chosen() -> None:
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_held_out_loss_that_is_not_finite_is_no_best(broken: float) -> None:
-    pruner = Pruner(100, 0.5, epochs=10)
+    pruner = Pruner(100, 0.5, epochs=10, method="adapruner")
     # The first epoch at the ratio wanted has no finite loss; later ones have.
     values = {6: broken}
     kept = drive(pruner, frozen(100), validation=lambda epoch: values.get(epoch, 0.5))
@@ -373,7 +375,7 @@ def test_normalised_losses_are_on_no_scale(warmup_epochs: int) -> None:
 
 
 def test_normalising_does_not_touch_the_gradient_of_the_model() -> None:
-    pruner = Pruner(8, 0.5, epochs=3, warmup_epochs=0, normalize_loss=True)
+    pruner = Pruner(8, 0.5, 3, warmup_epochs=0, method="adapruner", normalize_loss=True)
     losses = torch.linspace(100, 900, 8, requires_grad=True)
     pruner.weigh(losses, torch.arange(8)).backward()
     assert torch.allclose(losses.grad, torch.sigmoid(torch.full((8,), 0.1)) / 8)

@@ -15,7 +15,6 @@ from adapruner.methods import METHODS
 from adapruner.reference import ReferenceGates
 
 N, EPOCHS, BATCH, RATIO = 2000, 6, 64, 0.7
-SLOPES = np.linspace(0.1, 5.0, EPOCHS).tolist()
 
 
 def stream(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -36,7 +35,8 @@ def reference_of(method: str) -> ReferenceGates:
     return ReferenceGates(
         torch.ones(N),
         RATIO,
-        SLOPES[0],
+        constants.slope[0],
+        plain=not constants.weighs,
         balance=constants.balance,
         balance_gain=constants.balance_gain,
         easy_weight=constants.easy_weight,
@@ -66,11 +66,12 @@ def test_a_recorded_stream_of_losses(method: str) -> None:
         gates.end_epoch()
         expected.end_epoch()
         if epoch + 1 < EPOCHS:
-            expected.slope = SLOPES[epoch + 1]
+            first, last = METHODS[method].slope
+            expected.slope = first + (last - first) * (epoch + 1) / (EPOCHS - 1)
             sums = ops.topk_mask(gates.logits, round(RATIO * N), expected.slope).sums
             gates.use_sums(expected.slope, sums)
     spread = gates.logits.std().item()
-    assert spread > 0.1  # the run did something
+    assert spread > 0.05  # the run did something
     kept = ops.topk_indices(gates.logits, round(RATIO * N), 1.0).selected
     also = reference.topk_indices(expected.m, round(RATIO * N))
     assert len(np.intersect1d(kept, also)) >= len(also) - 2  # m that differ by less than 1e-5
@@ -85,7 +86,7 @@ def balanced_gates(method: str) -> Gates:
     return gates
 
 
-@pytest.mark.parametrize(("method", "weight"), [("adapruner", 1.0), ("balanced", 0.4)])
+@pytest.mark.parametrize(("method", "weight"), [("adapruner", 1.0), ("sampled", 0.4)])
 def test_the_pressure_is_least_at_middling_losses(method: str, weight: float) -> None:
     gates = balanced_gates(method)
     loss = torch.logspace(-6, 3, 3001, dtype=torch.float64)
@@ -132,8 +133,9 @@ def test_losses_on_another_scale_give_the_same_pressures() -> None:
 def kept_of(
     method: str, losses: np.ndarray, *, everything: bool, seed: int, epochs: int, track: bool
 ) -> np.ndarray:
-    """What a run with frozen losses keeps, reading everything or what is kept."""
-    pruner = Pruner(N, RATIO, epochs, method=method, seed=seed, track_losses=track)
+    """What a run with frozen losses keeps, reading everything or what is kept; the seed is of the
+    order, that of the draws is the same."""
+    pruner = Pruner(N, RATIO, epochs, method=method, seed=7, track_losses=track)
     random = np.random.default_rng(seed)
     while not pruner.finished:
         order = np.arange(N) if everything else np.flatnonzero(pruner.reads())

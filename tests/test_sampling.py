@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -30,9 +31,7 @@ def gates_of(pressures: list[float], unit: float, method: Method = SAMPLED) -> G
 
 def first_drawn(gates: Gates, history: list[dict], final: bool) -> np.ndarray:
     """How often each sample comes first."""
-    firsts = [
-        draw(SAMPLED, gates, history, seed, final).argmax().item() for seed in range(DRAWS)
-    ]
+    firsts = [draw(SAMPLED, gates, history, seed, final).argmax().item() for seed in range(DRAWS)]
     return np.bincount(firsts, minlength=len(gates.logits)) / DRAWS
 
 
@@ -149,6 +148,6 @@ def test_each_epoch_reads_another_draw_of_the_same_size() -> None:
         pruner.step()
     at_target = [read for read in reads if read.sum() == 150]
     assert len(at_target) >= 4
-    for one, next_one in zip(at_target, at_target[1:], strict=False):
+    for one, next_one in pairwise(at_target):
         # By turns: less than chance (75) of one epoch is read in the next.
         assert (one & next_one).sum() < 75

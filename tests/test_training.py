@@ -276,7 +276,7 @@ def test_result_equals_independent_counts() -> None:
         "keep_ratio": 0.6,
         "epochs": 6,
         "warmup_epochs": 1,
-        "method": "balanced",
+        "method": "sampled",
         "seed": 3,
         "balance": None,
         "held_out": 21,

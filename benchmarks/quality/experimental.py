@@ -1,7 +1,7 @@
 """What was tried for the default, on the split: docs/quality.md says which lost.
 
-``EXPERIMENTAL`` select from the recorded run, as the rivals do; ``VARIANTS`` are pruning runs of the
-package with other constants.
+``EXPERIMENTAL`` select from the recorded run, as the rivals do; ``VARIANTS`` are pruning runs of
+the package with other constants.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def tilt(strength: float, records: Records, count: int, seed: int) -> Tensor:
 
 
 def gamma(alpha: float, beta: float, records: Records, count: int, seed: int) -> Tensor:
-    """Chances in proportion to e^(mean over the epochs of α·log(ℓ + ε) − β·ℓ): those of the pressure
-    ℓ − w·log(ℓ + ε) with w = α/β at a sharpness of β."""
+    """Chances in proportion to e^(mean over the epochs of α·log(ℓ + ε) − β·ℓ): those of the
+    pressure ℓ − w·log(ℓ + ε) with w = α/β at a sharpness of β."""
     losses = records.losses()
     return drawn((alpha * (losses + EPSILON).log() - beta * losses).mean(0), count, seed)
 

@@ -143,7 +143,9 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "joint", JOINT_TRIES, JOINT_RATIOS, CLEAN_OR_NOISY, ten, "split"),
         ),
         "tried-cifar": distinct(
-            grid(CIFAR, "same epochs", STATIC_TRIES, (0.7, 0.5, 0.3, 0.1), ("clean",), five, "split"),
+            grid(
+                CIFAR, "same epochs", STATIC_TRIES, (0.7, 0.5, 0.3, 0.1), ("clean",), five, "split"
+            ),
             grid(CIFAR, "joint", JOINT_TRIES, (0.7, 0.3), CLEAN_OR_NOISY, five, "split"),
         ),
         "gpu": distinct(
