@@ -47,8 +47,8 @@ WAYS = {  # the examples' names: method and protocol
 METHODS = {DEFAULT_METHOD: "adapruner", "adapruner": "adapruner as published"}
 
 
-def rows(task: str, data: Path, seed: int, method: str) -> Iterator[dict[str, Any]]:
-    """Every way to train for one seed, as the example has it; the rivals beside the default."""
+def rows(task: str, data: Path, seed: int, method: str, rivals: bool) -> Iterator[dict[str, Any]]:
+    """The ways to train for one seed, as the example has them; the rivals where asked for."""
     from provenance import provenance
 
     ratio, epochs, most = TASKS[task]
@@ -57,7 +57,7 @@ def rows(task: str, data: Path, seed: int, method: str) -> Iterator[dict[str, An
     more = {} if most is None else {"folder": data, "most": most}
     ways = example.compare(keep_ratio=ratio, epochs=epochs, seed=seed, method=method, **more)
     last = time.perf_counter()
-    for name, samples, value in islice(ways, 4 if method == DEFAULT_METHOD else 2):
+    for name, samples, value in islice(ways, 4 if rivals else 2):
         now = time.perf_counter()
         shown, protocol = WAYS[name]
         yield {
@@ -139,7 +139,8 @@ def main() -> None:
         done = {(row["task"], row["method"], row["seed"]) for row in read_rows(path)}
         if (task, METHODS[method], seed) in done:
             continue
-        for row in list(rows(task, args.data, seed, method)):
+        rivals = (task, "random", seed) not in done
+        for row in list(rows(task, args.data, seed, method, rivals)):
             append(path, row)
             print(task, row["method"], row["protocol"], seed, f"{row['value']:.4f}", flush=True)
     rewrite(ROOT / "docs" / "tasks.md", {"tasks": table(read_rows(path))})
