@@ -38,9 +38,9 @@ class PruneResult:
             (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or None),
             ``decision`` (the controller's: "warm-up", "advance", "pause", "back off"), ``seconds``.
         selected_epoch: the epoch whose selection was chosen on held-out data; None where the last
-            top-k, that of ``gate_logits``, was taken.
+            one was taken: the top-k of ``gate_logits``, or a draw by them.
         forced: True where no epoch trained at the ratio wanted (the controller held the pace back
-            to the end, or there were too few epochs) and the last top-k forced K.
+            to the end, or there were too few epochs) and the last selection forced K.
         sample_losses: last seen loss of every sample, float32 ``[N]``, NaN where none was seen.
         targets: class of every sample, int64 ``[N]``, where known.
         unreadable: (index, reason) of the samples that could not be read; never kept.

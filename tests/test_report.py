@@ -163,7 +163,7 @@ def test_a_forced_result_says_so(tmp_path):
     notice = page.root.all("p", "notice")[0].text()
     assert "forced" in notice
     assert "1 of 4 epochs" in notice
-    assert "last top-k" in page.root.all("p", "facts")[0].text()
+    assert "the last one" in page.root.all("p", "facts")[0].text()
 
 
 def test_galleries_name_the_right_samples(tmp_path):

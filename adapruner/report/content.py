@@ -57,7 +57,7 @@ class Headline:
     asked: str
     dataset: str
     selection: str
-    forced: str  # "" where the last top-k was not forced
+    forced: str  # "" where the last selection was not forced
     tiles: list[Tile]
 
 
@@ -89,7 +89,7 @@ def _dataset(result: PruneResult) -> str:
 def _selection(result: PruneResult) -> str:
     if result.selected_epoch is not None:
         return f"that of epoch {result.selected_epoch}, chosen on held-out data"
-    return "the last top-k"
+    return "the last one, made at the end of the run"
 
 
 def _forced(result: PruneResult) -> str:
@@ -98,7 +98,7 @@ def _forced(result: PruneResult) -> str:
     held = sum(entry.get("decision") in ("pause", "back off") for entry in result.history)
     epochs = f" It paused or backed off in {held} of {len(result.history)} epochs." if held else ""
     return (
-        "No epoch trained at the ratio asked for before the epochs ran out; the last top-k then "
+        "No epoch trained at the ratio asked for before the epochs ran out; the last selection then "
         f"forced it.{epochs} More epochs or a higher keep ratio would let the selection settle."
     )
 

@@ -97,12 +97,28 @@ JOINT_RATIOS = (0.7, 0.5, 0.3)
 CIFAR = "cifar10-10000"
 STATIC_TRIES = ("full", "random", *EXPERIMENTAL, *VARIANTS, *OURS)
 JOINT_TRIES = (*JOINT_METHODS[1:], *VARIANTS)
+CIFAR_TRIES = (
+    *(
+        "full",
+        "random",
+        "half hardest out",
+        "tilt -1.5",
+        "tilt +1.5",
+        "top-k, w = 0.4",
+        "adapruner",
+    ),
+    *(f"chance ℓ^{shape}" for shape in ("0·e^(−2ℓ)", "0.8·e^(−2ℓ)", "2·e^(−2ℓ)", "1.6·e^(−4ℓ)")),
+)
+CIFAR_JOINT_TRIES = (
+    *("full, fewer epochs", "random each epoch", "InfoBatch", "top-k, w = 0.4", "adapruner"),
+    *("sampled, indifference 0", "sampled, turns 0", "sampled, turns 3"),
+)
 TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", *OURS)
 
 
 def tables() -> dict[str, list[Run]]:
     """Name to runs. ``make quality`` makes them in this order."""
-    ten, five = range(10), range(5)
+    ten, five, three = range(10), range(5), range(3)
     return {
         "quick": distinct(
             grid("digits", "same epochs", STATIC_METHODS, (0.5,), ("symmetric 0.2",), range(2)),
@@ -144,9 +160,9 @@ def tables() -> dict[str, list[Run]]:
         ),
         "tried-cifar": distinct(
             grid(
-                CIFAR, "same epochs", STATIC_TRIES, (0.7, 0.5, 0.3, 0.1), ("clean",), five, "split"
+                CIFAR, "same epochs", CIFAR_TRIES, (0.7, 0.5, 0.3, 0.1), ("clean",), three, "split"
             ),
-            grid(CIFAR, "joint", JOINT_TRIES, (0.7, 0.3), CLEAN_OR_NOISY, five, "split"),
+            grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7,), CLEAN_OR_NOISY, three, "split"),
         ),
         "gpu": distinct(
             grid("cifar10", "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),
