@@ -140,5 +140,5 @@ def _(candidates, age, count, key):  # type: ignore[no-untyped-def]
 
 
 @torch.library.register_fake("adapruner::sampling_keys")
-def _(gate_logits, age, scale, turns, key):  # type: ignore[no-untyped-def]
+def _(gate_logits, age, scale, turns, key, ceiling):  # type: ignore[no-untyped-def]
     return gate_logits.new_empty(gate_logits.shape)

@@ -6,6 +6,7 @@ CPU kernels and autograd. Their contracts stand in ``csrc/ops.cpp``. B is the ba
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -377,14 +378,21 @@ def oldest_mask(candidates: Tensor, age: Tensor, count: int, key: int) -> Tensor
     return torch.ops.adapruner.oldest_mask(candidates, age, count, key)
 
 
-def sampling_keys(gate_logits: Tensor, age: Tensor, scale: float, turns: float, key: int) -> Tensor:
+def sampling_keys(
+    gate_logits: Tensor,
+    age: Tensor,
+    scale: float,
+    turns: float,
+    key: int,
+    ceiling: float = math.inf,
+) -> Tensor:
     """Random keys by whose top-k samples are drawn without replacement.
 
     The k largest are k draws, one after another, each with chances in proportion to
-    exp(``scale``·m)·max(age, 1)^``turns`` among the samples that are left: the Gumbel-top-k trick
-    (Kool, van Hoof and Welling, *Stochastic Beams and Where to Find Them*, ICML 2019, arXiv
-    1903.06059). Keys are found in float64 and rounded once; the same bits at any number of threads,
-    on every instruction set and device.
+    exp(``scale``·min(m, ``ceiling``))·max(age, 1)^``turns`` among the samples that are left: the
+    Gumbel-top-k trick (Kool, van Hoof and Welling, *Stochastic Beams and Where to Find Them*, ICML
+    2019, arXiv 1903.06059). Keys are found in float64 and rounded once; the same bits at any number
+    of threads, on every instruction set and device.
 
     Args:
         gate_logits: m, float32 ``[N]``.
@@ -392,15 +400,17 @@ def sampling_keys(gate_logits: Tensor, age: Tensor, scale: float, turns: float, 
         scale: factor of m, finite; 0 draws whatever m is.
         turns: power of the age, finite; 0 draws whatever the age is.
         key: in [0, 2⁶³); another one gives other draws. Noise is a function of it and the index.
+        ceiling: m above it counts as it; finite, or +inf for none.
 
     Returns:
-        float32 ``[N]``: ``scale``·m + ``turns``·log(max(age, 1)) + standard Gumbel noise. −inf
-        where m is −inf, whatever ``scale``, so that an excluded sample stays so; NaN where m is.
+        float32 ``[N]``: ``scale``·min(m, ``ceiling``) + ``turns``·log(max(age, 1)) + standard
+        Gumbel noise. −inf where m is −inf, whatever ``scale``, so that an excluded sample stays so;
+        NaN where m is.
 
     Raises:
         TypeError: a tensor has the wrong dtype.
-        ValueError: shapes or devices do not fit together, ``scale`` or ``turns`` is not finite, or
-            ``key`` is negative.
+        ValueError: shapes or devices do not fit together, ``scale`` or ``turns`` is not finite,
+            ``key`` is negative, or ``ceiling`` is NaN or −inf.
 
     Example:
         >>> import torch
@@ -409,4 +419,4 @@ def sampling_keys(gate_logits: Tensor, age: Tensor, scale: float, turns: float, 
         >>> topk_indices(keys, k=2).selected  # of those that are not excluded
         tensor([0, 2])
     """
-    return torch.ops.adapruner.sampling_keys(gate_logits, age, scale, turns, key)
+    return torch.ops.adapruner.sampling_keys(gate_logits, age, scale, turns, key, ceiling)

@@ -268,13 +268,21 @@ def oldest(candidates: list[int], age: list[int], count: int, key: int) -> list[
     return sorted(sorted(candidates, key=rank)[:count])
 
 
-def sampling_keys(m: list[float], age: list[int], scale: float, turns: float, key: int) -> Tensor:
-    """scale·m + turns·log(max(age, 1)) + Gumbel noise of the hash, float64 ``[N]``."""
+def sampling_keys(
+    m: list[float],
+    age: list[int],
+    scale: float,
+    turns: float,
+    key: int,
+    ceiling: float = math.inf,
+) -> Tensor:
+    """scale·min(m, ceiling) + turns·log(max(age, 1)) + noise of the hash, float64 ``[N]``."""
 
     def one(i: int) -> float:
         if m[i] == -math.inf:
             return -math.inf
         unit = ((sample_hash(i, key) >> 12) + 0.5) / 2**52
-        return scale * m[i] + turns * math.log(max(age[i], 1)) - math.log(-math.log(unit))
+        capped = ceiling if m[i] > ceiling else m[i]
+        return scale * capped + turns * math.log(max(age[i], 1)) - math.log(-math.log(unit))
 
     return torch.tensor([one(i) for i in range(len(m))], dtype=torch.float64)

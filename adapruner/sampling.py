@@ -47,6 +47,6 @@ def draw(
     key = epoch_seed(seed, len(history), 0, 3)
     if final:
         return ops.sampling_keys(gates.logits, gates.age, sampling.sharpness / unit, 0.0, key)
-    even = gates.logits.clamp(max=1 - unit * sampling.indifference)
     scale = sampling.reading_sharpness / unit
-    return ops.sampling_keys(even, gates.age, scale, sampling.turns, key)
+    even = 1 - unit * sampling.indifference
+    return ops.sampling_keys(gates.logits, gates.age, scale, sampling.turns, key, even)

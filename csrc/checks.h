@@ -293,12 +293,14 @@ inline void check_oldest_mask(const at::Tensor& candidates, const at::Tensor& ag
 }
 
 inline void check_sampling_keys(const at::Tensor& gate_logits, const at::Tensor& age, double scale,
-                                double turns, int64_t key) {
+                                double turns, int64_t key, double ceiling) {
   check_gate_logits(gate_logits);
   check_age(gate_logits, age);
   TORCH_CHECK_VALUE(std::isfinite(scale), "scale must be a finite number; found ", scale);
   TORCH_CHECK_VALUE(std::isfinite(turns), "turns must be a finite number; found ", turns);
   TORCH_CHECK_VALUE(key >= 0, "key must be in [0, 2**63); found ", key);
+  TORCH_CHECK_VALUE(std::isfinite(ceiling) || ceiling > 0,
+                    "ceiling must be a finite number, or inf for none; found ", ceiling);
 }
 
 }  // namespace adapruner

@@ -125,12 +125,14 @@ TORCH_LIBRARY(adapruner, m) {
   m.def("oldest_mask(Tensor candidates, Tensor age, int count, int key) -> Tensor");
 
   // Keys by whose top-k samples are drawn without replacement, with chances in proportion to
-  // exp(scale·m)·age^turns (Gumbel-top-k: Kool, van Hoof and Welling, ICML 2019, arXiv 1903.06059):
-  // keys [N] float32, scale·m_i + turns·log(max(age_i, 1)) + g_i with age [N] uint8, computed in
-  // float64 and rounded once. g_i = −log(−log u_i) is standard Gumbel noise, u_i in (0, 1) from the
-  // hash by which `key` ≥ 0 orders equal ages in oldest_mask. −inf where m is, whatever the scale;
-  // NaN where m is. scale and turns finite (ValueError). The same bits at any number of threads, on
-  // every instruction set and device.
+  // exp(scale·min(m, ceiling))·age^turns (Gumbel-top-k: Kool, van Hoof and Welling, ICML 2019,
+  // arXiv 1903.06059): keys [N] float32, scale·min(m_i, ceiling) + turns·log(max(age_i, 1)) + g_i
+  // with age [N] uint8, computed in float64 and rounded once. g_i = −log(−log u_i) is standard
+  // Gumbel noise, of u_i in (0, 1) from the hash by which `key` ≥ 0 orders equal ages in
+  // oldest_mask. −inf where m is, whatever the scale; NaN where m is. scale and turns finite,
+  // ceiling finite or +inf for none (ValueError). The same bits at any number of threads, on every
+  // instruction set and device.
   m.def(
-      "sampling_keys(Tensor gate_logits, Tensor age, float scale, float turns, int key) -> Tensor");
+      "sampling_keys(Tensor gate_logits, Tensor age, float scale, float turns, int key, "
+      "float ceiling) -> Tensor");
 }

@@ -348,8 +348,10 @@ def oldest_sample(name: str, *, device: torch.device) -> tuple[Tensor, Tensor, i
 
 
 @same_values
-def sampling_sample(name: str, *, device: torch.device) -> tuple[Tensor, Tensor, float, float, int]:
-    """Gate logits, ages, scale, turns and key."""
+def sampling_sample(
+    name: str, *, device: torch.device
+) -> tuple[Tensor, Tensor, float, float, int, float]:
+    """Gate logits, ages, scale, turns, key and ceiling."""
     m, _, _ = topk_sample(name)
     age = torch.arange(len(m)).remainder(5).to(torch.uint8)
-    return m.to(device), age.to(device), 1.5, 0.5, 12345
+    return m.to(device), age.to(device), 1.5, 0.5, 12345, 0.25

@@ -145,16 +145,18 @@ def test_oldest_mask(num_samples: int, ages: int) -> None:
         assert torch.equal(ops.oldest_mask(candidates.cuda(), age.cuda(), count, 7).cpu(), expected)
 
 
-@pytest.mark.parametrize("scale", [1.7, 0.0, -2.0])
+@pytest.mark.parametrize(
+    ("scale", "ceiling"), [(1.7, 0.3), (1.7, torch.inf), (0.0, torch.inf), (-2.0, -1.0)]
+)
 @pytest.mark.parametrize("num_samples", [0, 1, 255, 257, 1_000_003])
-def test_sampling_keys(num_samples: int, scale: float) -> None:
+def test_sampling_keys(num_samples: int, scale: float, ceiling: float) -> None:
     random = np.random.default_rng(6)
     m = logits(random.normal(0, 3, num_samples).astype(np.float32))
     m[::7], m[::11], m[::13] = -torch.inf, torch.nan, torch.inf
     age = torch.from_numpy(random.integers(0, 256, num_samples).astype(np.uint8))
     for key in (0, 2**63 - 1):
-        expected = ops.sampling_keys(m, age, scale, 0.5, key)
-        found = ops.sampling_keys(m.cuda(), age.cuda(), scale, 0.5, key)
+        expected = ops.sampling_keys(m, age, scale, 0.5, key, ceiling)
+        found = ops.sampling_keys(m.cuda(), age.cuda(), scale, 0.5, key, ceiling)
         assert torch.equal(found.cpu().view(torch.int32), expected.view(torch.int32))
     strided = ops.sampling_keys(m.cuda()[1::3], age.cuda()[1::3], scale, 0.5, 5)
     expected = ops.sampling_keys(m[1::3], age[1::3], scale, 0.5, 5)

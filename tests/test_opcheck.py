@@ -75,7 +75,9 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
             yield "narrowed_range", name, (key_range, histogram), {}
         yield "masked_order", name, order_sample(name), {}
         yield "oldest_mask", name, oldest_sample(name), {}
-        yield "sampling_keys", name, sampling_sample(name), {}
+        arguments = sampling_sample(name)
+        yield "sampling_keys", name, arguments, {}
+        yield "sampling_keys", name + " no ceiling", (*arguments[:-1], torch.inf), {}
     for operator in ("scale_gradient", "scale_gradient_"):
         yield operator, "matrix", (torch.ones(3, 4), torch.tensor(2.0)), {}
 

@@ -53,15 +53,15 @@ def bits(keys: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("scale", "turns"), [(1.0, 0.0), (2.5, 1.0), (0.0, 0.5), (-1.5, -2.0), (1e-3, 40.0)]
 )
-@pytest.mark.parametrize("key", [0, 1, LARGEST_KEY])
+@pytest.mark.parametrize(("key", "ceiling"), [(0, math.inf), (1, 0.7), (LARGEST_KEY, -2.0)])
 def test_keys_are_those_of_the_reference(
-    num_samples: int, scale: float, turns: float, key: int
+    num_samples: int, scale: float, turns: float, key: int, ceiling: float
 ) -> None:
     m, age = inputs(num_samples)
-    keys = ops.sampling_keys(m, age, scale, turns, key)
+    keys = ops.sampling_keys(m, age, scale, turns, key, ceiling)
     assert keys.dtype == torch.float32
     assert keys.shape == m.shape
-    expected = reference.sampling_keys(m.tolist(), age.tolist(), scale, turns, key)
+    expected = reference.sampling_keys(m.tolist(), age.tolist(), scale, turns, key, ceiling)
     assert torch.equal(keys.isnan(), m.isnan())
     assert torch.equal(keys == -torch.inf, m == -torch.inf)
     finite = m.isfinite()
@@ -79,6 +79,21 @@ def test_samples_that_are_excluded_stay_so_whatever_the_scale() -> None:
         assert keys[0] == -torch.inf
         assert keys[1].isnan()
         assert keys[2].isfinite()
+
+
+def test_logits_above_the_ceiling_count_as_it() -> None:
+    ceiling = 0.7
+    m = torch.tensor([-torch.inf, torch.nan, torch.inf, 3e38, 0.5, -2.0])
+    age = torch.ones(6, dtype=torch.uint8)
+    for scale in (1.7, 0.0, -1.7):
+        keys = ops.sampling_keys(m, age, scale, 1.0, 5, ceiling)
+        assert keys[0] == -torch.inf
+        assert keys[1].isnan()
+        gumbel = noise(6, 5).double()
+        expected = scale * torch.tensor([ceiling, ceiling, 0.5, -2.0]).double() + gumbel[2:]
+        assert (keys[2:] - expected).abs().max() < 2e-6
+    without = ops.sampling_keys(m, age, 1.7, 1.0, 5, 4e38)  # above every float32
+    assert torch.equal(bits(without[3:]), bits(ops.sampling_keys(m, age, 1.7, 1.0, 5)[3:]))
 
 
 def test_ages_count_from_one_and_never_visited_as_255() -> None:
@@ -159,8 +174,9 @@ def digest() -> str:
     found = hashlib.sha256()
     for num_samples in (1, 5, 17, 259, 70_001):
         m, age = inputs(num_samples)
-        for scale, turns in ((1.7, 0.5), (-0.1, 3.0)):
-            found.update(ops.sampling_keys(m, age, scale, turns, 11).numpy().tobytes())
+        for scale, turns, ceiling in ((1.7, 0.5, 0.3), (-0.1, 3.0, math.inf)):
+            keys = ops.sampling_keys(m, age, scale, turns, 11, ceiling)
+            found.update(keys.numpy().tobytes())
     return found.hexdigest()
 
 
@@ -207,6 +223,8 @@ def test_tensors_that_are_strided() -> None:
         ({"scale": math.inf}, ValueError, "scale must be a finite number; found inf"),
         ({"turns": math.nan}, ValueError, "turns must be a finite number; found nan"),
         ({"key": -1}, ValueError, r"key must be in \[0, 2\*\*63\); found -1"),
+        ({"ceiling": math.nan}, ValueError, "ceiling must be a finite number, or inf for none; fo"),
+        ({"ceiling": -math.inf}, ValueError, "inf for none; found -inf"),
     ],
 )
 def test_arguments_that_are_refused(changed, error, message) -> None:

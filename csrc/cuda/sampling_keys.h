@@ -8,7 +8,7 @@ namespace adapruner::cuda {
 
 // keys [n] of gate_logits [n] and age [n]: see csrc/ops.cpp. Waits for nothing.
 void write_sampling_keys(const float* gate_logits, const uint8_t* age, int64_t n, double scale,
-                         double turns, uint64_t key, float* keys, int multiprocessors,
-                         cudaStream_t stream);
+                         double turns, uint64_t key, double ceiling, float* keys,
+                         int multiprocessors, cudaStream_t stream);
 
 }  // namespace adapruner::cuda

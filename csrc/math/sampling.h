@@ -1,6 +1,6 @@
 // Keys by whose top-k samples are drawn without replacement, with chances in proportion to
-// exp(scale·m)·age^turns (Gumbel-top-k: Kool, van Hoof and Welling, ICML 2019). IEEE + − × ÷ and
-// comparisons alone: the same bits everywhere.
+// exp(scale·min(m, ceiling))·age^turns (Gumbel-top-k: Kool, van Hoof and Welling, ICML 2019).
+// IEEE + − × ÷ and comparisons alone: the same bits everywhere.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +32,12 @@ ADAPRUNER_HD inline double age_term(double turns, int age) {
 }
 
 // The key of a sample, with age_term of its age and the exponential of its sample_hash.
-ADAPRUNER_HD inline float sampling_key(double scale, float gate_logit, double of_age,
-                                       double of_hash) {
+ADAPRUNER_HD inline float sampling_key(double scale, float gate_logit, double ceiling,
+                                       double of_age, double of_hash) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const double sum = scale * static_cast<double>(gate_logit) + of_age - log_finite(of_hash);
+  const double m = gate_logit;
+  const double capped = m > ceiling ? ceiling : m;  // a NaN is no more than the ceiling
+  const double sum = scale * capped + of_age - log_finite(of_hash);
   const float key = static_cast<float>(sum);
   // Of the many NaNs one, because devices make different ones.
   const float number = key == key ? key : std::numeric_limits<float>::quiet_NaN();

@@ -47,16 +47,31 @@ void ages_count_from_one() {
 void keys_at_their_ends() {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const double noise = exponential(12345), gumbel = -log_finite(noise);
-  const auto key = [&](double scale, float m) { return sampling_key(scale, m, 0.5, noise); };
+  const auto capped = [&](double scale, float m, double ceiling) {
+    return sampling_key(scale, m, ceiling, 0.5, noise);
+  };
+  const auto key = [&](double scale, float m) { return capped(scale, m, kInfinity); };
   for (const double scale : {2.0, 0.0, -2.0, 1e300}) {
     CHECK_EQUAL(key(scale, -kInfinity), -kInfinity);  // excluded is excluded
     CHECK(std::isnan(key(scale, std::numeric_limits<float>::quiet_NaN())));
+    for (const double ceiling : {-1e300, 0.0, 0.7}) {
+      CHECK_EQUAL(capped(scale, -kInfinity, ceiling), -kInfinity);
+      CHECK(std::isnan(capped(scale, std::numeric_limits<float>::quiet_NaN(), ceiling)));
+    }
   }
   CHECK_EQUAL(key(1.0, kInfinity), kInfinity);
   CHECK(std::isnan(key(0.0, kInfinity)));
   CHECK_EQUAL(key(1e300, 1.0f), kInfinity);
   CHECK_EQUAL(key(0.0, 3e38f), static_cast<float>(0.5 + gumbel));
   CHECK_EQUAL(key(-1.5, 0.3f), static_cast<float>(-1.5 * double{0.3f} + 0.5 + gumbel));
+  // Above its ceiling m counts as that, not as the nearest float.
+  const float at_ceiling = static_cast<float>(3.0 * 0.1 + 0.5 + gumbel);
+  for (const float m : {0.1f, 2.0f, 3e38f, kInfinity}) {  // 0.1f is above 0.1
+    CHECK_EQUAL(capped(3.0, m, 0.1), at_ceiling);
+  }
+  CHECK_EQUAL(capped(3.0, 0.0999f, 0.1), key(3.0, 0.0999f));
+  CHECK_EQUAL(capped(0.0, kInfinity, 0.1), static_cast<float>(0.5 + gumbel));
+  CHECK_EQUAL(capped(1.0, -2.0f, -1e300), -kInfinity);  // of a product, not of an exclusion
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ namespace adapruner::ADAPRUNER_ISA {
 void write_keys(const SamplingKeys& work, int64_t begin, int64_t end) {
   constexpr int64_t kStep = 256;
   double of_age[kStep], exponentials[kStep];
-  const double scale = work.scale;
+  const double scale = work.scale, ceiling = work.ceiling;
   const uint64_t key = work.key;
   for (int64_t first = begin; first < end; first += kStep) {
     const int64_t size = end - first < kStep ? end - first : kStep;
@@ -23,7 +23,7 @@ void write_keys(const SamplingKeys& work, int64_t begin, int64_t end) {
     }
 #pragma omp simd
     for (int64_t j = 0; j < size; ++j) {
-      keys[j] = sampling_key(scale, m[j], of_age[j], exponentials[j]);
+      keys[j] = sampling_key(scale, m[j], ceiling, of_age[j], exponentials[j]);
     }
   }
 }

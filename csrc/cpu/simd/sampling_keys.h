@@ -13,6 +13,7 @@ struct SamplingKeys {
   double scale;
   const double* age_terms;  // [256], by age
   uint64_t key;
+  double ceiling;
   float* keys;  // [N]
 };
 
