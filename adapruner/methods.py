@@ -13,17 +13,16 @@ class Sampling:
     sample's gate so far: ℓ^(β·w)·e^(−β·ℓ), were its loss always ℓ.
 
     Attributes:
-        sharpness: β of the samples that are kept in the end.
-        reading_sharpness: β of what an epoch reads.
+        sharpness: β.
         indifference: pressures below this one count as this one in what an epoch reads, so that
             what is neither fitted long since nor out of reach is read evenly.
         turns: chances of what an epoch reads also grow with this power of the epochs since the
             last visit, so that samples take turns.
-        small_ratio: below this keep ratio, sharpness and easy weight are less, in proportion.
+        small_ratio: below this keep ratio the easy weight falls with its square: small sets are to
+            have easy samples too.
     """
 
-    sharpness: float = 4.0
-    reading_sharpness: float = 2.0
+    sharpness: float = 2.0
     indifference: float = 2.0
     turns: float = 1.0
     small_ratio: float = 0.3
@@ -59,8 +58,7 @@ class Method:
         if self.sampling is None or keep_ratio >= self.sampling.small_ratio:
             return self
         share = keep_ratio / self.sampling.small_ratio
-        sampling = replace(self.sampling, sharpness=share * self.sampling.sharpness)
-        return replace(self, easy_weight=share * self.easy_weight, sampling=sampling)
+        return replace(self, easy_weight=share**2 * self.easy_weight)
 
 
 METHODS = {

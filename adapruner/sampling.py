@@ -45,8 +45,8 @@ def draw(
         return None
     unit = pressure_unit(method, history)
     key = epoch_seed(seed, len(history), 0, 3)
+    scale = sampling.sharpness / unit
     if final:
-        return ops.sampling_keys(gates.logits, gates.age, sampling.sharpness / unit, 0.0, key)
-    scale = sampling.reading_sharpness / unit
+        return ops.sampling_keys(gates.logits, gates.age, scale, 0.0, key)
     even = 1 - unit * sampling.indifference
     return ops.sampling_keys(gates.logits, gates.age, scale, sampling.turns, key, even)

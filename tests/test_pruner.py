@@ -24,13 +24,13 @@ def drawn(
     sampling: Sampling, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
 ) -> torch.Tensor:
     """What a run of seed 0 ranks samples by after so many epochs."""
-    logits, sharpness, turns = gates.m, sampling.sharpness, 0.0
+    logits, turns = gates.m, 0.0
     if not final:
         logits = logits.clamp(max=1 - unit * sampling.indifference)
-        sharpness, turns = sampling.reading_sharpness, sampling.turns
+        turns = sampling.turns
     ages = [255 if age is None else age for age in gates.age]
     key = epoch_seed(0, ended, 0, 3)
-    return reference.sampling_keys(logits.tolist(), ages, sharpness / unit, turns, key)
+    return reference.sampling_keys(logits.tolist(), ages, sampling.sharpness / unit, turns, key)
 
 
 @pytest.mark.parametrize("method", METHODS)

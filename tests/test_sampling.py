@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from adapruner import Pruner
 from adapruner.gates import Gates
-from adapruner.methods import METHODS, Method, Sampling
+from adapruner.methods import METHODS, Method
 from adapruner.sampling import draw, pressure_unit
 
 SAMPLED = METHODS["sampled"]
@@ -67,7 +67,7 @@ def test_the_kept_are_drawn_by_their_mean_pressure() -> None:
     gates = gates_of(pressures, pressure_unit(SAMPLED, history))
     gates.age[1] = 9  # says nothing here
     found = first_drawn(gates, history, final=True)
-    assert found.tolist() == pytest.approx(shares([math.exp(-4 * p) for p in pressures]), abs=0.03)
+    assert found.tolist() == pytest.approx(shares([math.exp(-2 * p) for p in pressures]), abs=0.03)
 
 
 def test_epochs_read_evenly_what_is_in_reach_and_by_turns() -> None:
@@ -87,12 +87,11 @@ def test_what_cannot_be_read_is_not_drawn() -> None:
         assert draw(SAMPLED, gates, [PRUNE], 0, final)[2] == -torch.inf
 
 
-def test_small_ratios_are_drawn_less_sharply() -> None:
+def test_small_ratios_pass_over_the_easy_less() -> None:
     assert SAMPLED.at(0.3) is SAMPLED
     small = SAMPLED.at(0.1)
-    assert small.easy_weight == pytest.approx(0.4 / 3)
-    assert small.sampling.sharpness == pytest.approx(4 / 3)
-    assert small.sampling.reading_sharpness == Sampling().reading_sharpness
+    assert small.easy_weight == pytest.approx(0.4 / 9)
+    assert small.sampling is SAMPLED.sampling
     assert METHODS["adapruner"].at(0.01) is METHODS["adapruner"]
 
 

@@ -98,8 +98,8 @@ def _forced(result: PruneResult) -> str:
     held = sum(entry.get("decision") in ("pause", "back off") for entry in result.history)
     epochs = f" It paused or backed off in {held} of {len(result.history)} epochs." if held else ""
     return (
-        "No epoch trained at the ratio asked for before the epochs ran out; the last selection then "
-        f"forced it.{epochs} More epochs or a higher keep ratio would let the selection settle."
+        "No epoch trained at the ratio asked for before the epochs ran out; the last selection "
+        f"then forced it.{epochs} More epochs or a higher keep ratio would let the selection settle."
     )
 
 

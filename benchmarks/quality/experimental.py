@@ -84,7 +84,7 @@ EXPERIMENTAL: dict[str, Select] = {
     "relative ℓ^1.6·e^(−4ℓ)": partial(relative, 1.6, 4),
     **{
         f"chance ℓ^{alpha:g}·e^(−{beta:g}ℓ)": partial(gamma, alpha, beta)
-        for alpha, beta in ((0, 2), (0.2, 1.3), (0.8, 2), (2, 2), (0.4, 4), (1.6, 4), (4, 4))
+        for alpha, beta in ((0, 2), (0.1, 2), (0.4, 2), (0.8, 2), (2, 2), (1.6, 4), (4, 4))
     },
 }
 
@@ -99,9 +99,9 @@ VARIANTS: dict[str, Method] = {
     "top-k, w = 0.4": Method(0.4),  # the default before
     "sampled, w = 0.2": replace(DEFAULT, easy_weight=0.2),
     "sampled, w = 1": replace(DEFAULT, easy_weight=1.0),
-    "sampled, sharpness 2": sampled(sharpness=2.0),
-    "sampled, sharpness 8": sampled(sharpness=8.0),
-    "sampled, as sharp at small ratios": sampled(small_ratio=0.0),
+    "sampled, sharpness 1": sampled(sharpness=1.0),
+    "sampled, sharpness 4": sampled(sharpness=4.0),
+    "sampled, small ratios alike": sampled(small_ratio=0.0),
     "sampled, indifference 0": sampled(indifference=0.0),
     "sampled, indifference 1.5": sampled(indifference=1.5),
     "sampled, turns 0": sampled(turns=0.0),
