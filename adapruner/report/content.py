@@ -99,7 +99,8 @@ def _forced(result: PruneResult) -> str:
     epochs = f" It paused or backed off in {held} of {len(result.history)} epochs." if held else ""
     return (
         "No epoch trained at the ratio asked for before the epochs ran out; the last selection "
-        f"then forced it.{epochs} More epochs or a higher keep ratio would let the selection settle."
+        f"then forced it.{epochs} More epochs or a higher keep ratio would let the selection "
+        "settle."
     )
 
 
