@@ -22,7 +22,7 @@ class Sampling:
             have easy samples too.
     """
 
-    sharpness: float = 2.0
+    sharpness: float = 3.0
     indifference: float = 2.0
     turns: float = 1.0
     small_ratio: float = 0.3

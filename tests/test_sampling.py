@@ -67,7 +67,7 @@ def test_the_kept_are_drawn_by_their_mean_pressure() -> None:
     gates = gates_of(pressures, pressure_unit(SAMPLED, history))
     gates.age[1] = 9  # says nothing here
     found = first_drawn(gates, history, final=True)
-    assert found.tolist() == pytest.approx(shares([math.exp(-2 * p) for p in pressures]), abs=0.03)
+    assert found.tolist() == pytest.approx(shares([math.exp(-3 * p) for p in pressures]), abs=0.03)
 
 
 def test_epochs_read_evenly_what_is_in_reach_and_by_turns() -> None:
@@ -76,7 +76,7 @@ def test_epochs_read_evenly_what_is_in_reach_and_by_turns() -> None:
     gates.age[3] = 3
     found = first_drawn(gates, history, final=False)
     # Below 2 all count as 2; three epochs of waiting make three times the chance.
-    expected = shares([1.0, 1.0, math.exp(-2 * 0.5), 3.0])
+    expected = shares([1.0, 1.0, math.exp(-3 * 0.5), 3.0])
     assert found.tolist() == pytest.approx(expected, abs=0.03)
 
 

@@ -99,7 +99,7 @@ VARIANTS: dict[str, Method] = {
     "top-k, w = 0.4": Method(0.4),  # the default before
     "sampled, w = 0.2": replace(DEFAULT, easy_weight=0.2),
     "sampled, w = 1": replace(DEFAULT, easy_weight=1.0),
-    "sampled, sharpness 1": sampled(sharpness=1.0),
+    "sampled, sharpness 2": sampled(sharpness=2.0),
     "sampled, sharpness 4": sampled(sharpness=4.0),
     "sampled, small ratios alike": sampled(small_ratio=0.0),
     "sampled, indifference 0": sampled(indifference=0.0),
