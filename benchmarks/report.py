@@ -26,6 +26,7 @@ SUITES = (
     "linear_cross_entropy",
     "topk",
     "gate_update",
+    "sampling_keys",
     "order",
     "step",
     "end_to_end",
