@@ -1,7 +1,8 @@
 """Pruning performance controller (PPC): keeps the model good enough for its losses to count.
 
 It sets the pace at which the gates sharpen (slope k) and the keep ratio comes down, and holds it
-back when the held-out loss falls behind its best. That loss also says which selection to return.
+back when the held-out loss falls behind its best. Where samples are ranked, not drawn, that loss
+also says which selection to return.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training losses that gates weigh, and by which they step."""
+"""The training losses by which gates step, and which they weigh where the method has them weigh."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Losses:
         label_smoothing: float = 0.0,
         overwrite_logits: bool = False,
     ) -> Tensor:
-        """The training loss of a batch: cross entropy weighted by the gates, which take a step.
+        """The training loss of a batch: cross entropy, by which the gates take a step.
+
+        Gates weigh it where the method has them weigh (the published one does); otherwise it is the
+        plain mean.
 
         Gates step once for each call with gradients enabled, whatever becomes of the loss; not
         under ``no_grad``, and not when activation checkpointing calls again.
@@ -125,7 +128,7 @@ class Losses:
             ids: ``[B]``, dataset indices of the samples.
 
         Returns:
-            1/B · Σ s_i·ℓ_i, scalar, with its graph.
+            1/B · Σ s_i·ℓ_i, scalar, with its graph; s_i is 1 where gates do not weigh.
         """
         ids = self._on_device(ids)
         losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)

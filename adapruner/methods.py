@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+LONG_RUN = 20  # epochs, beyond which gates that sum pressures take shorter steps
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -53,12 +55,15 @@ class Method:
     weighs: bool = True
     sampling: Sampling | None = None
 
-    def at(self, keep_ratio: float) -> Method:
-        """This method for a keep ratio."""
-        if self.sampling is None or keep_ratio >= self.sampling.small_ratio:
+    def at(self, keep_ratio: float, epochs: int) -> Method:
+        """This method for a run: where it samples, a small set weighs the easy less, and in a long
+        run gates take shorter steps, so that they stay where a step is in proportion to the
+        pressure."""
+        if self.sampling is None:
             return self
-        share = keep_ratio / self.sampling.small_ratio
-        return replace(self, easy_weight=share**2 * self.easy_weight)
+        share = min(1.0, keep_ratio / self.sampling.small_ratio)
+        step_size = self.step_size * min(1.0, LONG_RUN / epochs)
+        return replace(self, easy_weight=share**2 * self.easy_weight, step_size=step_size)
 
 
 METHODS = {

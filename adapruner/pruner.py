@@ -48,7 +48,8 @@ class Pruner(Losses):
         epochs: epochs of the run, at least 1.
         warmup_epochs: epochs at the start that train on everything, unweighted, while gates rest;
             0 for a model that is trained already. About a tenth of ``epochs`` where None.
-        method: "sampled", or "adapruner", the published objective.
+        method: "sampled", which draws samples by their gates, or "adapruner", the published
+            objective, which keeps the largest.
         seed: of the order, the exploration and the augmentation.
         labels: integers ``[N]``; given, every class keeps its share, exactly.
         held_out: dataset indices that the loop does not train on: they take their losses from
@@ -109,7 +110,7 @@ class Pruner(Losses):
         if not 0 <= explore <= 1:
             raise ValueError(f"explore must be a share in [0, 1]; found {explore}")
         device = check_device(device)
-        self._constants = find_method(method).at(keep_ratio)
+        self._constants = find_method(method).at(keep_ratio, epochs)
         self.num_samples = num_samples
         self.keep_ratio = keep_ratio
         self.epochs = epochs
@@ -247,7 +248,8 @@ class Pruner(Losses):
 
         Args:
             validation_loss: mean loss on held-out data; given, the pace is held back when it falls
-                behind, and of the selections with the lowest ones the latest is chosen in the end.
+                behind. Of a method that does not draw, the latest of the selections with the lowest
+                ones is chosen in the end.
             standard_error: of that mean.
 
         Returns:

@@ -25,6 +25,13 @@ def pressure_unit(method: Method, history: Sequence[dict[str, Any]]) -> float:
     return 1 - logit
 
 
+def least_pressure(method: Method) -> float:
+    """A little below the least pressure of any loss, w − w·log w: a gate that saw none, because
+    its sample has not been read or its losses were not finite, is not taken for a better one."""
+    w = method.easy_weight
+    return 0.9 * (w - w * math.log(w)) if w > 0 else 0.0
+
+
 def draw(
     method: Method, gates: Gates, history: Sequence[dict[str, Any]], seed: int, final: bool
 ) -> Tensor | None:
@@ -46,7 +53,7 @@ def draw(
     unit = pressure_unit(method, history)
     key = epoch_seed(seed, len(history), 0, 3)
     scale = sampling.sharpness / unit
+    level, turns = sampling.indifference, sampling.turns
     if final:
-        return ops.sampling_keys(gates.logits, gates.age, scale, 0.0, key)
-    even = 1 - unit * sampling.indifference
-    return ops.sampling_keys(gates.logits, gates.age, scale, sampling.turns, key, even)
+        level, turns = least_pressure(method), 0.0
+    return ops.sampling_keys(gates.logits, gates.age, scale, turns, key, 1 - unit * level)

@@ -24,10 +24,11 @@ def drawn(
     sampling: Sampling, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
 ) -> torch.Tensor:
     """What a run of seed 0 ranks samples by after so many epochs."""
-    logits, turns = gates.m, 0.0
+    # The least pressure of w = 0.4, less a tenth.
+    level, turns = 0.9 * (0.4 - 0.4 * np.log(0.4)), 0.0
     if not final:
-        logits = logits.clamp(max=1 - unit * sampling.indifference)
-        turns = sampling.turns
+        level, turns = sampling.indifference, sampling.turns
+    logits = gates.m.clamp(max=1 - unit * level)
     ages = [255 if age is None else age for age in gates.age]
     key = epoch_seed(0, ended, 0, 3)
     return reference.sampling_keys(logits.tolist(), ages, sampling.sharpness / unit, turns, key)
@@ -53,7 +54,7 @@ def test_run_is_that_of_the_reference(
         normalize_loss=normalize,
         track_losses=track,
     )
-    constants = METHODS[method].at(keep_ratio)
+    constants = METHODS[method].at(keep_ratio, epochs)
     first, last = constants.slope
     unit = 0.0
     plain = reference.ReferenceGates(

@@ -47,18 +47,18 @@ def test_the_unit_is_what_a_pressure_of_one_does() -> None:
     assert pressure_unit(SAMPLED, [PRUNE, PRUNE]) == pytest.approx(step + 0.05 * s * (1 - s))
 
 
-@pytest.mark.parametrize("epochs", [2, 12, 60])
+@pytest.mark.parametrize("epochs", [2, 12, 60, 300])
 def test_a_gate_tells_the_mean_pressure(epochs: int) -> None:
     # ℓ of these pressures, by ℓ − 0.4·log ℓ.
-    losses = torch.tensor([0.4, 1.0, 2.0, 0.02])
-    pruner = Pruner(4, 1.0, epochs, warmup_epochs=1)
+    losses = torch.tensor([0.4, 1.0, 2.0, 0.02, 6.0])
+    pruner = Pruner(5, 1.0, epochs, warmup_epochs=1)
     for _ in range(epochs):
-        pruner.weigh(losses, torch.arange(4))
+        pruner.weigh(losses, torch.arange(5))
         pruner.step()
-    unit = pressure_unit(SAMPLED, pruner.history)
+    unit = pressure_unit(SAMPLED.at(1.0, epochs), pruner.history)
     found = ((1 - pruner.gates.logits) / unit).tolist()
     expected = [loss - 0.4 * math.log(loss) for loss in losses.tolist()]
-    assert found == pytest.approx(expected, rel=0.12)
+    assert found == pytest.approx(expected, rel=0.15)
 
 
 def test_the_kept_are_drawn_by_their_mean_pressure() -> None:
@@ -88,11 +88,11 @@ def test_what_cannot_be_read_is_not_drawn() -> None:
 
 
 def test_small_ratios_pass_over_the_easy_less() -> None:
-    assert SAMPLED.at(0.3) is SAMPLED
-    small = SAMPLED.at(0.1)
+    assert SAMPLED.at(0.3, 20) == SAMPLED
+    small = SAMPLED.at(0.1, 20)
     assert small.easy_weight == pytest.approx(0.4 / 9)
     assert small.sampling is SAMPLED.sampling
-    assert METHODS["adapruner"].at(0.01) is METHODS["adapruner"]
+    assert METHODS["adapruner"].at(0.01, 500) is METHODS["adapruner"]
 
 
 def test_the_training_loss_is_the_plain_mean_while_gates_step() -> None:
@@ -106,6 +106,22 @@ def test_the_training_loss_is_the_plain_mean_while_gates_step() -> None:
     got, want = (torch.autograd.grad(each, model.weight)[0] for each in (loss, plain))
     torch.testing.assert_close(got, want)
     assert (pruner.gates.logits < 1).all()
+
+
+def test_a_loss_that_is_not_finite_earns_no_place() -> None:
+    losses = torch.full((1000,), 1.0)
+    broken = torch.arange(0, 1000, 50)
+    losses[broken] = torch.nan
+    pruner = Pruner(1000, 0.3, epochs=8)
+    while not pruner.finished:
+        for ids in pruner.batches(100):
+            pruner.weigh(losses[ids], ids)
+        pruner.step()
+    kept = pruner.result().indices
+    assert len(kept) == 300
+    # Of 20, six by even chances; ℓ = 1 has p = 1, they what the best loss has: at most 1.5 times
+    # the chance of the others would be nine.
+    assert torch.isin(kept, broken).sum() <= 14
 
 
 def losses_of(seed: int, count: int) -> torch.Tensor:

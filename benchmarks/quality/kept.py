@@ -223,7 +223,7 @@ def kept_table(results: Path = RESULTS) -> str:
         line(f"common to two seeds: {name}", cells)
     line("… by chance", [f"{100 * made['ratio']:.1f}" for made in found])
     for title, name in (
-        ("common to the last two epochs", "with the one before"),
+        ("common to what was read last and what is kept", "with the one before"),
         ("… by chance", "share kept"),
     ):
         at = -2 if name == "share kept" else -1  # the larger of the two is the earlier one
