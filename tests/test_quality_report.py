@@ -122,7 +122,10 @@ def test_noises_at_one_ratio_share_a_table():
 
 
 def test_other_networks_and_probes():
-    other = {"recipe": asdict(RECIPES[CIFAR]) | {"model": "wide"}, "selected_by": "small"}
+    other = {
+        "recipe": asdict(RECIPES[CIFAR]) | {"model": "wide"},
+        "selected_by": {"model": "small"},
+    }
     made = five("full", 1.0, 70.0) + five("random", 0.7, 60.0) + five("adapruner", 0.7, 62.0)
     made = [r | other | {"dataset": f"{CIFAR} wide"} for r in made]
     assert report.transfer(some_rows()) == ""

@@ -232,7 +232,9 @@ def transfer(rows: Rows) -> str:
             return cell_difference(paired(*pair))
 
         others = {method for method, _ in cells} - {"random"}
-        by = ", ".join(sorted({row["selected_by"] for row in of if row.get("selected_by")}))
+        by = ", ".join(
+            sorted({row["selected_by"]["model"] for row in of if row.get("selected_by")})
+        )
         if others:
             title = f"{noise}, selected by “{by}”, difference to random, {counts(of, 'network')}:"
             parts += [title, "", *grid(others, names, cell), ""]
