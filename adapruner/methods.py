@@ -61,7 +61,8 @@ class Method:
         pressure."""
         if self.sampling is None:
             return self
-        share = min(1.0, keep_ratio / self.sampling.small_ratio)
+        small = self.sampling.small_ratio
+        share = keep_ratio / small if keep_ratio < small else 1.0
         step_size = self.step_size * min(1.0, LONG_RUN / epochs)
         return replace(self, easy_weight=share**2 * self.easy_weight, step_size=step_size)
 
