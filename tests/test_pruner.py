@@ -14,18 +14,19 @@ from training_data import blobs, drive, frozen
 
 from adapruner import Pruner, masks, reference
 from adapruner.data.order import epoch_seed
-from adapruner.methods import METHODS, Sampling
+from adapruner.methods import METHODS, Method
 from adapruner.selection import keep_count
 
 # --- the whole of it against the plain float64 version
 
 
 def drawn(
-    sampling: Sampling, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
+    method: Method, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
 ) -> torch.Tensor:
     """What a run of seed 0 ranks samples by after so many epochs."""
-    # The least pressure of w = 0.4, less a tenth.
-    level, turns = 0.9 * (0.4 - 0.4 * np.log(0.4)), 0.0
+    sampling, w = method.sampling, method.easy_weight
+    # The least pressure, that of ℓ = w, less a tenth.
+    level, turns = 0.9 * (w - w * np.log(w)), 0.0
     if not final:
         level, turns = sampling.indifference, sampling.turns
     logits = gates.m.clamp(max=1 - unit * level)
@@ -94,7 +95,7 @@ def test_run_is_that_of_the_reference(
         ratio = 1 - (1 - keep_ratio) * min(2 * done, 1)
         ranked = plain.m
         if constants.sampling and ratio < 1:
-            ranked = drawn(constants.sampling, plain, unit, epoch + 1, epoch + 1 == epochs)
+            ranked = drawn(constants, plain, unit, epoch + 1, epoch + 1 == epochs)
         kept = reference.topk_indices(ranked, keep_count(round(ratio, 9), num_samples))
         assert masks.indices(pruner.selection.kept).tolist() == kept.tolist()
     assert pruner.result().indices.tolist() == kept.tolist()
