@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-LONG_RUN = 20  # epochs, beyond which gates that sum pressures take shorter steps
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -22,12 +20,15 @@ class Sampling:
             last visit, so that samples take turns.
         small_ratio: below this keep ratio the easy weight falls with its square: small sets are to
             have easy samples too.
+        long_run: epochs, beyond which gates take shorter steps: a gate logit tells the sum of its
+            pressures only while it is not far from where it began.
     """
 
     sharpness: float = 3.0
     indifference: float = 2.0
     turns: float = 1.0
     small_ratio: float = 0.3
+    long_run: int = 20
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,12 @@ class Method:
     sampling: Sampling | None = None
 
     def at(self, keep_ratio: float, epochs: int) -> Method:
-        """This method for a run: where it samples, a small set weighs the easy less, and in a long
-        run gates take shorter steps, so that they stay where a step is in proportion to the
-        pressure."""
+        """This method for a run of that keep ratio and so many epochs."""
         if self.sampling is None:
             return self
         small = self.sampling.small_ratio
         share = keep_ratio / small if keep_ratio < small else 1.0
-        step_size = self.step_size * min(1.0, LONG_RUN / epochs)
+        step_size = self.step_size * min(1.0, self.sampling.long_run / epochs)
         return replace(self, easy_weight=share**2 * self.easy_weight, step_size=step_size)
 
 

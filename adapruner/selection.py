@@ -1,10 +1,9 @@
 """Adaptive dataset pruning (ADP): which samples the next epoch reads, and which are kept.
 
-A selection keeps exactly ``keep_count(ratio, N)`` samples: the largest gate logits, or of what is
-drawn by them (:mod:`adapruner.sampling`), equal ones to the lower index; within its share of each
-class where the classes are balanced. Samples held out of
-the training data compete among themselves for their own share. A sample that cannot be read
-(m = −inf) is never kept.
+A selection keeps exactly ``keep_count(ratio, N)`` samples: the largest gate logits, or keys drawn
+by them (:mod:`adapruner.sampling`), equal ones to the lower index; within its share of each class
+where the classes are balanced. Samples held out of the training data compete among themselves for
+their own share. A sample that cannot be read (m = −inf) is never kept.
 """
 
 from __future__ import annotations
@@ -187,15 +186,16 @@ class Selection:
             ValueError: fewer samples can be read than are to be kept in the end.
         """
         segments = self._segments()
-        ranked = gates.logits if drawn is None else drawn
+        # The sums are those of the gates: a pass over anything else cannot take them on its way.
+        ranked, summed = (gates.logits, slope) if drawn is None else (drawn, None)
         if segments is None:
             readable = gates.integer("population")
             count = self._clip(keep_count(ratio, self.num_samples), readable)
-            kept, sums = ops.topk_mask(ranked, count, slope)
+            kept, sums = ops.topk_mask(ranked, count, summed)
         else:
             quotas = torch.from_numpy(self._quotas(gates, ratio, segments))
             device = gates.logits.device
-            kept, sums = ops.segmented_topk(ranked, segments.to(device), quotas.to(device), slope)
+            kept, sums = ops.segmented_topk(ranked, segments.to(device), quotas.to(device), summed)
         self.kept = kept.cpu()
         self.read = self._trained()
         if drawn is None:

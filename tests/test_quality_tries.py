@@ -4,15 +4,17 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
-from adapruner import Pruner
-from benchmarks.quality import experimental
+from adapruner.methods import METHODS
+from benchmarks.quality import experimental, one
 from benchmarks.quality.scores import Records
+from benchmarks.quality.table import Run
 
 
 def records(losses: list[float]) -> Records:
@@ -72,6 +74,13 @@ def test_a_tilt_favours_an_end():
     assert found == pytest.approx([w / sum(weights) for w in weights], abs=0.03)
 
 
-def test_variants_are_methods_of_the_package():
-    for name in experimental.VARIANTS:
-        assert Pruner(10, 0.5, epochs=2, method=name).method == name
+@pytest.mark.parametrize("name", experimental.VARIANTS)
+def test_a_run_of_a_variant_has_its_constants(name, monkeypatch):
+    monkeypatch.setitem(METHODS, name, METHODS["adapruner"])  # what the run puts there goes again
+    data = SimpleNamespace(y=torch.zeros(10, dtype=torch.int64))
+    run = Run("digits", "same epochs", name, 0.1, "clean", 0)
+    gates = one._adapruner(run, data, 40).pruner.gates
+    expected = experimental.VARIANTS[name].at(0.1, 40)
+    assert gates.real("easy_weight") == expected.easy_weight
+    assert gates.real("step_size") == expected.step_size
+    assert gates.integer("plain") == (not expected.weighs)

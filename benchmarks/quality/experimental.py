@@ -108,4 +108,3 @@ VARIANTS: dict[str, Method] = {
     "sampled, turns 3": sampled(turns=3.0),
     "sampled, gates weigh": replace(DEFAULT, weighs=True),
 }
-METHODS.update(VARIANTS)  # so that a Pruner takes them by name

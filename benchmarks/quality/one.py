@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapruner.methods import METHODS
 from adapruner.selection import keep_count
 
 from . import plans
@@ -105,6 +106,8 @@ def _cost(trained: Trained) -> dict[str, float]:
 
 def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
     method = ADAPRUNER[run.method]
+    if method in VARIANTS:
+        METHODS[method] = VARIANTS[method]  # a Pruner takes methods by name
     return plans.Adapruner(len(data.y), run.ratio, epochs, method, run.seed, data.y.device)
 
 

@@ -1,0 +1,94 @@
+"""Pruner in a loop of one's own, the whole of it against the plain float64 version."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from training_data import frozen
+
+from adapruner import Pruner, masks, reference
+from adapruner.data.order import epoch_seed
+from adapruner.methods import METHODS, Method
+from adapruner.selection import keep_count
+
+
+def drawn(
+    method: Method, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
+) -> torch.Tensor:
+    """What a run of seed 0 ranks samples by after so many epochs."""
+    sampling, w = method.sampling, method.easy_weight
+    # The least pressure, that of ℓ = w, less a tenth.
+    level, turns = 0.9 * (w - w * np.log(w)), 0.0
+    if not final:
+        level, turns = sampling.indifference, sampling.turns
+    logits = gates.m.clamp(max=1 - unit * level)
+    ages = [255 if age is None else age for age in gates.age]
+    key = epoch_seed(0, ended, 0, 3)
+    return reference.sampling_keys(logits.tolist(), ages, sampling.sharpness / unit, turns, key)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("warmup_epochs", "normalize", "track"),
+    [(0, False, False), (2, False, False), (2, True, False), (0, False, True), (2, True, True)],
+)
+def test_run_is_that_of_the_reference(
+    method: str, warmup_epochs: int, normalize: bool, track: bool
+) -> None:
+    num_samples, epochs, keep_ratio = 60, 9, 0.4
+    losses = frozen(num_samples)(0)
+    pruner = Pruner(
+        num_samples,
+        keep_ratio,
+        epochs,
+        warmup_epochs=warmup_epochs,
+        method=method,
+        explore=0.05,
+        normalize_loss=normalize,
+        track_losses=track,
+    )
+    constants = METHODS[method].at(keep_ratio, epochs)
+    first, last = constants.slope
+    unit = 0.0
+    plain = reference.ReferenceGates(
+        torch.ones(num_samples),
+        keep_ratio,
+        first,
+        plain=not constants.weighs,
+        balance=constants.balance,
+        balance_gain=constants.balance_gain,
+        easy_weight=constants.easy_weight,
+        step_size=constants.step_size,
+        age_cap=1 if track else constants.age_cap,
+        resting=warmup_epochs > 0,
+    )
+    for epoch in range(epochs):
+        for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(7):
+            sample_loss = losses[ids].requires_grad_()
+            loss = pruner.weigh(sample_loss, ids)
+            expected = reference.masked_loss(plain, losses[ids], ids)
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+            plain.update(ids.tolist(), plain.pressure(losses[ids]).tolist())
+        assert torch.allclose(pruner.gates.logits.double(), plain.m, atol=1e-5)
+        if normalize:
+            plain.loss_scale = losses[torch.from_numpy(pruner.reads())].double().mean().item()
+        entry = pruner.step()
+        assert entry["mean_gate"] == pytest.approx(plain.mean_gate, abs=1e-5)
+        assert entry["open_share"] == pytest.approx(plain.open_share)
+        if track:
+            plain.drift(losses.tolist())
+        if epoch >= warmup_epochs:
+            s = 1 / (1 + np.exp(-plain.slope * (1 - unit)))
+            unit += constants.step_size * plain.slope * s * (1 - s)
+        plain.end_epoch()
+        plain.resting = epoch + 1 < warmup_epochs
+        done = max(epoch + 1 - warmup_epochs, 0) / (epochs - warmup_epochs - 1)
+        plain.slope = first + (last - first) * min(done, 1.0)
+        ratio = 1 - (1 - keep_ratio) * min(2 * done, 1)
+        ranked = plain.m
+        if constants.sampling and ratio < 1:
+            ranked = drawn(constants, plain, unit, epoch + 1, epoch + 1 == epochs)
+        kept = reference.topk_indices(ranked, keep_count(round(ratio, 9), num_samples))
+        assert masks.indices(pruner.selection.kept).tolist() == kept.tolist()
+    assert pruner.result().indices.tolist() == kept.tolist()
