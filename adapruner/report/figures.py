@@ -331,7 +331,8 @@ FIGURES = (
     Entry(
         "logits",
         "Gate logits",
-        "Larger is more wanted. Samples that could not be read, at −∞, are not drawn.",
+        "Larger is more wanted: kept first, or, where a method draws what it keeps, with better "
+        "chances. Samples that could not be read, at −∞, are not shown.",
         gate_logits,
     ),
     Entry(
