@@ -52,6 +52,7 @@ class Gates:
         self.set_real("balance", method.balance)
         self.set_real("balance_gain", method.balance_gain)
         self.set_real("easy_weight", method.easy_weight)
+        self.set_real("pressure_cap", method.pressure_cap)
         self.set_real("step_size", method.step_size)
         self.set_real("loss_scale", 1.0)
         # Gates that drift have taken the steps of the epochs between two visits.

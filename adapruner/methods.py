@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -24,7 +25,7 @@ class Sampling:
             pressures only while it is not far from where it began.
     """
 
-    sharpness: float = 3.0
+    sharpness: float = 6.0
     indifference: float = 2.0
     turns: float = 1.0
     small_ratio: float = 0.3
@@ -38,6 +39,8 @@ class Method:
     Attributes:
         easy_weight: w, the weight of L_sel: the pressure of a sample is ℓ − w·log(ℓ + ε) + the
             balance term, which is least at ℓ ≈ w. The larger it is, the earlier easy samples go.
+        pressure_cap: c, what ℓ − w·log(ℓ + ε) counts as at most. What no model fits, such as wrong
+            labels, is all alike then, and of it chance drops as much as is to be dropped.
         step_size: η, the step of a gate for each visit.
         slope: first and last slope k of the gates.
         balance: C of λ = C + γ·|ρ − r|, the weight of L_cmp.
@@ -48,6 +51,7 @@ class Method:
     """
 
     easy_weight: float
+    pressure_cap: float = math.inf
     step_size: float = 0.05
     slope: tuple[float, float] = (0.1, 5.0)
     balance: float = 1.0
@@ -72,7 +76,13 @@ METHODS = {
     # ℓ = 4 gives 3.4, ℓ = 0.01 gives 1.9, 0.4 gives 0.8: the best chances. With one slope and no
     # balance, a gate logit is a sum of such pressures.
     "sampled": Method(
-        0.4, slope=(1.0, 1.0), balance=0, balance_gain=0, weighs=False, sampling=Sampling()
+        easy_weight=0.4,
+        pressure_cap=2.2,
+        slope=(1.0, 1.0),
+        balance=0.0,
+        balance_gain=0.0,
+        weighs=False,
+        sampling=Sampling(),
     ),
 }
 DEFAULT_METHOD = "sampled"

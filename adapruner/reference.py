@@ -33,6 +33,7 @@ class ReferenceGates:
     balance: float = 1.0
     balance_gain: float = 50.0
     easy_weight: float = 1.0
+    pressure_cap: float = math.inf
     step_size: float = 0.05
     age_cap: int = 16
     resting: bool = False
@@ -63,9 +64,11 @@ class ReferenceGates:
         return 2 * weight * (self.mean_gate - self.keep_ratio)
 
     def pressure(self, sample_loss: Tensor) -> Tensor:
-        """ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r), float64 ``[B]``; NaN where ℓ is not finite."""
+        """min(ℓ' − w·log(ℓ' + ε), cap) + 2λ·(s̄ − r), float64 ``[B]``; NaN where ℓ is not
+        finite."""
         scaled = sample_loss.detach().double() / self.loss_scale
-        value = scaled - self.easy_weight * torch.log(scaled + EPSILON) + self.balance_term()
+        value = scaled - self.easy_weight * torch.log(scaled + EPSILON)
+        value = value.clamp(max=self.pressure_cap) + self.balance_term()
         return torch.where(scaled.isfinite(), value, torch.nan)
 
     def update(self, ids: list[int], pressure: list[float]) -> None:

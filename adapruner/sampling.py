@@ -26,10 +26,10 @@ def pressure_unit(method: Method, history: Sequence[dict[str, Any]]) -> float:
 
 
 def least_pressure(method: Method) -> float:
-    """A little below the least pressure of any loss, w − w·log w: a gate that saw none, because
-    its sample has not been read or its losses were not finite, is not taken for a better one."""
+    """The least pressure of any loss, w − w·log w: a gate that saw none, because its sample has
+    not been read or its losses were not finite, is not taken for a better one."""
     w = method.easy_weight
-    return 0.9 * (w - w * math.log(w)) if w > 0 else 0.0
+    return w - w * math.log(w) if w > 0 else 0.0
 
 
 def draw(

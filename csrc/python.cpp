@@ -46,6 +46,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   slots["balance"] = int(adapruner::kBalance);
   slots["balance_gain"] = int(adapruner::kBalanceGain);
   slots["easy_weight"] = int(adapruner::kEasyWeight);
+  slots["pressure_cap"] = int(adapruner::kPressureCap);
   slots["step_size"] = int(adapruner::kStepSize);
   slots["age_cap"] = int(adapruner::kAgeCap);
   slots["resting"] = int(adapruner::kResting);

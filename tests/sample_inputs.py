@@ -60,6 +60,7 @@ def native_gates(reference: ReferenceGates, track_losses: bool = True) -> Gates:
     """Native gates in the state of the reference's, whose logits must be float32 values."""
     method = Method(
         easy_weight=reference.easy_weight,
+        pressure_cap=reference.pressure_cap,
         step_size=reference.step_size,
         slope=(reference.slope, reference.slope),
         balance=reference.balance,
@@ -151,6 +152,7 @@ CROSS_ENTROPY = {
     "plain mean": CrossEntropySpec((8, 5), gates={"plain": True}),
     "plain mean of rows": CrossEntropySpec((6, 5, 3), ignore=0.3, gates={"plain": True}),
     "scaled": CrossEntropySpec((8, 5), gates={"loss_scale": 2.5, "easy_weight": 0.2}),
+    "capped": CrossEntropySpec((64, 5), gates={"pressure_cap": 1.1, "easy_weight": 0.4}),
 }
 # Small ones that between them reach every branch, for checks that run an operator many times.
 FEW = ("odd", "rows", "weight and smoothing", "one class", "empty", "warm-up")
@@ -235,6 +237,7 @@ LOSSES: dict[str, tuple[int, dict[str, Any]]] = {  # B, constants of the gates
     "warm-up": (16, {"resting": True}),
     "plain mean": (16, {"plain": True}),
     "scaled": (16, {"loss_scale": 40.0, "easy_weight": 0.2}),
+    "capped": (64, {"pressure_cap": 2.2, "easy_weight": 0.4}),
 }
 
 

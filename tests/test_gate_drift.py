@@ -28,6 +28,7 @@ def gates_of_ages(method: str, seed: int) -> tuple[ReferenceGates, Gates, Tensor
         keep_ratio=0.6,
         slope=1.7,
         easy_weight=METHODS[method].easy_weight,
+        pressure_cap=METHODS[method].pressure_cap,
         age=ages,
     )
     losses = torch.rand(N, generator=random) * 6

@@ -88,6 +88,7 @@ def reference_of(run: Training) -> ReferenceGates:
         run.pruner.keep_ratio,
         gates.real("slope"),
         easy_weight=gates.real("easy_weight"),
+        pressure_cap=gates.real("pressure_cap"),
     )
 
 

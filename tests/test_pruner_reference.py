@@ -18,8 +18,7 @@ def drawn(
 ) -> torch.Tensor:
     """What a run of seed 0 ranks samples by after so many epochs."""
     sampling, w = method.sampling, method.easy_weight
-    # The least pressure, that of ℓ = w, less a tenth.
-    level, turns = 0.9 * (w - w * np.log(w)), 0.0
+    level, turns = w - w * np.log(w), 0.0  # the least pressure, that of ℓ = w
     if not final:
         level, turns = sampling.indifference, sampling.turns
     logits = gates.m.clamp(max=1 - unit * level)
@@ -59,6 +58,7 @@ def test_run_is_that_of_the_reference(
         balance=constants.balance,
         balance_gain=constants.balance_gain,
         easy_weight=constants.easy_weight,
+        pressure_cap=constants.pressure_cap,
         step_size=constants.step_size,
         age_cap=1 if track else constants.age_cap,
         resting=warmup_epochs > 0,

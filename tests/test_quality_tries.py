@@ -82,5 +82,6 @@ def test_a_run_of_a_variant_has_its_constants(name, monkeypatch):
     gates = one._adapruner(run, data, 40).pruner.gates
     expected = experimental.VARIANTS[name].at(0.1, 40)
     assert gates.real("easy_weight") == expected.easy_weight
+    assert gates.real("pressure_cap") == expected.pressure_cap
     assert gates.real("step_size") == expected.step_size
     assert gates.integer("plain") == (not expected.weighs)

@@ -67,6 +67,7 @@ int main() {
   write_double(state, kSlope, 1.3);
   write_double(state, kKeepRatio, 0.7);
   write_double(state, kEasyWeight, 1.0);
+  write_double(state, kPressureCap, INFINITY);
   write_double(state, kStepSize, 0.05);
   write_double(state, kLossScale, 1.0);
   state[kAgeCap] = 16;

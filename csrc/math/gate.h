@@ -90,10 +90,13 @@ ADAPRUNER_HD inline double balance_pressure(const int64_t* state) {
   return 2.0 * lambda * (mean_gate - ratio);
 }
 
-// Pressure of a finite ℓ ≥ 0: ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r), with ℓ' = ℓ / loss scale.
+// Pressure of a finite ℓ ≥ 0: min(ℓ' − w·log(ℓ' + ε), cap) + 2λ·(s̄ − r), with ℓ' = ℓ / loss scale.
 ADAPRUNER_HD inline double pressure(const int64_t* state, double balance, double loss) {
   const double scaled = loss / read_double(state, kLossScale);
-  return scaled - read_double(state, kEasyWeight) * log_positive(scaled + kLossEpsilon) + balance;
+  const double of_loss =
+      scaled - read_double(state, kEasyWeight) * log_positive(scaled + kLossEpsilon);
+  const double cap = read_double(state, kPressureCap);
+  return (of_loss < cap ? of_loss : cap) + balance;
 }
 
 // The pressure that goes out for a sample: NaN for a loss that is not finite, +inf for no rows.

@@ -21,6 +21,7 @@ enum Slot : int {
   kBalance,         // (f64) C of λ = C + γ·|ρ − r|
   kBalanceGain,     // (f64) γ
   kEasyWeight,      // (f64) weight of −log(ℓ + ε) in the pressure; 1 as published
+  kPressureCap,     // (f64) what a loss presses at most; +inf as published
   kStepSize,        // (f64) η
   kAgeCap,          // cap of a, the epochs since the last visit
   kResting,         // 1 in warm-up: every weight is 1 and gates do not step

@@ -40,6 +40,7 @@ struct State {
     write_double(slots, kBalance, 1.0);
     write_double(slots, kBalanceGain, 50.0);
     write_double(slots, kEasyWeight, 1.0);
+    write_double(slots, kPressureCap, INFINITY);
     write_double(slots, kLossScale, 2.0);
     slots[kGateSum] = int64_t{20} << 30;
     slots[kOpenCount] = 17;

@@ -37,6 +37,7 @@ struct Gates {
     real(kBalance, 1);
     real(kBalanceGain, 50);
     real(kEasyWeight, 1);
+    real(kPressureCap, 2.2);
     real(kStepSize, 0.05);
     real(kLossScale, 1);
     real(kLossSum, 0.1);

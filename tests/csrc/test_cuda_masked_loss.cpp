@@ -29,6 +29,7 @@ struct Call {
     }
     write_double(slots, kSlope, 0.7);
     write_double(slots, kEasyWeight, 0.5);
+    write_double(slots, kPressureCap, 2.2);
     write_double(slots, kLossScale, 1.0);
   }
 

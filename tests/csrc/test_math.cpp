@@ -40,6 +40,7 @@ struct State {
     write_double(slots, kBalance, 1.0);
     write_double(slots, kBalanceGain, 50.0);
     write_double(slots, kEasyWeight, 1.0);
+    write_double(slots, kPressureCap, kInfinity);
     write_double(slots, kStepSize, 0.05);
     write_double(slots, kLossScale, 1.0);
     slots[kAgeCap] = 16;
@@ -257,6 +258,10 @@ void pressure_follows_its_formula() {
     const Real scaled = static_cast<Real>(loss) / 3;
     const Real expected = scaled - 0.2L * std::log(scaled + 1e-5L) + 0.25L;
     CHECK(near(pressure(state.slots, 0.25, loss), expected, 1e-14L));
+    write_double(state.slots, kPressureCap, 2.2);
+    const Real capped = std::min<Real>(expected - 0.25L, 2.2) + 0.25L;
+    CHECK(near(pressure(state.slots, 0.25, loss), capped, 1e-14L));
+    write_double(state.slots, kPressureCap, kInfinity);
   }
   CHECK(std::isfinite(pressure(state.slots, 0, 0)));
 }
@@ -309,10 +314,10 @@ void the_state_holds_doubles_bit_for_bit() {
 void slots_and_ages_are_apart() {
   const std::set<int> slots = {
       kSlope,       kGateSum,      kOpenCount,  kPopulation, kKeepRatio,      kBalance,
-      kBalanceGain, kEasyWeight,   kStepSize,   kAgeCap,     kResting,        kPlain,
-      kLossScale,   kScaleRunning, kLossSum,    kLossCount,  kNotFiniteCount, kNotFiniteIds,
-      kErrorKind,   kErrorPlace,   kErrorValue, kErrorLatch};
-  CHECK_EQUAL(slots.size(), 22u);
+      kBalanceGain, kEasyWeight,   kPressureCap, kStepSize,  kAgeCap,         kResting,
+      kPlain,       kLossScale,    kScaleRunning, kLossSum,  kLossCount,      kNotFiniteCount,
+      kNotFiniteIds, kErrorKind,   kErrorPlace, kErrorValue, kErrorLatch};
+  CHECK_EQUAL(slots.size(), 23u);
   CHECK_EQUAL(*slots.begin(), 0);
   CHECK_EQUAL(*slots.rbegin(), kStateSize - 1);
   CHECK_EQUAL(kErrorKind, kNotFiniteIds + kNotFiniteCapacity);
