@@ -11,12 +11,12 @@ class Sampling:
     """How samples are drawn by their gates (docs/method.md).
 
     A draw is without replacement, with chances in proportion to e^(−β·p), p the mean pressure on a
-    sample's gate so far: ℓ^(β·w)·e^(−β·ℓ), were its loss always ℓ.
+    sample's gate so far: ℓ^(β·w)·e^(−β·ℓ), were its loss always ℓ and its pressure below the cap.
 
     Attributes:
         sharpness: β.
         indifference: pressures below this one count as this one in what an epoch reads, so that
-            what is neither fitted long since nor out of reach is read evenly.
+            all but what has always been near the cap is read evenly.
         turns: chances of what an epoch reads also grow with this power of the epochs since the
             last visit, so that samples take turns.
         small_ratio: below this keep ratio the easy weight falls with its square: small sets are to
@@ -40,7 +40,7 @@ class Method:
         easy_weight: w, the weight of L_sel: the pressure of a sample is ℓ − w·log(ℓ + ε) + the
             balance term, which is least at ℓ ≈ w. The larger it is, the earlier easy samples go.
         pressure_cap: c, what ℓ − w·log(ℓ + ε) counts as at most. What no model fits, such as wrong
-            labels, is all alike then, and of it chance drops as much as is to be dropped.
+            labels, is all alike then, and chance decides which of it goes first.
         step_size: η, the step of a gate for each visit.
         slope: first and last slope k of the gates.
         balance: C of λ = C + γ·|ρ − r|, the weight of L_cmp.
@@ -73,7 +73,7 @@ class Method:
 METHODS = {
     # As published: an easy sample (ℓ = 0.01) is pressed with 4.6, a wrong one (ℓ = 4) with 2.6.
     "adapruner": Method(easy_weight=1.0),
-    # ℓ = 4 gives 3.4, ℓ = 0.01 gives 1.9, 0.4 gives 0.8: the best chances. With one slope and no
+    # ℓ = 4 gives 2.2, ℓ = 0.01 gives 1.9, 0.4 gives 0.8: the best chances. With one slope and no
     # balance, a gate logit is a sum of such pressures.
     "sampled": Method(
         easy_weight=0.4,

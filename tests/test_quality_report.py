@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 from benchmarks.quality import markdown, report
+from benchmarks.quality.run import run_of
 from benchmarks.quality.table import CIFAR, RECIPES
 
 ABOUT = {"processor": "P", "torch": "2", "date": "today", "commit": "abc"}
@@ -22,7 +23,8 @@ def row(method, ratio, seed, accuracy, dataset="digits", **more):
     common |= {"bad_among_kept": 0.0, "samples": 100, "samples_read": 100 * ratio}
     common |= {"cpu_seconds": ratio, "balanced_accuracy": accuracy, "device": "cpu"}
     named = {"dataset": dataset, "method": method, "ratio": ratio, "seed": seed}
-    return common | named | {"accuracy": accuracy, "recipe": recipe, "provenance": ABOUT} | more
+    made = common | named | {"accuracy": accuracy, "recipe": recipe, "provenance": ABOUT} | more
+    return made | {"constants": run_of(made).constants}
 
 
 def five(method, ratio, accuracy, **more):

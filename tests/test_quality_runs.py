@@ -165,7 +165,7 @@ def test_a_paired_difference_and_its_interval():
 def test_what_is_there_is_not_made_again_and_a_torn_line_is(tmp_path):
     runs = [table.Run("digits", "same epochs", "random", 0.5, "clean", s) for s in range(3)]
     path = tmp_path / "digits.jsonl"
-    rows = [json.loads(json.dumps(vars(r) | {"recipe": vars(r.recipe)})) for r in runs]
+    rows = [json.loads(json.dumps(r.described())) for r in runs]
     run.append(path, rows[0])
     with path.open("a") as file:
         file.write(json.dumps(rows[1])[:40])  # stopped in the middle
@@ -177,9 +177,19 @@ def test_what_is_there_is_not_made_again_and_a_torn_line_is(tmp_path):
 
 def test_a_run_of_another_recipe_is_another_run(tmp_path):
     one = table.Run("digits", "same epochs", "random", 0.5, "clean", 0)
-    row = vars(one) | {"recipe": vars(one.recipe) | {"epochs": 99}}
+    row = one.described() | {"recipe": vars(one.recipe) | {"epochs": 99}}
     run.append(tmp_path / "digits.jsonl", row)
     assert run.missing([one], tmp_path) == [one]
+
+
+@pytest.mark.parametrize("method", ["adapruner", table.SHORT, "sampled, w = 1"])
+def test_a_run_of_other_constants_is_another_run(tmp_path, method):
+    one = table.Run("digits", "same epochs", method, 0.5, "clean", 0)
+    row = json.loads(json.dumps(one.described()))
+    run.append(tmp_path / "digits.jsonl", row | {"constants": "Method(easy_weight=0.3)"})
+    assert run.missing([one], tmp_path) == [one]
+    run.append(tmp_path / "digits.jsonl", row)
+    assert run.missing([one], tmp_path) == []
 
 
 @pytest.mark.parametrize("method", table.JOINT_METHODS[1:])

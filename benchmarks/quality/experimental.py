@@ -6,6 +6,7 @@ the package with other constants.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -96,15 +97,18 @@ def sampled(**constants: float) -> Method:
 
 
 VARIANTS: dict[str, Method] = {
-    "top-k, w = 0.4": Method(0.4),  # the default before
+    # The defaults before: gates that rank, and chances without a cap.
+    "top-k, w = 0.4": Method(0.4),
+    "sampled, no cap, sharpness 3": replace(sampled(sharpness=3.0), pressure_cap=math.inf),
+    "sampled, no cap": replace(DEFAULT, pressure_cap=math.inf),
+    "sampled, cap 1.8": replace(DEFAULT, pressure_cap=1.8),
+    "sampled, cap 2.6": replace(DEFAULT, pressure_cap=2.6),
+    "sampled, sharpness 4": sampled(sharpness=4.0),
     "sampled, w = 0.2": replace(DEFAULT, easy_weight=0.2),
     "sampled, w = 1": replace(DEFAULT, easy_weight=1.0),
-    "sampled, sharpness 2": sampled(sharpness=2.0),
-    "sampled, sharpness 4": sampled(sharpness=4.0),
     "sampled, small ratios alike": sampled(small_ratio=0.0),
-    "sampled, indifference 0": sampled(indifference=0.0),
+    "sampled, indifference 1.7": sampled(indifference=1.7),
     "sampled, indifference 1.5": sampled(indifference=1.5),
     "sampled, turns 0": sampled(turns=0.0),
-    "sampled, turns 3": sampled(turns=3.0),
     "sampled, gates weigh": replace(DEFAULT, weighs=True),
 }

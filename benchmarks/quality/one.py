@@ -19,11 +19,8 @@ from .experimental import EXPERIMENTAL, VARIANTS
 from .probe import probe_accuracy
 from .scores import record
 from .static import STATIC, generator_of
-from .table import CIFAR, OURS, RIGHT_ONLY, SHORT, SHORT_READS, Run
+from .table import ADAPRUNER, CIFAR, RIGHT_ONLY, SHORT, SHORT_READS, Run
 from .trainer import Plan, Trained, accuracy, train
-
-# Names in the rows to those of the package.
-ADAPRUNER = OURS | {SHORT: OURS["adapruner"]} | {name: name for name in VARIANTS}
 
 
 @functools.lru_cache(maxsize=1)  # runs come in groups that share it
@@ -33,7 +30,7 @@ def _data(name: str, noise: str, seed: int, measured_on: str, device: str) -> Da
 
 def make(run: Run, device: str) -> dict[str, Any]:
     """The row of a run, without what is the same for all runs."""
-    row = asdict(run) | {"recipe": asdict(run.recipe), "device": device, "time": time.time()}
+    row = run.described() | {"device": device, "time": time.time()}
     made = _joint(run, device) if run.protocol == "joint" else _retrained(run, device)
     return row | made
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -21,7 +20,7 @@ from .experimental import VARIANTS
 from .figures import draw_differences
 from .kept import kept_table
 from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios_of
-from .run import RESULTS, file_of, read_rows
+from .run import RESULTS, file_of, key_of, read_rows, run_of
 from .statistics import Row, by_seed, estimate, group, paired
 from .table import CLEAN_OR_NOISY, RECIPES, WIDE, Run
 
@@ -37,14 +36,14 @@ COST_AT = 0.7  # the keep ratio whose costs are shown
 
 
 def runs_in(results: Path, measured_on: str) -> Rows:
-    """The rows of the runs in a folder of results, those of today's recipes."""
+    """The rows of the runs in a folder of results, those of today's recipes and constants."""
     found: Rows = []
-    for dataset, recipe in RECIPES.items():
+    for dataset in RECIPES:
         file = file_of(Run(dataset, "", "", 1.0, "", 0, measured_on))
         made = read_rows(results / file)
-        found += (today := [row for row in made if row["recipe"] == asdict(recipe)])
+        found += (today := [row for row in made if key_of(row) == run_of(row).key()])
         if len(today) < len(made):
-            print(f"{file}: {len(made) - len(today)} rows of other recipes", file=sys.stderr)
+            print(f"{file}: {len(made) - len(today)} rows are of the past", file=sys.stderr)
     return found
 
 

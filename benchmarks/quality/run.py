@@ -42,10 +42,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def run_of(row: dict[str, Any]) -> Run:
+    """The run a row is of, as today's tables have it."""
+    return Run(**{field.name: row[field.name] for field in dataclasses.fields(Run)})
+
+
 def key_of(row: dict[str, Any]) -> str:
-    """That of the run a row is of."""
-    names = [field.name for field in dataclasses.fields(Run)] + ["recipe"]
-    return repr(sorted((name, row[name]) for name in names))
+    """That of the run as it was made: of another recipe or other constants it is another one."""
+    return repr(sorted((name, row.get(name)) for name in run_of(row).described()))
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

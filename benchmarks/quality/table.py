@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from adapruner.methods import DEFAULT_METHOD
+from adapruner.methods import DEFAULT_METHOD, METHODS
 
 from .experimental import EXPERIMENTAL, VARIANTS
 from .static import STATIC
@@ -29,6 +30,8 @@ SELECTED_BY = {name: "cifar10-10000" for name in RECIPES if name.startswith("cif
 OURS = {"adapruner as published": "adapruner", "adapruner": DEFAULT_METHOD}
 # Selects in as many epochs as read no more than this share of what training on everything reads.
 SHORT, SHORT_READS = "adapruner, short", 0.4
+# Names in the rows to those of the package's methods.
+ADAPRUNER = OURS | {SHORT: DEFAULT_METHOD} | {name: name for name in VARIANTS}
 STATIC_METHODS = ("full", *STATIC, *OURS)
 JOINT_METHODS = ("full", "full, fewer epochs", "random each epoch", "InfoBatch", "SeTa", *OURS)
 
@@ -59,9 +62,21 @@ class Run:
         """Runs that are alike in this share their data, and the recorded run."""
         return self.selecting.dataset, self.noise, self.seed, self.measured_on
 
+    @property
+    def constants(self) -> str | None:
+        """Those of the package's method that selects, as text; None where another does."""
+        if self.method not in ADAPRUNER:
+            return None
+        name = ADAPRUNER[self.method]
+        return repr(VARIANTS[name] if name in VARIANTS else METHODS[name])
+
+    def described(self) -> dict[str, Any]:
+        """What makes a run the same run, as its row has it."""
+        return asdict(self) | {"recipe": asdict(self.recipe), "constants": self.constants}
+
     def key(self) -> str:
-        """What makes a run the same run, as text."""
-        return repr(sorted((asdict(self) | {"recipe": asdict(self.recipe)}).items()))
+        """The same as text."""
+        return repr(sorted(self.described().items()))
 
 
 def grid(
@@ -95,23 +110,17 @@ ALL_RATIOS = (0.9, 0.7, 0.5, 0.3, 0.8, 0.95, 0.1)
 WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 JOINT_RATIOS = (0.7, 0.5, 0.3)
 CIFAR = "cifar10-10000"
-STATIC_TRIES = ("full", "random", *EXPERIMENTAL, *VARIANTS, *OURS)
-JOINT_TRIES = (*JOINT_METHODS[1:], *VARIANTS)
+READING = tuple(name for name in VARIANTS if name.split()[-2] in ("indifference", "turns", "gates"))
+STATIC_TRIES = ("random", *EXPERIMENTAL, *(v for v in VARIANTS if v not in READING), "adapruner")
+JOINT_TRIES = ("random each epoch", "sampled, no cap, sharpness 3", *READING, "adapruner")
 CIFAR_TRIES = (
-    *(
-        "full",
-        "random",
-        "half hardest out",
-        "tilt -1.5",
-        "tilt +1.5",
-        "top-k, w = 0.4",
-        "adapruner",
-    ),
+    *("random", "half hardest out", "tilt -1.5", "tilt +1.5", "top-k, w = 0.4"),
     *(f"chance ℓ^{shape}" for shape in ("0·e^(−2ℓ)", "0.8·e^(−2ℓ)", "2·e^(−2ℓ)", "1.6·e^(−4ℓ)")),
+    *("sampled, no cap, sharpness 3", "sampled, cap 1.8", "adapruner"),
 )
 CIFAR_JOINT_TRIES = (
-    *("full, fewer epochs", "random each epoch", "InfoBatch", "top-k, w = 0.4", "adapruner"),
-    *("sampled, indifference 0", "sampled, turns 0", "sampled, turns 3"),
+    *("random each epoch", "sampled, no cap, sharpness 3", "adapruner"),
+    *("sampled, indifference 1.7", "sampled, indifference 1.5"),
 )
 TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", *OURS)
 
@@ -156,13 +165,12 @@ def tables() -> dict[str, list[Run]]:
         ),
         "tried-digits": distinct(
             grid("digits", "same epochs", STATIC_TRIES, WIDE, CLEAN_OR_NOISY, five, "split"),
-            grid("digits", "joint", JOINT_TRIES, JOINT_RATIOS, CLEAN_OR_NOISY, ten, "split"),
+            grid("digits", "joint", JOINT_TRIES, (0.7, 0.5), CLEAN_OR_NOISY, ten, "split"),
         ),
         "tried-cifar": distinct(
-            grid(
-                CIFAR, "same epochs", CIFAR_TRIES, (0.7, 0.5, 0.3, 0.1), ("clean",), three, "split"
-            ),
-            grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7,), CLEAN_OR_NOISY, three, "split"),
+            grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7, 0.5), ("clean",), three, "split"),
+            grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7,), ("symmetric 0.2",), three, "split"),
+            grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7,), CLEAN_OR_NOISY, five, "split"),
         ),
         "gpu": distinct(
             grid("cifar10", "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),
