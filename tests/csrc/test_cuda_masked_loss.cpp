@@ -1,5 +1,6 @@
 // csrc/cuda/masked_loss.cuh in the emulator, against long double.
 #define ADAPRUNER_EMULATE
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -70,7 +71,7 @@ void agrees(int64_t samples) {
   for (int64_t b = 0; b < samples; ++b) {
     const long double s = 1 / (1 + std::exp(-0.7L * call.m[call.id[b]])), l = widen(call.given[b]);
     total += s * l;
-    const long double p = l - 0.5L * std::log(l + 1e-5L);
+    const long double p = std::min(l - 0.5L * std::log(l + 1e-5L), 2.2L);
     CHECK(std::fabs(call.pressure[b] - p) <= 1e-6L * (1 + std::fabs(p)));
     CHECK(std::fabs(widen(call.gradient[b]) - s / samples) <= stored * s / samples + 3e-8);
   }

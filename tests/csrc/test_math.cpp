@@ -313,10 +313,10 @@ void the_state_holds_doubles_bit_for_bit() {
 
 void slots_and_ages_are_apart() {
   const std::set<int> slots = {
-      kSlope,       kGateSum,      kOpenCount,  kPopulation, kKeepRatio,      kBalance,
-      kBalanceGain, kEasyWeight,   kPressureCap, kStepSize,  kAgeCap,         kResting,
-      kPlain,       kLossScale,    kScaleRunning, kLossSum,  kLossCount,      kNotFiniteCount,
-      kNotFiniteIds, kErrorKind,   kErrorPlace, kErrorValue, kErrorLatch};
+      kSlope,        kGateSum,    kOpenCount,    kPopulation, kKeepRatio, kBalance,
+      kBalanceGain,  kEasyWeight, kPressureCap,  kStepSize,   kAgeCap,    kResting,
+      kPlain,        kLossScale,  kScaleRunning, kLossSum,    kLossCount, kNotFiniteCount,
+      kNotFiniteIds, kErrorKind,  kErrorPlace,   kErrorValue, kErrorLatch};
   CHECK_EQUAL(slots.size(), 23u);
   CHECK_EQUAL(*slots.begin(), 0);
   CHECK_EQUAL(*slots.rbegin(), kStateSize - 1);
