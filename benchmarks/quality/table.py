@@ -8,7 +8,7 @@ from typing import Any
 
 from adapruner.methods import DEFAULT_METHOD, METHODS
 
-from .experimental import EXPERIMENTAL, VARIANTS
+from .experimental import EXPERIMENTAL, KEEPING, READING, VARIANTS
 from .static import STATIC
 from .trainer import Recipe
 
@@ -107,11 +107,11 @@ RIGHT_ONLY = "random, right ones only"  # what the labels' errors cost: nobody c
 CLEAN_OR_NOISY = ("clean", "symmetric 0.2")
 DIRT = ("symmetric 0.1", "symmetric 0.4", "asymmetric 0.2", "corrupt 0.1", "long-tail 0.05")
 ALL_RATIOS = (0.9, 0.7, 0.5, 0.3, 0.8, 0.95, 0.1)
+TRIED_AT = (0.9, 0.7, 0.3, 0.1)
 WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 JOINT_RATIOS = (0.7, 0.5, 0.3)
 CIFAR = "cifar10-10000"
-READING = tuple(name for name in VARIANTS if name.split()[-2] in ("indifference", "turns", "gates"))
-STATIC_TRIES = ("random", *EXPERIMENTAL, *(v for v in VARIANTS if v not in READING), "adapruner")
+STATIC_TRIES = ("random", *EXPERIMENTAL, *KEEPING, "adapruner")
 JOINT_TRIES = ("random each epoch", "sampled, no cap, sharpness 3", *READING, "adapruner")
 CIFAR_TRIES = (
     *("random", "half hardest out", "tilt -1.5", "tilt +1.5", "top-k, w = 0.4"),
@@ -164,7 +164,7 @@ def tables() -> dict[str, list[Run]]:
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), DIRT, five),
         ),
         "tried-digits": distinct(
-            grid("digits", "same epochs", STATIC_TRIES, WIDE, CLEAN_OR_NOISY, five, "split"),
+            grid("digits", "same epochs", STATIC_TRIES, TRIED_AT, CLEAN_OR_NOISY, five, "split"),
             grid("digits", "joint", JOINT_TRIES, (0.7, 0.5), CLEAN_OR_NOISY, ten, "split"),
         ),
         "tried-cifar": distinct(
