@@ -164,13 +164,13 @@ def tables() -> dict[str, list[Run]]:
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), DIRT, five),
         ),
         "tried-digits": distinct(
-            grid("digits", "same epochs", STATIC_TRIES, TRIED_AT, CLEAN_OR_NOISY, five, "split"),
+            grid("digits", "same epochs", STATIC_TRIES, TRIED_AT, CLEAN_OR_NOISY, ten, "split"),
             grid("digits", "joint", JOINT_TRIES, (0.7, 0.5), CLEAN_OR_NOISY, ten, "split"),
         ),
         "tried-cifar": distinct(
             grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7, 0.5), ("clean",), three, "split"),
             grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7,), ("symmetric 0.2",), three, "split"),
-            grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7,), CLEAN_OR_NOISY, five, "split"),
+            grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7,), CLEAN_OR_NOISY, three, "split"),
         ),
         "gpu": distinct(
             grid("cifar10", "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),
