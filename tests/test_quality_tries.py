@@ -53,7 +53,15 @@ def test_chances_are_those_of_the_pressure():
     losses = [0.01, 0.2, 0.4, 0.8, 4.0]
     # α = 2, β = 4: ℓ²·e^(−4ℓ), worked out by hand.
     weights = [loss**2 * math.exp(-4 * loss) for loss in losses]
-    found = chances(partial(experimental.gamma, 2, 4), records(losses))
+    found = chances(partial(experimental.gamma, 2, 4, math.inf), records(losses))
+    assert found == pytest.approx([w / sum(weights) for w in weights], abs=0.03)
+
+
+def test_chances_above_a_cap_are_even():
+    losses = [0.01, 0.2, 0.4, 0.8, 4.0]
+    # ℓ − log(ℓ)/2: 2.3, 1.005, 0.858, 0.912, 3.3.
+    weights = [math.exp(-4 * p) for p in (1.0, 1.0, 0.858, 0.912, 1.0)]
+    found = chances(partial(experimental.gamma, 2, 4, 1.0), records(losses))
     assert found == pytest.approx([w / sum(weights) for w in weights], abs=0.03)
 
 

@@ -61,11 +61,12 @@ def tilt(strength: float, records: Records, count: int, seed: int) -> Tensor:
     return drawn(strength * by_rank(records.losses().mean(0)), count, seed)
 
 
-def gamma(alpha: float, beta: float, records: Records, count: int, seed: int) -> Tensor:
+def gamma(alpha: float, beta: float, cap: float, records: Records, count: int, seed: int) -> Tensor:
     """Chances in proportion to e^(mean over the epochs of α·log(ℓ + ε) − β·ℓ): those of the
-    pressure ℓ − w·log(ℓ + ε) with w = α/β at a sharpness of β."""
+    pressure ℓ − w·log(ℓ + ε) with w = α/β at a sharpness of β, where it is below the cap."""
     losses = records.losses()
-    return drawn((alpha * (losses + EPSILON).log() - beta * losses).mean(0), count, seed)
+    pressure = losses - alpha / beta * (losses + EPSILON).log()
+    return drawn(-beta * pressure.clamp(max=cap).mean(0), count, seed)
 
 
 def relative(alpha: float, beta: float, records: Records, count: int, seed: int) -> Tensor:
@@ -84,8 +85,12 @@ EXPERIMENTAL: dict[str, Select] = {
     "agreement": agreement,
     "relative ℓ^1.6·e^(−4ℓ)": partial(relative, 1.6, 4),
     **{
-        f"chance ℓ^{alpha:g}·e^(−{beta:g}ℓ)": partial(gamma, alpha, beta)
-        for alpha, beta in ((0, 2), (0.1, 2), (0.4, 2), (0.8, 2), (2, 2), (1.6, 4), (4, 4))
+        f"chance ℓ^{alpha:g}·e^(−{beta:g}ℓ)": partial(gamma, alpha, beta, math.inf)
+        for alpha, beta in ((0, 2), (0.1, 2), (0.4, 2), (0.8, 2), (2, 2), (1.2, 3), (1.6, 4))
+    },
+    **{
+        f"chance ℓ^{alpha:g}·e^(−{beta:g}ℓ), cap {cap:g}": partial(gamma, alpha, beta, cap)
+        for alpha, beta, cap in ((1.2, 3, 2.2), (1.6, 4, 1.8), (1.6, 4, 2.2), (2.4, 6, 2.2))
     },
 }
 
