@@ -166,6 +166,16 @@ def test_a_forced_result_says_so(tmp_path):
     assert "the last one" in page.root.all("p", "facts")[0].text()
 
 
+def test_equal_gates_rank_by_their_losses(tmp_path):
+    losses = torch.randperm(N, generator=torch.Generator().manual_seed(2)).float()
+    losses[3] = torch.nan
+    page = write(tmp_path, make(gate_logits=torch.full((N,), 0.2), sample_losses=losses))
+    readable = [i for i in range(N) if i not in (5, 17)]
+    expected = sorted(readable, key=lambda i: (-losses[i].nan_to_num().item(), -i))
+    found = [int(row[0]) for row in page.rows("least-wanted")]
+    assert found == expected[:24]
+
+
 def test_galleries_name_the_right_samples(tmp_path):
     result = make()
     page = write(tmp_path, result, Pictures(paths=[f"<{i}>.png" for i in range(N)]))

@@ -96,10 +96,11 @@ def extremes(result: PruneResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     """Indices of the most and of the least wanted readable samples, at most ``MOST_SAMPLES`` each.
 
     The most (least) wanted one comes first. No sample is in both: of few samples each gets half.
-    Equal gate logits rank as in the selection, the lower index as the more wanted one.
+    Of equal gate logits, as of samples that no model has fitted, the larger last loss is the less
+    wanted, then the higher index.
     """
     logits = result.gate_logits.double().numpy()
-    order = np.argsort(-logits, kind="stable")
+    order = np.lexsort((np.nan_to_num(finite_losses(result)), -logits))
     unreadable = np.array([index for index, _ in result.unreadable], dtype=np.int64)
     order = order[np.isfinite(logits[order]) & ~np.isin(order, unreadable)]
     most = min(MOST_SAMPLES, (len(order) + 1) // 2)
