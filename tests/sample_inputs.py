@@ -56,6 +56,18 @@ def reference_gates(name: str, device: torch.device, **constants: Any) -> Refere
     return ReferenceGates(m=m.to(device), age=[None if a < 0 else a for a in age], **settings)
 
 
+def constants_of(method: Method) -> dict[str, Any]:
+    """What a reference takes of a method."""
+    return {
+        "plain": not method.weighs,
+        "balance": method.balance,
+        "balance_gain": method.balance_gain,
+        "easy_weight": method.easy_weight,
+        "pressure_cap": method.pressure_cap,
+        "step_size": method.step_size,
+    }
+
+
 def native_gates(reference: ReferenceGates, track_losses: bool = True) -> Gates:
     """Native gates in the state of the reference's, whose logits must be float32 values."""
     method = Method(

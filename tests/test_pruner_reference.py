@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sample_inputs import constants_of
 from training_data import frozen
 
 from adapruner import Pruner, masks, reference
@@ -54,12 +55,7 @@ def test_run_is_that_of_the_reference(
         torch.ones(num_samples),
         keep_ratio,
         first,
-        plain=not constants.weighs,
-        balance=constants.balance,
-        balance_gain=constants.balance_gain,
-        easy_weight=constants.easy_weight,
-        pressure_cap=constants.pressure_cap,
-        step_size=constants.step_size,
+        **constants_of(constants),
         age_cap=1 if track else constants.age_cap,
         resting=warmup_epochs > 0,
     )

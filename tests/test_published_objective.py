@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from sample_inputs import constants_of
 from torch import Tensor
 
 from adapruner import Pruner, ops, reference
@@ -36,12 +37,7 @@ def reference_of(method: str) -> ReferenceGates:
         torch.ones(N),
         RATIO,
         constants.slope[0],
-        plain=not constants.weighs,
-        balance=constants.balance,
-        balance_gain=constants.balance_gain,
-        easy_weight=constants.easy_weight,
-        pressure_cap=constants.pressure_cap,
-        step_size=constants.step_size,
+        **constants_of(constants),
         age_cap=constants.age_cap,
     )
 
@@ -72,7 +68,7 @@ def test_a_recorded_stream_of_losses(method: str) -> None:
             sums = ops.topk_mask(gates.logits, round(RATIO * N), expected.slope).sums
             gates.use_sums(expected.slope, sums)
     spread = gates.logits.std().item()
-    assert spread > 0.02  # the run did something
+    assert spread > {"adapruner": 0.05, "sampled": 0.02}[method]  # the run did something
     kept = ops.topk_indices(gates.logits, round(RATIO * N), 1.0).selected
     also = reference.topk_indices(expected.m, round(RATIO * N))
     assert len(np.intersect1d(kept, also)) >= len(also) - 2  # m that differ by less than 1e-5

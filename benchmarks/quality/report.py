@@ -43,7 +43,10 @@ def runs_in(results: Path, measured_on: str) -> Rows:
         made = read_rows(results / file)
         found += (today := [row for row in made if key_of(row) == run_of(row).key()])
         if len(today) < len(made):
-            print(f"{file}: {len(made) - len(today)} rows are of the past", file=sys.stderr)
+            print(
+                f"{file}: {len(made) - len(today)} rows of other recipes or constants",
+                file=sys.stderr,
+            )
     return found
 
 
