@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 class Sampling:
     """How samples are drawn by their gates (docs/method.md).
 
-    A draw is without replacement, with chances in proportion to e^(−β·p), p the mean pressure on a
-    sample's gate so far: ℓ^(β·w)·e^(−β·ℓ), were its loss always ℓ and its pressure below the cap.
+    A draw is without replacement, with chances in proportion to e^(−β·max(p, i)), p the mean
+    pressure on a sample's gate so far and i an indifference: equal chances below it.
 
     Attributes:
         sharpness: β.
-        indifference: pressures below this one count as this one in what an epoch reads, so that
-            all but what has always been near the cap is read evenly.
+        kept_indifference: mean pressures below this one count as this one in what is kept, so that
+            of samples that are neither far from fitted nor fitted long since chance decides.
+        read_indifference: the same in what an epoch reads, so that all but what has always been
+            near the cap is read evenly.
         turns: chances of what an epoch reads also grow with this power of the epochs since the
             last visit, so that samples take turns.
         small_ratio: below this keep ratio the easy weight falls with its square: small sets are to
@@ -26,7 +28,8 @@ class Sampling:
     """
 
     sharpness: float = 6.0
-    indifference: float = 2.0
+    kept_indifference: float = 1.6
+    read_indifference: float = 2.0
     turns: float = 1.0
     small_ratio: float = 0.3
     long_run: int = 20
@@ -73,8 +76,8 @@ class Method:
 METHODS = {
     # As published: an easy sample (ℓ = 0.01) is pressed with 4.6, a wrong one (ℓ = 4) with 2.6.
     "adapruner": Method(easy_weight=1.0),
-    # ℓ = 4 gives 2.2, ℓ = 0.01 gives 1.9, 0.4 gives 0.8: the best chances. With one slope and no
-    # balance, a gate logit is a sum of such pressures.
+    # ℓ = 4 gives 2.2, ℓ = 0.01 gives 1.9; between 0.02 and 1.8 are less than 1.6 and the best
+    # chances. With one slope and no balance, a gate logit is a sum of such pressures.
     "sampled": Method(
         easy_weight=0.4,
         pressure_cap=2.2,

@@ -25,13 +25,6 @@ def pressure_unit(method: Method, history: Sequence[dict[str, Any]]) -> float:
     return 1 - logit
 
 
-def least_pressure(method: Method) -> float:
-    """The least pressure of any loss, w − w·log w: a gate that saw none, because its sample has
-    not been read or its losses were not finite, is not taken for a better one."""
-    w = method.easy_weight
-    return w - w * math.log(w) if w > 0 else 0.0
-
-
 def draw(
     method: Method, gates: Gates, history: Sequence[dict[str, Any]], seed: int, final: bool
 ) -> Tensor | None:
@@ -53,7 +46,7 @@ def draw(
     unit = pressure_unit(method, history)
     key = epoch_seed(seed, len(history), 0, 3)
     scale = sampling.sharpness / unit
-    level, turns = sampling.indifference, sampling.turns
+    level, turns = sampling.read_indifference, sampling.turns
     if final:
-        level, turns = least_pressure(method), 0.0
+        level, turns = sampling.kept_indifference, 0.0
     return ops.sampling_keys(gates.logits, gates.age, scale, turns, key, 1 - unit * level)

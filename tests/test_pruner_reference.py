@@ -18,10 +18,10 @@ def drawn(
     method: Method, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
 ) -> torch.Tensor:
     """What a run of seed 0 ranks samples by after so many epochs."""
-    sampling, w = method.sampling, method.easy_weight
-    level, turns = w - w * np.log(w), 0.0  # the least pressure, that of ℓ = w
+    sampling = method.sampling
+    level, turns = sampling.kept_indifference, 0.0
     if not final:
-        level, turns = sampling.indifference, sampling.turns
+        level, turns = sampling.read_indifference, sampling.turns
     logits = gates.m.clamp(max=1 - unit * level)
     ages = [255 if age is None else age for age in gates.age]
     key = epoch_seed(0, ended, 0, 3)

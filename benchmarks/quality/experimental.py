@@ -102,9 +102,15 @@ def sampled(**constants: float) -> Method:
 
 
 KEEPING: dict[str, Method] = {
-    # The defaults before: gates that rank, and chances without a cap.
+    # The defaults before: gates that rank, chances without a cap, and with one.
     "top-k, w = 0.4": Method(0.4),
-    "sampled, no cap, sharpness 3": replace(sampled(sharpness=3.0), pressure_cap=math.inf),
+    "sampled, no indifference, no cap, sharpness 3": replace(
+        sampled(kept_indifference=0.0, sharpness=3.0), pressure_cap=math.inf
+    ),
+    "sampled, no indifference": sampled(kept_indifference=0.0),
+    "sampled, indifference 1.2": sampled(kept_indifference=1.2),
+    "sampled, indifference 1.4": sampled(kept_indifference=1.4),
+    "sampled, indifference 1.8": sampled(kept_indifference=1.8),
     "sampled, no cap": replace(DEFAULT, pressure_cap=math.inf),
     "sampled, cap 1.8": replace(DEFAULT, pressure_cap=1.8),
     "sampled, cap 2.6": replace(DEFAULT, pressure_cap=2.6),
@@ -114,8 +120,8 @@ KEEPING: dict[str, Method] = {
     "sampled, small ratios alike": sampled(small_ratio=0.0),
 }
 READING: dict[str, Method] = {
-    "sampled, indifference 1.7": sampled(indifference=1.7),
-    "sampled, indifference 1.5": sampled(indifference=1.5),
+    "sampled, reads 1.7": sampled(read_indifference=1.7),
+    "sampled, reads 1.5": sampled(read_indifference=1.5),
     "sampled, turns 0": sampled(turns=0.0),
     "sampled, gates weigh": replace(DEFAULT, weighs=True),
 }

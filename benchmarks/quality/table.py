@@ -112,15 +112,14 @@ WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 JOINT_RATIOS = (0.7, 0.5, 0.3)
 CIFAR = "cifar10-10000"
 STATIC_TRIES = ("random", *EXPERIMENTAL, *KEEPING, "adapruner")
-JOINT_TRIES = ("random each epoch", "sampled, no cap, sharpness 3", *READING, "adapruner")
+JOINT_TRIES = ("random each epoch", *READING, "adapruner")
 CIFAR_TRIES = (
     *("random", "half hardest out", "tilt -1.5", "tilt +1.5", "top-k, w = 0.4"),
     *(f"chance ℓ^{shape}" for shape in ("0·e^(−2ℓ)", "0.8·e^(−2ℓ)", "2·e^(−2ℓ)", "1.6·e^(−4ℓ)")),
-    *("sampled, no cap, sharpness 3", "sampled, cap 1.8", "adapruner"),
+    *("sampled, no indifference", "sampled, indifference 1.4", "sampled, cap 1.8", "adapruner"),
 )
 CIFAR_JOINT_TRIES = (
-    *("random each epoch", "sampled, no cap, sharpness 3", "adapruner"),
-    *("sampled, indifference 1.7", "sampled, indifference 1.5"),
+    *("random each epoch", "adapruner", "sampled, reads 1.7", "sampled, reads 1.5"),
 )
 TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", *OURS)
 
