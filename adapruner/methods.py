@@ -10,26 +10,30 @@ from dataclasses import dataclass, replace
 class Sampling:
     """How samples are drawn by their gates (docs/method.md).
 
-    A draw is without replacement, with chances in proportion to e^(−β·max(p, i)), p the mean
-    pressure on a sample's gate so far and i an indifference: equal chances below it.
+    A draw is without replacement, with chances in proportion to e^(−β·d), d the distance of the
+    mean pressure on a sample's gate so far from the reach, 0 within it.
 
     Attributes:
         sharpness: β.
-        kept_indifference: mean pressures below this one count as this one in what is kept, so that
-            of samples that are neither far from fitted nor fitted long since chance decides.
-        read_indifference: the same in what an epoch reads, so that all but what has always been
-            near the cap is read evenly.
+        reach: the least and the greatest mean pressure of what a model learns from. What is below
+            was fitted long since, what is above no model fits.
+        easy_side: factor of distances below the reach.
+        farthest: distances above this one count as this one.
+        evenly_read: distances below this one count as this one in what an epoch reads, so that all
+            but what is far off is read evenly.
         turns: chances of what an epoch reads also grow with this power of the epochs since the
             last visit, so that samples take turns.
-        small_ratio: below this keep ratio the easy weight falls with its square: small sets are to
-            have easy samples too.
+        small_ratio: below this keep ratio distances below the reach count for less, by its fourth
+            power: small sets are to have easy samples too.
         long_run: epochs, beyond which gates take shorter steps: a gate logit tells the sum of its
             pressures only while it is not far from where it began.
     """
 
     sharpness: float = 6.0
-    kept_indifference: float = 1.6
-    read_indifference: float = 2.0
+    reach: tuple[float, float] = (0.0, 1.4)
+    easy_side: float = 1.0
+    farthest: float = 1.4
+    evenly_read: float = 1.2
     turns: float = 1.0
     small_ratio: float = 0.3
     long_run: int = 20
@@ -41,9 +45,8 @@ class Method:
 
     Attributes:
         easy_weight: w, the weight of L_sel: the pressure of a sample is ℓ − w·log(ℓ + ε) + the
-            balance term, which is least at ℓ ≈ w. The larger it is, the earlier easy samples go.
-        pressure_cap: c, what ℓ − w·log(ℓ + ε) counts as at most. What no model fits, such as wrong
-            labels, is all alike then, and chance decides which of it goes first.
+            balance term, which is least at ℓ ≈ w. Below 0 it grows with the loss throughout.
+        pressure_cap: c, what ℓ − w·log(ℓ + ε) counts as at most.
         step_size: η, the step of a gate for each visit.
         slope: first and last slope k of the gates.
         balance: C of λ = C + γ·|ρ − r|, the weight of L_cmp.
@@ -69,18 +72,19 @@ class Method:
             return self
         small = self.sampling.small_ratio
         share = keep_ratio / small if keep_ratio < small else 1.0
+        sampling = replace(self.sampling, easy_side=share**4 * self.sampling.easy_side)
         step_size = self.step_size * min(1.0, self.sampling.long_run / epochs)
-        return replace(self, easy_weight=share**2 * self.easy_weight, step_size=step_size)
+        return replace(self, sampling=sampling, step_size=step_size)
 
 
 METHODS = {
     # As published: an easy sample (ℓ = 0.01) is pressed with 4.6, a wrong one (ℓ = 4) with 2.6.
     "adapruner": Method(easy_weight=1.0),
-    # ℓ = 4 gives 2.2, ℓ = 0.01 gives 1.9; between 0.02 and 1.8 are less than 1.6 and the best
-    # chances. With one slope and no balance, a gate logit is a sum of such pressures.
+    # ℓ = 4 gives 3, ℓ = 0.01 gives −1.8; the reach is from 0.38 to 1.3. With one slope and no
+    # balance, a gate logit is a sum of such pressures.
     "sampled": Method(
-        easy_weight=0.4,
-        pressure_cap=2.2,
+        easy_weight=-0.4,
+        pressure_cap=3.0,
         slope=(1.0, 1.0),
         balance=0.0,
         balance_gain=0.0,

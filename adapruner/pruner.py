@@ -31,7 +31,7 @@ from adapruner.gates import Gates
 from adapruner.losses import Losses
 from adapruner.methods import DEFAULT_METHOD, find_method
 from adapruner.result import PruneResult
-from adapruner.sampling import draw
+from adapruner.sampling import draw, preferences
 from adapruner.selection import Selection, check_keep_ratio, keep_count
 
 
@@ -348,7 +348,7 @@ class Pruner(Losses):
         read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in self.history)
         return PruneResult(
             indices=indices,
-            gate_logits=to_cpu(self.gates.logits),
+            gate_logits=to_cpu(preferences(self._constants, self.gates, self.history)),
             keep_ratio=self.keep_ratio,
             fingerprint=self.fingerprint,
             config=dict(self._settings),

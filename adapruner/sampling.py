@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapruner import ops
@@ -23,6 +24,24 @@ def pressure_unit(method: Method, history: Sequence[dict[str, Any]]) -> float:
             gate = 1 / (1 + math.exp(-entry["slope"] * logit))
             logit -= method.step_size * entry["slope"] * gate * (1 - gate)
     return 1 - logit
+
+
+def preferences(method: Method, gates: Gates, history: Sequence[dict[str, Any]]) -> Tensor:
+    """By what samples are wanted: their gate logits, or, where samples are drawn, what these would
+    be had the pressure in each epoch been the distance of the mean one from the reach.
+
+    Returns:
+        Float32 ``[N]`` on the gates' device: the larger the more wanted, −inf where the gate logit
+        is, and where samples are drawn 1 within the reach.
+    """
+    sampling, logits = method.sampling, gates.logits
+    if sampling is None:
+        return logits
+    unit = pressure_unit(method, history)
+    easiest, hardest = (1 - unit * pressure for pressure in sampling.reach)
+    wanted = torch.minimum(logits - hardest, sampling.easy_side * (easiest - logits))
+    wanted.clamp_(-unit * sampling.farthest, 0).add_(1)
+    return wanted.masked_fill_(logits == -torch.inf, -torch.inf)
 
 
 def draw(
@@ -45,8 +64,12 @@ def draw(
         return None
     unit = pressure_unit(method, history)
     key = epoch_seed(seed, len(history), 0, 3)
-    scale = sampling.sharpness / unit
-    level, turns = sampling.read_indifference, sampling.turns
-    if final:
-        level, turns = sampling.kept_indifference, 0.0
-    return ops.sampling_keys(gates.logits, gates.age, scale, turns, key, 1 - unit * level)
+    within, turns = (0.0, 0.0) if final else (sampling.evenly_read, sampling.turns)
+    return ops.sampling_keys(
+        preferences(method, gates, history),
+        gates.age,
+        sampling.sharpness / unit,
+        turns,
+        key,
+        1 - unit * within,
+    )

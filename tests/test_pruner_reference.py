@@ -19,10 +19,12 @@ def drawn(
 ) -> torch.Tensor:
     """What a run of seed 0 ranks samples by after so many epochs."""
     sampling = method.sampling
-    level, turns = sampling.kept_indifference, 0.0
-    if not final:
-        level, turns = sampling.read_indifference, sampling.turns
-    logits = gates.m.clamp(max=1 - unit * level)
+    within, turns = (0.0, 0.0) if final else (sampling.evenly_read, sampling.turns)
+    pressures = (1 - gates.m) / unit
+    easiest, hardest = sampling.reach
+    below, above = sampling.easy_side * (easiest - pressures), pressures - hardest
+    distances = torch.maximum(below, above).clamp(within, sampling.farthest)
+    logits = 1 - unit * distances
     ages = [255 if age is None else age for age in gates.age]
     key = epoch_seed(0, ended, 0, 3)
     return reference.sampling_keys(logits.tolist(), ages, sampling.sharpness / unit, turns, key)

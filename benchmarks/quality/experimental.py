@@ -101,27 +101,35 @@ def sampled(**constants: float) -> Method:
     return replace(DEFAULT, sampling=replace(DEFAULT.sampling, **constants))
 
 
+def both_ends(even_below: float, cap: float, sharpness: float, evenly_read: float) -> Method:
+    """A default before, whose pressure ℓ − 0.4·log(ℓ + ε) itself grew to both sides."""
+    constants = sampled(
+        reach=(-math.inf, even_below),
+        farthest=math.inf,
+        sharpness=sharpness,
+        evenly_read=evenly_read,
+    )
+    return replace(constants, easy_weight=0.4, pressure_cap=cap)
+
+
 KEEPING: dict[str, Method] = {
-    # The defaults before: gates that rank, chances without a cap, and with one.
     "top-k, w = 0.4": Method(0.4),
-    "sampled, no indifference, no cap, sharpness 3": replace(
-        sampled(kept_indifference=0.0, sharpness=3.0), pressure_cap=math.inf
-    ),
-    "sampled, no indifference": sampled(kept_indifference=0.0),
-    "sampled, indifference 1.2": sampled(kept_indifference=1.2),
-    "sampled, indifference 1.4": sampled(kept_indifference=1.4),
-    "sampled, indifference 1.8": sampled(kept_indifference=1.8),
-    "sampled, no cap": replace(DEFAULT, pressure_cap=math.inf),
-    "sampled, cap 1.8": replace(DEFAULT, pressure_cap=1.8),
-    "sampled, cap 2.6": replace(DEFAULT, pressure_cap=2.6),
+    "both ends, no cap, sharpness 3": both_ends(0.0, math.inf, 3.0, 2.0),
+    "both ends, cap 2.2": both_ends(0.0, 2.2, 6.0, 2.0),
+    "both ends, cap 2.2, even below 1.6": both_ends(1.6, 2.2, 6.0, 0.4),
+    "sampled, reach 0 to 1": sampled(reach=(0.0, 1.0)),
+    "sampled, reach 0 to 1.2": sampled(reach=(0.0, 1.2)),
+    "sampled, reach 0 to 1.8": sampled(reach=(0.0, 1.8)),
+    "sampled, reach −0.3 to 1.4": sampled(reach=(-0.3, 1.4)),
+    "sampled, reach −∞ to 1.4": sampled(reach=(-math.inf, 1.4)),
     "sampled, sharpness 4": sampled(sharpness=4.0),
-    "sampled, w = 0.2": replace(DEFAULT, easy_weight=0.2),
-    "sampled, w = 1": replace(DEFAULT, easy_weight=1.0),
+    "sampled, sharpness 10": sampled(sharpness=10.0),
+    "sampled, no farthest": sampled(farthest=math.inf),
     "sampled, small ratios alike": sampled(small_ratio=0.0),
 }
 READING: dict[str, Method] = {
-    "sampled, reads 1.7": sampled(read_indifference=1.7),
-    "sampled, reads 1.5": sampled(read_indifference=1.5),
+    "sampled, reads by the kept's chances": sampled(evenly_read=0.0, turns=0.0),
+    "sampled, reads even below 0.9": sampled(evenly_read=0.9),
     "sampled, turns 0": sampled(turns=0.0),
     "sampled, gates weigh": replace(DEFAULT, weighs=True),
 }

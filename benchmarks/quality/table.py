@@ -116,11 +116,10 @@ JOINT_TRIES = ("random each epoch", *READING, "adapruner")
 CIFAR_TRIES = (
     *("random", "half hardest out", "tilt -1.5", "tilt +1.5", "top-k, w = 0.4"),
     *(f"chance ℓ^{shape}" for shape in ("0·e^(−2ℓ)", "0.8·e^(−2ℓ)", "2·e^(−2ℓ)", "1.6·e^(−4ℓ)")),
-    *("sampled, no indifference", "sampled, indifference 1.4", "sampled, cap 1.8", "adapruner"),
+    *("both ends, cap 2.2", "both ends, cap 2.2, even below 1.6", "sampled, reach 0 to 1.2"),
+    *("sampled, reach −∞ to 1.4", "adapruner"),
 )
-CIFAR_JOINT_TRIES = (
-    *("random each epoch", "adapruner", "sampled, reads 1.7", "sampled, reads 1.5"),
-)
+CIFAR_JOINT_TRIES = (*("random each epoch", "adapruner", "sampled, reads even below 0.9"),)
 TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", *OURS)
 
 
