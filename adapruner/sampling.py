@@ -39,7 +39,8 @@ def preferences(method: Method, gates: Gates, history: Sequence[dict[str, Any]])
         return logits
     unit = pressure_unit(method, history)
     easiest, hardest = (1 - unit * pressure for pressure in sampling.reach)
-    wanted = torch.minimum(logits - hardest, sampling.easy_side * (easiest - logits))
+    wanted = logits - hardest
+    torch.minimum(wanted, (easiest - logits).mul_(sampling.easy_side), out=wanted)
     wanted.clamp_(-unit * sampling.farthest, 0).add_(1)
     return wanted.masked_fill_(logits == -torch.inf, -torch.inf)
 

@@ -134,8 +134,11 @@ def difficulty(look: Look, edges: Sequence[float]) -> dict[str, Any]:
 
 
 def extremes(look: Look) -> tuple[Tensor, Tensor]:
-    """Indices of the most and of the least wanted, the most extreme ones first."""
-    order = look.gate_logits.argsort(descending=True, stable=True)
+    """Indices of the most and of the least wanted, the most extreme ones first.
+
+    Of equal gate logits the larger loss is the less wanted.
+    """
+    order = torch.from_numpy(np.lexsort((look.losses.numpy(), -look.gate_logits.numpy())))
     return order[: kept_figures.SHOWN], order.flip(0)[: kept_figures.SHOWN]
 
 
