@@ -83,17 +83,27 @@ def balanced_gates(method: str) -> Gates:
     return gates
 
 
-@pytest.mark.parametrize(("method", "weight"), [("adapruner", 1.0), ("sampled", 0.4)])
-def test_the_pressure_is_least_at_middling_losses(method: str, weight: float) -> None:
+def pressures(method: str, loss: torch.Tensor) -> torch.Tensor:
     gates = balanced_gates(method)
-    loss = torch.logspace(-6, 3, 3001, dtype=torch.float64)
     ids = torch.zeros(len(loss), dtype=torch.int64)
-    pressure = ops.masked_loss(loss, ids, gates.logits, gates.state).pressure
+    return ops.masked_loss(loss, ids, gates.logits, gates.state).pressure
+
+
+def test_the_published_pressure_is_least_at_a_loss_of_one() -> None:
+    loss = torch.logspace(-6, 3, 3001, dtype=torch.float64)
+    pressure = pressures("adapruner", loss)
     least = pressure.argmin()
-    assert loss[least].item() == pytest.approx(weight, rel=0.01)
-    assert pressure[least].item() == pytest.approx(weight - weight * np.log(weight), abs=1e-4)
+    assert loss[least].item() == pytest.approx(1, rel=0.01)
+    assert pressure[least].item() == pytest.approx(1, abs=1e-4)
     assert (pressure[:least].diff() <= 1e-6).all()
     assert (pressure[least:].diff() >= -1e-6).all()
+
+
+def test_the_default_presses_by_difficulty() -> None:
+    loss = torch.logspace(-6, 3, 3001, dtype=torch.float64)
+    expected = (loss + 0.4 * (loss + 1e-5).log()).clamp(max=3)
+    torch.testing.assert_close(pressures("sampled", loss).double(), expected, rtol=1e-6, atol=1e-6)
+    assert (expected.diff() >= 0).all()
 
 
 def test_pressure_as_published() -> None:

@@ -29,6 +29,14 @@ def test_overlap_is_the_share_of_the_smaller_set():
     assert kept.overlap(members(1), members(2)) == 0
 
 
+def test_the_least_wanted_of_equal_gates_has_the_largest_loss():
+    gates, losses = torch.tensor([1.0, 0.5, 1.0, 0.5]), torch.tensor([0.9, 3.0, 0.4, 2.0])
+    nothing = torch.zeros(4)
+    look = kept.Look(None, nothing, nothing.bool(), gates, losses.double(), nothing)
+    most, least = kept.extremes(look)
+    assert (most.tolist(), least.tolist()) == ([2, 0, 3, 1], [1, 3, 0, 2])
+
+
 def test_seeds_are_compared_in_pairs_and_epochs_in_order():
     one, two, three = members(0, 1, 2, 3), members(0, 1, 2, 4), members(0, 1)
     assert kept.between_seeds([one, two, three]) == [0.75, 1, 1]
