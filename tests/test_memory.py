@@ -65,7 +65,7 @@ def free_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-# For a moment: the masks of the next epoch beside those of this one; keys of a draw, and of what.
+# For a moment: the masks of the next epoch beside those of this one; what a draw goes by, its keys.
 @pytest.mark.parametrize(("method", "moment"), [("adapruner", 5.75), ("sampled", 13.75)])
 def test_a_hundred_million_samples_are_held_in_five_bytes_and_two_bits_each(
     method: str, moment: float
