@@ -9,18 +9,20 @@ from typing import Any
 from adapruner.info import machine
 from adapruner.ops import _C
 
+# What the figures depend on: not what a run itself writes.
+CODE = (":/adapruner", ":/csrc", ":/benchmarks", ":/examples", ":(top,exclude)benchmarks/results")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def provenance() -> dict[str, Any]:
-    """The machine, versions, date, and the commit ("+" where the tree differs from it)."""
+    """The machine, versions, date, and the commit ("+" where the code differs from it)."""
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parent
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--", *CODE)
     return machine() | {
         "instruction_set": _C.build_info()["instruction_set"],
         "huge_pages": HUGE_PAGES.read_text().split("[")[-1].split("]")[0]

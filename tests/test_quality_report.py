@@ -48,7 +48,7 @@ def write(path, rows):
 def root(tmp_path):
     (tmp_path / "docs" / "images").mkdir(parents=True)
     for name, markers in {
-        "docs/quality.md": ("aims", "digits", CIFAR, "transfer", "probe", "kept"),
+        "docs/quality.md": ("aims", "digits", "cost of digits", CIFAR, "transfer", "probe", "kept"),
         "docs/quality-tables.md": ("digits", CIFAR, "tried on digits"),
         "README.md": ("quality",),
     }.items():
@@ -78,6 +78,10 @@ def test_the_pages(root):
     split = five("random", 0.5, 80.0, measured_on="split")
     split += five("tilt +3", 0.5, 81.0, measured_on="split")
     write(root / "results" / "digits-split.jsonl", split)
+    selection = {"selection_samples_read": 90.0, "selection_cpu_seconds": 1.3}
+    timed = five("full", 1.0, 90.0) + five("random", 0.7, 80.0, cpu_seconds=0.8)
+    timed += five("adapruner", 0.7, 83.0, cpu_seconds=0.9, **selection)
+    write(root / "results" / "cost" / "digits.jsonl", timed)
     report.main(root / "results", root)
 
     page = between(root, "docs/quality.md", "digits")
@@ -85,7 +89,6 @@ def test_the_pages(root):
     cell = "85.00 ± 0.71<br>**+3.00 [+3.00, +3.00]**"
     assert f"| adapruner | {cell} | {cell} |" in page
     assert "n = 5" in page
-    assert "| random | same epochs | 0.70 | 0.00 | 0.70 |" in page
     assert "Bad samples" not in page
     long = between(root, "docs/quality-tables.md", "digits")
     assert "| adapruner | -7.00 [-7.00, -7.00] | -7.00 [-7.00, -7.00] |" in long
@@ -95,6 +98,12 @@ def test_the_pages(root):
         root, "README.md", "quality"
     )
     assert "**6.**" in between(root, "docs/quality.md", "aims")
+    costs = between(root, "docs/quality.md", "cost of digits")
+    assert "| EL2N | same epochs | 0.95 | 0.25 | 1.05 | 0.8 trainings |" in costs
+    assert "| AUM | same epochs | 1.70 | 1.00 | 1.80 | 3.3 trainings |" in costs
+    assert "| random | same epochs | 0.70 | 0.00 | 0.80 |  |" in costs
+    assert "| adapruner | same epochs | 1.60 | 0.90 | 2.20 | 3.0 trainings |" in costs
+    assert "| InfoBatch |" not in costs
     for empty in (CIFAR, "transfer", "probe"):
         assert between(root, "docs/quality.md", empty) == ""
     assert between(root, "docs/quality.md", "kept") == "**Not yet measured.**"

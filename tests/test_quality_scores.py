@@ -41,13 +41,22 @@ def test_el2n_is_the_length_of_the_error():
     # Equal logits: p = (1/2, 1/2), error (1/2, 1/2). Logits (0, ln 3): p = (1/4, 3/4).
     made = records([[[0.0, 0.0], [0.0, math.log(3)]]] * 4, [0, 1])
     expected = [math.sqrt(0.5), math.sqrt(2) / 4]
-    assert scores.el2n(made).tolist() == pytest.approx(expected, rel=1e-3)
+    assert scores.el2n(made, 1).tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_el2n_looks_at_the_first_quarter():
-    early, late = [[0.0, 0.0]], [[9.0, -9.0]]
-    made = records([early, late, late, late], [0])
-    assert scores.el2n(made).item() == pytest.approx(math.sqrt(0.5))
+    # The second sample is the harder one early on, the first one later.
+    early, late = [[9.0, -9.0], [0.0, 0.0]], [[-9.0, 9.0], [9.0, -9.0]]
+    made = records([early, late, late, late], [0, 0])
+    assert scores.el2n(made, 1).tolist() == pytest.approx([0, math.sqrt(0.5)], abs=1e-6)
+    assert static.STATIC["EL2N"](made, 1, seed=0).tolist() == [1]
+    assert scores.el2n(made, 4).argmax() == 0
+
+
+def test_aum_keeps_the_small_margins_and_as_published_the_large():
+    made = records([[[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]]], [0, 0, 0])
+    assert static.STATIC["AUM"](made, 2, seed=0).tolist() == [1, 2]
+    assert static.STATIC["AUM as published"](made, 2, seed=0).tolist() == [0, 2]
 
 
 def test_aum_is_the_mean_margin_over_the_largest_other():

@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from .static import STATIC
 from .statistics import Row, by_seed, group, paired
-from .table import CIFAR, CLEAN_OR_NOISY, STATIC_METHODS
+from .table import CIFAR, CLEAN_OR_NOISY
 
 DATASETS = {"digits": "digits", CIFAR: "a part of CIFAR-10"}
 OURS = {"adapruner as published": "#56b4e9", "adapruner": "#0072b2"}
-RIVALS = ("#c75400", "#8a8a8a", "#cc79a7", "#009e73", "#b59a00", "#7a4fa3", "#444444")
-MARKERS = "sv^DPX*"
+RIVALS = ("#c75400", "#8a8a8a", "#cc79a7", "#009e73", "#90432f", "#b59a00", "#7a4fa3", "#444444")
+MARKERS = "sv^D<PX*"
 SEEDS = 5  # fewer are not drawn
 Cells = dict[tuple[str, float], dict[int, float]]  # method and ratio: seed to accuracy
 
@@ -65,7 +66,7 @@ def _n(cells: Cells) -> str:
 def _draw(ax: Axes, cells: Cells) -> None:
     """Ratios side by side, not to scale: most of them are close together."""
     ratios = sorted({ratio for _, ratio in cells})
-    rivals = [m for m in STATIC_METHODS if m not in ("full", "random") and "adapruner" not in m]
+    rivals = (method for method in STATIC if method != "random")
     styles = dict(zip(rivals, cycle(zip(RIVALS, MARKERS, strict=True)), strict=False))
     styles |= {method: (colour, "o") for method, colour in OURS.items()}
     for k, (method, (colour, marker)) in enumerate(styles.items()):

@@ -34,11 +34,10 @@ from .data import Data, load
 from .run import RESULTS, ROOT
 from .scores import Records, record
 from .static import STATIC
-from .table import RECIPES
+from .table import NOISE, RECIPES
 from .trainer import Recipe, train
 
 IMAGES = ROOT.parent / "docs" / "images"
-NOISE = "symmetric 0.2"
 RIVALS = ("DUAL", "AUM", "EL2N")
 NAMES = {
     "digits": tuple("0123456789"),

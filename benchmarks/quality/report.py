@@ -21,8 +21,9 @@ from .figures import draw_differences
 from .kept import kept_table
 from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios_of
 from .run import RESULTS, file_of, key_of, read_rows, run_of
+from .static import RECORDED, STATIC
 from .statistics import Row, by_seed, estimate, group, paired
-from .table import CLEAN_OR_NOISY, RECIPES, WIDE, Run
+from .table import ADAPRUNER, CLEAN_OR_NOISY, JOINT_METHODS, LARGE, RECIPES, WIDE, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[Row]
@@ -32,7 +33,6 @@ PROTOCOLS = {
     "joint": "trained jointly",
 }
 SEEDS_TO_SHOW = 5  # in the README
-COST_AT = 0.7  # the keep ratio whose costs are shown
 
 
 def runs_in(results: Path, measured_on: str) -> Rows:
@@ -140,7 +140,7 @@ def blocks(rows: Rows) -> list[tuple[str, str, Block]]:
 
 
 def sections(rows: Rows) -> str:
-    """Of one dataset: accuracy and its difference to random, share of the bad, costs."""
+    """Of one dataset: accuracy and its difference to random, share of the bad."""
     parts = []
     for title, protocol, block in blocks(rows):
         rival = rival_of(protocol)
@@ -148,7 +148,7 @@ def sections(rows: Rows) -> str:
         parts += [f"### {title}", "", caption, "", *block.table(block.means(rival=rival))]
         if protocol != "joint":
             parts += block.share_of_bad()
-    return "\n".join([*parts, *costs(rows), *where(rows)])
+    return "\n".join([*parts, *where(rows)])
 
 
 def details(rows: Rows) -> str:
@@ -167,40 +167,44 @@ def details(rows: Rows) -> str:
     return "\n".join([*parts, *where(rows)])
 
 
-def costs(rows: Rows) -> list[str]:
-    """Samples read and time, as multiples of training on everything, medians over the seeds. For
-    as many steps, only the 1 that training then takes would differ."""
-    clean = [row for row in rows if row["noise"] == "clean"]
-    full = {row["seed"]: row for row in clean if row["method"] == "full"}
-    cells = group((row for row in clean if row["ratio"] == COST_AT), "protocol", "method")
+def costs(rows: Rows) -> str:
+    """Samples read and time of the processor, as multiples of those of training on everything,
+    medians over the seeds."""
+    full = {row["seed"]: row for row in rows if row["method"] == "full"}
+    cells = group((row for row in rows if row["method"] != "full"), "protocol", "method")
     lines = []
-    for protocol, method in product(("same epochs", "joint"), order_of(m for _, m in cells)):
-        pairs = [
-            (r, full[r["seed"]]) for r in cells.get((protocol, method), []) if r["seed"] in full
-        ]
-        if not pairs:
+    methods = order_of({*STATIC, *ADAPRUNER, *JOINT_METHODS})
+    for protocol, method in product(("same epochs", "joint"), methods):
+        # Training takes as long whoever chose as many samples; scores, what they record.
+        scored = protocol == "same epochs" and method in STATIC
+        of = cells.get((protocol, "random" if scored else method), [])
+        if not of:
             continue
 
-        def times_full(name: str, prefix: str, pairs: list[tuple[Row, Row]] = pairs) -> float:
-            return median(row.get(prefix + name, 0.0) / whole[name] for row, whole in pairs)
+        def times_full(name: str, prefix: str = "", of: Rows = of) -> float:
+            return median(row.get(prefix + name, 0.0) / full[row["seed"]][name] for row in of)
 
-        select, train = (times_full("samples_read", prefix) for prefix in ("selection_", ""))
-        seconds = sum(times_full("cpu_seconds", prefix) for prefix in ("selection_", ""))
-        pays = f"{select / (1 - train):.1f} trainings" if select and train < 1 else ""
+        train, seconds = times_full("samples_read"), times_full("cpu_seconds")
+        if scored:
+            select = to_select = RECORDED.get(method, 1.0)
+        else:
+            select, to_select = (
+                times_full(name, "selection_") for name in ("samples_read", "cpu_seconds")
+            )
+        pays = f"{select / (1 - train):.1f} trainings" if select else ""
         lines.append(
-            f"| {method} | {protocol} | {select + train:.2f} | {select:.2f} | {seconds:.2f} "
-            f"| {pays} |"
+            f"| {method} | {protocol} | {select + train:.2f} | {select:.2f} "
+            f"| {to_select + seconds:.2f} | {pays} |"
         )
-    if not lines:
-        return []
-    return [
-        f"### Cost at {COST_AT:g}, clean, as a multiple of training on everything",
-        "",
-        "| | protocol | samples read | of them, to select | CPU time | pays after |",
-        "|---" * 6 + "|",
-        *lines,
-        "",
-    ]
+    return "\n".join(
+        [
+            "| | protocol | samples read | of them, to select | time | pays after |",
+            "|---" * 6 + "|",
+            *lines,
+            "",
+            f"Medians, n = {len(full)}; " + where(rows)[0],
+        ]
+    )
 
 
 def where(rows: Rows) -> list[str]:
@@ -275,14 +279,19 @@ def short(rows: Rows) -> str:
     """For the README: adapruner beside random and the best of the others."""
     lines = ["| | keep ratio | adapruner | random | best other | all data | n |", "|---" * 7 + "|"]
     cells = aims.Cells(rows)
-    for dataset, noise in product(aims.DATASETS, CLEAN_OR_NOISY):
+    for dataset, noise in product((*aims.DATASETS, LARGE), CLEAN_OR_NOISY):
         for ratio in WIDE:
             place = aims.Place(dataset, "same epochs", noise)
+            found = {
+                method: values
+                for method in ("full", "adapruner", *aims.RIVALS)
+                if len(values := by_seed(cells.rows(place, method, ratio))) >= SEEDS_TO_SHOW
+            }
+            common = set.intersection(*map(set, found.values())) if found else set()
             means = {
-                method: estimate(values)
-                for method in ("full", "random", "adapruner", *aims.RIVALS)
-                if len(values := by_seed(cells.rows(place, method, ratio)).values())
-                >= SEEDS_TO_SHOW
+                method: estimate(values[seed] for seed in common)
+                for method, values in found.items()
+                if len(common) >= SEEDS_TO_SHOW
             }
             others = [name for name in means if name in aims.RIVALS and name != "random"]
             if not others or not {"full", "random", "adapruner"} <= means.keys():
@@ -308,8 +317,10 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
         return {f"{prefix}{d}": draw(found[d]) if d in found else "" for d in RECIPES}
 
     verdicts = aims.markdown(aims.checks(measured, read_rows(results / "tasks.jsonl")))
+    timed = group(runs_in(results / "cost", "test"), "dataset")
     pages = {
         "docs/quality.md": drawn(sections, by_dataset, "")
+        | drawn(costs, timed, "cost of ")
         | {"aims": verdicts, "transfer": transfer(measured), "probe": probe(measured)}
         | {"kept": kept_table(results)},
         "docs/quality-tables.md": drawn(details, by_dataset, "")

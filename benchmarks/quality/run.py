@@ -52,14 +52,14 @@ def key_of(row: dict[str, Any]) -> str:
     return repr(sorted((name, row.get(name)) for name in run_of(row).described()))
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
+def append(path: Path, *rows: dict[str, Any]) -> None:
     """One write to the end: whole lines, whoever else appends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = not path.exists() or not path.stat().st_size or path.read_bytes()[-1:] == b"\n"
-    line = ("" if whole else "\n") + json.dumps(row) + "\n"
+    lines = ("" if whole else "\n") + "".join(json.dumps(row) + "\n" for row in rows)
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, line.encode())
+        os.write(handle, lines.encode())
     finally:
         os.close(handle)
 
@@ -140,7 +140,7 @@ def main() -> None:
             process.join()
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(max(process.exitcode or 0 for process in processes))
+    sys.exit(any(process.exitcode for process in processes))
 
 
 if __name__ == "__main__":

@@ -131,13 +131,9 @@ def _make_records(data: Data, recipe: Recipe, seed: int, path: Path) -> None:
     part.replace(path)
 
 
-def el2n(records: Records) -> Tensor:
-    """Length of the error vector, early in training (Paul et al., NeurIPS 2021).
-
-    The mean over the first quarter of the epochs, where the paper has one early epoch of ten
-    networks.
-    """
-    early = records.logits[: max(1, len(records.logits) // 4)].double().softmax(-1)
+def el2n(records: Records, epochs: int) -> Tensor:
+    """Mean length of the error vector over the first epochs (Paul et al., NeurIPS 2021)."""
+    early = records.logits[:epochs].double().softmax(-1)
     wanted = functional.one_hot(records.labels, early.shape[-1])
     return (early - wanted).norm(dim=-1).mean(0)
 

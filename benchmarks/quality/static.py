@@ -18,6 +18,8 @@ from .scores import Records
 
 Select = Callable[[Records, int, int], Tensor]
 STRATA = 50
+# Share of the recorded run that a method looks at; all of it, where not named.
+RECORDED = {"random": 0.0, "random of each class": 0.0, "EL2N": 0.25, "DUAL": 0.5}
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -43,6 +45,13 @@ def random_of_each_class(records: Records, count: int, seed: int) -> Tensor:
     order = torch.randperm(len(records.labels), generator=generator_of(seed))
     parts = [order[records.labels[order] == c][:quota] for c, quota in enumerate(quotas.tolist())]
     return torch.cat(parts).sort().values
+
+
+def el2n(records: Records, count: int, seed: int) -> Tensor:
+    """The longest error vectors early in training (Paul et al., NeurIPS 2021): the mean over the
+    first epochs of one network, where the paper has one early epoch of ten."""
+    early = max(1, int(RECORDED["EL2N"] * len(records.logits)))
+    return top(scores.el2n(records, early), count, seed)
 
 
 def moderate(records: Records, count: int, seed: int) -> Tensor:
@@ -85,7 +94,7 @@ def dual(records: Records, count: int, seed: int, steepness: float = 5.5) -> Ten
 
     The score is of the first half of the epochs (the authors': 30 of 200, too few here).
     """
-    early = records.probabilities()[: max(2, len(records.logits) // 2)]
+    early = records.probabilities()[: max(2, int(RECORDED["DUAL"] * len(records.logits)))]
     window = max(2, len(early) // 2)
     score = scores.dual(early, window)
     mean = early.mean(0)
@@ -111,9 +120,10 @@ def beta_density(mean: Tensor, anchor: float, pruned: float, steepness: float) -
 STATIC: dict[str, Select] = {
     "random": random,
     "random of each class": random_of_each_class,
-    "EL2N": lambda records, count, seed: top(scores.el2n(records), count, seed),
+    "EL2N": el2n,
     "forgetting": lambda records, count, seed: top(scores.forgetting(records), count, seed),
     "AUM": lambda records, count, seed: top(scores.aum(records), count, seed),
+    "AUM as published": lambda records, count, seed: top(-scores.aum(records), count, seed),
     "Moderate": moderate,
     "CCS": ccs,
     "DUAL": dual,

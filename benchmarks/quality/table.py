@@ -17,6 +17,7 @@ from .trainer import Recipe
 RECIPES = {
     "digits": Recipe("digits", 16, 64, 0.1, bfloat16=False),
     "cifar10-10000": Recipe("small", 12, 128, 0.4, crop=1, flip=True),
+    "cifar10-45000": Recipe("small", 12, 128, 0.4, crop=1, flip=True),  # nothing was chosen on it
     # Trained on what the one above selects; rates chosen on "split" too, of two or three values.
     "cifar10-10000 residual": Recipe("residual", 12, 128, 0.1, crop=1, flip=True),
     "cifar10-10000 separable": Recipe("separable", 12, 128, 0.2, crop=1, flip=True, bfloat16=False),
@@ -104,13 +105,14 @@ def distinct(*parts: Iterator[Run]) -> list[Run]:
 
 
 RIGHT_ONLY = "random, right ones only"  # what the labels' errors cost: nobody can select so
-CLEAN_OR_NOISY = ("clean", "symmetric 0.2")
+NOISE = "symmetric 0.2"
+CLEAN_OR_NOISY = ("clean", NOISE)
 DIRT = ("symmetric 0.1", "symmetric 0.4", "asymmetric 0.2", "corrupt 0.1", "long-tail 0.05")
 ALL_RATIOS = (0.9, 0.7, 0.5, 0.3, 0.8, 0.95, 0.1)
 TRIED_AT = (0.9, 0.7, 0.3, 0.1)
 WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 JOINT_RATIOS = (0.7, 0.5, 0.3)
-CIFAR = "cifar10-10000"
+CIFAR, LARGE = "cifar10-10000", "cifar10-45000"
 STATIC_TRIES = ("random", *EXPERIMENTAL, *KEEPING, "adapruner")
 JOINT_TRIES = ("random each epoch", *READING, "adapruner")
 CIFAR_TRIES = (
@@ -128,13 +130,13 @@ def tables() -> dict[str, list[Run]]:
     ten, five, three = range(10), range(5), range(3)
     return {
         "quick": distinct(
-            grid("digits", "same epochs", STATIC_METHODS, (0.5,), ("symmetric 0.2",), range(2)),
-            grid("digits", "joint", JOINT_METHODS, (0.5,), ("symmetric 0.2",), range(2)),
+            grid("digits", "same epochs", STATIC_METHODS, (0.5,), (NOISE,), range(2)),
+            grid("digits", "joint", JOINT_METHODS, (0.5,), (NOISE,), range(2)),
         ),
         "cifar": distinct(
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),
-            grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), ("symmetric 0.2",), ten),
-            grid(CIFAR, "same epochs", (RIGHT_ONLY,), (0.7,), ("symmetric 0.2",), ten),
+            grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), (NOISE,), ten),
+            grid(CIFAR, "same epochs", (RIGHT_ONLY,), (0.7,), (NOISE,), ten),
             grid(CIFAR, "joint", JOINT_METHODS, JOINT_RATIOS, CLEAN_OR_NOISY, ten),
             grid(CIFAR, "same epochs", (SHORT,), (0.9, 0.8, 0.7), ("clean",), ten),
         ),
@@ -142,6 +144,9 @@ def tables() -> dict[str, list[Run]]:
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.3, 0.8, 0.95, 0.1), ("clean",), ten),
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.9, 0.5, 0.3, 0.1), CLEAN_OR_NOISY, five),
             grid(CIFAR, "same steps", STATIC_METHODS, (0.7,), ("clean",), five),
+        ),
+        "cifar-large": distinct(
+            grid(LARGE, "same epochs", STATIC_METHODS, (0.9, 0.7), ("clean",), five),
         ),
         "transfer": distinct(
             *(
@@ -151,8 +156,8 @@ def tables() -> dict[str, list[Run]]:
         ),
         "digits": distinct(
             grid("digits", "same epochs", STATIC_METHODS, ALL_RATIOS, ("clean",), ten),
-            grid("digits", "same epochs", STATIC_METHODS, WIDE, ("symmetric 0.2",), ten),
-            grid("digits", "same epochs", (RIGHT_ONLY,), (0.7,), ("symmetric 0.2",), ten),
+            grid("digits", "same epochs", STATIC_METHODS, WIDE, (NOISE,), ten),
+            grid("digits", "same epochs", (RIGHT_ONLY,), (0.7,), (NOISE,), ten),
             grid("digits", "same epochs", (SHORT,), (0.9, 0.8, 0.7), ("clean",), ten),
             grid("digits", "joint", JOINT_METHODS, JOINT_RATIOS, CLEAN_OR_NOISY, ten),
             grid("digits", "same epochs", STATIC_METHODS, (0.7,), DIRT, ten),
@@ -167,8 +172,19 @@ def tables() -> dict[str, list[Run]]:
         ),
         "tried-cifar": distinct(
             grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7, 0.5), ("clean",), three, "split"),
-            grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7,), ("symmetric 0.2",), three, "split"),
+            grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7,), (NOISE,), three, "split"),
             grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7,), CLEAN_OR_NOISY, three, "split"),
+        ),
+        # What runs take: into a folder of its own, by one worker on a machine that is idle.
+        "cost": distinct(
+            *(
+                grid(dataset, protocol, methods, (0.7,), ("clean",), three)
+                for dataset in ("digits", CIFAR)
+                for protocol, methods in (
+                    ("same epochs", ("full", "random", *OURS, SHORT)),
+                    ("joint", JOINT_METHODS),
+                )
+            )
         ),
         "gpu": distinct(
             grid("cifar10", "same epochs", STATIC_METHODS, (0.9, 0.7, 0.5), ("clean",), ten),

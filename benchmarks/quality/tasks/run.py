@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from adapruner.methods import DEFAULT_METHOD
+from adapruner.methods import METHODS
 
 from ..report import cell_difference, cell_mean, group
 from ..run import RESULTS, append, read_rows
 from ..statistics import Row, by_seed, estimate, paired
+from ..table import OURS
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path += [str(ROOT / "examples"), str(ROOT / "benchmarks")]
@@ -43,26 +44,26 @@ WAYS = {  # the examples' names: method and protocol
     "random part": ("random", "same epochs"),
     "all data": ("full", "same epochs"),
 }
-# As Pruner has it, and as the rows do.
-METHODS = {DEFAULT_METHOD: "adapruner", "adapruner": "adapruner as published"}
 
 
-def rows(task: str, data: Path, seed: int, method: str, rivals: bool) -> Iterator[dict[str, Any]]:
+def rows(
+    task: str, data: Path, seed: int, method: str, rivals: bool, about: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     """The ways to train for one seed, as the example has them; the rivals where asked for."""
-    from provenance import provenance
-
     ratio, epochs, most = TASKS[task]
     example = importlib.import_module(task)
-    about = provenance()
     more = {} if most is None else {"folder": data, "most": most}
-    ways = example.compare(keep_ratio=ratio, epochs=epochs, seed=seed, method=method, **more)
+    name = OURS[method]
+    ways = example.compare(keep_ratio=ratio, epochs=epochs, seed=seed, method=name, **more)
     last = time.perf_counter()
-    for name, samples, value in islice(ways, 4 if rivals else 2):
+    for way, samples, value in islice(ways, 4 if rivals else 2):
         now = time.perf_counter()
-        shown, protocol = WAYS[name]
+        shown, protocol = WAYS[way]
+        ours = shown == "adapruner"
         yield {
             "task": task,
-            "method": METHODS[method] if shown == "adapruner" else shown,
+            "method": method if ours else shown,
+            "constants": constants(method) if ours else None,
             "protocol": protocol,
             "keep_ratio": 1.0 if shown == "full" else ratio,
             "seed": seed,
@@ -80,10 +81,21 @@ def rows(task: str, data: Path, seed: int, method: str, rivals: bool) -> Iterato
         last = now
 
 
+def constants(method: str) -> str:
+    """Of the package's method, as text."""
+    return repr(METHODS[OURS[method]])
+
+
 def recipe(task: str) -> str:
     """The example, and the first digits of its SHA-256."""
     path = ROOT / "examples" / f"{task}.py"
     return f"examples/{task}.py {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
+def today(made: list[Row]) -> list[Row]:
+    """Those of today's constants."""
+    now = {method: constants(method) for method in OURS}
+    return [row for row in made if row.get("constants") == now.get(row["method"])]
 
 
 def table(made: list[Row]) -> str:
@@ -125,25 +137,28 @@ def table(made: list[Row]) -> str:
 
 
 def main() -> None:
+    from provenance import provenance
     from report import rewrite
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--data", type=Path, default=os.environ.get("ADAPRUNER_DATA", "data"))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(OURS), default=list(OURS))
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)  # the networks are too small for more to help
     path = RESULTS / "tasks.jsonl"
+    about = provenance()
     for task, method, seed in product(args.tasks, args.methods, range(args.seeds)):
-        done = {(row["task"], row["method"], row["seed"]) for row in read_rows(path)}
-        if (task, METHODS[method], seed) in done:
+        done = {(r["task"], r["method"], r.get("constants"), r["seed"]) for r in read_rows(path)}
+        if (task, method, constants(method), seed) in done:
             continue
-        rivals = (task, "random", seed) not in done
-        for row in list(rows(task, args.data, seed, method, rivals)):
-            append(path, row)
+        rivals = (task, "random", None, seed) not in done
+        made = list(rows(task, args.data, seed, method, rivals, about))
+        append(path, *made)  # all at once: what is stopped leaves no part of a seed
+        for row in made:
             print(task, row["method"], row["protocol"], seed, f"{row['value']:.4f}", flush=True)
-    rewrite(ROOT / "docs" / "tasks.md", {"tasks": table(read_rows(path))})
+    rewrite(ROOT / "docs" / "tasks.md", {"tasks": table(today(read_rows(path)))})
 
 
 if __name__ == "__main__":
