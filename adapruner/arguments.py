@@ -58,7 +58,7 @@ def check_labels(labels: Any, num_samples: int) -> Tensor:
         raise ValueError(
             f"labels must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
         )
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+    if not _is_whole(tensor):
         raise TypeError(f"labels must be integers; found {tensor.dtype}")
     if tensor.numel() and int(tensor.min()) < 0:
         raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
@@ -66,7 +66,10 @@ def check_labels(labels: Any, num_samples: int) -> Tensor:
 
 
 def check_held_out(held_out: Any, num_samples: int) -> Tensor:
-    tensor = torch.as_tensor(held_out, dtype=torch.int64).flatten().cpu()
+    tensor = torch.as_tensor(held_out).flatten().cpu()
+    if tensor.numel() and not _is_whole(tensor):
+        raise TypeError(f"held_out must hold dataset indices, integers; found {tensor.dtype}")
+    tensor = tensor.to(torch.int64)
     if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_samples:
         raise ValueError(f"held_out must hold dataset indices in [0, {num_samples})")
     if tensor.unique().numel() != tensor.numel():
@@ -74,3 +77,7 @@ def check_held_out(held_out: Any, num_samples: int) -> Tensor:
     if tensor.numel() >= num_samples:
         raise ValueError("held_out leaves no sample to train on")
     return tensor
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

@@ -18,6 +18,7 @@ from typing import TextIO
 from adapruner.cli_checks import (
     EXPECTED,
     at_least,
+    check_apart,
     check_checkpoint_folder,
     check_data,
     check_destination,
@@ -354,10 +355,11 @@ def _prune(arguments: argparse.Namespace) -> None:
     if arguments.weights is not None and not arguments.weights.is_file():
         raise FileNotFoundError(f"no such file of weights: {arguments.weights}")
     # Before hours of training, not after them.
-    check_destination(arguments.out)
-    for also in (arguments.report, arguments.save_model):
-        if also is not None:
-            check_destination(also)
+    written = (arguments.out, arguments.report, arguments.save_model)
+    check_apart(written, [*arguments.data, *(arguments.validation or ()), arguments.weights])
+    for path in written:
+        if path is not None:
+            check_destination(path)
     if arguments.checkpoint is not None:
         check_checkpoint_folder(arguments.checkpoint)
     from adapruner import commands
@@ -366,12 +368,14 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    check_apart([arguments.out], [arguments.result, *(arguments.data or ())])
     from adapruner import commands
 
     commands.report(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    check_apart([arguments.out], [arguments.result, *(arguments.data or ())])
     from adapruner import commands
 
     commands.export(arguments)

@@ -85,6 +85,20 @@ def check_destination(path: Path) -> None:
     _check_writable(path.parent, path)
 
 
+def check_apart(written: Sequence[Path | None], read: Sequence[Path | None]) -> None:
+    """Raise ValueError where two of the files to write are one, or one of them is to be read."""
+    sources = {path.resolve() for path in read if path is not None}
+    seen = set()
+    for path in written:
+        if path is None:
+            continue
+        if (place := path.resolve()) in sources:
+            raise ValueError(f"cannot write {path}: it is to be read, and would be lost")
+        if place in seen:
+            raise ValueError(f"cannot write {path}: something else is to be written there")
+        seen.add(place)
+
+
 def check_checkpoint_folder(path: Path) -> None:
     """The same for a folder that may be missing, and whose parents may be."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())

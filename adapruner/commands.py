@@ -66,28 +66,29 @@ def prune(arguments: Namespace) -> None:
         model = _model(arguments, source, image_size)
     if not arguments.quiet:
         _announce(arguments, model, source, image_size)
-    result = fast_prune(
-        model,
-        source,
-        arguments.keep_ratio,
-        arguments.epochs,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        device=arguments.device or ("cpu" if why_no_cuda() else "cuda"),
-        loader=arguments.loader,
-        num_workers=arguments.workers,
-        block_size=arguments.block_size,
-        transform=vision.training_transform(image_size),
-        evaluation_transform=vision.evaluation_transform(image_size),
-        validation_data=validation,
-        learning_rate=arguments.lr,
-        balance=arguments.balance,
-        method=arguments.method,
-        warmup_epochs=arguments.warmup_epochs,
-        checkpoint_dir=arguments.checkpoint,
-        on_error=arguments.on_error,
-        progress=not arguments.quiet,
-    )
+    with _warnings_as_lines():
+        result = fast_prune(
+            model,
+            source,
+            arguments.keep_ratio,
+            arguments.epochs,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            device=arguments.device or ("cpu" if why_no_cuda() else "cuda"),
+            loader=arguments.loader,
+            num_workers=arguments.workers,
+            block_size=arguments.block_size,
+            transform=vision.training_transform(image_size),
+            evaluation_transform=vision.evaluation_transform(image_size),
+            validation_data=validation,
+            learning_rate=arguments.lr,
+            balance=arguments.balance,
+            method=arguments.method,
+            warmup_epochs=arguments.warmup_epochs,
+            checkpoint_dir=arguments.checkpoint,
+            on_error=arguments.on_error,
+            progress=not arguments.quiet,
+        )
     result = replace(result, config=result.config | _settings(arguments, image_size))
     result.save(arguments.out)
     if arguments.save_model is not None:

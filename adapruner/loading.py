@@ -1,18 +1,22 @@
-"""Which loader a run reads its samples with, and why."""
+"""The samples of a run, and which loader reads them, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from adapruner.data.base import Source
+from adapruner.data.base import Source, Transform
 from adapruner.data.loader import PrunedLoader, evaluation_loader
+from adapruner.data.sources import as_source
 from adapruner.extras import require
-from adapruner.pruner import Pruner
+from adapruner.vision import to_tensor
+
+if TYPE_CHECKING:
+    from adapruner.pruner import Pruner
 
 LOADERS = ("auto", "torch", "dali")
 
@@ -24,6 +28,20 @@ class Choice(NamedTuple):
 
     name: str
     why: str
+
+
+def training_source(
+    data: Any,
+    transform: Transform | None = None,
+    collate_fn: Collate = default_collate,
+    fingerprint: str | None = None,
+) -> Source:
+    """``data`` as a source, of tensors where its samples would be PIL images."""
+    source = as_source(data, transform=transform, fingerprint=fingerprint)
+    pictures = source.kind in ("image folder", "shards", "hugging face")
+    if pictures and source.transform is None and collate_fn is default_collate:
+        source = as_source(source, transform=to_tensor)
+    return source
 
 
 def choose_loader(wanted: str, source: Source, collate_fn: Collate) -> Choice:

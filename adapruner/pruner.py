@@ -24,15 +24,21 @@ from adapruner.arguments import (
 )
 from adapruner.checkpoint import to_cpu
 from adapruner.controller import Best, Controller, choose_best
+from adapruner.data.base import Source, Transform
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.plan import Plan
-from adapruner.data.sources import Source, as_source
 from adapruner.gates import Gates
+from adapruner.loading import training_source
 from adapruner.losses import Losses
 from adapruner.methods import DEFAULT_METHOD, find_method
-from adapruner.result import PruneResult
+from adapruner.result import DatasetMismatchError, PruneResult
 from adapruner.sampling import draw, preferences
 from adapruner.selection import Selection, check_keep_ratio, keep_count
+
+_STATE = (
+    *("settings", "fingerprint", "segments", "epoch", "history", "controller", "gates"),
+    *("kept", "read", "best", "unreadable", "not_finite"),
+)
 
 
 class Pruner(Losses):
@@ -147,7 +153,7 @@ class Pruner(Losses):
         self._unreadable: dict[int, str] = {}
         self._not_finite: list[int] = []
         self.fingerprint = ""
-        self._dataset: dict[str, Any] = {"num_samples": num_samples}
+        self._source: Source | None = None
         self._started = time.perf_counter()
 
     def reads(self) -> np.ndarray:
@@ -191,6 +197,7 @@ class Pruner(Losses):
         dataset: Any,
         batch_size: int = 128,
         *,
+        transform: Transform | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         pin_memory: bool = False,
@@ -204,6 +211,8 @@ class Pruner(Losses):
             dataset: anything that :func:`adapruner.data.as_source` takes, of N samples.
             batch_size, num_workers, collate_fn, pin_memory, drop_last: as in
                 :class:`torch.utils.data.DataLoader`.
+            transform: applied to each input. Where None, the images of a folder, of shards or of a
+                Hugging Face dataset become tensors in [0, 1]; they must then be of one size.
             block_size: see :class:`adapruner.data.loader.PrunedLoader`.
             on_error: "skip" leaves samples out that cannot be read and lists them in the result;
                 "raise" stops at the first one.
@@ -212,7 +221,7 @@ class Pruner(Losses):
             ValueError: the dataset has another length than N.
         """
         return PrunedLoader(
-            as_source(dataset),
+            training_source(dataset, transform, collate_fn),
             self,
             batch_size,
             num_workers=num_workers,
@@ -230,7 +239,12 @@ class Pruner(Losses):
                 f"the dataset has {len(source)} samples; this pruner is for {self.num_samples}"
             )
         self.fingerprint = source.fingerprint()
-        self._dataset = source.about()
+        self._source = source
+
+    @property
+    def unreadable(self) -> list[tuple[int, str]]:
+        """(index, reason) of the samples that cannot be read, by index."""
+        return sorted(self._unreadable.items())
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of samples that cannot be read; they are never kept."""
@@ -345,25 +359,24 @@ class Pruner(Losses):
         # Held back to the end: no epoch has trained at the ratio wanted.
         target = keep_count(self.keep_ratio, self.num_samples)
         at_target = any(e["phase"] == "prune" and e["kept"] == target for e in self.history)
-        read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in self.history)
+        source = self._source
+        targets = None if source is None else source.targets
         return PruneResult(
             indices=indices,
             gate_logits=to_cpu(preferences(self._constants, self.gates, self.history)),
             keep_ratio=self.keep_ratio,
             fingerprint=self.fingerprint,
             config=dict(self._settings),
-            dataset=dict(self._dataset),
+            dataset={"num_samples": self.num_samples} if source is None else source.about(),
             history=[dict(entry) for entry in self.history],
             selected_epoch=selected_epoch,
             forced=not at_target,
             sample_losses=to_cpu(self.gates.last_loss),
-            unreadable=sorted(self._unreadable.items()),
+            unreadable=self.unreadable,
             not_finite=sorted(self._not_finite),
-            saved={
-                "samples": self.num_samples - len(indices),
-                "samples_read": read,
-                "samples_read_full": self.epochs * self.num_samples,
-            },
+            targets=None if targets is None else torch.from_numpy(targets),
+            source=source,
+            saved=self._saved(indices.numpy()),
             versions={
                 "adapruner": importlib.metadata.version("adapruner"),
                 "torch": torch.__version__,
@@ -371,10 +384,27 @@ class Pruner(Losses):
             },
         )
 
+    def _saved(self, indices: np.ndarray) -> dict[str, int | float]:
+        read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in self.history)
+        full = self.epochs * self.num_samples
+        seconds = sum(entry["seconds"] for entry in self.history)
+        saved = {
+            "samples": self.num_samples - len(indices),
+            "samples_read": read,
+            "samples_read_full": full,
+            "seconds": seconds,
+            "seconds_full": seconds / max(read, 1) * full,
+        }
+        if self._source is not None and (sizes := self._source.sizes) is not None:
+            saved["bytes"] = int(sizes.sum() - sizes[indices].sum())
+        return saved
+
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from the start of the current epoch: tensors and plain values."""
         return {
             "settings": dict(self._settings),
+            "fingerprint": self.fingerprint,
+            "segments": self.selection.digest(),
             "epoch": self.epoch,
             "history": [dict(entry) for entry in self.history],
             "controller": self.controller.state_dict(),
@@ -390,14 +420,26 @@ class Pruner(Losses):
         """Go on from a :meth:`state_dict`.
 
         Raises:
-            ValueError: it is from a run of other settings or another number of samples.
+            DatasetMismatchError: it is of another dataset, where both are known.
+            ValueError: it is from a run of other settings or another number of samples; or it is no
+                such state.
         """
+        if missing := [name for name in _STATE if name not in state]:
+            raise ValueError(f"this is no state of a Pruner: it lacks {', '.join(missing)}")
+        theirs = state["fingerprint"]
+        if theirs and self.fingerprint and theirs != self.fingerprint:
+            raise DatasetMismatchError(
+                f"the state belongs to another dataset: it was made for fingerprint {theirs}, the "
+                f"loader of this pruner is for {self.fingerprint}"
+            )
         for name, value in self._settings.items():
             if state["settings"].get(name) != value:
                 raise ValueError(
                     f"the state is from a run with {name}={state['settings'].get(name)!r}; "
                     f"this one has {name}={value!r}"
                 )
+        if state["segments"] != self.selection.digest():
+            raise ValueError("the state is from a run with other labels or other samples held out")
         self.gates.load_state_dict(state["gates"])
         self._use_running_scale(bool(self.gates.integer("scale_running")))
         self.epoch = state["epoch"]

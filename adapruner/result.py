@@ -27,9 +27,9 @@ class PruneResult:
     Attributes:
         indices: kept dataset indices, int64 ``[K]``, ascending.
         gate_logits: gate logit of every sample at the end, float32 ``[N]``; larger is more wanted,
-            ``-inf`` marks a sample that could not be read. Of a method that draws: what it would
-            be had each epoch pressed by the distance of the mean pressure from the reach, 1 within
-            it (docs/method.md).
+            ``-inf`` marks a sample that could not be read, −1000 one that never had a finite loss.
+            Of a method that draws: what it would be had each epoch pressed by the distance of the
+            mean pressure from the reach, 1 within it (docs/method.md).
         keep_ratio: the ratio asked for; ``K = floor(keep_ratio * N + 0.5)``.
         fingerprint: SHA-256 over what identifies the dataset's samples.
         config: the settings of the run.

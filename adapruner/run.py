@@ -24,6 +24,11 @@ from adapruner.result import DatasetMismatchError
 SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
 OptimizerFactory: TypeAlias = Callable[[Any], Any]
 
+_OPTIMIZER = (
+    "optimizer must be a function of the parameters that gives a torch optimiser, or an optimiser "
+    "and a scheduler; {}"
+)
+
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
 
@@ -56,8 +61,11 @@ class Run:
         self.progress = progress
         self.device = pruner.gates.logits.device
         self.scheduler: Any = None
+        self.steps_left_out = 0
         # Of the one-cycle schedule; None where the optimiser is the user's.
         self.highest_rate = None if optimizer else learning_rate or LEARNING_RATE
+        if optimizer is not None and not callable(optimizer):
+            raise TypeError(_OPTIMIZER.format(f"found {type(optimizer).__name__}"))
         made = (
             torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
             if optimizer is None
@@ -66,10 +74,7 @@ class Run:
         if isinstance(made, (tuple, list)) and len(made) == 2:
             made, self.scheduler = made
         if not isinstance(made, Optimizer):
-            raise TypeError(
-                "optimizer must be a function of the parameters that gives a torch optimiser, or "
-                f"an optimiser and a scheduler; it gave {type(made).__name__}"
-            )
+            raise TypeError(_OPTIMIZER.format(f"it gave {type(made).__name__}"))
         self.optimizer: Optimizer = made
 
     def train(self, loader: Loader) -> None:
@@ -101,10 +106,32 @@ class Run:
                 finite += 1
                 loss.backward()
                 self.optimizer.step()
+            else:
+                self.steps_left_out += 1
+                broken = ids[_not_finite(inputs, len(ids))].tolist()
+                refused = [Unreadable(i, "its input is not finite") for i in broken]
+                refuse_unreadable(refused, self.on_error)
+                pruner.exclude(refused)
         if not finite:
             raise FloatingPointError(
                 f"no batch of epoch {pruner.epoch} had a finite loss; the samples concerned start "
                 f"with {pruner.gates.not_finite()[:5]}; check the learning rate and the inputs"
+            )
+
+    def warn_of_what_was_left_out(self) -> None:
+        """One warning of the samples, one of the steps; to be called by fast_prune."""
+        if unreadable := self.pruner.unreadable:
+            index, reason = unreadable[0]
+            warnings.warn(
+                f"{len(unreadable)} of {self.pruner.num_samples} samples cannot be read and are "
+                f"not kept; the first one, sample {index}: {reason}",
+                stacklevel=3,
+            )
+        if self.steps_left_out:
+            warnings.warn(
+                f"steps left out, since the loss of their batch was not finite: "
+                f"{self.steps_left_out}; the result lists the samples concerned as not_finite",
+                stacklevel=3,
             )
 
     @torch.no_grad()
@@ -217,6 +244,19 @@ def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:
         f"read {entry['samples_read']:>9,}  loss {number('training_loss')}  "
         f"held-out {number('validation_loss')}  {entry['decision']:<8}  {entry['seconds']:.1f} s"
     )
+
+
+def _not_finite(inputs: Any, count: int) -> Tensor:
+    """Bools ``[count]``: the samples of the batch with a value in ``inputs`` that is not finite."""
+    found = torch.zeros(count, dtype=torch.bool)
+    if isinstance(inputs, Mapping):
+        inputs = list(inputs.values())
+    if isinstance(inputs, (list, tuple)):
+        for part in inputs:
+            found |= _not_finite(part, count)
+    elif isinstance(inputs, Tensor) and inputs.dim() and len(inputs) == count:
+        found |= ~inputs.isfinite().reshape(count, -1).all(1).cpu()
+    return found
 
 
 def _sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ their own share. A sample that cannot be read (m = −inf) is never kept.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 
@@ -139,6 +140,13 @@ class Selection:
     def explored(self) -> Tensor:
         """Bit mask of the pruned samples that the epoch reads besides."""
         return self.read & ~self.kept
+
+    def digest(self) -> str:
+        """A hash of the classes and of what is held out."""
+        found = hashlib.blake2b(digest_size=16)
+        for tensor in (self._of_class, self.held_out):
+            found.update(b"" if tensor is None else tensor.numpy().data)
+        return found.hexdigest()
 
     def _trained(self) -> Tensor:
         return self.kept if self.held_out is None else self.kept & ~self.held_out

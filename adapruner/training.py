@@ -17,17 +17,15 @@ from torch import nn
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from adapruner.arguments import check_device
+from adapruner.arguments import check_device, check_whole
 from adapruner.checkpoint import describe
 from adapruner.data.base import Source, Transform
 from adapruner.data.order import epoch_seed
-from adapruner.data.sources import as_source
-from adapruner.loading import choose_loader, held_out_loader, training_loader
+from adapruner.loading import choose_loader, held_out_loader, training_loader, training_source
 from adapruner.methods import DEFAULT_METHOD
 from adapruner.pruner import Pruner
 from adapruner.result import PruneResult
 from adapruner.run import OptimizerFactory, Run, SampleLoss
-from adapruner.vision import to_tensor
 
 # Held out of the training data for the controller: this share, between these numbers of samples.
 HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST = 0.05, 20, 5000
@@ -140,12 +138,13 @@ def fast_prune(
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be a number above 0; found {learning_rate}")
     where = check_device(_device_of(model) if device is None else device)
-    source = _open(data, transform, collate_fn, fingerprint)
+    source = training_source(data, transform, collate_fn, fingerprint)
     if balance == "class" and source.targets is None:
         raise ValueError(
             'balance="class" needs the classes without reading the samples: give the dataset a '
             "`targets` attribute"
         )
+    check_whole("seed", seed, 0)
     held_out = None if validation_data is not None else _hold_out(len(source), seed)
     pruner = Pruner(
         len(source),
@@ -175,7 +174,7 @@ def fast_prune(
         evaluated = _evaluation_source(source, evaluation_transform)
         indices = np.zeros(0, dtype=np.int64) if held_out is None else held_out
     else:
-        evaluated = _open(validation_data, evaluation_transform or transform, collate_fn)
+        evaluated = training_source(validation_data, evaluation_transform or transform, collate_fn)
         indices = np.arange(len(evaluated))
     evaluation_choice = choose_loader(
         "torch" if training_choice.name == "torch" else "auto", evaluated, collate_fn
@@ -221,7 +220,9 @@ def fast_prune(
         "loader_reason": training_choice.why,
         "evaluation_loader": evaluation_choice.name,
     }
-    return _with_provenance(pruner.result(), source, more)
+    result = pruner.result()
+    run.warn_of_what_was_left_out()
+    return replace(result, config=result.config | more)
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -236,20 +237,6 @@ def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
         return None
     generator = np.random.default_rng(np.random.SeedSequence([seed, num_samples]))
     return np.sort(generator.choice(num_samples, count, replace=False))
-
-
-def _open(
-    data: Any,
-    transform: Transform | None,
-    collate_fn: Callable[[list[Any]], Any],
-    fingerprint: str | None = None,
-) -> Source:
-    """``data`` as a source, of tensors where its samples would be PIL images."""
-    source = as_source(data, transform=transform, fingerprint=fingerprint)
-    pictures = source.kind in ("image folder", "shards", "hugging face")
-    if pictures and source.transform is None and collate_fn is default_collate:
-        source = as_source(source, transform=to_tensor)
-    return source
 
 
 def _evaluation_source(source: Source, transform: Transform | None) -> Source:
@@ -280,20 +267,3 @@ def _training_mode_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _with_provenance(result: PruneResult, source: Source, settings: dict[str, Any]) -> PruneResult:
-    """The result, with what only the whole run knows."""
-    seconds = sum(entry["seconds"] for entry in result.history)
-    read = result.saved["samples_read"]
-    full = result.saved["samples_read_full"]
-    saved = dict(result.saved, seconds=seconds, seconds_full=seconds / max(read, 1) * full)
-    if source.sizes is not None:
-        saved["bytes"] = int(source.sizes.sum() - source.sizes[result.indices.numpy()].sum())
-    return replace(
-        result,
-        config=result.config | settings,
-        saved=saved,
-        targets=None if source.targets is None else torch.from_numpy(source.targets),
-        source=source,
-    )

@@ -221,6 +221,10 @@ class TestBadInput:
             (("--warmup-epochs", "2"), "warmup_epochs must be less than epochs"),
             (("--device", "gpu"), "device must be 'cpu' or 'cuda'; found 'gpu'"),
             (("--lr", "1e30"), "no batch of epoch 1 had a finite loss"),
+            (("--report", "{tmp}/kept"), "cannot write {tmp}/kept: something else is to be"),
+            (("--save-model", "{tmp}/./kept"), "something else is to be written there"),
+            (("{tmp}/x.npy", "{tmp}/y.npy", "--out", "{tmp}/x.npy"), "x.npy: it is to be read"),
+            (("--weights", "{tmp}/file", "--out", "{tmp}/file"), "file: it is to be read, and wo"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )

@@ -57,6 +57,16 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
     return Pruned(images, file, PruneResult.load(file))
 
 
+@pytest.mark.parametrize("command", [("report",), ("export", "--to", "npy")])
+def test_a_result_is_not_written_over(run: Run, pruned: Pruned, command: tuple[str, ...]) -> None:
+    before = pruned.file.read_bytes()
+    name, *options = command
+    code, _, err = run(name, pruned.file, *options, "--out", pruned.file)
+    assert code == 1
+    assert f"cannot write {pruned.file}: it is to be read, and would be lost" in err
+    assert pruned.file.read_bytes() == before
+
+
 class TestExport:
     def test_formats_are_those_of_the_library(self) -> None:
         assert set(EXPORT_FORMATS) == set(_FORMATS)

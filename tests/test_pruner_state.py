@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from training_data import drive, frozen
 
-from adapruner import Pruner
+from adapruner import DatasetMismatchError, Pruner
 
 
 def saved_lists(result: Any) -> list[Any]:
@@ -24,7 +24,7 @@ def saved_lists(result: Any) -> list[Any]:
         result.forced,
         result.unreadable,
         result.not_finite,
-        result.saved,
+        {k: v for k, v in result.saved.items() if "seconds" not in k},
         result.config,
     ]
 
@@ -56,6 +56,8 @@ def saved_lists(result: Any) -> list[Any]:
         ({"labels": [0] * 9 + [-1]}, ValueError, "labels must be at least 0; found -1"),
         ({"held_out": [10]}, ValueError, r"held_out must hold dataset indices in \[0, 10\)"),
         ({"held_out": [-1]}, ValueError, r"held_out must hold dataset indices in \[0, 10\)"),
+        ({"held_out": [0.5, 1.9]}, TypeError, "dataset indices, integers; found torch.float32"),
+        ({"held_out": [True] * 9}, TypeError, "dataset indices, integers; found torch.bool"),
         ({"held_out": [3, 3]}, ValueError, "held_out holds an index twice"),
         ({"held_out": range(10)}, ValueError, "held_out leaves no sample to train on"),
     ],
@@ -129,6 +131,31 @@ def test_run_goes_on_from_any_epoch_as_if_never_stopped(arguments: dict[str, Any
     whole = saved_lists(interrupted(0, **arguments).result())
     for stop in (1, 2, 4, 7, 9, 10):
         assert saved_lists(interrupted(stop, **arguments).result()) == whole
+
+
+def test_state_of_other_segments_or_another_dataset_is_refused() -> None:
+    def started(x: torch.Tensor, labels: list[int], held_out: list[int]) -> Pruner:
+        pruner = Pruner(30, 0.5, epochs=4, labels=labels, held_out=held_out)
+        pruner.loader((x, torch.zeros(30)))
+        return pruner
+
+    x, labels = torch.zeros(30, 2), [0, 1] * 15
+    state = started(x, labels, [3, 4]).state_dict()
+    started(x, labels, [3, 4]).load_state_dict(state)
+    for others in ((labels, [3, 5]), (labels[::-1], [3, 4])):
+        with pytest.raises(ValueError, match="other labels or other samples held out"):
+            started(x, *others).load_state_dict(state)
+    with pytest.raises(DatasetMismatchError, match="the state belongs to another dataset"):
+        started(x + 1, labels, [3, 4]).load_state_dict(state)
+    unknown = Pruner(30, 0.5, epochs=4, labels=labels, held_out=[3, 4])  # it has no loader yet
+    unknown.load_state_dict(state)
+    assert unknown.reads().sum() == 28
+
+
+@pytest.mark.parametrize("state", [{}, {"settings": {}, "epoch": 0}])
+def test_what_is_no_state_is_refused(state: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"this is no state of a Pruner: it lacks .*gates"):
+        Pruner(30, 0.5, epochs=4).load_state_dict(state)
 
 
 def test_state_of_other_settings_is_refused_and_changes_nothing() -> None:

@@ -126,19 +126,39 @@ def test_the_training_loss_is_the_plain_mean_while_gates_step() -> None:
     assert (pruner.gates.logits != 1).all()
 
 
-def test_a_loss_that_is_not_finite_earns_no_place() -> None:
-    losses = torch.full((1000,), 0.4)  # the best there is
-    broken = torch.arange(0, 1000, 50)
-    losses[broken] = torch.nan
-    pruner = Pruner(1000, 0.3, epochs=8)
+@pytest.mark.parametrize("method", ["sampled", "adapruner"])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_never_had_a_finite_loss_is_kept_last(method: str, broken: float) -> None:
+    losses = torch.full((1000,), 8.0)  # the worst there is
+    losses[::50] = broken
+    pruner = Pruner(1000, 0.98, epochs=8, method=method)
     while not pruner.finished:
         for ids in pruner.batches(100):
             pruner.weigh(losses[ids], ids)
         pruner.step()
-    kept = pruner.result().indices
-    assert len(kept) == 300
-    # Chances are even: six of 20, give or take two.
-    assert torch.isin(kept, broken).sum() <= 13
+    result = pruner.result()
+    assert result.indices.tolist() == [i for i in range(1000) if i % 50]
+    assert result.gate_logits[::50].max() < result.gate_logits[1::50].min()
+
+
+def test_one_that_was_finite_once_ranks_by_that() -> None:
+    pruner = Pruner(4, 0.5, epochs=6, warmup_epochs=0, explore=1.0)
+    for epoch in range(6):
+        losses = torch.tensor([0.4, 0.4 if epoch == 0 else torch.nan, 6.0, torch.nan])
+        pruner.weigh(losses, torch.arange(4))
+        pruner.step()
+    hard = 1 - 1.4 * pressure_unit(SAMPLED.at(0.5, 6), pruner.history)
+    assert pruner.result().gate_logits.tolist() == pytest.approx([1, 1, hard, -1e3])
+    assert pruner.result().indices.tolist() == [0, 1]
+
+
+def test_gates_that_never_stepped_are_drawn_by_chance_too() -> None:
+    gates = Gates(1000, 0.5, SAMPLED)
+    gates.age.fill_(1)
+    first, second = (
+        draw(SAMPLED, gates, [PRUNE] * 3, seed, True).topk(500).indices for seed in (0, 1)
+    )
+    assert 180 < torch.isin(first, second).sum() < 320
 
 
 def losses_of(seed: int, count: int) -> torch.Tensor:

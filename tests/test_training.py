@@ -15,8 +15,9 @@ from torch.nn import functional
 from training_data import Counted, Points, blobs, check_exact, generator_states, prune
 
 import adapruner
-from adapruner import UnreadableSampleError
+from adapruner import Pruner, UnreadableSampleError
 from adapruner.run import describe_epoch
+from adapruner.vision import to_tensor
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -37,16 +38,46 @@ def test_forms_of_the_same_samples_give_the_same_set(form: str) -> None:
     assert torch.equal(results[0].gate_logits, results[1].gate_logits)
 
 
-def test_image_folder(tmp_path: Path) -> None:
+def cats_and_dogs(folder: Path) -> nn.Module:
+    """24 images of 6 x 6 pixels and a file that is none; gives a model for them."""
     image = pytest.importorskip("PIL.Image")
     random = np.random.default_rng(0)
     for number in range(24):
-        path = tmp_path / ("cat", "dog")[number % 2] / f"{number:02}.png"
+        path = folder / ("cat", "dog")[number % 2] / f"{number:02}.png"
         path.parent.mkdir(exist_ok=True)
         pixels = random.integers(0, 128, (6, 6, 3)) + 100 * (number % 2)
         image.fromarray(pixels.astype(np.uint8)).save(path)
-    (tmp_path / "dog" / "99.png").write_bytes(b"no image")
-    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 2))
+    (folder / "dog" / "99.png").write_bytes(b"no image")
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 2))
+
+
+@pytest.mark.parametrize("transform", [None, lambda image: to_tensor(image) * 2])
+def test_a_loop_of_ones_own_over_an_image_folder(tmp_path: Path, transform: Any) -> None:
+    model = cats_and_dogs(tmp_path)
+    pruner = Pruner(25, 0.6, epochs=4)
+    loader = pruner.loader(tmp_path, batch_size=8, transform=transform)
+    highest = 0.0
+    while not pruner.finished:
+        for x, y, ids in loader:
+            assert x.shape[1:] == (3, 6, 6)
+            highest = max(highest, x.max().item())
+            pruner.loss(model(x), y, ids).backward()
+        pruner.step()
+    assert highest == pytest.approx(226 / 255 * (1 if transform is None else 2), abs=0.01)
+    result = pruner.result()
+    check_exact(result, 15)
+    assert result.unreadable[0][0] == 24
+    assert result.targets.tolist() == [0] * 12 + [1] * 13
+    assert result.dataset["class_names"] == ["cat", "dog"]
+    gone = set(range(25)) - set(result.indices.tolist())
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("*/*"))]
+    assert result.saved["bytes"] == sum(sizes[index] for index in gone)
+    assert result.saved["seconds"] == sum(entry["seconds"] for entry in result.history)
+    assert result.source.fingerprint() == result.fingerprint
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    model = cats_and_dogs(tmp_path)
     result = prune(str(tmp_path), model, balance="class")
     check_exact(result, 15)
     assert [index for index, _ in result.unreadable] == [24]

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import resource
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ X, Y = blobs(30)
         ((X, Y), {"on_error": "ignore"}, ValueError, 'on_error must be "skip" or "raise"'),
         ((X, Y), {"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda'; found 'meta'"),
         ((X, Y), {"transform": 3}, TypeError, "transform must be callable"),
+        ((X, Y), {"optimizer": torch.optim.SGD([X], 0.1)}, TypeError, "function of.*found SGD"),
+        ((X, Y), {"seed": -1}, ValueError, "seed must be at least 0; found -1"),
         ((X, Y), {"optimizer": lambda p: None}, TypeError, "optimizer must be .*gave NoneType"),
         ((X, Y), {"optimizer": lambda p: [1, 2]}, TypeError, "optimizer must be .*gave int"),
         ((X, Y), {"loss": nn.CrossEntropyLoss()}, ValueError, "sample_loss"),
@@ -154,14 +157,67 @@ def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
 
     part = _hold_out(420, 0)
     broken = int(part[3]) if held_out else int(np.setdiff1d(np.arange(420), part)[8])
-    result = prune(Points(420, nan=(broken,)), epochs=8)
+    with warnings.catch_warnings(record=True) as caught:
+        result = prune(Points(420, nan=(broken,)), epochs=8)
     check_exact(result, 252)
     assert result.not_finite == [broken]
-    assert result.gate_logits[broken] == 1  # left alone
-    assert result.gate_logits.isfinite().all()
+    assert broken not in result.indices.tolist()
+    if held_out:
+        assert not caught
+        assert result.gate_logits[broken] == -1000
+    else:  # known for what it is, and not read again
+        assert result.unreadable == [(broken, "its input is not finite")]
+        assert result.gate_logits[broken] == -torch.inf
+        assert [str(warning.message) for warning in caught] == [
+            f"1 of 420 samples cannot be read and are not kept; the first one, sample {broken}: "
+            "its input is not finite",
+            "steps left out, since the loss of their batch was not finite: 1; the result lists the "
+            "samples concerned as not_finite",
+        ]
+    assert result.gate_logits.isfinite().sum() == 419 + held_out
     # And nothing is held back because of it.
     assert not result.forced
     assert all(math.isfinite(entry["validation_loss"]) for entry in result.history)
+
+
+def test_an_input_that_is_not_finite_can_stop_the_run() -> None:
+    with pytest.raises(UnreadableSampleError, match="sample 9 cannot be read: its input is not fi"):
+        prune(Points(420, nan=(9,)), on_error="raise", validation_data=(X, Y))
+
+
+def test_a_model_may_take_inputs_that_are_not_finite() -> None:
+    class Careful(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.nan_to_num())
+
+    result = prune(Points(420, nan=(9,)), Careful(5, 3))
+    assert not result.unreadable
+    assert not result.not_finite
+
+
+def test_a_loss_that_is_never_finite_is_not_kept() -> None:
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, targets % 3, reduction="none") / (targets < 3)
+
+    x, y = blobs(420)
+    y[:4] = 3
+    with pytest.warns(UserWarning, match="steps left out"):
+        result = prune((x, y), loss=loss, keep_ratio=0.95, validation_data=(x[4:], y[4:]))
+    check_exact(result, 399)
+    assert result.not_finite == [0, 1, 2, 3]
+    assert result.indices[0] >= 4
+    assert not result.unreadable
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, lambda parts: dict(enumerate(parts))])
+def test_inputs_of_several_parts_are_looked_through(wrap: Any) -> None:
+    from adapruner.run import _not_finite
+
+    first, second = torch.zeros(4, 2, 3), torch.zeros(4)
+    first[1, 0, 2], second[3] = torch.inf, torch.nan
+    others = [torch.arange(4), "x", torch.tensor(torch.nan), torch.full((3,), torch.nan)]
+    parts = wrap([first, second, *others])
+    assert _not_finite(parts, 4).tolist() == [False, True, False, True]
 
 
 def test_nothing_but_nan_is_an_error_and_the_checkpoint_stands(tmp_path: Path) -> None:
