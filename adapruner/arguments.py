@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,17 @@ from adapruner.ops import _C
 
 def check_whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a whole number; found {value!r}")
+        raise TypeError(f"{name} must be a whole number; found {reprlib.repr(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; found {value}")
+
+
+def check_tensors(**named: Any) -> None:
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor; found {type(value).__name__}, {reprlib.repr(value)}"
+            )
 
 
 def check_one_process() -> None:
@@ -62,7 +71,9 @@ def check_labels(labels: Any, num_samples: int) -> Tensor:
         raise TypeError(f"labels must be integers; found {tensor.dtype}")
     if tensor.numel() and int(tensor.min()) < 0:
         raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
-    return tensor.to(torch.int64).cpu()
+    tensor = tensor.to(torch.int64).cpu()
+    # What is held for each class is held for those that there are.
+    return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
 
 
 def check_held_out(held_out: Any, num_samples: int) -> Tensor:

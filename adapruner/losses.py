@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from adapruner import ops
+from adapruner.arguments import check_tensors
 from adapruner.gates import Gates
 
 
@@ -52,6 +53,7 @@ class Losses:
         Returns:
             Scalar, with its graph.
         """
+        check_tensors(logits=logits, target=target)
         ids = self._on_device(ids)
         losses = ops.masked_cross_entropy(
             logits,
@@ -104,6 +106,7 @@ class Losses:
             >>> loss = pruner.linear_loss(hidden, head.weight, tokens, ids, linear_bias=head.bias)
             >>> loss.backward()
         """
+        check_tensors(hidden=hidden, linear_weight=linear_weight, target=target)
         ids = self._on_device(ids)
         losses = ops.masked_linear_cross_entropy(
             hidden,
@@ -130,6 +133,7 @@ class Losses:
         Returns:
             1/B · Σ s_i·ℓ_i, scalar, with its graph; s_i is 1 where gates do not weigh.
         """
+        check_tensors(sample_loss=sample_loss)
         ids = self._on_device(ids)
         losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
         self._visit(ids, losses)
@@ -142,6 +146,7 @@ class Losses:
             sample_loss: ℓ ≥ 0, ``[B]``.
             ids: ``[B]``, dataset indices of the samples.
         """
+        check_tensors(sample_loss=sample_loss)
         ids = self._on_device(ids)
         losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
         # The epoch's mean is that of its training losses.
@@ -153,7 +158,7 @@ class Losses:
 
     def _on_device(self, ids: Tensor) -> Tensor:
         """Ids come from loaders, on the CPU; the gates' device does not wait for them."""
-        return ids.to(self.gates.state.device, non_blocking=True)
+        return torch.as_tensor(ids).to(self.gates.state.device, non_blocking=True)
 
     def _use_running_scale(self, running: bool) -> None:
         """Have the scale of losses follow their mean, or stay; known here so as not to be read."""

@@ -18,7 +18,8 @@ except ImportError as error:
     raise ImportError(
         f"adapruner's native library cannot be loaded ({error}). It is compiled against the torch "
         f"that was there when adapruner was installed; this is torch {torch.__version__}. "
-        "Reinstall with: pip install --no-build-isolation --force-reinstall --no-deps adapruner"
+        "Build it anew, in its sources: pip install --no-build-isolation --force-reinstall "
+        "--no-deps ."
     ) from error
 from adapruner import fake_kernels  # noqa: F401  (registers them)
 
@@ -76,7 +77,7 @@ def masked_cross_entropy(
         target: ``[B]`` or ``[B, ...]``, any integer type: classes in ``[0, C)``, ``ignore_index``.
         ids: ``[B]``, any integer type, dataset indices in ``[0, N)``; repeats are allowed.
         gate_logits: m, float32 ``[N]``.
-        state: the run's state, int64, see :class:`adapruner.selection.Gates`.
+        state: the run's state, int64, see :class:`adapruner.gates.Gates`.
         weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`.
         ignore_index: target value of rows that do not count.
         label_smoothing: in ``[0, 1]``.
@@ -144,7 +145,7 @@ def masked_linear_cross_entropy(
         target: ``[B]`` or ``[B, ...]``, any integer type: classes in ``[0, C)``, ``ignore_index``.
         ids: ``[B]``, any integer type, dataset indices in ``[0, N)``; repeats are allowed.
         gate_logits: m, float32 ``[N]``.
-        state: the run's state, int64, see :class:`adapruner.selection.Gates`.
+        state: the run's state, int64, see :class:`adapruner.gates.Gates`.
         weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`.
         ignore_index: target value of rows that do not count.
         label_smoothing: in ``[0, 1]``.

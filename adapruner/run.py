@@ -260,7 +260,17 @@ def _not_finite(inputs: Any, count: int) -> Tensor:
 
 
 def _sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """ℓ ``[B]``, the mean over a sample's rows that are not ignored, without gates."""
+    """ℓ ``[B]``, the mean over a sample's rows that are not ignored, without gates.
+
+    Raises:
+        IndexError: a target is no class that the logits have.
+    """
+    outside = ((target < 0) | (target >= logits.shape[1])) & (target != -100)
+    if outside.any():
+        raise IndexError(
+            f"a held-out sample has the target {target[outside][0].item()}; expected a class that "
+            f"the logits have, at most {logits.shape[1] - 1}, or -100"
+        )
     rows = functional.cross_entropy(logits, target.long(), reduction="none").reshape(
         len(target), -1
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,6 +305,25 @@ def test_negative_loss_is_refused() -> None:
     pruner = Pruner(8, 0.5, epochs=3)
     with pytest.raises(ValueError, match=r"dataset index 5\) is -1; expected a loss of at least 0"):
         pruner.weigh(torch.tensor([1.0, -1.0]), torch.tensor([2, 5]))
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_ids_may_be_a_list_or_an_array(kind: Any) -> None:
+    pruner = Pruner(30, 0.5, epochs=4, warmup_epochs=0)
+    pruner.weigh(torch.ones(3), kind([4, 2, 7]))
+    assert (pruner.gates.logits != 1).nonzero().flatten().tolist() == [2, 4, 7]
+
+
+def test_class_ids_far_apart_take_no_more_than_the_classes_there_are() -> None:
+    apart, close = (
+        Pruner(40, 0.5, epochs=3, warmup_epochs=0, labels=labels)
+        for labels in (torch.arange(40) % 4 * 10**9, torch.arange(40) % 4)
+    )
+    losses = torch.linspace(0, 3, 40)
+    for pruner in (apart, close):
+        drive(pruner, lambda epoch: losses)
+    assert apart.selection._sizes.tolist() == [10, 10, 10, 10, 0, 0, 0, 0]
+    assert apart.result().indices.tolist() == close.result().indices.tolist()
 
 
 def test_gates_step_only_with_gradients() -> None:

@@ -35,6 +35,7 @@ def saved_lists(result: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"num_samples": list(range(9999))}, TypeError, r"whole number; found \[0, 1, .*\.\.\.\]$"),
         ({"num_samples": 0}, ValueError, "num_samples must be at least 1; found 0"),
         ({"num_samples": 10.0}, TypeError, "num_samples must be a whole number; found 10.0"),
         ({"num_samples": True}, TypeError, "num_samples must be a whole number; found True"),

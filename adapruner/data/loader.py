@@ -277,7 +277,20 @@ class _Collate:
         unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
         read = [sample for sample in samples if not isinstance(sample, Unreadable)]
         ids = torch.tensor([index for index, _ in read], dtype=torch.int64)
-        return (self._collate_fn([pair for _, pair in read]) if read else None), ids, unreadable
+        return (self._batch([pair for _, pair in read]) if read else None), ids, unreadable
+
+    def _batch(self, pairs: list[Any]) -> Any:
+        try:
+            return self._collate_fn(pairs)
+        except RuntimeError as error:
+            shapes = {tuple(x.shape) for x, _ in pairs if isinstance(x, torch.Tensor)}
+            if len(shapes) < 2:
+                raise
+            found = [" x ".join(map(str, shape)) for shape in sorted(shapes)]
+            raise ValueError(
+                f"inputs of different sizes make no batch, and these have {found[0]} and "
+                f"{found[-1]}; give a transform that brings them to one size, or a collate_fn"
+            ) from error
 
 
 def _seed_generators(seed: int) -> None:
