@@ -179,7 +179,8 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         "--method",
         choices=list(METHODS),
         default=DEFAULT_METHOD,
-        help="what drives a gate; default %(default)s",
+        help="sampled draws what is kept by learned gates; adapruner is the published objective, "
+        "whose largest gates are kept; default %(default)s",
     )
 
 

@@ -73,7 +73,8 @@ def fast_prune(
             (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset; see
             :func:`adapruner.data.as_source`.
         keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
-        epochs: epochs of the run.
+        epochs: epochs of the run. What is kept shows in a run that fits most of the data; a model
+            that starts afresh wants ten or more.
         batch_size: samples in a batch.
         seed: of the order, the held-out part, the augmentation and the model's own dropout.
         device: where to train: "cpu" or a CUDA device; where the model is, if None.

@@ -34,23 +34,23 @@ SUITES = (
 )
 GPU_SUITES = ("masked_cross_entropy", "topk", "gate_update", "step")
 # What the README shows of them: the sizes of BUDGETS that a reader would ask for first.
-FIRST = (
-    "masked_cross_entropy[(256, 10)]",
-    "masked_cross_entropy[(1024, 1000)]",
-    "masked_cross_entropy[(4096, 1000)]",
-    "over_the_logits[(64, 128256)]",
-    "masked_linear_cross_entropy[(2048, 64, 50257)]",
-    "masked_linear_cross_entropy[(512, 512, 32000)]",
-    "topk_mask[1e+07]",
-    "topk_indices[1e+07]",
-    "segmented_topk[1e+07]",
-    "gate_update[1e+08-other samples each time]",
-    "order[1e+08-keep 0.7]",
-    "step[plain]",
-    "step[published]",
-    "end_to_end[digits]",
-    "end_to_end[cifar10]",
-)
+FIRST = {
+    "masked_cross_entropy[(256, 10)]": "masked cross entropy, 256 × 10 logits",
+    "masked_cross_entropy[(1024, 1000)]": "masked cross entropy, 1,024 × 1,000",
+    "masked_cross_entropy[(4096, 1000)]": "masked cross entropy, 4,096 × 1,000",
+    "over_the_logits[(64, 128256)]": "the gradient over the logits, 64 × 128,256",
+    "masked_linear_cross_entropy[(2048, 64, 50257)]": "with the linear layer, 2,048 × 64 to 50,257",
+    "masked_linear_cross_entropy[(512, 512, 32000)]": "with the linear layer, 512 × 512 to 32,000",
+    "topk_mask[1e+07]": "exact top-k of 10⁷, a mask",
+    "topk_indices[1e+07]": "exact top-k of 10⁷, sorted indices",
+    "segmented_topk[1e+07]": "top-k in each of 1,000 classes of 10⁷",
+    "gate_update[1e+08-other samples each time]": "gate update, 1,024 of 10⁸, others each time",
+    "order[1e+08-keep 0.7]": "order of an epoch, 0.7 of 10⁸ kept",
+    "step[plain]": "a step of training, to one without gates",
+    "step[published]": "a step of training, to the published code",
+    "end_to_end[digits]": "`fast_prune` to 0.7, digits",
+    "end_to_end[cifar10]": "`fast_prune` to 0.7, CIFAR-10",
+}
 
 
 def load(suite: str) -> dict[str, Any]:
@@ -101,13 +101,13 @@ def digits_table(data: dict[str, Any]) -> str:
 
 
 def first_rows() -> dict[str, dict[str, Any]]:
-    """The rows of FIRST at all threads, in that order."""
+    """The rows of FIRST at all threads, in that order, by the names they have there."""
     found = {}
     for suite in SUITES:
         for title, row in rows_of(suite):
             if title in FIRST and row["threads"] >= found.get(title, row)["threads"]:
                 found[title] = row
-    return {title: found[title] for title in FIRST if title in found}
+    return {name: found[title] for title, name in FIRST.items() if title in found}
 
 
 def speed_table() -> str:
@@ -120,8 +120,10 @@ def speed_table() -> str:
             for name, timing in row["rivals"].items()
             if not name.startswith(OURS)
         )
-        lines.append(f"| {title.replace('_', ' ').replace('[', ' [')} | {time(ours)} | {rivals} |")
-    about = load("masked_cross_entropy")["provenance"]
+        lines.append(f"| {title} | {time(ours)} | {rivals} |")
+    of = [load(s)["provenance"] for s in SUITES if any(t in FIRST for t, _ in rows_of(s))]
+    about = max(of, key=lambda each: each["date"])
+    about = about | {"commit": ", ".join(dict.fromkeys(each["commit"] for each in of))}
     lines.append(
         f"\nMedians of alternating runs in one process, {about['threads']} threads, by "
         f"`make bench-full` ({machine(about)}). Below 1 the rival is faster. Losses are forward "
@@ -231,9 +233,7 @@ def main() -> None:
     runs = {float(share): rows for share, rows in digits["runs"].items()}
     draw(runs, digits["provenance"]["keep_ratio"], images / "digits.png")
     speeds = {
-        title.replace("_", " ").replace("[", " ["): {
-            name: timing for name, timing in row["rivals"].items() if not name.startswith(OURS)
-        }
+        title: {name: timing for name, timing in row["rivals"].items() if not name.startswith(OURS)}
         for title, row in first_rows().items()
     }
     draw_speed(speeds, images / "speed.png")

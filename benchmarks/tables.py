@@ -8,7 +8,7 @@ from typing import Any
 def machine(about: dict[str, Any]) -> str:
     return (
         f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {about['date']}, "
-        f"commit {about['commit']}"
+        f"commit{'s' * (', ' in about['commit'])} {about['commit']}"
     )
 
 

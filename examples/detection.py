@@ -187,6 +187,8 @@ def main() -> None:
     parser.add_argument("--method", default="sampled", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 20 images")
     args = parser.parse_args()
+    if not (args.data / "bccd").exists():
+        parser.error(f"--data is to hold bccd; {args.data} does not")
     print(f"{'trained on':<16}{'samples':>8}{METRIC:>8}")
     epochs, most = (2, 20) if args.quick else (args.epochs, None)
     ways = compare(args.data, args.keep_ratio, epochs, args.seed, args.method, most)

@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--method", default="sampled", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 200 sequences")
     args = parser.parse_args()
+    if not (args.data / "tinyshakespeare" / "input.txt").exists():
+        parser.error(f"--data is to hold tinyshakespeare/input.txt; {args.data} does not")
     epochs, most = (2, 200) if args.quick else (args.epochs, None)
     print(f"{'trained on':<16}{'samples':>8}{METRIC:>12}")
     ways = compare(args.data, args.keep_ratio, epochs, args.seed, args.method, most)
