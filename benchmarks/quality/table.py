@@ -119,7 +119,7 @@ CIFAR_TRIES = (
     *("random", "half hardest out", "tilt -1.5", "tilt +1.5", "top-k, w = 0.4"),
     *(f"chance ℓ^{shape}" for shape in ("0·e^(−2ℓ)", "0.8·e^(−2ℓ)", "2·e^(−2ℓ)", "1.6·e^(−4ℓ)")),
     *("both ends, cap 2.2", "both ends, cap 2.2, even below 1.6", "sampled, reach 0 to 1.2"),
-    *("sampled, reach −∞ to 1.4", "adapruner"),
+    *("sampled, reach −∞ to 1.4", "sampled, sharpness 10", "sampled, no farthest", "adapruner"),
 )
 CIFAR_JOINT_TRIES = (*("random each epoch", "adapruner", "sampled, reads even below 0.9"),)
 TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", *OURS)
