@@ -48,7 +48,16 @@ def write(path, rows):
 def root(tmp_path):
     (tmp_path / "docs" / "images").mkdir(parents=True)
     for name, markers in {
-        "docs/quality.md": ("aims", "digits", "cost of digits", CIFAR, "transfer", "probe", "kept"),
+        "docs/quality.md": (
+            "overall",
+            "aims",
+            "digits",
+            "cost of digits",
+            CIFAR,
+            "transfer",
+            "probe",
+            "kept",
+        ),
         "docs/quality-tables.md": ("digits", CIFAR, "tried on digits"),
         "README.md": ("quality",),
     }.items():
@@ -97,6 +106,10 @@ def test_the_pages(root):
     assert "85.00 ± 0.71 | 82.00 ± 0.71 | 86.00 ± 0.71 (AUM)" in between(
         root, "README.md", "quality"
     )
+    overall = between(root, "docs/quality.md", "overall")
+    assert "| adapruner | +3.00 | +3.00 | 2 | 0 | 2 |" in overall
+    assert "| AUM | +4.00 | +4.00 | 2 | 0 | 2 |" in overall
+    assert "DUAL" not in overall
     assert "**6.**" in between(root, "docs/quality.md", "aims")
     costs = between(root, "docs/quality.md", "cost of digits")
     assert "| EL2N | same epochs | 0.95 | 0.25 | 1.05 | 0.8 trainings |" in costs

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from . import aims
 from .experimental import VARIANTS
@@ -275,6 +275,31 @@ def tried(rows: Rows) -> str:
     return "\n".join([*parts, *where(rows)])
 
 
+def overall(rows: Rows) -> str:
+    """Each method against random over all conditions: clean or noisy, much or little kept."""
+    cells = aims.Cells(rows)
+    places = [
+        (aims.Place(dataset, "same epochs", noise), ratio)
+        for dataset, noise, ratio in product(aims.DATASETS, CLEAN_OR_NOISY, WIDE)
+    ]
+    lines = [
+        "| | mean | worst | surely above | surely below | conditions |",
+        "|---" * 6 + "|",
+    ]
+    for method in order_of({aims.DEFAULT, *aims.RIVALS} - {"random"}):
+        found = [cells.minus(place, method, "random", ratio) for place, ratio in places]
+        gains = [gain for gain in found if gain is not None and gain.n >= SEEDS_TO_SHOW]
+        if not gains:
+            continue
+        means = [gain.mean for gain in gains]
+        sure = [sum(g.interval[0] > 0 for g in gains), sum(g.interval[1] < 0 for g in gains)]
+        lines.append(
+            f"| {method} | {mean(means):+.2f} | {min(means):+.2f} | {sure[0]} | {sure[1]} "
+            f"| {len(gains)} |"
+        )
+    return "\n".join(lines)
+
+
 def short(rows: Rows) -> str:
     """For the README: adapruner beside random and the best of the others."""
     lines = ["| | keep ratio | adapruner | random | best other | all data | n |", "|---" * 7 + "|"]
@@ -321,11 +346,12 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
     pages = {
         "docs/quality.md": drawn(sections, by_dataset, "")
         | drawn(costs, timed, "cost of ")
+        | {"overall": overall(measured)}
         | {"aims": verdicts, "transfer": transfer(measured), "probe": probe(measured)}
         | {"kept": kept_table(results)},
         "docs/quality-tables.md": drawn(details, by_dataset, "")
         | drawn(tried, split_by_dataset, "tried on "),
-        "README.md": {"quality": short(measured)},
+        "README.md": {"overall": overall(measured), "quality": short(measured)},
     }
     for name, contents in pages.items():
         markers = set(re.findall(r"<!-- (.+?): begin -->", (root / name).read_text()))
