@@ -115,6 +115,14 @@ def test_histograms(name):
     assert axes.get_xscale() == ("log" if name == "sample_losses" else "linear")
 
 
+def test_samples_without_any_finite_loss_do_not_stretch_the_axis():
+    logits = make().gate_logits
+    logits[5] = -1000
+    axes = figures.gate_logits(make(gate_logits=logits)).axes[0]
+    assert axes.get_xlim()[0] > -6
+    assert sum(counts.sum() for counts, _ in histogram(axes).values()) == N - 4
+
+
 def test_missing_losses_are_counted():
     assert "(3 without one)" in figures.sample_losses(make()).axes[0].get_xlabel()
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from adapruner.extras import require
 from adapruner.report.style import HEIGHT, LIGHT, WIDTH, NothingToShow, printable, styled
 from adapruner.report.values import class_counts, class_name, finite_losses, series
+from adapruner.sampling import NEVER_FINITE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,9 +98,10 @@ def _class_curve(shares: NDArray[np.float64], overall: float) -> Figure:
 
 @styled
 def gate_logits(result: PruneResult) -> Figure:
-    """Histogram of the finite gate logits of kept and of pruned samples, over the same bins."""
+    """Histogram of the gate logits of kept and of pruned samples, over the same bins: of those that
+    had a finite loss."""
     logits = result.gate_logits.double().numpy()
-    finite = np.isfinite(logits)
+    finite = np.isfinite(logits) & (logits > NEVER_FINITE)
     if not finite.any():
         raise NothingToShow("no sample has a gate logit: none could be read")
     edges = np.histogram_bin_edges(logits[finite], bins=_BINS)
@@ -332,7 +334,7 @@ FIGURES = (
         "logits",
         "Gate logits",
         "Larger is more wanted: kept first, or, where a method draws what it keeps, with better "
-        "chances. Samples that could not be read, at −∞, are not shown.",
+        "chances. Samples that could not be read or never had a finite loss are not shown.",
         gate_logits,
     ),
     Entry(
