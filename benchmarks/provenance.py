@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def provenance() -> dict[str, Any]:
 
     changed = git("status", "--porcelain", "--", *CODE)
     return machine() | {
+        "numpy": version("numpy"),
+        "scikit-learn": version("scikit-learn"),
         "instruction_set": _C.build_info()["instruction_set"],
         "huge_pages": HUGE_PAGES.read_text().split("[")[-1].split("]")[0]
         if HUGE_PAGES.exists()
