@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ def provenance() -> dict[str, Any]:
 
     changed = git("status", "--porcelain", "--", *CODE)
     return machine() | {
-        "numpy": version("numpy"),
-        "scikit-learn": version("scikit-learn"),
+        "packages": {
+            found.metadata["Name"].lower(): found.version
+            for name in ("numpy", "scikit-learn")
+            for found in distributions(name=name)
+        },
         "instruction_set": _C.build_info()["instruction_set"],
         "huge_pages": HUGE_PAGES.read_text().split("[")[-1].split("]")[0]
         if HUGE_PAGES.exists()
