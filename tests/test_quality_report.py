@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 from benchmarks.quality import markdown, report
-from benchmarks.quality.run import run_of
-from benchmarks.quality.table import CIFAR, RECIPES
+from benchmarks.quality.table import CIFAR, RECIPES, constants_of
 
 ABOUT = {"processor": "P", "torch": "2", "date": "today", "commit": "abc"}
 
@@ -24,7 +23,7 @@ def row(method, ratio, seed, accuracy, dataset="digits", **more):
     common |= {"cpu_seconds": ratio, "balanced_accuracy": accuracy, "device": "cpu"}
     named = {"dataset": dataset, "method": method, "ratio": ratio, "seed": seed}
     made = common | named | {"accuracy": accuracy, "recipe": recipe, "provenance": ABOUT} | more
-    return made | {"constants": run_of(made).constants}
+    return made | {"constants": constants_of(method)}
 
 
 def five(method, ratio, accuracy, **more):

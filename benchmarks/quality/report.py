@@ -23,7 +23,7 @@ from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios
 from .run import RESULTS, file_of, key_of, read_rows, run_of
 from .static import RECORDED, STATIC
 from .statistics import Row, by_seed, estimate, group, paired
-from .table import ADAPRUNER, CLEAN_OR_NOISY, JOINT_METHODS, LARGE, RECIPES, WIDE, Run
+from .table import ADAPRUNER, CLEAN_OR_NOISY, JOINT_METHODS, LARGE, RECIPES, WIDE, Run, constants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[Row]
@@ -48,6 +48,11 @@ def runs_in(results: Path, measured_on: str) -> Rows:
                 file=sys.stderr,
             )
     return found
+
+
+def rows_of_tasks(path: Path) -> Rows:
+    """The rows of the other tasks, those of today's constants."""
+    return [r for r in read_rows(path) if r.get("constants") == constants_of(r["method"])]
 
 
 def rival_of(protocol: str) -> str:
@@ -341,7 +346,7 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
         """Of every dataset; what has no rows is empty."""
         return {f"{prefix}{d}": draw(found[d]) if d in found else "" for d in RECIPES}
 
-    verdicts = aims.markdown(aims.checks(measured, read_rows(results / "tasks.jsonl")))
+    verdicts = aims.markdown(aims.checks(measured, rows_of_tasks(results / "tasks.jsonl")))
     timed = group(runs_in(results / "cost", "test"), "dataset")
     pages = {
         "docs/quality.md": drawn(sections, by_dataset, "")

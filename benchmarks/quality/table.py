@@ -37,6 +37,14 @@ STATIC_METHODS = ("full", *STATIC, *OURS)
 JOINT_METHODS = ("full", "full, fewer epochs", "random each epoch", "InfoBatch", "SeTa", *OURS)
 
 
+def constants_of(method: str) -> str | None:
+    """Those of the package's method that selects, as text; None where another does."""
+    if method not in ADAPRUNER:
+        return None
+    name = ADAPRUNER[method]
+    return repr(VARIANTS[name] if name in VARIANTS else METHODS[name])
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: a row of the results."""
@@ -63,17 +71,12 @@ class Run:
         """Runs that are alike in this share their data, and the recorded run."""
         return self.selecting.dataset, self.noise, self.seed, self.measured_on
 
-    @property
-    def constants(self) -> str | None:
-        """Those of the package's method that selects, as text; None where another does."""
-        if self.method not in ADAPRUNER:
-            return None
-        name = ADAPRUNER[self.method]
-        return repr(VARIANTS[name] if name in VARIANTS else METHODS[name])
-
     def described(self) -> dict[str, Any]:
         """What makes a run the same run, as its row has it."""
-        return asdict(self) | {"recipe": asdict(self.recipe), "constants": self.constants}
+        return asdict(self) | {
+            "recipe": asdict(self.recipe),
+            "constants": constants_of(self.method),
+        }
 
     def key(self) -> str:
         """The same as text."""

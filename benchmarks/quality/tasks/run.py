@@ -21,12 +21,10 @@ from typing import Any
 
 import torch
 
-from adapruner.methods import METHODS
-
-from ..report import cell_difference, cell_mean, group
+from ..report import cell_difference, cell_mean, group, rows_of_tasks
 from ..run import RESULTS, append, read_rows
 from ..statistics import Row, by_seed, estimate, paired
-from ..table import OURS
+from ..table import OURS, constants_of
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path += [str(ROOT / "examples"), str(ROOT / "benchmarks")]
@@ -59,11 +57,11 @@ def rows(
     for way, samples, value in islice(ways, 4 if rivals else 2):
         now = time.perf_counter()
         shown, protocol = WAYS[way]
-        ours = shown == "adapruner"
+        row_method = method if shown == "adapruner" else shown
         yield {
             "task": task,
-            "method": method if ours else shown,
-            "constants": constants(method) if ours else None,
+            "method": row_method,
+            "constants": constants_of(row_method),
             "protocol": protocol,
             "keep_ratio": 1.0 if shown == "full" else ratio,
             "seed": seed,
@@ -81,21 +79,10 @@ def rows(
         last = now
 
 
-def constants(method: str) -> str:
-    """Of the package's method, as text."""
-    return repr(METHODS[OURS[method]])
-
-
 def recipe(task: str) -> str:
     """The example, and the first digits of its SHA-256."""
     path = ROOT / "examples" / f"{task}.py"
     return f"examples/{task}.py {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
-
-
-def today(made: list[Row]) -> list[Row]:
-    """Those of today's constants."""
-    now = {method: constants(method) for method in OURS}
-    return [row for row in made if row.get("constants") == now.get(row["method"])]
 
 
 def table(made: list[Row]) -> str:
@@ -151,14 +138,14 @@ def main() -> None:
     about = provenance()
     for task, method, seed in product(args.tasks, args.methods, range(args.seeds)):
         done = {(r["task"], r["method"], r.get("constants"), r["seed"]) for r in read_rows(path)}
-        if (task, method, constants(method), seed) in done:
+        if (task, method, constants_of(method), seed) in done:
             continue
         rivals = (task, "random", None, seed) not in done
         made = list(rows(task, args.data, seed, method, rivals, about))
         append(path, *made)  # all at once: what is stopped leaves no part of a seed
         for row in made:
             print(task, row["method"], row["protocol"], seed, f"{row['value']:.4f}", flush=True)
-    rewrite(ROOT / "docs" / "tasks.md", {"tasks": table(today(read_rows(path)))})
+    rewrite(ROOT / "docs" / "tasks.md", {"tasks": table(rows_of_tasks(path))})
 
 
 if __name__ == "__main__":
