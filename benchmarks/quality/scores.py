@@ -22,6 +22,11 @@ from .networks import Network
 from .trainer import Plan, Recipe, train
 
 REFERENCE = 0.05  # share of the samples whose gradient the others' is compared with
+HERE = Path(__file__).parent
+# What a recorded run follows from besides its recipe.
+CODE = hashlib.sha256(
+    b"".join((HERE / f"{name}.py").read_bytes() for name in ("data", "networks", "trainer"))
+).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,9 @@ class Recording(Plan):
 
 
 def record(data: Data, recipe: Recipe, seed: int, key: str) -> Records:
-    """The recorded run, from the cache where ``key``, the recipe and the seed have been seen."""
-    name = json.dumps([key, asdict(recipe), seed, REFERENCE])
+    """The recorded run, from the cache where ``key``, the recipe, the seed and the code that
+    trains have been seen."""
+    name = json.dumps([key, asdict(recipe), seed, REFERENCE, CODE])
     path = CACHE / f"records-{hashlib.sha256(name.encode()).hexdigest()[:20]}.safetensors"
     if not path.exists():
         _make_records(data, recipe, seed, path)
