@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,8 +296,11 @@ def test_unreadable_and_broken_samples_are_remembered(tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         checkpointed(tmp_path, stop_at=17, data=Torn(), model=model)
-    result = checkpointed(tmp_path, data=Torn(), model=model)[1]
-    whole = checkpointed(None, data=Torn(), model=model)[1]
+    unreadable = partial(pytest.warns, UserWarning, match="10 of 420 samples cannot be read")
+    with unreadable():
+        result = checkpointed(tmp_path, data=Torn(), model=model)[1]
+    with unreadable(), pytest.warns(UserWarning, match="steps left out, .*: 1;"):
+        whole = checkpointed(None, data=Torn(), model=model)[1]
     assert result.unreadable == whole.unreadable != []
     assert result.not_finite == whole.not_finite == [33]
     assert torch.equal(result.indices, whole.indices)

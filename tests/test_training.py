@@ -86,7 +86,8 @@ def test_images_of_two_sizes_need_a_transform(tmp_path: Path) -> None:
 
 def test_image_folder(tmp_path: Path) -> None:
     model = cats_and_dogs(tmp_path)
-    result = prune(str(tmp_path), model, balance="class")
+    with pytest.warns(UserWarning, match="1 of 25 samples cannot be read and are not kept"):
+        result = prune(str(tmp_path), model, balance="class")
     check_exact(result, 15)
     assert [index for index, _ in result.unreadable] == [24]
     assert torch.bincount(result.targets[result.indices]).tolist() == [7, 8]

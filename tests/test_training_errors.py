@@ -125,7 +125,8 @@ def test_dataset_without_a_length() -> None:
 
 def test_unreadable_samples_are_listed_and_never_kept() -> None:
     bad = tuple(range(0, 420, 10))  # some of them held out
-    result = prune(Points(420, bad=bad), keep_ratio=0.85)
+    with pytest.warns(UserWarning, match="42 of 420 samples .* sample 0: OSError: torn file"):
+        result = prune(Points(420, bad=bad), keep_ratio=0.85)
     check_exact(result, 357)
     assert result.unreadable == [(index, "OSError: torn file") for index in bad]
     assert not set(result.indices.tolist()) & set(bad)
