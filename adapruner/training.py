@@ -102,7 +102,8 @@ def fast_prune(
         loss: called with (outputs, targets); gives the loss of each sample, ``[B]``, at least 0,
             unreduced. Where None, cross entropy.
         normalize_loss: for losses that are not on the scale of cross entropy: see :class:`Pruner`.
-        balance: "class" keeps the same share of every class, exactly.
+        balance: "class" keeps the same share of every class, exactly. Without it, rare classes that
+            the model does not get to fit are kept less.
         method: "sampled", or "adapruner", the published objective.
         warmup_epochs: epochs before the gates start; 0 for a model that is trained already. About a
             tenth of ``epochs`` where None.
