@@ -1,9 +1,13 @@
 # make setup | demo | test | style | bench | bench-full | bench-native | quality | quality-quick |
 # cuda-report | gpu-check.  Every target but gpu-check sets up what it needs in .venv.
+#
+# CUDA=on | off: whether CUDA kernels are built. Where nothing is said, they are built for the GPUs of
+# this machine, if it has any. TORCH_CUDA_ARCH_LIST names other architectures.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+CUDA ?= $(if $(shell nvidia-smi -L 2>/dev/null),auto,off)
 BIN := .venv/bin
-SETUP := .venv/.setup-done
+SETUP := .venv/.setup-done-cuda-$(CUDA)
 SOURCES := $(foreach kind,cpp h cu cuh,$(wildcard csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)))
 NATIVE := $(SOURCES) $(wildcard cmake/*)
 FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
@@ -18,7 +22,8 @@ setup: $(SETUP)
 $(SETUP): pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel cmake ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	rm -f .venv/.setup-done-*
+	ADAPRUNER_CUDA=$(CUDA) $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
 demo: setup

@@ -54,6 +54,19 @@ def find_compiler() -> str:
     )
 
 
+def cuda_architectures(torch) -> str:
+    """What CUDA kernels are built for, in torch's notation; empty for cmake/cuda.cmake's default.
+
+    TORCH_CUDA_ARCH_LIST where it is set, otherwise the GPUs of this machine.
+    """
+    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return chosen
+    capabilities = {
+        torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())
+    }
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities))
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         torch = find_torch()
@@ -72,7 +85,7 @@ class CMakeBuild(build_ext):
             "TORCH_VERSION": torch.__version__,
             "TORCH_CUDA_VERSION": cuda or "",
             "ADAPRUNER_CUDA": os.environ.get("ADAPRUNER_CUDA", "auto"),
-            "CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
+            "CUDA_ARCH_LIST": cuda_architectures(torch) if cuda else "",
             "PYTHON_INCLUDE": sysconfig.get_path("include"),
             "MODULE_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
         }

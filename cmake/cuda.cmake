@@ -1,8 +1,9 @@
 # Whether, with what and for what CUDA kernels are built.
 #   in   ADAPRUNER_CUDA: auto, on or off; TORCH_CUDA_VERSION: empty for a torch without CUDA;
-#        CUDA_ARCH_LIST: in torch's notation; in the environment CUDACXX, an nvcc, or CUDA_HOME
+#        CUDA_ARCH_LIST: in torch's notation, empty for the default list; in the environment
+#        CUDACXX, an nvcc, or CUDA_HOME
 #   out  the language CUDA is enabled, CUDA_ARCHITECTURE_NAMES says for what; or NO_CUDA says why not
-# A GPU is never asked for. No part of the toolkit is needed beside nvcc and the headers it comes with.
+# No GPU is needed, and no part of the toolkit beside nvcc and the headers it comes with.
 
 # The architectures of CUDA_ARCH_LIST, or of the default as far as nvcc knows them, as
 # CMAKE_CUDA_ARCHITECTURES.
@@ -26,7 +27,8 @@ function(choose_cuda_architectures nvcc)
     endif()
     set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}")
     if(NOT number IN_LIST known)
-      message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST has ${name}, which ${nvcc} does not know")
+      message(FATAL_ERROR "${nvcc} does not know the architecture ${name} (of TORCH_CUDA_ARCH_LIST, or "
+        "of a GPU of this machine where that is not set); expected one of: ${known}")
     endif()
     if(CMAKE_MATCH_4)
       list(APPEND architectures "${number}${CMAKE_MATCH_3}")
