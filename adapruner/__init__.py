@@ -7,6 +7,8 @@ The names below are imported when they are first used: torch takes seconds to lo
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from adapruner._version import __version__
+
 if TYPE_CHECKING:
     from adapruner.data.loader import UnreadableSampleError
     from adapruner.data.sources import as_source
@@ -15,14 +17,13 @@ if TYPE_CHECKING:
     from adapruner.result import DatasetMismatchError, PruneResult
     from adapruner.training import fast_prune
 
-    __version__: str
-
 __all__ = [
     "DatasetMismatchError",
     "FileFormatError",
     "PruneResult",
     "Pruner",
     "UnreadableSampleError",
+    "__version__",
     "as_source",
     "fast_prune",
 ]
@@ -41,11 +42,7 @@ _MODULES = ("data", "ops", "report", "vision")
 if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of the package's
 
     def __getattr__(name: str) -> object:
-        if name == "__version__":
-            from importlib.metadata import version
-
-            value = version("adapruner")
-        elif name in _HOMES:
+        if name in _HOMES:
             value = getattr(_import_module(_HOMES[name]), name)
         elif name in _MODULES:
             return _import_module(f"adapruner.{name}")  # which sets the attribute
@@ -56,4 +53,4 @@ if not TYPE_CHECKING:  # a type checker that saw it would take any name for one 
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES, "__version__"})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -62,7 +62,7 @@ def check_device(device: torch.device | str | None) -> torch.device:
 
 
 def check_labels(labels: Any, num_samples: int) -> Tensor:
-    tensor = torch.as_tensor(labels)
+    tensor = torch.as_tensor(labels, device="cpu")
     if tensor.dim() != 1 or len(tensor) != num_samples:
         raise ValueError(
             f"labels must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
@@ -71,13 +71,13 @@ def check_labels(labels: Any, num_samples: int) -> Tensor:
         raise TypeError(f"labels must be integers; found {tensor.dtype}")
     if tensor.numel() and int(tensor.min()) < 0:
         raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
-    tensor = tensor.to(torch.int64).cpu()
+    tensor = tensor.to(torch.int64)
     # What is held for each class is held for those that there are.
     return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
 
 
 def check_held_out(held_out: Any, num_samples: int) -> Tensor:
-    tensor = torch.as_tensor(held_out).flatten().cpu()
+    tensor = torch.as_tensor(held_out, device="cpu").flatten()
     if tensor.numel() and not _is_whole(tensor):
         raise TypeError(f"held_out must hold dataset indices, integers; found {tensor.dtype}")
     tensor = tensor.to(torch.int64)

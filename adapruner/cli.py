@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
+from adapruner._version import __version__
 from adapruner.cli_checks import (
     EXPECTED,
     at_least,
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('adapruner')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = partial(commands.add_parser, allow_abbrev=False, epilog=_EPILOG)
     _add_prune(add)
@@ -254,6 +254,13 @@ def _add_practical_options(group: argparse._ArgumentGroup) -> None:
         metavar="DEVICE",
         help="where to train: cpu, cuda, cuda:1, ...; default cuda where it can be used, else cpu",
     )
+    option(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="bf16 trains under torch's autocast; default %(default)s",
+    )
+    option("--compile", action="store_true", help="call the model through torch.compile")
     option(
         "--checkpoint",
         type=Path,

@@ -60,10 +60,13 @@ def prune(arguments: Namespace) -> None:
             require(module, extra="report")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    device = arguments.device or ("cpu" if why_no_cuda() else "cuda")
     with _warnings_as_lines():
         source, validation = _sources(arguments)
         image_size = arguments.image_size or vision.guess_image_size(source)
         model = _model(arguments, source, image_size)
+    if device != "cpu":
+        model = model.to(memory_format=torch.channels_last)
     if not arguments.quiet:
         _announce(arguments, model, source, image_size)
     with _warnings_as_lines():
@@ -74,7 +77,7 @@ def prune(arguments: Namespace) -> None:
             arguments.epochs,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
-            device=arguments.device or ("cpu" if why_no_cuda() else "cuda"),
+            device=device,
             loader=arguments.loader,
             num_workers=arguments.workers,
             block_size=arguments.block_size,
@@ -82,6 +85,8 @@ def prune(arguments: Namespace) -> None:
             evaluation_transform=vision.evaluation_transform(image_size),
             validation_data=validation,
             learning_rate=arguments.lr,
+            precision=arguments.precision,
+            compile=arguments.compile,
             balance=arguments.balance,
             method=arguments.method,
             warmup_epochs=arguments.warmup_epochs,

@@ -157,8 +157,10 @@ class Losses:
         self._evaluated += len(ids)
 
     def _on_device(self, ids: Tensor) -> Tensor:
-        """Ids come from loaders, on the CPU; the gates' device does not wait for them."""
-        return torch.as_tensor(ids).to(self.gates.state.device, non_blocking=True)
+        """The ids on the gates' device. Loaders give them on the CPU; the device does not wait."""
+        if not isinstance(ids, Tensor):
+            ids = torch.as_tensor(ids, device="cpu")
+        return ids.to(self.gates.state.device, non_blocking=True)
 
     def _use_running_scale(self, running: bool) -> None:
         """Have the scale of losses follow their mean, or stay; known here so as not to be read."""

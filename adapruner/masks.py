@@ -1,6 +1,7 @@
 """Bit masks of samples: uint8 ``[ceil(N / 8)]``, bit i % 8 of byte i / 8 for sample i, no others.
 
-They are all that stays of a selection; where flags of N samples are needed, they go by in pieces.
+A selection is stored as such a mask alone. Code that needs flags of all N samples unpacks them in
+pieces. Masks are on the CPU, whatever torch's default device is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ PIECE = 2**18  # samples at a time: whole bytes of a mask, and what they unfold 
 
 def full(num_samples: int) -> Tensor:
     """The mask of all samples."""
-    mask = torch.full(((num_samples + 7) // 8,), 255, dtype=torch.uint8)
+    mask = torch.full(((num_samples + 7) // 8,), 255, dtype=torch.uint8, device="cpu")
     if num_samples % 8:
         mask[-1] = 2 ** (num_samples % 8) - 1
     return mask
@@ -41,7 +42,7 @@ def unpack_pieces(mask: Tensor, num_samples: int) -> Iterator[tuple[int, np.ndar
 
 def pack_pieces(num_samples: int, flags: Callable[[int, int], np.ndarray]) -> Tensor:
     """The mask of N samples of whom ``flags(begin, end)`` tells, bools ``[end - begin]``."""
-    mask = torch.empty((num_samples + 7) // 8, dtype=torch.uint8)
+    mask = torch.empty((num_samples + 7) // 8, dtype=torch.uint8, device="cpu")
     for begin in range(0, num_samples, PIECE):
         end = min(begin + PIECE, num_samples)
         mask[begin // 8 : (end + 7) // 8] = pack(flags(begin, end))
@@ -64,7 +65,7 @@ def count(mask: Tensor) -> int:
 
 def indices(mask: Tensor) -> Tensor:
     """The samples that a mask holds, int64, ascending."""
-    found = torch.empty(count(mask), dtype=torch.int64)
+    found = torch.empty(count(mask), dtype=torch.int64, device="cpu")
     end = 0
     for begin, flags in unpack_pieces(mask, 8 * len(mask)):
         held = np.flatnonzero(flags)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import platform
 import time
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adapruner import masks
+from adapruner._version import __version__
 from adapruner.arguments import (
     check_device,
     check_held_out,
@@ -250,7 +250,7 @@ class Pruner(Losses):
         """Note (index, reason) of samples that cannot be read; they are never kept."""
         for index, reason in unreadable:
             self._unreadable.setdefault(index, reason)
-        indices = torch.tensor([index for index, _ in unreadable], dtype=torch.int64)
+        indices = torch.tensor([index for index, _ in unreadable], dtype=torch.int64, device="cpu")
         self.gates.exclude(indices)
         if self._best is not None and masks.holds_any(self._best.mask, indices):
             self._best = None
@@ -378,7 +378,7 @@ class Pruner(Losses):
             source=source,
             saved=self._saved(indices.numpy()),
             versions={
-                "adapruner": importlib.metadata.version("adapruner"),
+                "adapruner": __version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },

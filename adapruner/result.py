@@ -80,7 +80,7 @@ class PruneResult:
     @property
     def kept(self) -> Tensor:
         """Bool ``[N]``: True where a sample is kept."""
-        mask = torch.zeros(self.num_samples, dtype=torch.bool)
+        mask = torch.zeros(self.num_samples, dtype=torch.bool, device="cpu")
         mask[self.indices] = True
         return mask
 

@@ -20,6 +20,7 @@ from adapruner.checkpoint import load_checkpoint, save_checkpoint, to_cpu
 from adapruner.data.loader import Unreadable, refuse_unreadable
 from adapruner.pruner import Pruner
 from adapruner.result import DatasetMismatchError
+from adapruner.steps import Steps
 
 SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
 OptimizerFactory: TypeAlias = Callable[[Any], Any]
@@ -28,6 +29,9 @@ _OPTIMIZER = (
     "optimizer must be a function of the parameters that gives a torch optimiser, or an optimiser "
     "and a scheduler; {}"
 )
+
+# Names of the arithmetic, and what autocast is asked for.
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
@@ -51,11 +55,19 @@ class Run:
         loss: SampleLoss | None,
         learning_rate: float | None,
         optimizer: OptimizerFactory | None,
+        precision: str,
+        compile: bool,
         progress: bool,
         on_error: str,
     ) -> None:
+        if precision not in PRECISIONS:
+            named = ", ".join(f'"{name}"' for name in PRECISIONS)
+            raise ValueError(f"precision must be one of {named}; found {precision!r}")
         self.on_error = on_error
         self.model = model
+        self._call: Callable[..., Any] = torch.compile(model) if compile else model
+        self._precision = PRECISIONS[precision]
+        self._memory_format = _memory_format_of(model)
         self.pruner = pruner
         self.loss = loss
         self.progress = progress
@@ -67,7 +79,12 @@ class Run:
         if optimizer is not None and not callable(optimizer):
             raise TypeError(_OPTIMIZER.format(f"found {type(optimizer).__name__}"))
         made = (
-            torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            torch.optim.AdamW(
+                model.parameters(),
+                lr=LEARNING_RATE,
+                weight_decay=WEIGHT_DECAY,
+                fused=self.device.type == "cuda",  # so that no step waits for the GPU
+            )
             if optimizer is None
             else optimizer(model.parameters())
         )
@@ -76,11 +93,13 @@ class Run:
         if not isinstance(made, Optimizer):
             raise TypeError(_OPTIMIZER.format(f"it gave {type(made).__name__}"))
         self.optimizer: Optimizer = made
+        self._steps = Steps(made, self.device)
 
     def train(self, loader: Loader) -> None:
         """One epoch over what the pruner has it read."""
         self.model.train()
-        pruner, batches, finite = self.pruner, len(loader), 0
+        pruner, batches = self.pruner, len(loader)
+        self._steps.finite = 0
         bar = tqdm(
             loader,
             total=batches,
@@ -93,30 +112,31 @@ class Run:
             if self.highest_rate is not None:
                 done = (pruner.epoch + position / batches) / pruner.epochs
                 _set_learning_rate(self.optimizer, self.highest_rate, done)
-            outputs = self._forward(inputs)
-            if self.loss is None:
-                loss = pruner.loss(outputs, _to(targets, self.device), ids)
-            else:
-                loss = pruner.weigh(self.loss(outputs, _to(targets, self.device)), ids)
-            self.optimizer.zero_grad(set_to_none=True)
-            # A loss that is not finite would ruin the weights for good: its step is left out.
-            loss_here = loss.item()
-            pruner.gates.check_errors()
-            if math.isfinite(loss_here):
-                finite += 1
-                loss.backward()
-                self.optimizer.step()
-            else:
-                self.steps_left_out += 1
-                broken = ids[_not_finite(inputs, len(ids))].tolist()
-                refused = [Unreadable(i, "its input is not finite") for i in broken]
-                refuse_unreadable(refused, self.on_error)
-                pruner.exclude(refused)
-        if not finite:
+            inputs, targets = self._on_device(inputs), _to(targets, self.device)
+            with self._autocast():
+                outputs = self._forward(inputs)
+                if self.loss is None:
+                    loss = pruner.loss(outputs, targets, ids)
+                else:
+                    loss = pruner.weigh(self.loss(outputs, targets), ids)
+            self._steps.take(loss, inputs, ids)
+            if self._steps.full:
+                self._look()
+        self._look()
+        if not self._steps.finite:
             raise FloatingPointError(
                 f"no batch of epoch {pruner.epoch} had a finite loss; the samples concerned start "
                 f"with {pruner.gates.not_finite()[:5]}; check the learning rate and the inputs"
             )
+
+    def _look(self) -> None:
+        """Take note of the batches that were left out, and raise what a GPU has found wrong."""
+        self.pruner.gates.check_errors()
+        for batch in self._steps.look():
+            self.steps_left_out += 1
+            refused = [Unreadable(i, "its input is not finite") for i in batch.ids]
+            refuse_unreadable(refused, self.on_error)
+            self.pruner.exclude(refused)
 
     def warn_of_what_was_left_out(self) -> None:
         """One warning of the samples, one of the steps; to be called by fast_prune."""
@@ -139,21 +159,25 @@ class Run:
         """Losses of the held-out samples, float64; the gates take them in where they have some."""
         self.model.eval()
         losses = [torch.zeros(0, dtype=torch.float64, device=self.device)]
+        outside: list[Tensor] = []  # (whether any target is no class, the first one, classes)
         for batch, ids, unreadable in batches:
             if unreadable:
                 self._leave_out(unreadable, observe)
             if not len(ids):
                 continue
             inputs, targets = batch
-            outputs, targets = self._forward(inputs), _to(targets, self.device)
-            sample_loss = (
-                _sample_cross_entropy(outputs, targets)
-                if self.loss is None
-                else self.loss(outputs, targets)
-            )
+            inputs, targets = self._on_device(inputs), _to(targets, self.device)
+            with self._autocast():
+                outputs = self._forward(inputs)
+                if self.loss is not None:
+                    sample_loss = self.loss(outputs, targets)
+                else:
+                    sample_loss, found = _sample_cross_entropy(outputs, targets)
+                    outside.append(found)
             if observe:
                 self.pruner.observe(sample_loss, ids)
             losses.append(sample_loss.double())
+        _check_targets(outside)
         return torch.cat(losses).cpu()
 
     def _leave_out(self, unreadable: list[Unreadable], of_training_data: bool) -> None:
@@ -220,9 +244,16 @@ class Run:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
+    def _on_device(self, inputs: Any) -> Any:
+        return _to(inputs, self.device, self._memory_format)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=self._precision, enabled=self._precision is not None
+        )
+
     def _forward(self, inputs: Any) -> Any:
-        inputs = _to(inputs, self.device)
-        outputs = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        outputs = self._call(**inputs) if isinstance(inputs, Mapping) else self._call(inputs)
         if self.loss is None and not isinstance(outputs, Tensor):
             outputs = getattr(outputs, "logits", outputs)
             if not isinstance(outputs, Tensor):
@@ -246,36 +277,42 @@ def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-def _not_finite(inputs: Any, count: int) -> Tensor:
-    """Bools ``[count]``: the samples of the batch with a value in ``inputs`` that is not finite."""
-    found = torch.zeros(count, dtype=torch.bool)
-    if isinstance(inputs, Mapping):
-        inputs = list(inputs.values())
-    if isinstance(inputs, (list, tuple)):
-        for part in inputs:
-            found |= _not_finite(part, count)
-    elif isinstance(inputs, Tensor) and inputs.dim() and len(inputs) == count:
-        found |= ~inputs.isfinite().reshape(count, -1).all(1).cpu()
-    return found
+def _sample_cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross entropy of each sample, without gates. Nothing waits for the device.
 
+    Args:
+        logits: ``[B, C]`` or ``[B, C, ...]``.
+        target: ``[B]`` or ``[B, ...]``, any integer type; −100 is ignored.
 
-def _sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """ℓ ``[B]``, the mean over a sample's rows that are not ignored, without gates.
-
-    Raises:
-        IndexError: a target is no class that the logits have.
+    Returns:
+        ℓ ``[B]``, the mean over a sample's rows that are not ignored; and int64 ``[3]``: whether a
+        target is out of range, the first such target, and C. Such targets are ignored.
     """
-    outside = ((target < 0) | (target >= logits.shape[1])) & (target != -100)
-    if outside.any():
-        raise IndexError(
-            f"a held-out sample has the target {target[outside][0].item()}; expected a class that "
-            f"the logits have, at most {logits.shape[1] - 1}, or -100"
-        )
-    rows = functional.cross_entropy(logits, target.long(), reduction="none").reshape(
-        len(target), -1
-    )
+    target, classes = target.long(), logits.shape[1]
+    outside = ((target < 0) | (target >= classes)) & (target != -100)
+    # One more place, so that there is a first.
+    places = functional.pad(outside.flatten().byte(), (0, 1))
+    first = functional.pad(target.flatten(), (0, 1)).gather(0, places.argmax()[None])
+    found = torch.cat([outside.any()[None].long(), first, torch.full_like(first, classes)])
+    target = target.where(~outside, -100)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    rows = functional.cross_entropy(logits, target, reduction="none").reshape(len(target), -1)
     counted = (target.reshape(rows.shape) != -100).sum(1).clamp(min=1)
-    return rows.sum(1) / counted
+    return rows.sum(1) / counted, found
+
+
+def _check_targets(found: list[Tensor]) -> None:
+    """Raise IndexError for the first target that is out of range.
+
+    Args:
+        found: of each batch, the second result of :func:`_sample_cross_entropy`.
+    """
+    for outside, target, classes in torch.stack(found).tolist() if found else []:
+        if outside:
+            raise IndexError(
+                f"a held-out sample has the target {target}; expected a class that the logits "
+                f"have, at most {classes - 1}, or -100"
+            )
 
 
 def _set_learning_rate(
@@ -288,12 +325,27 @@ def _set_learning_rate(
         group["lr"] = highest * max(factor, 0.01)
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    """Tensors in ``value``, nested as collate functions nest them, on ``device``."""
+def _memory_format_of(model: nn.Module) -> torch.memory_format:
+    """The memory format that 4-D inputs are to have: that of the model's 4-D weights."""
+    weights = [weight for weight in model.parameters() if weight.dim() == 4]
+    last = all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    plain = all(weight.is_contiguous() for weight in weights)
+    return torch.channels_last if last and not plain else torch.preserve_format
+
+
+def _to(
+    value: Any, device: torch.device, memory_format: torch.memory_format = torch.preserve_format
+) -> Any:
+    """Tensors in ``value``, nested as collate functions nest them, on ``device``.
+
+    Args:
+        memory_format: of tensors of four dimensions.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        form = memory_format if value.dim() == 4 else torch.preserve_format
+        return value.to(device, non_blocking=True, memory_format=form)
     if isinstance(value, Mapping):
-        return {key: _to(v, device) for key, v in value.items()}
+        return {key: _to(v, device, memory_format) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_to(v, device) for v in value]
+        return [_to(v, device, memory_format) for v in value]
     return value

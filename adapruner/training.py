@@ -48,6 +48,8 @@ def fast_prune(
     validation_data: Any | None = None,
     learning_rate: float | None = None,
     optimizer: OptimizerFactory | None = None,
+    precision: str = "fp32",
+    compile: bool = False,
     loss: SampleLoss | None = None,
     normalize_loss: bool = False,
     balance: str | None = None,
@@ -68,7 +70,8 @@ def fast_prune(
 
     Args:
         model: takes a batch of inputs, gives logits ``[B, C]`` or ``[B, C, ...]`` (or an object
-            with them as ``.logits``), or with ``loss`` whatever that takes.
+            with them as ``.logits``), or with ``loss`` whatever that takes. Where its weights are
+            in ``torch.channels_last``, the images of a batch are given to it in that format.
         data: a map-style dataset of (input, target), an image folder's path, WebDataset shards,
             (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset; see
             :func:`adapruner.data.as_source`.
@@ -98,7 +101,10 @@ def fast_prune(
         learning_rate: highest learning rate of AdamW where ``optimizer`` is None; 2e-3 where None.
         optimizer: called with the model's parameters; gives an optimiser, or an optimiser and a
             learning rate scheduler that is stepped once per epoch. Where None, AdamW with a
-            one-cycle learning rate.
+            one-cycle learning rate. On a GPU, give one made with ``fused=True``: any other makes
+            the host wait for the GPU in every step.
+        precision: "fp32", or "bf16" for the model and the losses under :class:`torch.autocast`.
+        compile: whether the model is called through :func:`torch.compile`.
         loss: called with (outputs, targets); gives the loss of each sample, ``[B]``, at least 0,
             unreduced. Where None, cross entropy.
         normalize_loss: for losses that are not on the scale of cross entropy: see :class:`Pruner`.
@@ -160,7 +166,17 @@ def fast_prune(
         normalize_loss=normalize_loss,
         device=where,
     )
-    run = Run(model.to(where), pruner, loss, learning_rate, optimizer, progress, on_error)
+    run = Run(
+        model.to(where),
+        pruner,
+        loss,
+        learning_rate,
+        optimizer,
+        precision,
+        compile,
+        progress,
+        on_error,
+    )
     training_choice = choose_loader(loader, source, collate_fn)
     batches = training_loader(
         training_choice,
@@ -204,6 +220,7 @@ def fast_prune(
         "model": describe(model),
         "optimizer": [type(run.optimizer).__name__, type(run.scheduler).__name__],
         "learning_rate": run.highest_rate,
+        "precision": precision,
     }
     if checkpoint_dir is not None:
         run.resume(checkpoint_dir, settings)
@@ -218,6 +235,8 @@ def fast_prune(
     more = {
         "batch_size": batch_size,
         "device": str(where),
+        "precision": precision,
+        "compile": compile,
         "loader": training_choice.name,
         "loader_reason": training_choice.why,
         "evaluation_loader": evaluation_choice.name,

@@ -328,6 +328,8 @@ def test_result_equals_independent_counts() -> None:
         "loader_reason": "samples of kind 'dataset' are neither image files nor uint8 images",
         "device": "cpu",
         "evaluation_loader": "torch",
+        "precision": "fp32",
+        "compile": False,
     }
     assert result.config == expected
     assert result.fingerprint == adapruner.as_source(dataset).fingerprint()

@@ -53,6 +53,7 @@ X, Y = blobs(30)
         ((X, Y), {"batch_size": 0}, ValueError, "batch_size must be a whole number"),
         ((X, Y), {"warmup_epochs": 4}, ValueError, "warmup_epochs must be less than epochs"),
         ((X, Y), {"balance": "sex"}, ValueError, "balance must be None or \"class\"; found 'sex'"),
+        ((X, Y), {"precision": "fp8"}, ValueError, 'one of "fp32", "bf16"; found .fp8.'),
         ((X, Y), {"method": "best"}, ValueError, "unknown method 'best'"),
         ((X, Y), {"on_error": "ignore"}, ValueError, 'on_error must be "skip" or "raise"'),
         ((X, Y), {"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda'; found 'meta'"),
@@ -221,13 +222,13 @@ def test_a_loss_that_is_never_finite_is_not_kept() -> None:
 
 @pytest.mark.parametrize("wrap", [list, tuple, lambda parts: dict(enumerate(parts))])
 def test_inputs_of_several_parts_are_looked_through(wrap: Any) -> None:
-    from adapruner.run import _not_finite
+    from adapruner.steps import _not_finite
 
     first, second = torch.zeros(4, 2, 3), torch.zeros(4)
     first[1, 0, 2], second[3] = torch.inf, torch.nan
     others = [torch.arange(4), "x", torch.tensor(torch.nan), torch.full((3,), torch.nan)]
     parts = wrap([first, second, *others])
-    assert _not_finite(parts, 4).tolist() == [False, True, False, True]
+    assert _not_finite(parts, 4, torch.device("cpu")).tolist() == [False, True, False, True]
 
 
 def test_nothing_but_nan_is_an_error_and_the_checkpoint_stands(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +16,7 @@ from adapruner import Pruner
 from adapruner.gates import Gates
 from adapruner.losses import Losses
 from adapruner.methods import METHODS
+from adapruner.run import Run, _sample_cross_entropy
 
 aten = torch.ops.aten
 WAIT = {  # what needs values on the host: to read them, or for the shape of a result
@@ -85,6 +87,70 @@ def test_by_shape_alone_everything_is_on_the_gpu(name: str, normalize: bool) -> 
             loss = CALLS[name](losses, x, batch)
             assert loss is None or loss.is_cuda
         assert all(tensor.is_cuda for tensor in losses.gates.state_dict().values())
+
+
+def epoch_of_fast_prune(fused: bool, device: str, seen: Callable[[int], None]) -> None:
+    """An epoch of fast_prune's own loop; ``seen`` is called as each batch is asked for."""
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(1), device="cpu")
+    y = torch.arange(40, device="cpu") % 3
+
+    class Batches:
+        def __len__(self) -> int:
+            return 5
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for number, ids in enumerate(torch.arange(40, device="cpu").split(8)):
+                batch = (x[ids], y[ids], ids)
+                pinned = tuple(t.pin_memory() if device == "cuda" else t for t in batch)
+                seen(number)
+                yield pinned
+            seen(5)
+
+    pruner = Pruner(40, epochs=2, warmup_epochs=0, device=device)
+    run = Run(
+        nn.Linear(5, 3).to(device),
+        pruner,
+        loss=None,
+        learning_rate=None,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1, fused=fused),
+        precision="fp32",
+        compile=False,
+        progress=False,
+        on_error="skip",
+    )
+    before = pruner.gates.logits.clone()
+    run.train(Batches())
+    assert (pruner.gates.logits != before).all()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fast_prune_queues_its_steps(fused: bool) -> None:
+    counts = []
+    with Waits() as waits:
+        epoch_of_fast_prune(fused, "cpu", lambda number: counts.append(len(waits.found)))
+    # A backward pass on the CPU reads the upstream gradient, where one on a GPU does not.
+    waited = [after - before - 1 for before, after in pairwise(counts)]
+    # The host decides on the first step; on each where the optimiser is not fused.
+    assert waited == ([1, 0, 0, 0, 0] if fused else [1] * 5)
+
+
+@pytest.mark.cuda
+def test_fast_prune_queues_its_steps_on_a_gpu() -> None:
+    def seen(number: int) -> None:
+        # The first step sets things up.
+        torch.cuda.set_sync_debug_mode("error" if 1 <= number < 5 else "default")
+
+    try:
+        epoch_of_fast_prune(True, "cuda", seen)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_losses_of_an_evaluation_read_nothing_back() -> None:
+    logits, target = torch.randn(8, 5, 3), torch.randint(0, 5, (8, 3))
+    with Waits() as waits:
+        _sample_cross_entropy(logits, target)
+    assert waits.found == []
 
 
 @pytest.mark.cuda

@@ -128,7 +128,7 @@ class PrunedLoader:
         self.batch_size = self._plan.batch_size
         self.drop_last = drop_last
         follows.note_source(source)
-        self._loader: DataLoader[Any] = DataLoader(
+        self._loader = _SeededLoader(
             _Reader(source, follows.seed, whole=collate_fn is default_collate),
             batch_sampler=self._plan,
             num_workers=num_workers,
@@ -176,16 +176,28 @@ def evaluation_loader(
     seed: int,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
-) -> DataLoader[Any]:
+) -> _SeededLoader:
     """Reads ``indices`` in order, the same way every time: (batch, ids, unreadable samples)."""
     keys = [[(0, index) for index in batch.tolist()] for batch in batches(indices, batch_size)]
-    return DataLoader(
+    return _SeededLoader(
         _Reader(source, seed, whole=collate_fn is default_collate),
         batch_sampler=keys,
         num_workers=num_workers if keys else 0,
         collate_fn=_Collate(collate_fn),
         generator=torch.Generator().manual_seed(epoch_seed(seed, 0)),
     )
+
+
+class _SeededLoader(DataLoader[Any]):
+    """A DataLoader with a generator on the CPU.
+
+    Each epoch, a DataLoader draws a seed into a tensor on torch's default device. Another device
+    than the generator's would be an error.
+    """
+
+    def __iter__(self) -> Any:
+        with torch.device("cpu"):
+            return super().__iter__()
 
 
 class _Whole(NamedTuple):
@@ -273,10 +285,10 @@ class _Collate:
 
     def __call__(self, samples: _Whole | list[Any]) -> tuple[Any, torch.Tensor, list[Unreadable]]:
         if isinstance(samples, _Whole):
-            return list(samples.batch), torch.tensor(samples.ids, dtype=torch.int64), []
+            return list(samples.batch), _ids(samples.ids), []
         unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
         read = [sample for sample in samples if not isinstance(sample, Unreadable)]
-        ids = torch.tensor([index for index, _ in read], dtype=torch.int64)
+        ids = _ids([index for index, _ in read])
         return (self._batch([pair for _, pair in read]) if read else None), ids, unreadable
 
     def _batch(self, pairs: list[Any]) -> Any:
@@ -291,6 +303,10 @@ class _Collate:
                 f"inputs of different sizes make no batch, and these have {found[0]} and "
                 f"{found[-1]}; give a transform that brings them to one size, or a collate_fn"
             ) from error
+
+
+def _ids(indices: list[int]) -> torch.Tensor:
+    return torch.tensor(indices, dtype=torch.int64, device="cpu")
 
 
 def _seed_generators(seed: int) -> None:

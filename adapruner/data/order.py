@@ -63,7 +63,7 @@ def epoch_batches(
         order = plain_order(mask, num_samples, key)
     else:
         order = block_order(mask, num_samples, key, block_size)
-    ahead = torch.empty(0, dtype=torch.int64)
+    ahead = torch.empty(0, dtype=torch.int64, device="cpu")
     for size in batch_sizes(masks.count(mask), batch_size, drop_last, world_size):
         while len(ahead) < size:
             ahead = torch.cat([ahead, next(order)])

@@ -1,0 +1,124 @@
+"""Optimiser steps that leave out batches whose loss is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# A GPU is asked once in so many batches what became of them.
+LOOK_EVERY = 64
+
+
+class LeftOut(NamedTuple):
+    """A batch whose step was left out.
+
+    Attributes:
+        ids: dataset indices of those of its samples whose input is not finite.
+    """
+
+    ids: list[int]
+
+
+class _Queued(NamedTuple):
+    """What a batch leaves on the device."""
+
+    finite: Tensor  # bool scalar: whether its loss is finite
+    broken: Tensor  # bools [B]: samples whose input is not finite
+    ids: Tensor  # [B]
+
+
+class Steps:
+    """The steps of an optimiser. A step whose loss is not finite would ruin the weights for good.
+
+    A fused optimiser can leave out a step on the device, as :class:`torch.amp.GradScaler` has it
+    do. Then the host queues batch after batch, and :meth:`look` says what became of them. With any
+    other optimiser the host waits for each loss.
+
+    Args:
+        optimizer: of the model.
+        device: where the losses are.
+
+    Attributes:
+        finite: batches whose loss was finite, as far as was looked.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self.optimizer = optimizer
+        self.device = device
+        self.finite = 0
+        # The host decides on the first step: torch's fused SGD takes up momentum in its first step
+        # even if that step is left out, from memory that nothing was written to.
+        self._begun = False
+        self._queue: list[_Queued] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to look."""
+        return len(self._queue) >= (LOOK_EVERY if self._fused and self._begun else 1)
+
+    @property
+    def _fused(self) -> bool:
+        return all(group.get("fused") for group in self.optimizer.param_groups)
+
+    def take(self, loss: Tensor, inputs: Any, ids: Tensor) -> None:
+        """The backward pass and the step of a batch, unless its loss is not finite.
+
+        Args:
+            loss: scalar, with its graph.
+            inputs: the batch, nested as collate functions nest it.
+            ids: ``[B]``, dataset indices of the samples.
+        """
+        optimizer: Any = self.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        finite = loss.detach().isfinite()
+        if self._fused and self._begun:
+            loss.backward()
+            optimizer.found_inf = (~finite).float()
+            try:
+                optimizer.step()
+            finally:
+                del optimizer.found_inf
+        elif finite:
+            loss.backward()
+            optimizer.step()
+            self._begun = True
+            self.finite += 1
+            return
+        self._queue.append(_Queued(finite, _not_finite(inputs, len(ids), self.device), ids))
+
+    def look(self) -> list[LeftOut]:
+        """The batches left out since the last look. Waits for the device."""
+        if not self._queue:
+            return []
+        told = [batch.finite[None] for batch in self._queue]
+        flags = torch.cat(told + [batch.broken for batch in self._queue]).cpu()
+        finite, rest = flags[: len(told)].tolist(), flags[len(told) :]
+        left_out = []
+        for was_finite, batch in zip(finite, self._queue, strict=True):
+            broken, rest = rest[: len(batch.ids)], rest[len(batch.ids) :]
+            if not was_finite:
+                left_out.append(LeftOut(batch.ids.cpu()[broken].tolist()))
+        self.finite += sum(finite)
+        self._queue = []
+        return left_out
+
+
+def _may_not_be_finite(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _not_finite(inputs: Any, count: int, device: torch.device) -> Tensor:
+    """Bools ``[count]``: the samples of the batch with a value in ``inputs`` that is not finite."""
+    found = torch.zeros(count, dtype=torch.bool, device=device)
+    if isinstance(inputs, Mapping):
+        inputs = list(inputs.values())
+    if isinstance(inputs, (list, tuple)):
+        for part in inputs:
+            found |= _not_finite(part, count, device)
+    elif _may_not_be_finite(inputs) and inputs.dim() and len(inputs) == count:
+        found |= ~inputs.isfinite().reshape(count, -1).all(1)
+    return found
