@@ -1,4 +1,4 @@
-# make setup | demo | test | style | bench | bench-full | bench-native | quality | quality-quick |
+# make setup | demo | test | style | docs | bench | bench-full | bench-native | quality | quality-quick |
 # cuda-report | gpu-check.  Every target but gpu-check sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
@@ -9,7 +9,7 @@ NATIVE := $(SOURCES) $(wildcard cmake/*)
 FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
 CXX ?= c++
 
-.PHONY: setup demo test test-native style format bench bench-full bench-native quality quality-quick cuda-report \
+.PHONY: setup demo test test-native style format docs bench bench-full bench-native quality quality-quick cuda-report \
   gpu-check clean
 
 setup: $(SETUP)
@@ -52,6 +52,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files $(FORMATTED))
+
+# The site, in build/site; a broken link fails. The package is read, not imported.
+docs: setup
+	$(BIN)/mkdocs build
 
 # A few minutes; compare with another run by benchmarks/compare_results.py.
 bench: setup

@@ -146,8 +146,10 @@ def speed_table(wanted: Iterable[str]) -> str:
         lines.append(f"| {title} | {time(ours)} | {rivals} |")
     of = [load(s)["provenance"] for s in SUITES if any(t in wanted for t, _ in rows_of(s))]
     about = max(of, key=lambda each: each["date"])
-    about = about | {"commit": ", ".join(dict.fromkeys(each["commit"] for each in of))}
-    lines.append(f"\nMedians, {about['threads']} threads ({machine(about)}).")
+    lines.append(
+        f"\nMedians, {about['threads']} threads ({about['processor']}, {about['cores']} cores, "
+        f"torch {about['torch']}, {about['date']})."
+    )
     return "\n".join(lines)
 
 
