@@ -1,4 +1,4 @@
-# make setup | demo | test | style | bench | bench-full | bench-native | quality | quality-quick |
+# make setup | demo | test | style | docs | bench | bench-full | bench-native | quality | quality-quick |
 # cuda-report | gpu-check.  Every target but gpu-check sets up what it needs in .venv.
 #
 # CUDA=on | off: whether CUDA kernels are built. Where nothing is said, they are built for the GPUs of
@@ -13,7 +13,7 @@ NATIVE := $(SOURCES) $(wildcard cmake/*)
 FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
 CXX ?= c++
 
-.PHONY: setup demo test test-native style format bench bench-full bench-native quality quality-quick cuda-report \
+.PHONY: setup demo test test-native style format docs bench bench-full bench-native quality quality-quick cuda-report \
   gpu-check clean
 
 setup: $(SETUP)
@@ -57,6 +57,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files $(FORMATTED))
+
+# The site, in build/site; a broken link fails. The package is read, not imported.
+docs: setup
+	$(BIN)/mkdocs build
 
 # A few minutes; compare with another run by benchmarks/compare_results.py.
 bench: setup

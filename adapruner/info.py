@@ -10,7 +10,7 @@ import re
 from importlib import import_module
 from typing import Any
 
-_NOT_FOR_USERS = ("all", "dev")
+_NOT_FOR_USERS = ("all", "dev", "docs")
 _INSTRUCTION_SETS = {
     "baseline": "baseline",
     "v3": "v3 (x86-64-v3: AVX2)",

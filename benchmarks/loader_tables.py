@@ -44,7 +44,7 @@ def epoch_curves(results: dict[str, Any]) -> dict[str, dict[str, dict[float, lis
     return curves
 
 
-def readme_table(results: dict[str, Any]) -> str:
+def _summary_table(results: dict[str, Any]) -> str:
     """Ours at the keep ratios, and the rivals at 1, in a row for each kind of images."""
     rivals = {title: row["rivals"] for title, row in rows(results, "rivals") if row["ratio"] == 1}
     epochs = list(rows(results, "epoch"))
@@ -69,8 +69,9 @@ def readme_table(results: dict[str, Any]) -> str:
 
 
 def loader_tables(results: dict[str, Any]) -> dict[str, str]:
-    """Of docs/performance.md, by marker."""
+    """The tables of docs/performance.md, by marker."""
     return {
+        "loader": _summary_table(results),
         "loader epoch": _epoch_table(results),
         "loader rivals": _rivals_table(results),
         "loader selection": _selection_table(results),

@@ -1,8 +1,8 @@
-"""Draw the tables of README.md and docs/performance.md, and their pictures, from the result files.
+"""Draw tables and pictures of README.md, docs/performance.md and docs/quality.md.
 
     python benchmarks/report.py
 
-Reads benchmarks/results/*.json; writes what stands between the markers, and docs/images/*.png.
+Reads benchmarks/results/*.json. Replaces the text between the markers, and docs/images/*.png.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from charts import draw_epochs, draw_growth, draw_speed
 from inputs import OURS
-from loader_tables import epoch_curves, loader_tables, readme_table
+from loader_tables import epoch_curves, loader_tables
 from tables import factor, machine, time
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,24 +33,32 @@ SUITES = (
     "growth",
 )
 GPU_SUITES = ("masked_cross_entropy", "topk", "gate_update", "step")
-# What the README shows of them: the sizes of BUDGETS that a reader would ask for first.
-FIRST = {
+# The rows of the summary in docs/performance.md, with the titles that they have there.
+SUMMARY = {
     "masked_cross_entropy[(256, 10)]": "masked cross entropy, 256 × 10 logits",
     "masked_cross_entropy[(1024, 1000)]": "masked cross entropy, 1,024 × 1,000",
     "masked_cross_entropy[(4096, 1000)]": "masked cross entropy, 4,096 × 1,000",
-    "over_the_logits[(64, 128256)]": "the gradient over the logits, 64 × 128,256",
-    "masked_linear_cross_entropy[(2048, 64, 50257)]": "with the linear layer, 2,048 × 64 to 50,257",
-    "masked_linear_cross_entropy[(512, 512, 32000)]": "with the linear layer, 512 × 512 to 32,000",
-    "topk_mask[1e+07]": "exact top-k of 10⁷, a mask",
-    "topk_indices[1e+07]": "exact top-k of 10⁷, sorted indices",
+    "over_the_logits[(64, 128256)]": "gradient written over the logits, 64 × 128,256",
+    "masked_linear_cross_entropy[(2048, 64, 50257)]": "linear layer and loss, 2,048 × 64 to 50,257",
+    "masked_linear_cross_entropy[(512, 512, 32000)]": "linear layer and loss, 512 × 512 to 32,000",
+    "topk_mask[1e+07]": "exact top-k of 10⁷, as a mask",
+    "topk_indices[1e+07]": "exact top-k of 10⁷, as sorted indices",
     "segmented_topk[1e+07]": "top-k in each of 1,000 classes of 10⁷",
-    "gate_update[1e+08-other samples each time]": "gate update, 1,024 of 10⁸, others each time",
+    "gate_update[1e+08-other samples each time]": "gate update, 1,024 new ids of 10⁸",
     "order[1e+08-keep 0.7]": "order of an epoch, 0.7 of 10⁸ kept",
-    "step[plain]": "a step of training, to one without gates",
-    "step[published]": "a step of training, to the published code",
+    "step[plain]": "training step, against one without gates",
+    "step[published]": "training step, against the published code",
     "end_to_end[digits]": "`fast_prune` to 0.7, digits",
     "end_to_end[cifar10]": "`fast_prune` to 0.7, CIFAR-10",
 }
+# The rows of the README.
+FIRST = (
+    "masked_cross_entropy[(1024, 1000)]",
+    "masked_linear_cross_entropy[(2048, 64, 50257)]",
+    "topk_mask[1e+07]",
+    "step[plain]",
+    "end_to_end[cifar10]",
+)
 
 
 def load(suite: str) -> dict[str, Any]:
@@ -115,20 +123,20 @@ def short_runs() -> str:
     return "\n".join(lines)
 
 
-def first_rows() -> dict[str, dict[str, Any]]:
-    """The rows of FIRST at all threads, in that order, by the names they have there."""
-    found = {}
+def summary_rows(wanted: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The rows ``wanted`` at all threads, in that order, by their titles in SUMMARY."""
+    found: dict[str, dict[str, Any]] = {}
     for suite in SUITES:
-        for title, row in rows_of(suite):
-            if title in FIRST and row["threads"] >= found.get(title, row)["threads"]:
-                found[title] = row
-    return {name: found[title] for title, name in FIRST.items() if title in found}
+        for name, row in rows_of(suite):
+            if name in wanted and row["threads"] >= found.get(name, row)["threads"]:
+                found[name] = row
+    return {SUMMARY[name]: found[name] for name in wanted if name in found}
 
 
-def speed_table() -> str:
-    """Ours and the rivals, the shapes of FIRST, all threads."""
+def speed_table(wanted: Iterable[str]) -> str:
+    """Our time and the rivals' for the rows ``wanted``, at all threads."""
     lines = ["| | ours | time of the rivals as a multiple of ours |", "|---|---|---|"]
-    for title, row in first_rows().items():
+    for title, row in summary_rows(wanted).items():
         ours = row["rivals"][OURS]["seconds"][1]
         rivals = ", ".join(
             f"{name} **{factor(timing['times_first'][1])}**"
@@ -136,14 +144,11 @@ def speed_table() -> str:
             if not name.startswith(OURS)
         )
         lines.append(f"| {title} | {time(ours)} | {rivals} |")
-    of = [load(s)["provenance"] for s in SUITES if any(t in FIRST for t, _ in rows_of(s))]
+    of = [load(s)["provenance"] for s in SUITES if any(t in wanted for t, _ in rows_of(s))]
     about = max(of, key=lambda each: each["date"])
-    about = about | {"commit": ", ".join(dict.fromkeys(each["commit"] for each in of))}
     lines.append(
-        f"\nMedians of alternating runs in one process, {about['threads']} threads, by "
-        f"`make bench-full` ({machine(about)}). Below 1 the rival is faster. Losses are forward "
-        "and backward; plain cross entropy has neither mask nor pressure. Quartiles, other shapes, "
-        "one thread, and what each is made of: [performance](docs/performance.md)."
+        f"\nMedians, {about['threads']} threads ({about['processor']}, {about['cores']} cores, "
+        f"torch {about['torch']}, {about['date']})."
     )
     return "\n".join(lines)
 
@@ -239,10 +244,11 @@ def main() -> None:
 
     digits = load("digits")
     loader = load("loader")
-    readme = {"demo table": digits_table(digits), "speed": speed_table()}
-    readme |= {"short runs": short_runs()}
-    rewrite(ROOT / "README.md", readme | {"loader": readme_table(loader)})
+    rewrite(ROOT / "README.md", {"speed": speed_table(FIRST)})
+    demo = {"demo table": digits_table(digits), "short runs": short_runs()}
+    rewrite(ROOT / "docs" / "quality.md", demo)
     tables = {suite: suite_table(suite) for suite in SUITES} | {"gpu": gpu_table()}
+    tables["summary"] = speed_table(SUMMARY)
     rewrite(ROOT / "docs" / "performance.md", tables | loader_tables(loader))
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
@@ -250,7 +256,7 @@ def main() -> None:
     draw(runs, digits["provenance"]["keep_ratio"], images / "digits.png")
     speeds = {
         title: {name: timing for name, timing in row["rivals"].items() if not name.startswith(OURS)}
-        for title, row in first_rows().items()
+        for title, row in summary_rows(SUMMARY).items()
     }
     draw_speed(speeds, images / "speed.png")
     draw_growth([row for _, row in rows_of("growth")], images / "growth.png")
