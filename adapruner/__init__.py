@@ -10,32 +10,39 @@ from typing import TYPE_CHECKING
 from adapruner._version import __version__
 
 if TYPE_CHECKING:
-    from adapruner.data.loader import UnreadableSampleError
-    from adapruner.data.sources import as_source
-    from adapruner.files import FileFormatError
-    from adapruner.pruner import Pruner
-    from adapruner.result import DatasetMismatchError, PruneResult
-    from adapruner.training import fast_prune
+    from adapruner.data.sources.find import as_source
+    from adapruner.data.with_ids import with_ids
+    from adapruner.errors import DatasetMismatchError, FileFormatError, UnreadableSampleError
+    from adapruner.pruning.pruner import Pruner
+    from adapruner.pruning.sampler import PrunedBatchSampler, PrunedSampler
+    from adapruner.results.result import PruneResult
+    from adapruner.training.fast_prune import fast_prune
 
 __all__ = [
     "DatasetMismatchError",
     "FileFormatError",
     "PruneResult",
+    "PrunedBatchSampler",
+    "PrunedSampler",
     "Pruner",
     "UnreadableSampleError",
     "__version__",
     "as_source",
     "fast_prune",
+    "with_ids",
 ]
 
 _HOMES = {
-    "DatasetMismatchError": "adapruner.result",
-    "FileFormatError": "adapruner.files",
-    "PruneResult": "adapruner.result",
-    "Pruner": "adapruner.pruner",
-    "UnreadableSampleError": "adapruner.data.loader",
-    "as_source": "adapruner.data.sources",
-    "fast_prune": "adapruner.training",
+    "DatasetMismatchError": "adapruner.errors",
+    "FileFormatError": "adapruner.errors",
+    "PruneResult": "adapruner.results.result",
+    "PrunedBatchSampler": "adapruner.pruning.sampler",
+    "PrunedSampler": "adapruner.pruning.sampler",
+    "Pruner": "adapruner.pruning.pruner",
+    "UnreadableSampleError": "adapruner.errors",
+    "as_source": "adapruner.data.sources.find",
+    "fast_prune": "adapruner.training.fast_prune",
+    "with_ids": "adapruner.data.with_ids",
 }
 _MODULES = ("data", "ops", "report", "vision")
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from adapruner.cli import main
+from adapruner.cli.main import main
 
 sys.exit(main())

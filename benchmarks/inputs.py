@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from adapruner.gates import Gates
-from adapruner.methods import METHODS
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import find_method
 
 EPSILON = 1e-5  # of log(ℓ + ε)
 BALANCE = 0.1  # 2λ·(s̄ − r): a constant for rivals, who would need a pass over all gates for it
@@ -18,7 +18,7 @@ def generator(seed: int) -> torch.Generator:
 
 def make_gates(num_samples: int) -> Gates:
     """Gates in the middle of a run: normal logits, slope 1, the published objective."""
-    gates = Gates(num_samples, 0.7, METHODS["adapruner"])
+    gates = Gates(num_samples, 0.7, find_method("published"))
     torch.randn(num_samples, generator=generator(0), out=gates.logits)
     gates.set_slope(1.0)
     return gates

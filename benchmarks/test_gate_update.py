@@ -9,7 +9,8 @@ import pytest
 import torch
 from inputs import OURS, generator, make_gates
 
-from adapruner import ops, reference
+from adapruner import ops
+from adapruner.ops import reference
 
 BATCH = 1024
 QUICK = 10_000_000

@@ -18,7 +18,8 @@ import torch
 from inputs import COMPILED, EAGER, OURS, generator, make_gates, masked
 from torch.nn import functional
 
-from adapruner import ops, reference
+from adapruner import ops
+from adapruner.ops import reference
 
 PEAK = Path("/proc/self/clear_refs")
 

@@ -8,7 +8,8 @@ import torch
 from inputs import COMPILED, EAGER, OURS, generator, make_gates, masked
 from torch.nn import functional
 
-from adapruner import ops, reference
+from adapruner import ops
+from adapruner.ops import reference
 
 N = 50_000
 PLAIN = "plain cross entropy"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from inputs import OURS, generator
 
-from adapruner import masks
-from adapruner.data.order import epoch_batches
+from adapruner.pruning import bitmask
+from adapruner.pruning.order import epoch_batches
 
 BATCH = 4096
 QUICK = 10_000_000
@@ -24,7 +24,7 @@ def test_order(compare, threads, full, n, share):
     if n > QUICK and not full:
         pytest.skip("part of --full")
     kept = torch.rand(n, generator=generator(7)) < share
-    mask = masks.pack(kept.numpy())
+    mask = bitmask.pack(kept.numpy())
 
     def ours():
         return [len(batch) for batch in epoch_batches(mask, n, 0, 0, BATCH)]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from inputs import OURS, generator
 
-from adapruner import ops, reference
+from adapruner import ops
+from adapruner.ops import reference
 
 SCALE, TURNS, KEY = 1.5, 0.5, 12345
 QUICK = 10_000_000

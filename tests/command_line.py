@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from adapruner.cli import main
+from adapruner.cli.main import main
 
 # Options of a run that takes a fraction of a second.
 TINY = ("--model", "test_resnet", "--epochs", "2", "--batch-size", "16")

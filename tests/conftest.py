@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.arguments import why_no_cuda
+from adapruner.ops.device import why_no_cuda
 
 # The networks of the tests are too small for more threads to help, and waiting ones slow each other
 # down on a busy machine. Tests that are about threads set their own.
@@ -57,7 +57,7 @@ def loader_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
         source = as_source(data, transform=evaluation_transform(16))
         if request.param == "dali":
             pytest.importorskip("nvidia.dali")
-            from adapruner.data.dali import DaliLoader
+            from adapruner.data.dali.loader import DaliLoader
 
             return DaliLoader(source, pruner, 4, on_error=on_error, num_threads=1)
         workers = 1 if request.param == "workers" else 0

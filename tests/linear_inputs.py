@@ -17,7 +17,7 @@ from sample_inputs import (
 from torch import Tensor
 
 from adapruner import ops
-from adapruner.reference import ReferenceGates
+from adapruner.ops.reference import ReferenceGates
 
 
 @dataclass(frozen=True)

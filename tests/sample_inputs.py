@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from adapruner.gates import Gates
-from adapruner.methods import Method
 from adapruner.ops import NEVER_VISITED
-from adapruner.reference import ReferenceGates
+from adapruner.ops.reference import ReferenceGates
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods.base import Method
 
 NUM_SAMPLES = 50
 IGNORED = -100

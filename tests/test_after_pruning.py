@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import Subset
 
 from adapruner import Pruner, PruneResult, as_source
-from adapruner.data import export
-from adapruner.data.base import Source
+from adapruner.data.sources.base import Source
+from adapruner.results.export import export
 from adapruner.vision import evaluation_transform, to_tensor
 
 pytest.importorskip("PIL")
@@ -93,7 +93,7 @@ def loader_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
         if request.param == "torch":
             return pruner.loader(source, batch_size=4)
         pytest.importorskip("nvidia.dali")
-        from adapruner.data.dali import DaliLoader
+        from adapruner.data.dali.loader import DaliLoader
 
         return DaliLoader(source, pruner, 4, num_threads=1)
 

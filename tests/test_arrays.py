@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as hnp
 from sample_data import INPUTS, TARGETS, double, sha256
 from torch.utils.data import TensorDataset
 
-from adapruner.data import as_source, base
+from adapruner.data import as_source
+from adapruner.data.sources import base
 
 
 def test_arrays_are_read_as_tensors() -> None:

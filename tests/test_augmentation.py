@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapruner.data.augmentation import Crop, Zoom, uniforms
+from adapruner.vision.augmentation import Crop, Zoom, uniforms
 
 IDS = np.array([5, 0, 2**40, 17])
 

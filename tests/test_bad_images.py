@@ -38,7 +38,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
                 members.append((f"{name}-{stem}.cls", b"%d" % number))
         shard = write_tar(tmp_path / "shards" / "a.tar", members)
         if request.param == "indexed shards":
-            from adapruner.cli import main
+            from adapruner.cli.main import main
 
             assert main(["index", str(shard)]) == 0
         return as_source(shard)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from training_data import Counted, Followed, all_ids, generator_states, loader_of
 
-from adapruner import masks
-from adapruner.data.order import BLOCKS_MIXED, block_order, epoch_batches, epoch_seed
+from adapruner._util.seeds import epoch_seed
+from adapruner.pruning import bitmask
+from adapruner.pruning.order import BLOCKS_MIXED, block_order, epoch_batches
 
 
 def order_of(reads: np.ndarray, key: int, block_size: int) -> list[int]:
-    pieces = list(block_order(masks.pack(reads), len(reads), key, block_size))
+    pieces = list(block_order(bitmask.pack(reads), len(reads), key, block_size))
     return torch.cat(pieces).tolist()
 
 
@@ -60,7 +61,7 @@ def test_blocks_and_what_is_in_them_come_anew_in_each_epoch() -> None:
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_batches_are_cut_as_those_of_the_plain_order(drop_last: bool, world_size: int) -> None:
     reads = np.random.default_rng(0).random(1000) < 0.4
-    mask = masks.pack(reads)
+    mask = bitmask.pack(reads)
     ranks: dict[int | None, list[list[torch.Tensor]]] = {
         block_size: [
             list(

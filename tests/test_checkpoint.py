@@ -15,7 +15,8 @@ from torch import nn
 from training_data import Stop, blobs, checkpointed
 
 from adapruner import DatasetMismatchError, FileFormatError
-from adapruner.checkpoint import NAME, load_checkpoint, save_checkpoint
+from adapruner.training import CHECKPOINT_NAME
+from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +40,16 @@ def stopped(tmp_path: Path) -> Path:
 
 
 def test_leftovers_of_killed_writers_are_removed(stopped: Path) -> None:
-    leftover = stopped / f".{NAME}.0123abcd.tmp"
+    leftover = stopped / f".{CHECKPOINT_NAME}.0123abcd.tmp"
     leftover.mkdir()
-    (leftover / NAME).write_bytes(b"half of it")
+    (leftover / CHECKPOINT_NAME).write_bytes(b"half of it")
     (stopped / "notes.txt").write_text("mine")
     checkpointed(stopped)
-    assert sorted(os.listdir(stopped)) == [NAME, "notes.txt"]
+    assert sorted(os.listdir(stopped)) == [CHECKPOINT_NAME, "notes.txt"]
 
 
 def test_checkpoint_of_another_dataset_is_refused(stopped: Path) -> None:
-    before = (stopped / NAME).read_bytes()
+    before = (stopped / CHECKPOINT_NAME).read_bytes()
     stored = load_checkpoint(stopped)["fingerprint"]
     x, y = blobs(420)
     x[0, 0] += 1
@@ -59,7 +60,7 @@ def test_checkpoint_of_another_dataset_is_refused(stopped: Path) -> None:
     assert "belongs to another dataset" in str(caught.value)
     assert stored in str(caught.value)
     assert given in str(caught.value)
-    assert (stopped / NAME).read_bytes() == before
+    assert (stopped / CHECKPOINT_NAME).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_checkpoint_of_another_dataset_is_refused(stopped: Path) -> None:
         ({"epochs": 7}, "epochs"),
         ({"seed": 1}, "seed"),
         ({"warmup_epochs": 2}, "warmup_epochs"),
-        ({"method": "adapruner"}, "method"),
+        ({"method": "published"}, "method"),
         ({"balance": "class"}, "balance"),
         ({"normalize_loss": True}, "normalize_loss"),
         ({"batch_size": 32}, "batch_size"),
@@ -91,15 +92,15 @@ def test_checkpoint_of_another_dataset_is_refused(stopped: Path) -> None:
 def test_checkpoint_of_other_settings_is_refused(
     stopped: Path, arguments: dict[str, Any], named: str
 ) -> None:
-    before = (stopped / NAME).read_bytes()
+    before = (stopped / CHECKPOINT_NAME).read_bytes()
     with pytest.raises(ValueError, match=named):
         checkpointed(stopped, **arguments)
-    assert (stopped / NAME).read_bytes() == before
+    assert (stopped / CHECKPOINT_NAME).read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "pickle", "result", "rewritten"])
 def test_damaged_checkpoint_is_refused_with_advice(stopped: Path, damage: str) -> None:
-    path = stopped / NAME
+    path = stopped / CHECKPOINT_NAME
     held = path.read_bytes()
     if damage == "cut":
         path.write_bytes(held[: len(held) // 2])

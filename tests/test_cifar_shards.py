@@ -11,7 +11,7 @@ import torch
 from shard_files import write_tar
 
 from adapruner import Pruner, as_source
-from adapruner.cli import main
+from adapruner.cli.main import main
 from adapruner.vision import training_transform
 
 CIFAR = Path(os.environ.get("ADAPRUNER_DATA", "")) / "cifar10"

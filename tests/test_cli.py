@@ -100,7 +100,7 @@ class TestPrune:
         code, out, err = prune(
             images, tmp_path / "kept", "--keep-ratio", "0.5", "--validation", validation,
             "--weights", weights, "--image-size", "24", "--small-images", "--balance", "class",
-            "--method", "adapruner", "--warmup-epochs", "0", "--lr", "0.01", "--seed", "7",
+            "--method", "published", "--warmup-epochs", "0", "--lr", "0.01", "--seed", "7",
             "--workers", "1", "--on-error", "raise", "--checkpoint", tmp_path / "a" / "b",
             "--report", tmp_path / "report.html", "--threads", threads, "--device", "cpu",
         )  # fmt: skip
@@ -111,7 +111,7 @@ class TestPrune:
         assert all(entry["validation_loss"] is not None for entry in result.history)
         assert {entry["phase"] for entry in result.history} == {"prune"}
         config = result.config
-        assert (config["method"], config["seed"], config["lr"]) == ("adapruner", 7, 0.01)
+        assert (config["method"], config["seed"], config["lr"]) == ("published", 7, 0.01)
         assert (config["image_size"], config["weights"]) == (24, str(weights))
         assert (tmp_path / "a" / "b" / "checkpoint.safetensors").is_file()
         assert "<html" in (tmp_path / "report.html").read_text()

@@ -13,7 +13,7 @@ from pictures import make_pictures, picture
 from shard_files import write_tar
 
 from adapruner import PruneResult, as_source
-from adapruner.data.shard_index import read_index, scan
+from adapruner.data.sources.shard_index import read_index, scan
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")

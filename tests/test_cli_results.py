@@ -19,10 +19,12 @@ from pictures import make_pictures
 from safetensors.torch import save_file
 
 import adapruner
-from adapruner import PruneResult, as_source, commands
-from adapruner.cli import EXPORT_FORMATS, main
-from adapruner.data.export import _FORMATS
+from adapruner import PruneResult, as_source
+from adapruner.cli import commands
+from adapruner.cli.main import main
+from adapruner.cli.parser import EXPORT_FORMATS
 from adapruner.info import describe, extras
+from adapruner.results.export import _FORMATS
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")

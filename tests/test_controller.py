@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from adapruner.controller import Controller
-from adapruner.selection import keep_count
+from adapruner.pruning.schedule import Controller
+from adapruner.pruning.selection import keep_count
 
 SLOPE = (0.1, 5.0)
 

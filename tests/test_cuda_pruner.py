@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from training_data import blobs, convolutional, digits, drive, frozen
 
-from adapruner import Pruner, PruneResult, fast_prune, masks
+from adapruner import Pruner, PruneResult, fast_prune
+from adapruner.pruning import bitmask
 
 pytestmark = pytest.mark.cuda
 N, B = 200, 16
@@ -41,7 +42,7 @@ def batch(number: int) -> tuple[Tensor, Tensor, Tensor]:
         {"labels": np.arange(N) % 3},
         {"held_out": np.arange(0, N, 9)},
         {"labels": np.arange(N) % 3, "held_out": np.arange(0, N, 9), "normalize_loss": True},
-        {"track_losses": False, "method": "adapruner", "warmup_epochs": 0},
+        {"track_losses": False, "method": "published", "warmup_epochs": 0},
     ],
     ids=["plain", "classes", "held out", "all", "published"],
 )
@@ -253,4 +254,4 @@ def test_masks_of_a_run_are_on_the_cpu() -> None:
     pruner = Pruner(N, 0.5, 4, device="cuda")
     drive(pruner, lambda epoch: frozen(N)(epoch).cuda())
     assert not pruner.selection.kept.is_cuda
-    assert masks.count(pruner.selection.kept) == N // 2
+    assert bitmask.count(pruner.selection.kept) == N // 2

@@ -8,7 +8,8 @@ import torch
 from topk_cases import KINDS, quotas_of, sampled_indices, values_of
 from torch import Tensor
 
-from adapruner import masks, ops
+from adapruner import ops
+from adapruner.pruning import bitmask
 
 pytestmark = pytest.mark.cuda
 
@@ -124,7 +125,7 @@ def test_segments_and_quotas_out_of_range_are_named() -> None:
 @pytest.mark.parametrize("num_samples", [1, 33, 1025, 1_000_003])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.6, 1.0])
 def test_masked_order(num_samples: int, share: float) -> None:
-    mask = masks.pack(np.random.default_rng(1).random(num_samples) < share)
+    mask = bitmask.pack(np.random.default_rng(1).random(num_samples) < share)
     for position in (0, num_samples // 3, num_samples):
         for count in (0, 1, 1000, num_samples):
             arguments = num_samples, 99, position, count
@@ -139,7 +140,7 @@ def test_masked_order(num_samples: int, share: float) -> None:
 def test_oldest_mask(num_samples: int, ages: int) -> None:
     random = np.random.default_rng(5)
     age = torch.from_numpy(random.integers(0, ages, num_samples).astype(np.uint8))
-    candidates = masks.pack(random.random(num_samples) < 0.7)
+    candidates = bitmask.pack(random.random(num_samples) < 0.7)
     for count in {0, 1, num_samples // 5, num_samples}:
         expected = ops.oldest_mask(candidates, age, count, 7)
         assert torch.equal(ops.oldest_mask(candidates.cuda(), age.cuda(), count, 7).cpu(), expected)

@@ -19,15 +19,15 @@ from torch.utils.data import Subset
 from training_data import Followed
 
 from adapruner import as_source
-from adapruner.data.augmentation import uniforms
-from adapruner.data.base import Source
-from adapruner.data.loader import PrunedLoader
+from adapruner.data.loaders.torch_loader import PrunedLoader
+from adapruner.data.sources.base import Source
 from adapruner.vision import MEAN, STD, evaluation_transform, to_tensor, training_transform
+from adapruner.vision.augmentation import uniforms
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 image_module = pytest.importorskip("PIL.Image")
 
-from adapruner.data.dali import DaliEvaluation, DaliLoader, why_not_dali  # noqa: E402
+from adapruner.data.dali.loader import DaliEvaluation, DaliLoader, why_not_dali  # noqa: E402
 
 COUNT = 41
 

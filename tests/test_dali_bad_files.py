@@ -14,13 +14,14 @@ from pictures import make_pictures, picture
 from training_data import Followed
 
 from adapruner import as_source
-from adapruner.data.loader import PrunedLoader, UnreadableSampleError
+from adapruner.data.loaders.torch_loader import PrunedLoader
+from adapruner.errors import UnreadableSampleError
 from adapruner.vision import evaluation_transform, training_transform
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 image_module = pytest.importorskip("PIL.Image")
 
-from adapruner.data.dali import DaliEvaluation, DaliLoader  # noqa: E402
+from adapruner.data.dali.loader import DaliEvaluation, DaliLoader  # noqa: E402
 
 
 def encoded(file_format: str, mode: str = "RGB", size: int = 40, **options: Any) -> bytes:

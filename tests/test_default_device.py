@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapruner import Pruner, PruneResult, fast_prune, masks
+from adapruner import Pruner, PruneResult, fast_prune
+from adapruner.pruning import bitmask
 
 N = 203
 X = np.random.default_rng(0).normal(size=(N, 5)).astype(np.float32)
@@ -50,7 +51,7 @@ def own_loop(**settings: Any) -> tuple[PruneResult, list[Tensor]]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"labels": Y}, {"held_out": np.arange(0, N, 9), "method": "adapruner"}],
+    [{}, {"labels": Y}, {"held_out": np.arange(0, N, 9), "method": "published"}],
     ids=["plain", "classes", "published, held out"],
 )
 def test_a_loop_of_ones_own(settings: dict[str, Any]) -> None:
@@ -80,7 +81,7 @@ def test_fast_prune(balance: str | None) -> None:
 @pytest.mark.parametrize("num_samples", [1, 8, 203])
 def test_masks_are_on_the_cpu(num_samples: int) -> None:
     with torch.device("meta"):
-        full = masks.full(num_samples)
-        packed = masks.pack_pieces(num_samples, lambda begin, end: np.ones(end - begin, bool))
-        assert torch.equal(masks.indices(full), masks.indices(packed))
-        assert masks.indices(full).tolist() == list(range(num_samples))
+        full = bitmask.full(num_samples)
+        packed = bitmask.pack_pieces(num_samples, lambda begin, end: np.ones(end - begin, bool))
+        assert torch.equal(bitmask.indices(full), bitmask.indices(packed))
+        assert bitmask.indices(full).tolist() == list(range(num_samples))

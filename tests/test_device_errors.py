@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from adapruner import Pruner, fast_prune
-from adapruner.arguments import why_no_cuda
-from adapruner.gates import _SLOTS, Gates
-from adapruner.methods import METHODS
 from adapruner.ops import _C
+from adapruner.ops.device import why_no_cuda
+from adapruner.pruning.gates import _SLOTS, Gates
+from adapruner.pruning.methods import find_method
 
 SEALED = 2  # csrc/math/state.h
 NEGATIVE = struct.unpack("q", struct.pack("d", -2.5))[0]
@@ -34,7 +34,7 @@ def note(gates: Gates, kind: str) -> None:
 @pytest.mark.parametrize("kind", NOTED)
 def test_an_error_is_raised_once_and_leaves_the_rest_of_the_state(kind: str) -> None:
     *_, error, message = NOTED[kind]
-    gates = Gates(20, 0.5, METHODS["sampled"])
+    gates = Gates(20, 0.5, find_method("sampled"))
     before = gates.state.clone()
     gates.check_errors()
     note(gates, kind)

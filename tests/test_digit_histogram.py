@@ -8,7 +8,9 @@ import torch
 from topk_cases import KINDS, values_of
 from torch import Tensor
 
-from adapruner import masks, ops, reference
+from adapruner import ops
+from adapruner.ops import reference
+from adapruner.pruning import bitmask
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -104,12 +106,12 @@ def test_ranks_together_select_what_one_would(kind: str) -> None:
         for k in (0, 1, n // 3, 14_001, n):
             together = torch.cat(
                 [
-                    torch.from_numpy(masks.unpack(mask.cpu(), size))
+                    torch.from_numpy(bitmask.unpack(mask.cpu(), size))
                     for mask, size in zip(ranks.topk_masks(k), sizes, strict=True)
                 ]
             )
             alone = ops.topk_mask(m, k).selected.cpu()
-            assert torch.equal(together, torch.from_numpy(masks.unpack(alone, n)))
+            assert torch.equal(together, torch.from_numpy(bitmask.unpack(alone, n)))
 
 
 def test_shapes_and_dtypes_that_are_refused() -> None:

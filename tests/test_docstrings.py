@@ -9,12 +9,12 @@ import pytest
 import torch
 
 MODULES = [
-    "adapruner.data.order",
-    "adapruner.data.sources",
-    "adapruner.ops",
-    "adapruner.pruner",
-    "adapruner.selection",
-    "adapruner.training",
+    "adapruner.pruning.order",
+    "adapruner.data.sources.find",
+    "adapruner.ops.selection",
+    "adapruner.pruning.pruner",
+    "adapruner.pruning.selection",
+    "adapruner.training.fast_prune",
 ]
 
 

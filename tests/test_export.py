@@ -15,8 +15,10 @@ import torch
 from sample_data import PATHS, make_image_folder
 from small_disk import small_disk
 
-from adapruner.data import as_source, export
-from adapruner.result import DatasetMismatchError, PruneResult
+from adapruner.data import as_source
+from adapruner.errors import DatasetMismatchError
+from adapruner.results.export import export
+from adapruner.results.result import PruneResult
 
 FORMATS = ["paths", "npy", "parquet", "links"]
 KEPT = [1, 4, 6]

@@ -16,13 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from small_disk import small_disk
 
-from adapruner.files import (
-    FileFormatError,
-    read_file,
-    remove_leftovers,
-    replace_atomically,
-    write_file,
-)
+from adapruner._util.files import read_file, remove_leftovers, replace_atomically, write_file
+from adapruner.errors import FileFormatError
 
 TENSORS = {
     "float": torch.tensor([1.5, -0.0, float("inf"), float("nan")]),

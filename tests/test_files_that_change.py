@@ -15,7 +15,7 @@ from forbidden import permissions_count, public_folder
 from shard_files import write_tar
 
 from adapruner import Pruner, UnreadableSampleError, as_source
-from adapruner.data.shard_index import scan, write_index
+from adapruner.data.sources.shard_index import scan, write_index
 from adapruner.vision import training_transform
 
 pytest.importorskip("PIL")
@@ -176,7 +176,7 @@ def test_file_that_becomes_another_image(tmp_path: Path, loader_for: MakeLoader)
 def test_augmented_run_goes_on_with_files_gone(tmp_path: Path) -> None:
     """In mid-epoch, with samples that cannot be read any more: the same batches are left."""
     pytest.importorskip("nvidia.dali")
-    from adapruner.data.dali import DaliLoader
+    from adapruner.data.dali.loader import DaliLoader
 
     folder = write_folder(tmp_path / "images", images())
     source = as_source(folder, transform=training_transform(16))

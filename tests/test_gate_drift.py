@@ -10,9 +10,9 @@ from sample_inputs import native_gates
 from torch import Tensor
 
 from adapruner import ops
-from adapruner.gates import Gates
-from adapruner.methods import METHODS
-from adapruner.reference import ReferenceGates
+from adapruner.ops.reference import ReferenceGates
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import HOMES, find_method
 
 pytestmark = pytest.mark.usefixtures("device")
 N = 301  # no multiple of a block or vector
@@ -27,8 +27,8 @@ def gates_of_ages(method: str, seed: int) -> tuple[ReferenceGates, Gates, Tensor
         3 * torch.randn(N, generator=random).float(),
         keep_ratio=0.6,
         slope=1.7,
-        easy_weight=METHODS[method].easy_weight,
-        pressure_cap=METHODS[method].pressure_cap,
+        easy_weight=find_method(method).easy_weight,
+        pressure_cap=find_method(method).pressure_cap,
         age=ages,
     )
     losses = torch.rand(N, generator=random) * 6
@@ -36,7 +36,7 @@ def gates_of_ages(method: str, seed: int) -> tuple[ReferenceGates, Gates, Tensor
     return reference, native_gates(reference), losses
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", HOMES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_agrees_with_the_reference(method: str, threads: int) -> None:
     reference, gates, losses = gates_of_ages(method, 4)
@@ -56,13 +56,13 @@ def test_agrees_with_the_reference(method: str, threads: int) -> None:
 
 
 def test_no_gates() -> None:
-    gates = Gates(1, 1.0, METHODS["sampled"])
+    gates = Gates(1, 1.0, find_method("sampled"))
     empty = torch.zeros(0)
     ops.gate_drift(empty, torch.zeros(0, dtype=torch.uint8), gates.state, empty.clone())
 
 
 def test_an_excluded_sample_stays_out() -> None:
-    gates = Gates(3, 1.0, METHODS["sampled"], track_losses=True)
+    gates = Gates(3, 1.0, find_method("sampled"), track_losses=True)
     assert gates.last_loss is not None
     gates.age.fill_(2)
     gates.last_loss.fill_(0.5)

@@ -20,9 +20,9 @@ from sample_inputs import (
 from torch import Tensor
 
 from adapruner import ops
-from adapruner.gates import Gates
-from adapruner.methods import METHODS
-from adapruner.reference import ReferenceGates
+from adapruner.ops.reference import ReferenceGates
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import find_method
 
 pytestmark = pytest.mark.usefixtures("device")
 STEP = 1e-6  # of a float32 logit of some units
@@ -212,7 +212,7 @@ def test_a_running_loss_scale_follows_the_mean_loss() -> None:
 
 def test_sums_in_the_state_are_exact_after_many_updates() -> None:
     # 200,000 visits, in batches with repeats, at slopes that change now and then as epochs do.
-    gates = Gates(1000, 0.7, METHODS["adapruner"])
+    gates = Gates(1000, 0.7, find_method("published"))
     random = generator("many updates")
     for number in range(2000):
         ids = torch.randint(0, 1000, (100,), generator=random)
@@ -229,7 +229,7 @@ def test_a_million_visits_leave_no_drift_at_any_number_of_threads() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            gates = Gates(50_000, 0.7, METHODS["adapruner"])
+            gates = Gates(50_000, 0.7, find_method("published"))
             gates.set_slope(1.0)
             random = generator("a million visits")
             for _ in range(1000):
@@ -340,7 +340,7 @@ def test_the_gpu_has_the_bits_of_the_cpu_in_large_batches(batch: int, distinct: 
     pressure[::97], loss[::89] = torch.nan, torch.inf
     ends = []
     for device in ("cpu", "cuda"):
-        gates = Gates(2**20, 0.7, METHODS["sampled"], device, track_losses=True)
+        gates = Gates(2**20, 0.7, find_method("sampled"), device, track_losses=True)
         for _ in range(2):
             visit(gates, ids.to(device), pressure.to(device), loss.to(device))
         ends.append([tensor.cpu() for tensor in gates.state_dict().values()])

@@ -13,8 +13,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from adapruner import Pruner, reference
-from adapruner.reference import ReferenceGates
+from adapruner import Pruner
+from adapruner.ops import reference
+from adapruner.ops.reference import ReferenceGates
 
 N, BATCH, CLASSES = 60, 20, 5
 LOSSES = ("loss", "overwriting", "weigh")
@@ -64,7 +65,7 @@ def training(slope: float = 5.0, **settings: Any) -> Training:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.5)
     settings = {"keep_ratio": 0.5, "epochs": 6, "warmup_epochs": 0, "track_losses": True} | settings
-    pruner = Pruner(N, method="adapruner", **settings)
+    pruner = Pruner(N, method="published", **settings)
     pruner.gates.logits.copy_(torch.randn(N, generator=random) * 0.3)
     pruner.gates.set_slope(slope)
     return Training(

@@ -16,9 +16,9 @@ from shard_files import decoded_image, encoded_image, write_tar
 from training_data import Followed
 
 from adapruner import PruneResult, as_source
-from adapruner.data.loader import PrunedLoader
-from adapruner.data.shard_index import UNKNOWN, ClassColumn, read_index, scan, write_index
-from adapruner.data.shards import ShardSource
+from adapruner.data.loaders.torch_loader import PrunedLoader
+from adapruner.data.sources.shard_index import UNKNOWN, ClassColumn, read_index, scan, write_index
+from adapruner.data.sources.shards import ShardSource
 from adapruner.vision import evaluation_transform
 
 pytest.importorskip("PIL")
@@ -80,7 +80,7 @@ def test_index_knows_its_column(tmp_path: Path) -> None:
 
 def test_both_loaders(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali")
-    from adapruner.data.dali import DaliLoader
+    from adapruner.data.dali.loader import DaliLoader
 
     make_shards(tmp_path)
     source = as_source(tmp_path, columns=COLUMNS, transform=evaluation_transform(6))

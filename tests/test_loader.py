@@ -24,8 +24,9 @@ from training_data import (
     order_of,
 )
 
-from adapruner import Pruner, as_source, masks
-from adapruner.data.loader import evaluation_loader
+from adapruner import Pruner, as_source
+from adapruner.data.loaders.torch_loader import evaluation_loader
+from adapruner.pruning import bitmask
 
 # --- order and ids
 
@@ -126,9 +127,9 @@ def test_whole_run_reads_what_is_kept_and_explored_and_nothing_else() -> None:
     returned: set[int] = set()
     pruned_before: set[int] = set()
     while not pruner.finished:
-        kept = masks.indices(pruner.selection.kept)
+        kept = bitmask.indices(pruner.selection.kept)
         trained = set(kept[~torch.isin(kept, held_out)].tolist())
-        explored = set(masks.indices(pruner.selection.explored()).tolist())
+        explored = set(bitmask.indices(pruner.selection.explored()).tolist())
         assert len(explored) <= num_samples // 50
         assert not explored & set(kept.tolist())
         dataset.reads[:] = 0

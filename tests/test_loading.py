@@ -13,8 +13,9 @@ from pictures import make_pictures, picture
 from torch import nn
 from torch.utils.data import default_collate
 
-from adapruner import PruneResult, as_source, cli, fast_prune
-from adapruner.loading import choose_loader
+from adapruner import PruneResult, as_source, fast_prune
+from adapruner.cli import main
+from adapruner.data.loaders.choice import choose_loader
 from adapruner.vision import evaluation_transform, training_transform
 
 pytest.importorskip("PIL.Image")
@@ -147,7 +148,7 @@ class TestWithDali:
         for loader in ("dali", "torch"):
             out = tmp_path / f"{loader}.safetensors"
             arguments = f"prune {folder} --out {out} --epochs 2 --model test_resnet --quiet"
-            assert cli.main([*arguments.split(), "--loader", loader, "--threads", "1"]) == 0
+            assert main.main([*arguments.split(), "--loader", loader, "--threads", "1"]) == 0
             results[loader] = PruneResult.load(out).config
         assert results["dali"]["evaluation_loader"] == results["dali"]["loader"] == "dali"
         assert results["torch"]["evaluation_loader"] == results["torch"]["loader"] == "torch"

@@ -27,7 +27,8 @@ from sample_inputs import (
 from torch import Tensor
 from torch.nn import functional
 
-from adapruner import ops, reference
+from adapruner import ops
+from adapruner.ops import reference
 
 INSTRUCTION_SETS = ("baseline", "v3", "v4")
 # Arithmetic is float32 for all but float64, and a gradient is rounded once, to the dtype of the

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapruner import ops
-from adapruner.gates import Gates
-from adapruner.methods import METHODS
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import find_method
 
 
 def losses_of(
@@ -64,7 +64,7 @@ def test_upstream_gradient_in_half_precision(dtype: torch.dtype) -> None:
 def test_loss_scaling_saves_small_gradients_in_float16() -> None:
     # Unscaled, all of them but the targets' are below the least float16, 6e-8.
     logits = torch.randn(256, 5000, generator=generator("small")).half().requires_grad_()
-    gates = Gates(256, 0.7, METHODS["sampled"])
+    gates = Gates(256, 0.7, find_method("sampled"))
     target, ids = torch.arange(256), torch.arange(256)
     loss = ops.masked_cross_entropy(logits, target, ids, gates.logits, gates.state).loss
     (found,) = torch.autograd.grad(loss * 65536, logits)

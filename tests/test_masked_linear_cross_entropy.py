@@ -17,7 +17,8 @@ from sample_inputs import FLOATS, generator, native_gates
 from torch import Tensor
 from torch.nn import functional
 
-from adapruner import ops, reference
+from adapruner import ops
+from adapruner.ops import reference
 
 # Of the largest value expected. Sums of up to 131072 products, in another order. bfloat16: the
 # logits are rounded to 8 bits before anything else. float16 is float32 but for the gradients'

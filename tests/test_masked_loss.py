@@ -17,7 +17,8 @@ from sample_inputs import (
 )
 from torch import Tensor
 
-from adapruner import ops, reference
+from adapruner import ops
+from adapruner.ops import reference
 
 # Of the result: sums are in float64, rounded once to the type of the losses or to float32.
 GRADIENT = {torch.float32: 2e-7, torch.float64: 1e-13, torch.bfloat16: 4e-3, torch.float16: 5e-4}

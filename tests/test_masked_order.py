@@ -15,7 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapruner import masks, ops, reference
+from adapruner import ops
+from adapruner.ops import reference
+from adapruner.pruning import bitmask
 
 AWKWARD = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 97, 1023, 1024, 1025, 1031, 4095, 4097]
 
@@ -28,12 +30,12 @@ def restore_threads() -> Iterator[None]:
 
 
 def whole(num_samples: int, key: int) -> np.ndarray:
-    return ops.masked_order(masks.full(num_samples), num_samples, key, 0, num_samples)[0].numpy()
+    return ops.masked_order(bitmask.full(num_samples), num_samples, key, 0, num_samples)[0].numpy()
 
 
 def random_mask(num_samples: int, share: float) -> tuple[np.ndarray, Tensor]:
     flags = np.random.default_rng(num_samples).random(num_samples) < share
-    return flags, masks.pack(flags)
+    return flags, bitmask.pack(flags)
 
 
 def normal_score(observed: np.ndarray, expected: np.ndarray | float, freedom: int) -> float:
@@ -128,11 +130,11 @@ def test_every_instruction_set_gives_the_same_order(isa: str) -> None:
 
 def test_nothing_to_order() -> None:
     nothing = torch.zeros(0, dtype=torch.uint8)
-    for arguments in ((nothing, 0, 5, 0, 10), (masks.full(9), 9, 5, 9, 10)):
+    for arguments in ((nothing, 0, 5, 0, 10), (bitmask.full(9), 9, 5, 9, 10)):
         order, position = ops.masked_order(*arguments)
         assert order.tolist() == []
         assert position == arguments[1]
-    order, position = ops.masked_order(masks.full(9), 9, 5, 4, 0)
+    order, position = ops.masked_order(bitmask.full(9), 9, 5, 4, 0)
     assert (order.tolist(), position) == ([], 4)
     assert ops.masked_order(torch.zeros(2, dtype=torch.uint8), 9, 5, 0, 9)[1] == 9
 
@@ -140,12 +142,12 @@ def test_nothing_to_order() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((masks.full(9), 17, 0, 0, 1), ValueError, r"mask must have shape \[3\].*found.*\[2\]"),
-        ((masks.full(9).int(), 9, 0, 0, 1), TypeError, "mask must be uint8; found Int"),
-        ((masks.full(9), -1, 0, 0, 1), ValueError, r"num_samples must be in .* found -1"),
-        ((masks.full(9), 9, 0, -1, 1), ValueError, r"position must be in \[0, 9\].*found -1"),
-        ((masks.full(9), 9, 0, 10, 1), ValueError, r"position must be in \[0, 9\].*found 10"),
-        ((masks.full(9), 9, 0, 0, -1), ValueError, "count must be at least 0; found -1"),
+        ((bitmask.full(9), 17, 0, 0, 1), ValueError, r"mask must have shape \[3\].*found.*\[2\]"),
+        ((bitmask.full(9).int(), 9, 0, 0, 1), TypeError, "mask must be uint8; found Int"),
+        ((bitmask.full(9), -1, 0, 0, 1), ValueError, r"num_samples must be in .* found -1"),
+        ((bitmask.full(9), 9, 0, -1, 1), ValueError, r"position must be in \[0, 9\].*found -1"),
+        ((bitmask.full(9), 9, 0, 10, 1), ValueError, r"position must be in \[0, 9\].*found 10"),
+        ((bitmask.full(9), 9, 0, 0, -1), ValueError, "count must be at least 0; found -1"),
     ],
 )
 def test_arguments_that_are_refused(arguments, error, message) -> None:

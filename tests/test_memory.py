@@ -67,7 +67,7 @@ def free_memory() -> int:
 
 
 # For a moment: the masks of the next epoch beside those of this one; what a draw goes by, its keys.
-@pytest.mark.parametrize(("method", "moment"), [("adapruner", 5.75), ("sampled", 13.75)])
+@pytest.mark.parametrize(("method", "moment"), [("published", 5.75), ("sampled", 13.75)])
 def test_a_hundred_million_samples_are_held_in_five_bytes_and_two_bits_each(
     method: str, moment: float
 ) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional
 from training_data import convolutional, digits
 
 from adapruner import fast_prune
-from adapruner.methods import METHODS, find_method
+from adapruner.pruning.methods import find_method
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -32,10 +32,10 @@ def test_published_method_drops_trivial_copies_first() -> None:
     x, y = torch.cat([x, x[copies]]), torch.cat([y, y[copies]])
     torch.manual_seed(1)
     result = fast_prune(
-        convolutional(), (x, y), 0.7, 12, batch_size=64, method="adapruner", progress=False
+        convolutional(), (x, y), 0.7, 12, batch_size=64, method="published", progress=False
     )
     assert len(result.indices) == 700
-    assert result.config["method"] == "adapruner"
+    assert result.config["method"] == "published"
     share = (result.indices >= 700).float().mean().item()
     assert share < 0.6 * 0.3  # chance would keep 0.3
 
@@ -55,9 +55,10 @@ def test_default_keeps_few_wrong_labels() -> None:
 
 
 def test_methods_by_name() -> None:
-    assert find_method("adapruner") is METHODS["adapruner"]
-    published = METHODS["adapruner"]
+    with pytest.warns(DeprecationWarning, match='"adapruner" is now called "published"'):
+        assert find_method("adapruner") is find_method("published")
+    published = find_method("published")
     assert published.easy_weight == published.balance == 1
     assert (published.balance_gain, published.slope) == (50, (0.1, 5.0))
-    with pytest.raises(ValueError, match="unknown method 'AdaPruner'; expected one of adapruner,"):
+    with pytest.raises(ValueError, match="unknown method 'AdaPruner'; expected one of sampled, p"):
         find_method("AdaPruner")

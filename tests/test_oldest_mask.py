@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapruner import masks, ops, reference
+from adapruner import ops
+from adapruner.ops import reference
+from adapruner.pruning import bitmask
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +39,8 @@ def test_oldest_are_those_of_a_sort(num_samples: int, ages: str) -> None:
         for count in {0, 1, 2, len(candidates) // 3, len(candidates), len(candidates) + 5}:
             for key in (0, 2**63 - 1):
                 expected = reference.oldest(candidates, age.tolist(), count, key)
-                mask = ops.oldest_mask(masks.pack(flags), torch.from_numpy(age), count, key)
-                assert masks.indices(mask).tolist() == expected
+                mask = ops.oldest_mask(bitmask.pack(flags), torch.from_numpy(age), count, key)
+                assert bitmask.indices(mask).tolist() == expected
 
 
 def hashes(num_samples: int, key: int) -> np.ndarray:
@@ -58,8 +60,8 @@ def test_keys_by_which_the_share_is_far_from_the_expected_one(count: int) -> Non
         share = count / num_samples
         deviation = np.sqrt(share * (1 - share) / num_samples)
         far += abs(largest / 2**64 - share) > 3.1 * deviation
-        mask = ops.oldest_mask(masks.full(num_samples), age, count, key)
-        assert torch.equal(mask, masks.pack(hash_ <= largest))
+        mask = ops.oldest_mask(bitmask.full(num_samples), age, count, key)
+        assert torch.equal(mask, bitmask.pack(hash_ <= largest))
     assert far > 0
 
 
@@ -67,7 +69,7 @@ def test_spare_bits_are_no_candidates() -> None:
     mask = ops.oldest_mask(
         torch.full((2,), 255, dtype=torch.uint8), torch.zeros(11, dtype=torch.uint8), 16, 0
     )
-    assert torch.equal(mask, masks.full(11))
+    assert torch.equal(mask, bitmask.full(11))
 
 
 def test_same_mask_at_any_number_of_threads() -> None:
@@ -78,9 +80,9 @@ def test_same_mask_at_any_number_of_threads() -> None:
     found = set()
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
-        found.add(ops.oldest_mask(masks.pack(flags), age, 70_000, 5).numpy().tobytes())
+        found.add(ops.oldest_mask(bitmask.pack(flags), age, 70_000, 5).numpy().tobytes())
     [mask] = found
-    chosen = masks.unpack(torch.tensor(list(mask), dtype=torch.uint8), num_samples)
+    chosen = bitmask.unpack(torch.tensor(list(mask), dtype=torch.uint8), num_samples)
     assert chosen.sum() == 70_000
     assert (age.numpy()[chosen] == 2).sum() == min(70_000, (age.numpy()[flags] == 2).sum())
 
@@ -88,19 +90,19 @@ def test_same_mask_at_any_number_of_threads() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((masks.full(9), torch.zeros(9), 1, 0), TypeError, "age must be uint8; found Float"),
+        ((bitmask.full(9), torch.zeros(9), 1, 0), TypeError, "age must be uint8; found Float"),
         (
-            (masks.full(9), torch.zeros(3, 3, dtype=torch.uint8), 1, 0),
+            (bitmask.full(9), torch.zeros(3, 3, dtype=torch.uint8), 1, 0),
             ValueError,
             r"age must have one dimension \[N\]; found shape \[3, 3\]",
         ),
         (
-            (masks.full(9), torch.zeros(17, dtype=torch.uint8), 1, 0),
+            (bitmask.full(9), torch.zeros(17, dtype=torch.uint8), 1, 0),
             ValueError,
             r"candidates must have shape \[3\], a bit for each of 17 samples; found shape \[2\]",
         ),
         (
-            (masks.full(9), torch.zeros(9, dtype=torch.uint8), -1, 0),
+            (bitmask.full(9), torch.zeros(9, dtype=torch.uint8), -1, 0),
             ValueError,
             "count must be at least 0; found -1",
         ),

@@ -9,15 +9,11 @@ import pytest
 import torch
 from training_data import generator_states, order_of
 
-from adapruner import masks, ops, reference
-from adapruner.data.order import (
-    STRETCH,
-    batch_count,
-    batch_sizes,
-    batches,
-    epoch_batches,
-    epoch_seed,
-)
+from adapruner import ops
+from adapruner._util.seeds import epoch_seed
+from adapruner.ops import reference
+from adapruner.pruning import bitmask
+from adapruner.pruning.order import STRETCH, batch_count, batch_sizes, batches, epoch_batches
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 17, 1000, 5000])
@@ -61,7 +57,7 @@ def test_order_draws_from_no_global_generator() -> None:
 
 
 def test_order_is_made_as_it_is_asked_for() -> None:
-    mask, asked = masks.full(10 * STRETCH), []
+    mask, asked = bitmask.full(10 * STRETCH), []
     run = ops.masked_order
 
     def noted(*arguments):
@@ -77,27 +73,8 @@ def test_order_is_made_as_it_is_asked_for() -> None:
 
 
 def test_batch_is_its_own_and_keeps_no_stretch_alive() -> None:
-    batch = next(epoch_batches(masks.full(1000), 1000, 0, 0, 10))
+    batch = next(epoch_batches(bitmask.full(1000), 1000, 0, 0, 10))
     assert batch.untyped_storage().nbytes() == 80
-
-
-def test_seeds_depend_on_every_argument() -> None:
-    arguments = [
-        *itertools.product(range(6), repeat=2),
-        *itertools.product(range(6), repeat=3),
-        (0, 0, 0, 0),
-    ]
-    seeds = [epoch_seed(*each) for each in arguments]
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    # (0, 0) and (0, 0, 0) are the same seed sequence to NumPy.
-    distinct = {tuple(each) + (0,) * (4 - len(each)) for each in arguments}
-    assert len(set(seeds)) == len(distinct)
-
-
-def test_order_augmentation_dropout_and_exploration_share_no_seed() -> None:
-    others = {epoch_seed(5, 2), epoch_seed(5, 2, 0, 1), epoch_seed(5, 2, 0, 2)}
-    samples = {epoch_seed(5, 2, index + 1) for index in range(1000)}
-    assert len(others | samples) == 1003
 
 
 # --- batches
@@ -135,7 +112,7 @@ def test_batches_without_the_last(batch_size: int) -> None:
 def test_epoch_in_batches_is_its_order(batch_size: int) -> None:
     num_samples = 3 * STRETCH + 100 if batch_size > 5 else 400
     reads = np.random.default_rng(0).random(num_samples) < 0.9
-    mask = masks.pack(reads)
+    mask = bitmask.pack(reads)
     key = epoch_seed(1, 2)
     whole = ops.masked_order(mask, num_samples, key, 0, num_samples).indices
     cut = list(epoch_batches(mask, num_samples, 1, 2, batch_size))
@@ -151,7 +128,7 @@ def test_epoch_in_batches_is_its_order(batch_size: int) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_ranks_share_every_global_batch(world_size: int, batch_size: int, drop_last: bool) -> None:
     for num_samples in (1, 2, 5, 16, 17, 18, 40, 57, 100):
-        mask = masks.full(num_samples)
+        mask = bitmask.full(num_samples)
         whole = order_of(np.ones(num_samples, dtype=bool), 0, 0)
         of_rank = [
             [
@@ -188,6 +165,6 @@ def test_ranks_share_every_global_batch(world_size: int, batch_size: int, drop_l
 
 
 def test_rank_without_a_sample_has_an_empty_batch() -> None:
-    mask = masks.full(2)
+    mask = bitmask.full(2)
     sizes = [len(*epoch_batches(mask, 2, 0, 0, 4, rank=rank, world_size=3)) for rank in range(3)]
     assert sorted(sizes) == [0, 1, 1]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from training_data import blobs, check_exact, prune
 
-from adapruner.run import _sample_cross_entropy
+from adapruner.training.evaluation import sample_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -35,7 +35,7 @@ def test_bfloat16(compile: bool) -> None:
 
 def test_held_out_loss_of_bfloat16_logits_is_taken_in_float32() -> None:
     logits, target = (torch.randn(64, 7) * 30).bfloat16(), torch.randint(0, 7, (64,))
-    found, _ = _sample_cross_entropy(logits, target)
+    found, _ = sample_cross_entropy(logits, target)
     expected = nn.functional.cross_entropy(logits.double(), target, reduction="none")
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -48,7 +48,7 @@ def test_held_out_targets_of_any_integer_type(dtype: torch.dtype) -> None:
     target = torch.randint(0, classes, (50, 4))
     logits = torch.randn(50, classes, 4)
     expected = nn.functional.cross_entropy(logits, target, reduction="none").mean(1)
-    found, outside = _sample_cross_entropy(logits, target.to(dtype))
+    found, outside = sample_cross_entropy(logits, target.to(dtype))
     torch.testing.assert_close(found, expected)
     assert outside[0] == 0
 

@@ -13,9 +13,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from training_data import blobs, drive, frozen
 
-from adapruner import Pruner, masks, reference
-from adapruner.methods import METHODS
-from adapruner.selection import keep_count
+from adapruner import Pruner
+from adapruner.ops import reference
+from adapruner.pruning import bitmask
+from adapruner.pruning.methods import HOMES
+from adapruner.pruning.selection import keep_count
 
 # --- warm-up
 
@@ -23,7 +25,7 @@ from adapruner.selection import keep_count
 def test_warm_up_trains_on_everything_unweighted_while_gates_rest() -> None:
     x, y = blobs(48)
     model = nn.Linear(5, 3)
-    pruner = Pruner(48, 0.5, epochs=5, warmup_epochs=2, method="adapruner")
+    pruner = Pruner(48, 0.5, epochs=5, warmup_epochs=2, method="published")
     for _ in range(2):
         for ids in torch.randperm(48).split(16):
             loss = pruner.loss(model(x[ids]), y[ids], ids)
@@ -81,7 +83,7 @@ def test_exactly_k_whatever_the_length_of_the_run(keep_ratio: float, epochs: int
 
 def test_ratio_that_one_minus_one_minus_it_is_not() -> None:
     # 0.1 of 15 samples is 2; 1 − (1 − 0.1) of them is 1, and would never be the ratio wanted.
-    pruner = Pruner(15, 0.1, epochs=8, method="adapruner")
+    pruner = Pruner(15, 0.1, epochs=8, method="published")
     kept = drive(pruner, frozen(15), validation=lambda epoch: 1.0)
     assert [len(each) for each in kept][-4:] == [2, 2, 2, 2]
     assert not pruner.result().forced
@@ -94,7 +96,7 @@ def test_classes_keep_their_share_exactly_in_every_epoch() -> None:
     pruner = Pruner(300, 0.6, epochs=10, labels=labels, held_out=held_out, seed=4)
     losses = frozen(300)(0) + labels  # one class is the hardest by far
     while not pruner.finished:
-        kept = masks.indices(pruner.selection.kept)
+        kept = bitmask.indices(pruner.selection.kept)
         counts = torch.bincount(labels[kept])
         assert counts.max() - counts.min() <= 1
         for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(32):
@@ -154,7 +156,7 @@ def test_held_out_samples_must_be_observed() -> None:
 # --- held back, and the choice
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", HOMES)
 def test_held_back_to_the_end_the_last_selection_is_forced(method: str) -> None:
     pruner = Pruner(100, 0.5, epochs=12, method=method)
     drive(pruner, frozen(100), validation=lambda epoch: 1.0 + epoch)
@@ -164,7 +166,7 @@ def test_held_back_to_the_end_the_last_selection_is_forced(method: str) -> None:
     assert result.forced
     assert result.selected_epoch is None
     assert len(result.indices) == 50
-    if method == "adapruner":
+    if method == "published":
         expected = reference.topk_indices(result.gate_logits, 50)
         assert result.indices.tolist() == expected.tolist()
 
@@ -178,7 +180,7 @@ def test_selection_of_the_best_epoch_at_the_ratio_wanted_is_chosen() -> None:
 
     chosen = set()
     for best in (7, 8, 10, 11):
-        pruner = Pruner(100, 0.5, epochs=12, method="adapruner")
+        pruner = Pruner(100, 0.5, epochs=12, method="published")
         kept = drive(pruner, lambda epoch: losses[epoch], held_out(best))
         assert {len(each) for each in kept[7:]} == {50}
         assert len(kept[2]) > 50
@@ -193,10 +195,10 @@ def test_selection_of_the_best_epoch_at_the_ratio_wanted_is_chosen() -> None:
 def test_of_selections_within_a_standard_error_of_the_best_the_latest_is_chosen() -> None:
     losses = frozen(100)(0)
     held_out = {7: 0.90, 8: 0.97, 9: 0.94, 10: 0.951, 11: 0.99}
-    pruner = Pruner(100, 0.5, epochs=12, method="adapruner")
+    pruner = Pruner(100, 0.5, epochs=12, method="published")
     kept = []
     while not pruner.finished:
-        kept.append(masks.indices(pruner.selection.kept))
+        kept.append(bitmask.indices(pruner.selection.kept))
         ids = torch.from_numpy(np.flatnonzero(pruner.reads()))
         pruner.weigh(losses[ids].requires_grad_(), ids)
         pruner.step(held_out.get(pruner.epoch, 1.0), standard_error=0.05)
@@ -205,7 +207,7 @@ def test_of_selections_within_a_standard_error_of_the_best_the_latest_is_chosen(
 
 
 def test_of_equally_good_selections_the_latest_is_chosen() -> None:
-    pruner = Pruner(100, 0.5, epochs=8, method="adapruner")
+    pruner = Pruner(100, 0.5, epochs=8, method="published")
     kept = drive(pruner, frozen(100), validation=lambda epoch: 0.5)
     assert pruner.result().selected_epoch == 7
     assert pruner.result().indices.tolist() == kept[7].tolist()
@@ -213,7 +215,7 @@ def test_of_equally_good_selections_the_latest_is_chosen() -> None:
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_held_out_loss_that_is_not_finite_is_no_best(broken: float) -> None:
-    pruner = Pruner(100, 0.5, epochs=10, method="adapruner")
+    pruner = Pruner(100, 0.5, epochs=10, method="published")
     # The first epoch at the ratio wanted has no finite loss; later ones have.
     values = {6: broken}
     kept = drive(pruner, frozen(100), validation=lambda epoch: values.get(epoch, 0.5))
@@ -234,7 +236,7 @@ def test_choice_with_a_sample_that_turns_out_unreadable_is_taken_back(last: floa
     losses = frozen(100)(0)
     before: set[int] = set()
     while not pruner.finished:
-        kept = set(masks.indices(pruner.selection.kept).tolist())
+        kept = set(bitmask.indices(pruner.selection.kept).tolist())
         if pruner.epoch == 9:
             lost = min(kept & before)
             pruner.exclude([(lost, "gone")])
@@ -295,7 +297,7 @@ def test_normalised_losses_are_on_no_scale(warmup_epochs: int) -> None:
 
 
 def test_normalising_does_not_touch_the_gradient_of_the_model() -> None:
-    pruner = Pruner(8, 0.5, 3, warmup_epochs=0, method="adapruner", normalize_loss=True)
+    pruner = Pruner(8, 0.5, 3, warmup_epochs=0, method="published", normalize_loss=True)
     losses = torch.linspace(100, 900, 8, requires_grad=True)
     pruner.weigh(losses, torch.arange(8)).backward()
     assert torch.allclose(losses.grad, torch.sigmoid(torch.full((8,), 0.1)) / 8)

@@ -8,29 +8,31 @@ import torch
 from sample_inputs import constants_of
 from training_data import frozen
 
-from adapruner import Pruner, masks, reference
-from adapruner.data.order import epoch_seed
-from adapruner.methods import METHODS, Method
-from adapruner.selection import keep_count
+from adapruner import Pruner
+from adapruner._util.seeds import Stream, stream_seed
+from adapruner.ops import reference
+from adapruner.pruning import bitmask
+from adapruner.pruning.methods import HOMES, find_method
+from adapruner.pruning.methods.sampled import Sampled
+from adapruner.pruning.selection import keep_count
 
 
 def drawn(
-    method: Method, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
+    method: Sampled, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
 ) -> torch.Tensor:
     """What a run of seed 0 ranks samples by after so many epochs."""
-    sampling = method.sampling
-    within, turns = (0.0, 0.0) if final else (sampling.evenly_read, sampling.turns)
+    within, turns = (0.0, 0.0) if final else (method.read_distance_floor, method.rotation)
     pressures = (1 - gates.m) / unit
-    easiest, hardest = sampling.reach
-    below, above = sampling.easy_side * (easiest - pressures), pressures - hardest
-    distances = torch.maximum(below, above).clamp(within, sampling.farthest)
+    easiest, hardest = method.target_range
+    below, above = method.easy_side_weight * (easiest - pressures), pressures - hardest
+    distances = torch.maximum(below, above).clamp(within, method.distance_cap)
     logits = 1 - unit * distances
     ages = [255 if age is None else age for age in gates.age]
-    key = epoch_seed(0, ended, 0, 3)
-    return reference.sampling_keys(logits.tolist(), ages, sampling.sharpness / unit, turns, key)
+    key = stream_seed(0, ended, Stream.DRAW)
+    return reference.sampling_keys(logits.tolist(), ages, method.sharpness / unit, turns, key)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", HOMES)
 @pytest.mark.parametrize(
     ("warmup_epochs", "normalize", "track"),
     [(0, False, False), (2, False, False), (2, True, False), (0, False, True), (2, True, True)],
@@ -50,7 +52,7 @@ def test_run_is_that_of_the_reference(
         normalize_loss=normalize,
         track_losses=track,
     )
-    constants = METHODS[method].at(keep_ratio, epochs)
+    constants = find_method(method).at(keep_ratio, epochs)
     first, last = constants.slope
     unit = 0.0
     plain = reference.ReferenceGates(
@@ -85,8 +87,8 @@ def test_run_is_that_of_the_reference(
         plain.slope = first + (last - first) * min(done, 1.0)
         ratio = 1 - (1 - keep_ratio) * min(2 * done, 1)
         ranked = plain.m
-        if constants.sampling and ratio < 1:
+        if isinstance(constants, Sampled) and ratio < 1:
             ranked = drawn(constants, plain, unit, epoch + 1, epoch + 1 == epochs)
         kept = reference.topk_indices(ranked, keep_count(round(ratio, 9), num_samples))
-        assert masks.indices(pruner.selection.kept).tolist() == kept.tolist()
+        assert bitmask.indices(pruner.selection.kept).tolist() == kept.tolist()
     assert pruner.result().indices.tolist() == kept.tolist()

@@ -46,7 +46,7 @@ def saved_lists(result: Any) -> list[Any]:
         ({"warmup_epochs": -1}, ValueError, "warmup_epochs must be at least 0; found -1"),
         ({"seed": -1}, ValueError, "seed must be at least 0; found -1"),
         ({"seed": "0"}, TypeError, "seed must be a whole number; found '0'"),
-        ({"method": "magic"}, ValueError, "unknown method 'magic'; expected one of adapruner, sam"),
+        ({"method": "magic"}, ValueError, "unknown method 'magic'; expected one of sampled, pub"),
         ({"explore": 1.5}, ValueError, r"explore must be a share in \[0, 1\]; found 1.5"),
         ({"explore": float("nan")}, ValueError, "found nan"),
         ({"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda'; found 'meta'"),
@@ -125,7 +125,7 @@ def interrupted(stop: int, **arguments: Any) -> Pruner:
     [
         {},
         {"warmup_epochs": 0, "normalize_loss": True, "track_losses": True},
-        {"labels": torch.arange(120) % 3, "method": "adapruner", "explore": 0.1},
+        {"labels": torch.arange(120) % 3, "method": "published", "explore": 0.1},
     ],
 )
 def test_run_goes_on_from_any_epoch_as_if_never_stopped(arguments: dict[str, Any]) -> None:
@@ -167,7 +167,7 @@ def test_state_of_other_settings_is_refused_and_changes_nothing() -> None:
         ("keep_ratio=0.5; this one has keep_ratio=0.6", 30, {"keep_ratio": 0.6}),
         ("epochs=4; this one has epochs=5", 30, {"epochs": 5}),
         ("warmup_epochs=0; this one has warmup_epochs=1", 30, {"warmup_epochs": 1}),
-        ("method='sampled'; this one has method='adapruner'", 30, {"method": "adapruner"}),
+        ("method='sampled'; this one has method='adapruner'", 30, {"method": "published"}),
         ("seed=0; this one has seed=1", 30, {"seed": 1}),
         ("balance=None; this one has balance='class'", 30, {"labels": [0] * 30}),
         ("explore=0.02; this one has explore=0.0", 30, {"explore": 0.0}),

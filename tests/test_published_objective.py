@@ -10,10 +10,11 @@ import torch
 from sample_inputs import constants_of
 from torch import Tensor
 
-from adapruner import Pruner, ops, reference
-from adapruner.gates import Gates
-from adapruner.methods import METHODS
-from adapruner.reference import ReferenceGates
+from adapruner import Pruner, ops
+from adapruner.ops import reference
+from adapruner.ops.reference import ReferenceGates
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import HOMES, find_method
 
 N, EPOCHS, BATCH, RATIO = 2000, 6, 64, 0.7
 
@@ -32,7 +33,7 @@ def stream(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def reference_of(method: str) -> ReferenceGates:
-    constants = METHODS[method]
+    constants = find_method(method)
     return ReferenceGates(
         torch.ones(N),
         RATIO,
@@ -42,10 +43,10 @@ def reference_of(method: str) -> ReferenceGates:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", HOMES)
 def test_a_recorded_stream_of_losses(method: str) -> None:
     expected = reference_of(method)
-    gates = Gates(N, RATIO, METHODS[method])
+    gates = Gates(N, RATIO, find_method(method))
     for epoch in range(EPOCHS):
         for ids, sample_loss in stream(epoch):
             losses = ops.masked_loss(sample_loss, ids, gates.logits, gates.state)
@@ -63,12 +64,12 @@ def test_a_recorded_stream_of_losses(method: str) -> None:
         gates.end_epoch()
         expected.end_epoch()
         if epoch + 1 < EPOCHS:
-            first, last = METHODS[method].slope
+            first, last = find_method(method).slope
             expected.slope = first + (last - first) * (epoch + 1) / (EPOCHS - 1)
             sums = ops.topk_mask(gates.logits, round(RATIO * N), expected.slope).sums
             gates.use_sums(expected.slope, sums)
     spread = gates.logits.std().item()
-    assert spread > {"adapruner": 0.05, "sampled": 0.02}[method]  # the run did something
+    assert spread > {"published": 0.05, "sampled": 0.02}[method]  # the run did something
     kept = ops.topk_indices(gates.logits, round(RATIO * N), 1.0).selected
     also = reference.topk_indices(expected.m, round(RATIO * N))
     assert len(np.intersect1d(kept, also)) >= len(also) - 2  # m that differ by less than 1e-5
@@ -76,7 +77,7 @@ def test_a_recorded_stream_of_losses(method: str) -> None:
 
 def balanced_gates(method: str) -> Gates:
     """Gates with s̄ = r, where the pressure is that of the losses alone."""
-    gates = Gates(4, 0.5, METHODS[method])
+    gates = Gates(4, 0.5, find_method(method))
     gates.logits[:] = 0
     gates.set_slope(1.0)
     assert gates.mean_gate == 0.5
@@ -91,7 +92,7 @@ def pressures(method: str, loss: torch.Tensor) -> torch.Tensor:
 
 def test_the_published_pressure_is_least_at_a_loss_of_one() -> None:
     loss = torch.logspace(-6, 3, 3001, dtype=torch.float64)
-    pressure = pressures("adapruner", loss)
+    pressure = pressures("published", loss)
     least = pressure.argmin()
     assert loss[least].item() == pytest.approx(1, rel=0.01)
     assert pressure[least].item() == pytest.approx(1, abs=1e-4)
@@ -107,7 +108,7 @@ def test_the_default_presses_by_difficulty() -> None:
 
 
 def test_pressure_as_published() -> None:
-    gates = balanced_gates("adapruner")
+    gates = balanced_gates("published")
     loss = torch.tensor([0.0, 0.01, 1.0, 4.0])
     pressure = ops.masked_loss(loss, torch.arange(4), gates.logits, gates.state).pressure
     assert pressure.tolist() == pytest.approx([11.5129, 4.6142, 1.0, 2.6137], abs=1e-4)
@@ -117,7 +118,7 @@ def test_pressure_as_published() -> None:
 def test_balance_pushes_the_mean_gate_towards_the_ratio() -> None:
     # λ = 1 + 50·|ρ − r|: m = ±1 in equal parts, k = 1: s̄ = ρ = 0.5.
     for ratio, expected in ((0.7, 2 * (1 + 50 * 0.2) * -0.2), (0.3, 2 * (1 + 50 * 0.2) * 0.2)):
-        gates = Gates(4, ratio, METHODS["adapruner"])
+        gates = Gates(4, ratio, find_method("published"))
         gates.logits.copy_(torch.tensor([1.0, -1.0, 1.0, -1.0]))
         gates.set_slope(1.0)
         pressure = ops.masked_loss(
@@ -127,7 +128,7 @@ def test_balance_pushes_the_mean_gate_towards_the_ratio() -> None:
 
 
 def test_losses_on_another_scale_give_the_same_pressures() -> None:
-    gates, scaled = balanced_gates("adapruner"), balanced_gates("adapruner")
+    gates, scaled = balanced_gates("published"), balanced_gates("published")
     scaled.set_real("loss_scale", 37.0)
     loss = torch.rand(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ids = torch.arange(4)
@@ -154,7 +155,7 @@ def kept_of(
     return pruner.result().indices.numpy()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", HOMES)
 @pytest.mark.parametrize("kind", ["lognormal", "uniform"])
 @pytest.mark.parametrize(("epochs", "track"), [(20, True), (30, True), (40, False)])
 def test_reading_what_is_kept_selects_what_reading_everything_does(

@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
-from adapruner.methods import METHODS
+from adapruner.pruning.methods import METHODS
 from benchmarks.quality import experimental, one
 from benchmarks.quality.scores import Records
 from benchmarks.quality.table import Run

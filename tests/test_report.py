@@ -12,10 +12,11 @@ import pytest
 import torch
 from report_page import Page
 
-from adapruner.data.base import Source
-from adapruner.data.sources import as_source
+from adapruner.data.sources.base import Source
+from adapruner.data.sources.find import as_source
+from adapruner.errors import DatasetMismatchError
 from adapruner.report import content, write_report
-from adapruner.result import DatasetMismatchError, PruneResult
+from adapruner.results.result import PruneResult
 
 NASTY = "<script>alert('x')</script> & \"$x_1$\""
 N, K = 60, 42
@@ -70,7 +71,7 @@ def make(**changes):
         "gate_logits": torch.from_numpy(logits),
         "keep_ratio": 0.7,
         "fingerprint": Pictures().fingerprint(),
-        "config": {"method": "adapruner", "seed": None, "balance": True, "sizes": [1, 2]},
+        "config": {"method": "published", "seed": None, "balance": True, "sizes": [1, 2]},
         "dataset": {"kind": "image folder", "root": "/no/such", "class_names": ["a", NASTY]},
         "history": history,
         "selected_epoch": 3,

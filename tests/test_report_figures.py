@@ -16,7 +16,7 @@ import torch
 from adapruner.report import figures, style, values
 from adapruner.report.style import NothingToShow
 from adapruner.report.thumbnails import SIDE, thumbnail
-from adapruner.result import PruneResult
+from adapruner.results.result import PruneResult
 
 N = 500
 

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from adapruner.data.sources import as_source
-from adapruner.files import FileFormatError, write_file
-from adapruner.result import DatasetMismatchError, PruneResult
+from adapruner._util.files import write_file
+from adapruner.data.sources.find import as_source
+from adapruner.errors import DatasetMismatchError, FileFormatError
+from adapruner.results.result import PruneResult
 
 
 def make_result(fingerprint: str = "ab" * 32, **changes: Any) -> PruneResult:
@@ -27,7 +28,7 @@ def make_result(fingerprint: str = "ab" * 32, **changes: Any) -> PruneResult:
         "gate_logits": torch.tensor([1.0, -0.5, 2.0, 0.25, float("-inf")]),
         "keep_ratio": 0.6,
         "fingerprint": fingerprint,
-        "config": {"epochs": 3, "method": "adapruner"},
+        "config": {"epochs": 3, "method": "published"},
         "dataset": {"kind": "arrays", "samples": 5},
         "history": [{"epoch": 0, "phase": "warm-up", "validation_loss": None}],
         "selected_epoch": 2,

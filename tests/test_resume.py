@@ -18,7 +18,8 @@ from torch import nn
 from training_data import Stop, blobs, checkpointed, outcome
 
 from adapruner import PruneResult
-from adapruner.checkpoint import NAME, load_checkpoint
+from adapruner.training import CHECKPOINT_NAME
+from adapruner.training.checkpoint import load_checkpoint
 
 # Starts the same run again and again, in a process of its own each time, forked before torch has
 # done anything (importing it, and the compiler that optimisers import at their first step, takes
@@ -33,7 +34,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adapruner import fast_prune
-from adapruner.checkpoint import NAME
+from adapruner.checkpoint import CHECKPOINT_NAME
 from adapruner.files import read_file
 
 torch.set_num_threads(1)
@@ -134,7 +135,7 @@ def main(folder, optimizer, *deaths):
                 os._exit(1)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         files = sorted(os.listdir(os.path.join(folder, "checkpoint")))
-        structure = read_file(os.path.join(folder, "checkpoint", NAME), "checkpoint")[1]
+        structure = read_file(os.path.join(folder, "checkpoint", CHECKPOINT_NAME), "checkpoint")[1]
         pruner = dict(structure["structure"]["dict"])["pruner"]
         print(json.dumps([death, status, dict(pruner["dict"])["epoch"], len(files)]), flush=True)
 
@@ -258,19 +259,19 @@ def test_run_goes_on_with_any_optimizer(tmp_path: Path, optimizer: str | None) -
 
 def test_finished_run_gives_its_result_at_once(tmp_path: Path) -> None:
     model, first = checkpointed(tmp_path)
-    before = (tmp_path / NAME).read_bytes()
+    before = (tmp_path / CHECKPOINT_NAME).read_bytes()
     other, second = checkpointed(tmp_path, stop_at=1)  # not a single batch
     assert outcome(second) == outcome(first)
     assert second.saved == first.saved
     assert torch.equal(second.targets, first.targets)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
-    assert (tmp_path / NAME).read_bytes() == before
+    assert (tmp_path / CHECKPOINT_NAME).read_bytes() == before
 
 
 def test_checkpoints_do_not_change_the_run(tmp_path: Path) -> None:
     assert outcome(checkpointed(tmp_path / "new" / "folder")[1]) == outcome(checkpointed(None)[1])
-    assert os.listdir(tmp_path / "new" / "folder") == [NAME]
+    assert os.listdir(tmp_path / "new" / "folder") == [CHECKPOINT_NAME]
 
 
 def test_number_of_workers_may_change(stopped: Path) -> None:

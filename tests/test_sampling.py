@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from adapruner import Pruner
-from adapruner.gates import Gates
-from adapruner.methods import METHODS, Method
-from adapruner.sampling import draw, preferences, pressure_unit
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import find_method
+from adapruner.pruning.methods.base import Method
 
-SAMPLED = METHODS["sampled"]
+SAMPLED = find_method("sampled")
 PRUNE = {"phase": "prune", "slope": 1.0}
 DRAWS = 4000
 
@@ -31,7 +31,7 @@ def gates_of(pressures: list[float], unit: float, method: Method = SAMPLED) -> G
 
 def first_drawn(gates: Gates, history: list[dict], final: bool) -> np.ndarray:
     """How often each sample comes first."""
-    firsts = [draw(SAMPLED, gates, history, seed, final).argmax().item() for seed in range(DRAWS)]
+    firsts = [SAMPLED.keys(gates, history, seed, final).argmax().item() for seed in range(DRAWS)]
     return np.bincount(firsts, minlength=len(gates.logits)) / DRAWS
 
 
@@ -40,11 +40,11 @@ def shares(weights: list[float]) -> list[float]:
 
 
 def test_the_unit_is_what_a_pressure_of_one_does() -> None:
-    assert pressure_unit(SAMPLED, [{"phase": "warm-up", "slope": 1.0}]) == 0
+    assert SAMPLED.logit_per_pressure([{"phase": "warm-up", "slope": 1.0}]) == 0
     step = 0.05 * (s := 1 / (1 + math.exp(-1))) * (1 - s)
-    assert pressure_unit(SAMPLED, [PRUNE]) == pytest.approx(step, rel=1e-12)
+    assert SAMPLED.logit_per_pressure([PRUNE]) == pytest.approx(step, rel=1e-12)
     s = 1 / (1 + math.exp(-(1 - step)))
-    assert pressure_unit(SAMPLED, [PRUNE, PRUNE]) == pytest.approx(step + 0.05 * s * (1 - s))
+    assert SAMPLED.logit_per_pressure([PRUNE, PRUNE]) == pytest.approx(step + 0.05 * s * (1 - s))
 
 
 @pytest.mark.parametrize("epochs", [2, 12, 60, 300])
@@ -54,7 +54,7 @@ def test_a_gate_tells_the_mean_pressure(epochs: int) -> None:
     for _ in range(epochs):
         pruner.weigh(losses, torch.arange(5))
         pruner.step()
-    unit = pressure_unit(SAMPLED.at(1.0, epochs), pruner.history)
+    unit = SAMPLED.at(1.0, epochs).logit_per_pressure(pruner.history)
     found = ((1 - pruner.gates.logits) / unit).tolist()
     expected = [min(loss + 0.4 * math.log(loss), 3.0) for loss in losses.tolist()]
     assert found == pytest.approx(expected, rel=0.12, abs=0.01)
@@ -62,7 +62,7 @@ def test_a_gate_tells_the_mean_pressure(epochs: int) -> None:
 
 def test_the_kept_are_drawn_by_how_far_they_are_from_the_reach() -> None:
     history = [PRUNE] * 8
-    gates = gates_of([-9.0, -0.2, 0.1, 1.3, 1.5, 1.8, 2.9], pressure_unit(SAMPLED, history))
+    gates = gates_of([-9.0, -0.2, 0.1, 1.3, 1.5, 1.8, 2.9], SAMPLED.logit_per_pressure(history))
     gates.age[1] = 9  # says nothing here
     found = first_drawn(gates, history, final=True)
     # From 0 to 1.4, and no farther than 1.4 from there.
@@ -86,7 +86,7 @@ def test_what_was_hard_and_is_easy_now_is_kept() -> None:
 
 def test_epochs_read_evenly_what_is_in_reach_and_by_turns() -> None:
     history = [PRUNE] * 8
-    gates = gates_of([0.8, 2.5, 3.0, -1.1, -2.0, 0.8], pressure_unit(SAMPLED, history))
+    gates = gates_of([0.8, 2.5, 3.0, -1.1, -2.0, 0.8], SAMPLED.logit_per_pressure(history))
     gates.age[5] = 3
     found = first_drawn(gates, history, final=False)
     # Below a distance of 1.2 all count as 1.2; three epochs of waiting make three times the chance.
@@ -98,19 +98,18 @@ def test_what_cannot_be_read_is_not_drawn() -> None:
     gates = gates_of([1.0] * 5, 0.1)
     gates.exclude(torch.tensor([2]))
     for final in (False, True):
-        assert draw(SAMPLED, gates, [PRUNE], 0, final)[2] == -torch.inf
+        assert SAMPLED.keys(gates, [PRUNE], 0, final)[2] == -torch.inf
 
 
 def test_small_ratios_pass_over_the_easy_less() -> None:
     assert SAMPLED.at(0.3, 20) == SAMPLED
     small = SAMPLED.at(0.15, 20)
-    assert small.sampling is not None
-    assert small.sampling.easy_side == pytest.approx(1 / 16)
+    assert small.easy_side_weight == pytest.approx(1 / 16)
     history = [PRUNE] * 8
-    unit = pressure_unit(small, history)
-    found = preferences(small, gates_of([-0.8, 1.6, 0.5], unit, small), history)
+    unit = small.logit_per_pressure(history)
+    found = small.scores(gates_of([-0.8, 1.6, 0.5], unit, small), history)
     assert found.tolist() == pytest.approx([1 - unit * 0.05, 1 - unit * 0.2, 1.0], abs=1e-6)
-    assert METHODS["adapruner"].at(0.01, 500) is METHODS["adapruner"]
+    assert find_method("published").at(0.01, 500) is find_method("published")
 
 
 def test_the_training_loss_is_the_plain_mean_while_gates_step() -> None:
@@ -126,7 +125,7 @@ def test_the_training_loss_is_the_plain_mean_while_gates_step() -> None:
     assert (pruner.gates.logits != 1).all()
 
 
-@pytest.mark.parametrize("method", ["sampled", "adapruner"])
+@pytest.mark.parametrize("method", ["sampled", "published"])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_what_never_had_a_finite_loss_is_kept_last(method: str, broken: float) -> None:
     losses = torch.full((1000,), 8.0)  # the worst there is
@@ -147,7 +146,7 @@ def test_one_that_was_finite_once_ranks_by_that() -> None:
         losses = torch.tensor([0.4, 0.4 if epoch == 0 else torch.nan, 6.0, torch.nan])
         pruner.weigh(losses, torch.arange(4))
         pruner.step()
-    hard = 1 - 1.4 * pressure_unit(SAMPLED.at(0.5, 6), pruner.history)
+    hard = 1 - 1.4 * SAMPLED.at(0.5, 6).logit_per_pressure(pruner.history)
     assert pruner.result().gate_logits.tolist() == pytest.approx([1, 1, hard, -1e3])
     assert pruner.result().indices.tolist() == [0, 1]
 
@@ -156,7 +155,7 @@ def test_gates_that_never_stepped_are_drawn_by_chance_too() -> None:
     gates = Gates(1000, 0.5, SAMPLED)
     gates.age.fill_(1)
     first, second = (
-        draw(SAMPLED, gates, [PRUNE] * 3, seed, True).topk(500).indices for seed in (0, 1)
+        SAMPLED.keys(gates, [PRUNE] * 3, seed, True).topk(500).indices for seed in (0, 1)
     )
     assert 180 < torch.isin(first, second).sum() < 320
 

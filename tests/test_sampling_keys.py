@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapruner import ops, reference
+from adapruner import ops
+from adapruner.ops import reference
 
 LARGEST_KEY = 2**63 - 1
 

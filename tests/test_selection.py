@@ -13,13 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_data import gates_with, random_logits
 
-from adapruner import masks, reference
-from adapruner.selection import (
-    Selection,
-    check_keep_ratio,
-    keep_count,
-    largest_remainder,
-)
+from adapruner.ops import reference
+from adapruner.pruning import bitmask
+from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count, largest_remainder
 
 RATIOS = (1.0, 0.95, 0.8, 0.55, 0.5, 0.31, 0.3)
 
@@ -175,7 +171,7 @@ def test_selection_is_the_exact_top_k_at_every_ratio() -> None:
     for slope, ratio in zip(np.linspace(0.1, 5, len(RATIOS)), RATIOS, strict=True):
         selection.select(gates, ratio, float(slope))
         expected = reference.topk_indices(logits, keep_count(ratio, 203))
-        assert masks.indices(selection.kept).tolist() == expected.tolist()
+        assert bitmask.indices(selection.kept).tolist() == expected.tolist()
         assert selection.kept_count == keep_count(ratio, 203)
         assert torch.equal(selection.read, selection.kept)
         # The pass brings s̄ and ρ to the new slope.
@@ -192,7 +188,7 @@ def test_unreadable_samples_are_never_kept_and_counted_out() -> None:
     readable = set(torch.nonzero(logits > -torch.inf).flatten().tolist())
     for ratio in (1.0, 0.9, 0.76, 0.75, 0.6, 0.5):
         selection.select(gates, ratio, 1.0)
-        kept = masks.indices(selection.kept).tolist()
+        kept = bitmask.indices(selection.kept).tolist()
         # On the way down there may be fewer than scheduled, at the end never.
         assert len(kept) == min(keep_count(ratio, 100), 75)
         assert set(kept) <= readable
@@ -229,7 +225,7 @@ def test_class_quotas_are_filled_exactly_at_every_ratio() -> None:
         selection.select(gates, ratio, 2.0)
         quotas = dealt_in_rounds(keep_count(ratio, 307), sizes.tolist(), sizes.tolist())
         expected = reference.segmented_topk(logits, labels, quotas)
-        assert masks.indices(selection.kept).tolist() == expected.tolist()
+        assert bitmask.indices(selection.kept).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("held_out_share", [0.05, 0.3])
@@ -250,7 +246,7 @@ def test_classes_and_the_held_out_part_keep_their_shares_at_every_ratio(
     sizes = np.bincount(labels, minlength=10).tolist()
     for ratio in (*RATIOS, 0.999, 0.7):
         selection.select(gates, ratio, 2.0)
-        kept = masks.unpack(selection.kept, num_samples)
+        kept = bitmask.unpack(selection.kept, num_samples)
         count = keep_count(ratio, num_samples)
         assert kept.sum() == count
         assert kept[is_held_out].sum() == keep_count(ratio, len(held_out))
@@ -263,7 +259,7 @@ def test_classes_and_the_held_out_part_keep_their_shares_at_every_ratio(
             chosen = members[reference.topk_indices(logits[members], int(kept[cell].sum()))]
             assert np.flatnonzero(kept & cell).tolist() == chosen.tolist()
             assert abs(kept[cell].sum() - ratio * cell.sum()) < 2
-        assert not (masks.unpack(selection.read, num_samples) & is_held_out).any()
+        assert not (bitmask.unpack(selection.read, num_samples) & is_held_out).any()
 
 
 def test_held_out_samples_compete_among_themselves() -> None:
@@ -271,7 +267,7 @@ def test_held_out_samples_compete_among_themselves() -> None:
     held_out = torch.arange(100, 200, 2)  # all of them below the median
     gates, selection = gates_with(logits, 0.3), Selection(200, 0.3, held_out=held_out)
     selection.select(gates, 0.3, 1.0)
-    kept = masks.indices(selection.kept)
+    kept = bitmask.indices(selection.kept)
     of_held_out = kept[torch.isin(kept, held_out)]
     assert of_held_out.tolist() == held_out[:15].tolist()
     assert kept[~torch.isin(kept, held_out)].tolist() == list(range(45))
@@ -288,7 +284,7 @@ def test_quotas_give_way_where_samples_cannot_be_read() -> None:
     selection = Selection(90, 0.6, labels=labels, held_out=held_out)
     for ratio in (1.0, 0.7, 0.6):
         selection.select(gates, ratio, 1.0)
-        kept = masks.indices(selection.kept)
+        kept = bitmask.indices(selection.kept)
         assert len(kept) == min(keep_count(ratio, 90), gates.integer("population"))
         assert (logits[kept] > -torch.inf).all()
 
@@ -298,7 +294,7 @@ def test_held_out_fill_what_the_readable_training_samples_cannot() -> None:
     logits[:9] = -torch.inf
     gates, selection = gates_with(logits, 0.5), Selection(20, 0.5, held_out=torch.arange(16, 20))
     selection.select(gates, 0.5, 1.0)
-    assert masks.indices(selection.kept).tolist() == [*range(9, 16), 16, 17, 18]
+    assert bitmask.indices(selection.kept).tolist() == [*range(9, 16), 16, 17, 18]
 
 
 def test_quotas_of_any_sizes_are_filled() -> None:
@@ -323,7 +319,7 @@ def test_quotas_of_any_sizes_are_filled() -> None:
         )
         for ratio in (1.0, 0.5 + keep_ratio / 2, keep_ratio):
             selection.select(gates, ratio, 1.0)
-            kept = masks.indices(selection.kept).numpy()
+            kept = bitmask.indices(selection.kept).numpy()
             assert len(kept) == min(keep_count(ratio, num_samples), int(readable.sum()))
             assert readable.numpy()[kept].all()
             sizes = np.bincount(labels, minlength=classes)
@@ -340,5 +336,5 @@ def test_any_number_of_classes(classes: int) -> None:
     selection = Selection(4 * classes, 0.5, labels=labels, held_out=torch.arange(classes))
     selection.select(gates, 0.5, 1.0)
     assert torch.equal(
-        torch.bincount(labels[masks.indices(selection.kept)]), torch.full((classes,), 2)
+        torch.bincount(labels[bitmask.indices(selection.kept)]), torch.full((classes,), 2)
     )

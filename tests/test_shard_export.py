@@ -14,9 +14,10 @@ import torch
 from shard_files import decoded_image, encoded_image, make_shards, sample, write_tar
 from small_disk import small_disk
 
-from adapruner.data import as_source, export
-from adapruner.data.shards import ShardSource
-from adapruner.result import PruneResult
+from adapruner.data import as_source
+from adapruner.data.sources.shards import ShardSource
+from adapruner.results.export import export
+from adapruner.results.result import PruneResult
 
 COUNTS = (5, 1, 4, 7)
 KEPT = [0, 3, 4, 10, 13, 16]  # none of the second shard, which has 5, nor of the third

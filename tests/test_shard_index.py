@@ -14,7 +14,7 @@ import pytest
 from shard_files import encoded_image, make_shards, sample, write_tar
 
 from adapruner import as_source
-from adapruner.data.shard_index import (
+from adapruner.data.sources.shard_index import (
     IndexMismatchError,
     parse_line,
     read_index,

@@ -14,8 +14,8 @@ from shard_files import decoded_image, encoded_image, make_shards, sample, write
 from torch.utils.data import Subset
 
 from adapruner.data import as_source
-from adapruner.data.shard_index import IndexMismatchError, scan, write_index
-from adapruner.data.shards import ShardSource, find_shards
+from adapruner.data.sources.shard_index import IndexMismatchError, scan, write_index
+from adapruner.data.sources.shards import ShardSource, find_shards
 
 
 def index_all(folder: Path, to: Path | None = None) -> None:

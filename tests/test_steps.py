@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapruner.steps import LOOK_EVERY, LeftOut, Steps
+from adapruner.training.steps import LOOK_EVERY, LeftOut, Steps
 
 pytestmark = pytest.mark.usefixtures("device")
 INF, NAN = math.inf, math.nan

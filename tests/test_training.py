@@ -16,7 +16,7 @@ from training_data import Counted, Points, blobs, check_exact, generator_states,
 
 import adapruner
 from adapruner import Pruner, UnreadableSampleError
-from adapruner.run import describe_epoch
+from adapruner.training.trainer import describe_epoch
 from adapruner.vision import to_tensor
 
 pytestmark = pytest.mark.usefixtures("seeded")

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset, IterableDataset
 from training_data import Counted, Points, blobs, check_exact, prune
 
 from adapruner import UnreadableSampleError, fast_prune
-from adapruner.checkpoint import NAME, load_checkpoint
+from adapruner.training import CHECKPOINT_NAME
+from adapruner.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -137,7 +138,7 @@ def test_unreadable_samples_are_listed_and_never_kept() -> None:
 @pytest.mark.parametrize("bad", [5, "held out"])
 def test_unreadable_sample_can_stop_the_run(bad: Any) -> None:
     if bad == "held out":
-        from adapruner.training import _hold_out
+        from adapruner.training.fast_prune import _hold_out
 
         bad = int(_hold_out(420, 0)[3])
     with pytest.raises(UnreadableSampleError, match=f"sample {bad} cannot be read: OSError: torn"):
@@ -164,7 +165,7 @@ def test_too_few_readable_samples() -> None:
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
-    from adapruner.training import _hold_out
+    from adapruner.training.fast_prune import _hold_out
 
     part = _hold_out(420, 0)
     broken = int(part[3]) if held_out else int(np.setdiff1d(np.arange(420), part)[8])
@@ -222,7 +223,7 @@ def test_a_loss_that_is_never_finite_is_not_kept() -> None:
 
 @pytest.mark.parametrize("wrap", [list, tuple, lambda parts: dict(enumerate(parts))])
 def test_inputs_of_several_parts_are_looked_through(wrap: Any) -> None:
-    from adapruner.steps import _not_finite
+    from adapruner.training.steps import _not_finite
 
     first, second = torch.zeros(4, 2, 3), torch.zeros(4)
     first[1, 0, 2], second[3] = torch.inf, torch.nan
@@ -296,8 +297,8 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         torch.manual_seed(0)
         with pytest.raises(OSError, match=r"No space left|File too large") as caught:
             prune(data, Filling(5, 3), checkpoint_dir=disk)
-        assert str(disk / NAME) in str(caught.value)
-        assert sorted(os.listdir(disk)) == [NAME, "filler"]
+        assert str(disk / CHECKPOINT_NAME) in str(caught.value)
+        assert sorted(os.listdir(disk)) == [CHECKPOINT_NAME, "filler"]
         (disk / "filler").unlink()
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         assert load_checkpoint(disk)["pruner"]["epoch"] == 2

@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapruner import Pruner
-from adapruner.gates import Gates
-from adapruner.losses import Losses
-from adapruner.methods import METHODS
-from adapruner.run import Run, _sample_cross_entropy
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import find_method
+from adapruner.training.evaluation import sample_cross_entropy
+from adapruner.training.trainer import Trainer
 
 aten = torch.ops.aten
 WAIT = {  # what needs values on the host: to read them, or for the shape of a result
@@ -27,7 +27,7 @@ WAIT = {  # what needs values on the host: to read them, or for the shape of a r
     aten.masked_select,
     aten._unique2,
 }
-CALLS: dict[str, Callable[[Losses, Tensor, Tensor], Any]] = {
+CALLS: dict[str, Callable[[Pruner, Tensor, Tensor], Any]] = {
     "loss": lambda pruner, x, ids: pruner.loss(x, ids % 5, ids),
     "overwriting": lambda pruner, x, ids: pruner.loss(x * 2, ids % 5, ids, overwrite_logits=True),
     "linear_loss": lambda pruner, x, ids: pruner.linear_loss(x, torch.ones(9, 5), ids % 9, ids),
@@ -80,13 +80,14 @@ def test_a_call_reads_nothing_back(name: str, normalize: bool, device: str) -> N
 def test_by_shape_alone_everything_is_on_the_gpu(name: str, normalize: bool) -> None:
     # Tensors without values, of a GPU that need not be there: to read one, or to mix devices, is an
     # error.
+    pruner = Pruner(40, epochs=2)
     with FakeTensorMode(), torch.device("cuda"):
-        losses = Losses(Gates(40, 0.5, METHODS["sampled"], track_losses=True), normalize)
+        pruner.gates = Gates(40, 0.5, find_method("sampled"), "cuda", True, normalize)
         x, ids = torch.ones(8, 5, requires_grad=True), torch.arange(8)
         for batch in (ids, ids.cpu() if name in ("weigh", "observe") else ids):
-            loss = CALLS[name](losses, x, batch)
+            loss = CALLS[name](pruner, x, batch)
             assert loss is None or loss.is_cuda
-        assert all(tensor.is_cuda for tensor in losses.gates.state_dict().values())
+        assert all(tensor.is_cuda for tensor in pruner.gates.state_dict().values())
 
 
 def epoch_of_fast_prune(fused: bool, device: str, seen: Callable[[int], None]) -> None:
@@ -107,7 +108,7 @@ def epoch_of_fast_prune(fused: bool, device: str, seen: Callable[[int], None]) -
             seen(5)
 
     pruner = Pruner(40, epochs=2, warmup_epochs=0, device=device)
-    run = Run(
+    trainer = Trainer(
         nn.Linear(5, 3).to(device),
         pruner,
         loss=None,
@@ -119,7 +120,7 @@ def epoch_of_fast_prune(fused: bool, device: str, seen: Callable[[int], None]) -
         on_error="skip",
     )
     before = pruner.gates.logits.clone()
-    run.train(Batches())
+    trainer.train(Batches())
     assert (pruner.gates.logits != before).all()
 
 
@@ -149,7 +150,7 @@ def test_fast_prune_queues_its_steps_on_a_gpu() -> None:
 def test_the_losses_of_an_evaluation_read_nothing_back() -> None:
     logits, target = torch.randn(8, 5, 3), torch.randint(0, 5, (8, 3))
     with Waits() as waits:
-        _sample_cross_entropy(logits, target)
+        sample_cross_entropy(logits, target)
     assert waits.found == []
 
 

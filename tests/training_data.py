@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from adapruner import Pruner, PruneResult, as_source, fast_prune, masks
-from adapruner.data.base import Source
-from adapruner.data.loader import PrunedLoader
-from adapruner.data.order import epoch_batches
-from adapruner.gates import Gates
-from adapruner.methods import find_method
+from adapruner import Pruner, PruneResult, as_source, fast_prune
+from adapruner.data.loaders.torch_loader import PrunedLoader
+from adapruner.data.sources.base import Source
+from adapruner.pruning import bitmask
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import find_method
+from adapruner.pruning.order import epoch_batches
 
 
 class Counted(Dataset[tuple[Tensor, int]]):
@@ -108,7 +109,7 @@ def drive(
     kept = []
     while not pruner.finished:
         epoch = pruner.epoch
-        kept.append(masks.indices(pruner.selection.kept).numpy())
+        kept.append(bitmask.indices(pruner.selection.kept).numpy())
         for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(batch_size):
             pruner.weigh(losses(epoch)[ids], ids)
         pruner.step(validation(epoch))
@@ -139,11 +140,11 @@ class Followed:
         self.mask = np.ones(num_samples, dtype=bool)
         self.unreadable: list[tuple[int, str]] = []
 
-    def note_source(self, source: Source) -> None:
+    def note_samples(self, source: Source) -> None:
         assert len(source) == self.num_samples
 
     def read_mask(self) -> Tensor:
-        return masks.pack(self.mask)
+        return bitmask.pack(self.mask)
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         self.unreadable += [(index, reason) for index, reason in unreadable]
@@ -158,7 +159,7 @@ def loader_of(
 
 def order_of(reads: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The whole order of an epoch that reads what the bools say."""
-    mask = masks.pack(reads)
+    mask = bitmask.pack(reads)
     return np.concatenate([*epoch_batches(mask, len(reads), seed, epoch, 7), np.zeros(0, int)])
 
 

@@ -1,6 +1,6 @@
-"""Where samples come from, and where the kept ones go."""
+"""Where samples come from, and how they are read; and, for convenience, where the kept ones go."""
 
-from adapruner.data.export import export
-from adapruner.data.sources import Source, as_source
+from adapruner.data.sources.base import Source
+from adapruner.data.sources.find import as_source
 
-__all__ = ["Source", "as_source", "export"]
+__all__ = ["Source", "as_source"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.extras import require
+from adapruner._util.extras import require
 
 Target = dict[str, Tensor]
 

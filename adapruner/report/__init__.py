@@ -7,15 +7,15 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adapruner.extras import require
-from adapruner.files import replace_atomically
+from adapruner._util.extras import require
+from adapruner._util.files import replace_atomically
 from adapruner.report import content
 from adapruner.report.figures import FIGURES
 from adapruner.report.gallery import MOST_SAMPLES, extremes, find_source, gallery
 from adapruner.report.style import NothingToShow, css_variables, printable, to_svg
 
 if TYPE_CHECKING:
-    from adapruner.result import PruneResult
+    from adapruner.results.result import PruneResult
 
 __all__ = ["write_report"]
 

@@ -22,7 +22,7 @@ from adapruner.report.values import (
 
 if TYPE_CHECKING:
     from adapruner.report.gallery import Found, Gallery
-    from adapruner.result import PruneResult
+    from adapruner.results.result import PruneResult
 
 MOST_ROWS = 1000  # of a table in the page; a result may list millions of samples
 

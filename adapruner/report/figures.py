@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adapruner.extras import require
+from adapruner._util.extras import require
+from adapruner.pruning.methods.base import NEVER_FINITE
 from adapruner.report.style import HEIGHT, LIGHT, WIDTH, NothingToShow, printable, styled
 from adapruner.report.values import class_counts, class_name, finite_losses, series
-from adapruner.sampling import NEVER_FINITE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from adapruner.result import PruneResult
+    from adapruner.results.result import PruneResult
 
 MOST_BARS = 40  # classes; beyond, bars are too thin to read and a curve says more
 _BINS = 40

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adapruner.data.sources import Source, as_source, source_again
+from adapruner.data.sources.base import Source
+from adapruner.data.sources.find import as_source, source_again
 from adapruner.report.style import printable
 from adapruner.report.thumbnails import thumbnail
 from adapruner.report.values import ABSENT, class_name, finite_losses, number
 
 if TYPE_CHECKING:
-    from adapruner.result import PruneResult
+    from adapruner.results.result import PruneResult
 
 MOST_SAMPLES = 24  # in one gallery
 
@@ -66,7 +67,7 @@ def find_source(result: PruneResult, source: Any | None) -> Found:
 
 
 def _checked(result: PruneResult, source: Source) -> Source:
-    from adapruner.result import DatasetMismatchError
+    from adapruner.errors import DatasetMismatchError
 
     if result.fingerprint:  # a Pruner that never saw its dataset leaves none
         result.check_dataset(source.fingerprint())

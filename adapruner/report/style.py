@@ -16,12 +16,12 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from adapruner.extras import require
+from adapruner._util.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from adapruner.result import PruneResult
+    from adapruner.results.result import PruneResult
 
 # name: (light, dark). Blue, vermilion and green are those of Okabe and Ito, which stay apart under
 # every common colour blindness; what they tell apart also differs by line, mark or place.

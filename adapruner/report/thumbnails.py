@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adapruner.extras import require
+from adapruner._util.extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

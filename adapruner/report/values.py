@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from adapruner.report.style import printable
 
 if TYPE_CHECKING:
-    from adapruner.result import PruneResult
+    from adapruner.results.result import PruneResult
 
 ABSENT = "—"
 

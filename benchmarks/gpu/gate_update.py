@@ -9,8 +9,8 @@ import torch
 from timing import OURS, alternate, captured, claim, generator, prepared, row
 
 from adapruner import ops
-from adapruner.gates import Gates
-from adapruner.methods import METHODS
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import find_method
 
 BATCH = 4096
 REPEATS = 16  # in one graph, other samples each time
@@ -35,7 +35,7 @@ def rows(quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     for n in (10**6, 10**9):
         if BYTES_A_GATE * n > memory:
             continue
-        gates = Gates(n, 0.7, METHODS["adapruner"], "cuda")
+        gates = Gates(n, 0.7, find_method("published"), "cuda")
         gates.logits.normal_(generator=generator(0))
         gates.set_slope(1.0)
         batches = torch.randint(n, (REPEATS, BATCH), generator=generator(3), device="cuda")

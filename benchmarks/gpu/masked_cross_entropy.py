@@ -28,8 +28,8 @@ from timing import (
 from torch.nn import functional
 
 from adapruner import ops
-from adapruner.gates import Gates
-from adapruner.methods import METHODS
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods import find_method
 
 N = 1_000_000
 EPSILON, BALANCE = 1e-5, 0.1
@@ -65,7 +65,7 @@ def find_liger() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
 def make_rivals(shape, dtype) -> tuple[dict[str, Callable[[], object]], Callable[[], None]]:
     """Name to a call; and a check of ours, before anything is timed."""
     rows, classes = shape
-    gates = Gates(N, 0.7, METHODS["adapruner"], "cuda")
+    gates = Gates(N, 0.7, find_method("published"), "cuda")
     gates.logits.normal_(generator=generator(0))
     gates.set_slope(1.0)
     logits = torch.randn(shape, generator=generator(1), device="cuda", dtype=dtype)

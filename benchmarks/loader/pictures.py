@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from adapruner import as_source
-from adapruner.data.base import Source
-from adapruner.data.shard_index import scan, write_index
+from adapruner.data.sources.base import Source
+from adapruner.data.sources.shard_index import scan, write_index
 from adapruner.vision import training_transform
 
 SHARDS = 8  # as many for each of two workers

@@ -18,9 +18,10 @@ from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 from torch.utils.data import DataLoader, Subset
 
-from adapruner import Pruner, as_source, masks
-from adapruner.data.base import Source
-from adapruner.data.dali import DaliLoader
+from adapruner import Pruner, as_source
+from adapruner.data.dali.loader import DaliLoader
+from adapruner.data.sources.base import Source
+from adapruner.pruning import bitmask
 from adapruner.vision import MEAN, STD, ImageTransform
 
 Epoch = Callable[[], int]
@@ -41,7 +42,7 @@ class Fixed(Pruner):
         kept = np.zeros(self.num_samples, dtype=bool)
         order = np.random.default_rng(seed).permutation(self.num_samples)
         kept[order[: round(ratio * self.num_samples)]] = True
-        self.selection.read = masks.pack(kept)
+        self.selection.read = bitmask.pack(kept)
 
     def indices(self) -> list[int]:
         """What the epoch reads, ascending."""

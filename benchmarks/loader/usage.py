@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from adapruner.data.base import Source
+from adapruner.data.sources.base import Source
 
 
 def processes() -> Iterator[Path]:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adapruner.methods import DEFAULT_METHOD, METHODS, Method
+from adapruner.pruning.methods import DEFAULT_METHOD, METHODS, Method
 
 from .scores import Records
 from .static import Select, generator_of, top

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapruner import masks
-from adapruner.methods import DEFAULT_METHOD
-from adapruner.selection import keep_count
+from adapruner.pruning import bitmask
+from adapruner.pruning.methods import DEFAULT_METHOD
+from adapruner.pruning.selection import keep_count
 
 from . import kept_figures, plans
 from .data import Data, load
@@ -59,7 +59,7 @@ class Watched(plans.Adapruner):
 
     def end(self, epoch: int) -> None:
         super().end(epoch)
-        selected = masks.unpack(self.pruner.selection.kept, self.pruner.num_samples)
+        selected = bitmask.unpack(self.pruner.selection.kept, self.pruner.num_samples)
         self.selections.append(torch.from_numpy(selected))
 
 

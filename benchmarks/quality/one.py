@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.methods import METHODS
-from adapruner.selection import keep_count
+from adapruner.pruning.methods import METHODS
+from adapruner.pruning.selection import keep_count
 
 from . import plans
 from .data import Data, load

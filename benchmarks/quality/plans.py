@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import adapruner
-from adapruner.selection import keep_count
+from adapruner.pruning.selection import keep_count
 
 from .networks import Network
 from .trainer import Plan

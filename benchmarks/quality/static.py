@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from adapruner.selection import largest_remainder
+from adapruner.pruning.selection import largest_remainder
 
 from . import scores
 from .scores import Records

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from adapruner.methods import DEFAULT_METHOD, METHODS
+from adapruner.pruning.methods import DEFAULT_METHOD, METHODS
 
 from .experimental import EXPERIMENTAL, KEEPING, READING, VARIANTS
 from .static import STATIC

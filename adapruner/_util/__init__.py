@@ -1,0 +1,1 @@
+"""What every layer may use: files, checks of arguments, seeds, optional dependencies."""

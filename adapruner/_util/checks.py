@@ -1,0 +1,31 @@
+"""Checks of arguments that several places take."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``.
+
+    Raises:
+        TypeError: ``value`` is not a whole number.
+        ValueError: ``value`` is less than ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a whole number; found {reprlib.repr(value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; found {value}")
+
+
+def check_tensors(**named: Any) -> None:
+    """Raise TypeError unless every value is a tensor."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor; found {type(value).__name__}, {reprlib.repr(value)}"
+            )

@@ -1,0 +1,210 @@
+"""Files that survive a crash and cannot run code: safetensors with JSON metadata and a checksum.
+
+A file is written beside its destination, synced and renamed over it, so that at any moment the
+destination holds either the old content or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapruner.errors import FileFormatError
+
+FORMAT_VERSION = 1
+
+
+def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file near ``path``, sync it, and rename it to ``path``.
+
+    The temporary file stands in a folder of its own beside ``path``, so that what ``write`` itself
+    leaves beside its file (safetensors does) goes with it. Whatever goes wrong, ``path`` keeps its
+    old content and nothing temporary stays behind (a killed process can leave its folder;
+    :func:`remove_leftovers` clears those).
+
+    Raises:
+        OSError: the folder is missing or cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    if not path.parent.exists():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {path.parent} is no folder")
+    workplace = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = workplace / path.name
+    try:
+        workplace.mkdir()
+        temporary.touch()
+        # What the umask gives; a writer that makes its own file may give it to its owner alone.
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        _name(error, path, workplace)
+        raise
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, what: str) -> Iterator[Path]:
+    """A folder to fill, which takes the place of ``destination`` once it is whole.
+
+    Raises:
+        FileExistsError: ``destination`` is a file, or a folder that is not empty.
+        FileNotFoundError: the folder above it does not exist.
+    """
+    _check_free(destination, what)
+    # Under a temporary name until it is whole; the old folder, if any, is empty, so that rename
+    # can take its place.
+    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, destination)
+    except OSError as error:
+        _name(error, destination, temporary)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _name(error: OSError, path: Path, workplace: Path) -> None:
+    """Have the message name ``path``: not a temporary file, and not nothing, as that of a full disk
+    does."""
+    inner = error.filename is None or str(error.filename).startswith(str(workplace))
+    if error.errno is not None and error.filename2 is None and inner:
+        error.filename = str(path)
+
+
+def _check_free(destination: Path, what: str) -> None:
+    if destination.is_dir():
+        if any(destination.iterdir()):
+            raise FileExistsError(
+                f"cannot write {what} to {destination}: expected a new or empty folder, "
+                "and it is not empty"
+            )
+    elif destination.exists():
+        raise FileExistsError(f"cannot write {what} to {destination}: it is a file")
+    elif not destination.parent.exists():
+        raise FileNotFoundError(
+            f"cannot write {destination}: the folder {destination.parent} does not exist"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    # The file is in place by now. Some network file systems cannot sync a folder, and one that is
+    # not readable cannot be opened: that is no reason to say that nothing was written.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what killed writers of ``path`` left beside it; none may be writing it now."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def write_file(
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    content: Mapping[str, Any],
+) -> None:
+    """Write ``tensors`` and the JSON-able ``content`` as a ``kind`` of file ("result", …).
+
+    Raises:
+        OSError: the folder is missing or cannot be written, or the disk is full; the old file
+            stays.
+        TypeError: ``content`` holds something that JSON cannot.
+    """
+    # A clone, because safetensors refuses tensors that share memory (tied weights do).
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(content, sort_keys=True)
+    metadata = {
+        "adapruner_kind": kind,
+        "adapruner_format": str(FORMAT_VERSION),
+        "content": text,
+        "sha256": _digest(kind, flat, text),
+    }
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(flat, temporary, metadata=metadata)
+        except SafetensorError as error:  # its wrapping of the system's error, disk full included
+            raise OSError(f"cannot write {path}: {error}") from error
+
+    replace_atomically(path, write)
+
+
+def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_file` wrote, checked against its checksum.
+
+    Raises:
+        FileNotFoundError: no file is there.
+        FileFormatError: it is no safetensors file (a pickle, say), it is cut off or altered, or it
+            is of another kind or version than expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise FileFormatError(
+            f"{path} is not a whole safetensors file ({error}); expected an adapruner {kind}, "
+            "and no other format, pickles among them, is ever loaded"
+        ) from error
+    found, version = metadata.get("adapruner_kind"), metadata.get("adapruner_format")
+    if found != kind:
+        raise FileFormatError(
+            f"{path} holds {'an adapruner ' + found if found else 'no adapruner data'}; "
+            f"expected an adapruner {kind}"
+        )
+    if version != str(FORMAT_VERSION):
+        raise FileFormatError(
+            f"{path} has format version {version}; this adapruner reads version {FORMAT_VERSION}"
+        )
+    text = metadata.get("content", "")
+    if _digest(kind, tensors, text) != metadata.get("sha256"):
+        raise FileFormatError(f"{path} was altered: its content does not match its SHA-256")
+    return tensors, json.loads(text)
+
+
+def _digest(kind: str, tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(f"{kind}\n{text}\n".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""Seeds. Every random number of a run is a function of its seed, an epoch and a named stream."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Stream(IntEnum):
+    """What the random numbers of an epoch are for. Each stream has a seed of its own."""
+
+    MODEL = 1  # dropout and the like
+    EXPLORATION = 2  # which pruned samples an epoch reads
+    DRAW = 3  # which samples a sampled method draws
+    AUGMENTATION = 4  # windows, mirroring and the random numbers of a DALI graph
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The 63-bit seed of the order of an epoch."""
+    return _hashed(seed, epoch)
+
+
+def stream_seed(seed: int, epoch: int, stream: Stream) -> int:
+    """The 63-bit seed of a stream in an epoch."""
+    return _hashed(seed, epoch, 0, stream)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """The 63-bit seed for reading one sample in an epoch.
+
+    Args:
+        index: dataset index of the sample.
+    """
+    # + 1, because SeedSequence takes (seed, epoch, 0) for (seed, epoch).
+    return _hashed(seed, epoch, index + 1)
+
+
+def _hashed(*parts: int) -> int:
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)
+    return int(state[0]) >> 1
+
+
+def splitmix(counters: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+    """The numbers at some places of the sequence of SplitMix64 that starts at ``key``.
+
+    No two places of one sequence have the same number. Source: Steele, Lea and Flood, *Fast
+    Splittable Pseudorandom Number Generators*, OOPSLA 2014.
+    """
+    return mix(counters * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key))
+
+
+def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64, a bijection of 64-bit numbers."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

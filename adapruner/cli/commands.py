@@ -1,0 +1,325 @@
+"""What the subcommands of ``adapruner`` do, once their arguments are known to be sound."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+from tqdm.auto import tqdm
+
+from adapruner import vision
+from adapruner._util.extras import require
+from adapruner._util.files import replace_atomically
+from adapruner.cli.console import complain, say
+from adapruner.data.sources.base import Source
+from adapruner.data.sources.find import as_source, source_again
+from adapruner.data.sources.shard_index import scan, write_index
+from adapruner.data.sources.shards import find_shards, index_path
+from adapruner.ops.device import why_no_cuda
+from adapruner.results.result import PruneResult
+from adapruner.training import CHECKPOINT_NAME
+from adapruner.training.fast_prune import fast_prune
+from adapruner.vision.decoding import to_picture
+
+_UNREADABLE_SHOWN = 5
+_NEED_DATA = {
+    "paths": "the image folder that was",
+    "links": "the image folder that was",
+    "wds-index": "the shards that were",
+    "shards": "the shards that were",
+}
+_EXPORTED = {
+    "paths": "paths to {out}, relative to the image folder",
+    "npy": "indices to {out}",
+    "parquet": "rows to {out}",
+    "links": "links to {out}",
+    "wds-index": "samples to indexes in {out}",
+    "shards": "samples to shards in {out}",
+}
+
+
+def prune(arguments: Namespace) -> None:
+    """Train on ``arguments.data`` and write the result to ``arguments.out``.
+
+    Raises:
+        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError: with a message
+            that is meant for users.
+    """
+    if arguments.report is not None:
+        for module in ("matplotlib", "jinja2"):
+            require(module, extra="report")
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    device = arguments.device or ("cpu" if why_no_cuda() else "cuda")
+    with _warnings_as_lines():
+        source, validation = _sources(arguments)
+        image_size = arguments.image_size or vision.guess_image_size(source)
+        model = _model(arguments, source, image_size)
+    if device != "cpu":
+        model = model.to(memory_format=torch.channels_last)
+    if not arguments.quiet:
+        _announce(arguments, model, source, image_size)
+    with _warnings_as_lines():
+        result = fast_prune(
+            model,
+            source,
+            arguments.keep_ratio,
+            arguments.epochs,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            device=device,
+            loader=arguments.loader,
+            num_workers=arguments.workers,
+            block_size=arguments.block_size,
+            transform=vision.training_transform(image_size),
+            evaluation_transform=vision.evaluation_transform(image_size),
+            validation_data=validation,
+            learning_rate=arguments.lr,
+            precision=arguments.precision,
+            compile=arguments.compile,
+            balance=arguments.balance,
+            method=arguments.method,
+            warmup_epochs=arguments.warmup_epochs,
+            checkpoint_dir=arguments.checkpoint,
+            on_error=arguments.on_error,
+            progress=not arguments.quiet,
+        )
+    result = replace(result, config=result.config | _settings(arguments, image_size))
+    result.save(arguments.out)
+    if arguments.save_model is not None:
+        replace_atomically(arguments.save_model, lambda path: save_model(model, str(path)))
+    if not arguments.quiet:
+        say("\n".join(_summary(result, arguments)))
+    if arguments.report is not None:
+        result.report(arguments.report, source=source)
+
+
+def report(arguments: Namespace) -> None:
+    """Write the report of a result.
+
+    Raises:
+        OSError, ValueError, ImportError: with a message that is meant for users.
+    """
+    result = PruneResult.load(arguments.result)
+    result.report(arguments.out, source=_given_source(arguments, result))
+    say(f"wrote {arguments.out}")
+
+
+def export(arguments: Namespace) -> None:
+    """Write the kept set of a result.
+
+    Raises:
+        OSError, ValueError, ImportError: with a message that is meant for users.
+    """
+    result = PruneResult.load(arguments.result)
+    source = _given_source(arguments, result)
+    if source is None and arguments.to in _NEED_DATA:
+        _check_data_known(result, arguments.to)
+    result.export(arguments.out, to=arguments.to, source=source)
+    what = _EXPORTED[arguments.to]
+    say(f"wrote {result.indices.numel():,} {what.format(out=arguments.out)}")
+
+
+def index(arguments: Namespace) -> None:
+    """Write the indexes of ``arguments.shards``; those of broken ones are told and not written.
+
+    Raises:
+        OSError, ValueError: with a message that is meant for users.
+    """
+    shards = [shard for pattern in arguments.shards for shard in find_shards(pattern)]
+    broken, samples = 0, 0
+    for shard in tqdm(shards, unit=" shards", leave=False, disable=None):
+        found = scan(shard, arguments.column)
+        if found.damage is None and found.lines:
+            write_index(index_path(shard, arguments.out), found, os.path.getsize(shard))
+            samples += len(found.lines)
+        else:
+            broken += 1
+            complain(f"no index of {shard}: {found.damage or 'it has no sample'}")
+    say(f"wrote the indexes of {len(shards) - broken:,} shards, with {samples:,} samples")
+    if broken:
+        raise OSError(f"{broken:,} of {len(shards):,} shards have no index")
+
+
+def _given_source(arguments: Namespace, result: PruneResult) -> Source | None:
+    if arguments.data is None:
+        return None
+    with _warnings_as_lines():
+        return source_again(result.dataset, _named(arguments.data))
+
+
+def _named(paths: list[Path]) -> Any:
+    """What the paths on the command line name, as ``as_source`` takes it."""
+    if all(path.suffix == ".npy" for path in paths):
+        return tuple(paths)
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _check_data_known(result: PruneResult, to: str) -> None:
+    root = result.dataset.get("root")
+    try:
+        source_again(result.dataset)
+    except FileNotFoundError as error:
+        why = "the result does not say where it is" if root is None else f"{root} is gone"
+        raise ValueError(
+            f"export to {to} needs {_NEED_DATA[to]} pruned, and {why}: give it with --data"
+        ) from error
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show each warning as one line, without the place in the code that it comes from."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+    finally:
+        for warning in caught:
+            complain(f"warning: {warning.message}")
+
+
+def _sources(arguments: Namespace) -> tuple[Source, Source | None]:
+    source = _images(arguments, arguments.data)
+    if _class_count(source) < 2:
+        only = (source.class_names or ["0"])[0]
+        raise ValueError(
+            f"{arguments.data[0]} has one class, {only}: there is nothing to tell it from; "
+            "expected at least two classes of images"
+        )
+    if arguments.validation is None:
+        return source, None
+    validation = _images(arguments, arguments.validation)
+    names, theirs = source.class_names or [], validation.class_names or []
+    if bool(names) == bool(theirs) and names != theirs:
+        differing = sorted(set(names) ^ set(theirs))
+        raise ValueError(
+            f"{arguments.validation[0]} must have the same classes as {arguments.data[0]}; only "
+            f"one of them has {', '.join(differing[:10])}"
+        )
+    count, most = _class_count(validation), _class_count(source)
+    if count > most:
+        raise ValueError(
+            f"{arguments.validation[0]} must have the same classes as {arguments.data[0]}; it has "
+            f"a class {count - 1}, and there is none above {most - 1}"
+        )
+    return source, validation
+
+
+def _images(arguments: Namespace, paths: list[Path]) -> Source:
+    source = as_source(
+        _named(paths),
+        columns=None if arguments.columns is None else tuple(arguments.columns),
+        max_pixels=arguments.max_pixels,
+        index_folder=arguments.index,
+    )
+    if source.targets is None:
+        raise ValueError(f"the classes in {paths[-1]} must be whole numbers, one for each image")
+    if source.targets.min() < 0:
+        raise ValueError(f"classes must be at least 0, found {source.targets.min()} in {paths[-1]}")
+    if _class_count(source) > max(1000, len(source)):
+        raise ValueError(
+            f"{paths[-1]} has a class {source.targets.max()} among {len(source)} images; expected "
+            "classes that are numbered from 0 on"
+        )
+    if source.kind == "arrays":
+        to_picture(source[0][0])  # raises where it is none
+    return source
+
+
+def _class_count(source: Source) -> int:
+    assert source.targets is not None
+    return len(source.class_names or ()) or int(source.targets.max()) + 1
+
+
+def _model(arguments: Namespace, source: Source, image_size: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(arguments.seed)
+        return vision.create_model(
+            arguments.model,
+            _class_count(source),
+            image_size=image_size,
+            small_images=arguments.small_images,
+            weights=arguments.weights,
+        )
+
+
+def _announce(arguments: Namespace, model: nn.Module, source: Source, image_size: int) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    complain(
+        f"{len(source):,} images of {_class_count(source):,} classes, at {image_size} x "
+        f"{image_size} pixels; {arguments.model} with {parameters:,} parameters"
+    )
+    if arguments.checkpoint is not None and (arguments.checkpoint / CHECKPOINT_NAME).is_file():
+        complain(f"going on from the checkpoint in {arguments.checkpoint}")
+
+
+def _settings(arguments: Namespace, image_size: int) -> dict[str, Any]:
+    """What the result is to tell of the run beyond what fast_prune knows."""
+    return {
+        "model": arguments.model,
+        "image_size": image_size,
+        "small_images": arguments.small_images,
+        "weights": None if arguments.weights is None else str(arguments.weights),
+        "validation": None
+        if arguments.validation is None
+        else list(map(str, arguments.validation)),
+        "lr": arguments.lr,
+    }
+
+
+def _summary(result: PruneResult, arguments: Namespace) -> list[str]:
+    kept, saved = result.indices.numel(), result.saved
+    read, full = saved["samples_read"], saved["samples_read_full"]
+    lines = [
+        f"kept {kept:,} of {result.num_samples:,} images, written to {arguments.out}",
+        f"read {read:,} images in {saved['seconds']:,.1f} s, {100 * read / full:.1f} % of the "
+        f"{full:,} of an ordinary run",
+    ]
+    if result.unreadable:
+        lines += _unreadable(result)
+    if result.not_finite:
+        lines.append(
+            f"{len(result.not_finite)} images had a loss that was not finite, the first one is "
+            f"number {result.not_finite[0]}"
+        )
+    if result.forced:
+        lines.append(
+            "forced: no epoch trained on as few images as this, the end cut down to the ratio; "
+            "more epochs or a higher keep ratio would let the selection settle"
+        )
+    return [*lines, *_next_commands(result, arguments)]
+
+
+def _unreadable(result: PruneResult) -> list[str]:
+    count = len(result.unreadable)
+    lines = [f"{count:,} unreadable {'image is' if count == 1 else 'images are'} not kept:"]
+    lines += [f"  {reason}" for _, reason in result.unreadable[:_UNREADABLE_SHOWN]]
+    if count > _UNREADABLE_SHOWN:
+        lines.append(f"  and {count - _UNREADABLE_SHOWN:,} more, which the result lists")
+    return lines
+
+
+def _next_commands(result: PruneResult, arguments: Namespace) -> list[str]:
+    written, stem = arguments.out, arguments.out.with_suffix("")
+    exports = {
+        "image folder": [("paths", f"{stem}.txt"), ("links", f"{stem}-images")],
+        "shards": [("wds-index", f"{stem}-index"), ("shards", f"{stem}-shards")],
+        "arrays": [("npy", f"{stem}.npy")],
+    }[result.dataset["kind"]]
+    commands = [f"export {_quoted(written)} --to {to} --out {_quoted(out)}" for to, out in exports]
+    if arguments.report is None:
+        commands.insert(0, f"report {_quoted(written)} --out {_quoted(f'{stem}.html')}")
+    return ["next:", *(f"  adapruner {command}" for command in commands)]
+
+
+def _quoted(path: object) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,126 @@
+"""The command ``adapruner``: it runs a subcommand, and tells errors in one line.
+
+Nothing heavy is imported here: what is wrong with the arguments alone is told before torch loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+
+from adapruner.cli.checks import (
+    check_apart,
+    check_checkpoint_folder,
+    check_data,
+    check_destination,
+)
+from adapruner.cli.console import complain, say
+from adapruner.cli.parser import build_parser
+from adapruner.errors import UnreadableSampleError
+from adapruner.training import CHECKPOINT_NAME
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments; those of the process where None.
+
+    Returns:
+        The exit code: 0, 1 after an error (told in one line on standard error), 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: code 2 where the arguments are no command, 0 after help or version.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        _COMMANDS[arguments.command](arguments)
+    except KeyboardInterrupt:
+        complain(_interrupted(arguments))
+        return 130
+    except Exception as error:
+        if os.environ.get("ADAPRUNER_TRACEBACK") or not _says_all(error):
+            raise
+        complain(f"error: {str(error) or type(error).__name__}")
+        return 1
+    return 0
+
+
+def _says_all(error: Exception) -> bool:
+    """Whether it is an error that a user can mend; any other one needs its traceback."""
+    return isinstance(
+        error,
+        (
+            OSError,
+            ValueError,
+            ImportError,
+            FloatingPointError,
+            MemoryError,
+            UnreadableSampleError,
+        ),
+    )
+
+
+def _interrupted(arguments: argparse.Namespace) -> str:
+    if arguments.command != "prune":
+        return "interrupted"
+    if arguments.checkpoint is None:
+        return "interrupted; with --checkpoint DIR a run can go on where it was"
+    if not (arguments.checkpoint / CHECKPOINT_NAME).is_file():
+        return f"interrupted, before the first checkpoint in {arguments.checkpoint}"
+    return f"interrupted; the same command goes on from the checkpoint in {arguments.checkpoint}"
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    check_data(arguments.data)
+    if arguments.validation is not None:
+        check_data(arguments.validation)
+    if arguments.weights is not None and not arguments.weights.is_file():
+        raise FileNotFoundError(f"no such file of weights: {arguments.weights}")
+    # Before hours of training, not after them.
+    written = (arguments.out, arguments.report, arguments.save_model)
+    check_apart(written, [*arguments.data, *(arguments.validation or ()), arguments.weights])
+    for path in written:
+        if path is not None:
+            check_destination(path)
+    if arguments.checkpoint is not None:
+        check_checkpoint_folder(arguments.checkpoint)
+    from adapruner.cli import commands
+
+    commands.prune(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    check_apart([arguments.out], [arguments.result, *(arguments.data or ())])
+    from adapruner.cli import commands
+
+    commands.report(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    check_apart([arguments.out], [arguments.result, *(arguments.data or ())])
+    from adapruner.cli import commands
+
+    commands.export(arguments)
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from adapruner.cli import commands
+
+    commands.index(arguments)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from adapruner.info import describe
+
+    say(describe())
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "prune": _prune,
+    "report": _report,
+    "export": _export,
+    "index": _index,
+    "info": _info,
+}

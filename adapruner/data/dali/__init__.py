@@ -1,0 +1,1 @@
+"""The DALI loader: decoding and augmentation in native threads (the extra "dali")."""

@@ -1,0 +1,175 @@
+"""The second half of the DALI loader: from stored images to a batch of them, augmented."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adapruner.data.dali.finish import Wait
+from adapruner.data.dali.graphs import Encoded, Graph, Images, Pixels
+from adapruner.data.dali.reader import Batch, FileReader, PixelReader, Reader
+from adapruner.data.dali.stage import BatchError, Stage
+from adapruner.data.sources.base import Source
+from adapruner.data.unreadable import Unreadable
+from adapruner.vision.augmentation import uniforms
+
+# Batches under way in each step, besides the one that is waited for.
+AHEAD = 3
+
+_Item = TypeVar("_Item")
+_Begun = TypeVar("_Begun")
+_Ended = TypeVar("_Ended")
+# A batch with its pipeline's outputs, and with what waits for its images.
+_Decoded: TypeAlias = tuple[Batch, tuple[Any, ...] | None]
+_Finishing: TypeAlias = tuple[Batch, Wait | None]
+
+
+class Done(NamedTuple):
+    """A batch: its images (None where not one of them can be read), ids, and what was left out."""
+
+    images: Tensor | None
+    ids: Tensor
+    unreadable: list[Unreadable]
+
+
+@dataclass
+class _Pipelines:
+    """What a run has to itself.
+
+    Attributes:
+        reader: the first half.
+        stages: the second one: a pipeline for each set of inputs that a batch can have.
+    """
+
+    reader: Reader
+    stages: dict[frozenset[str], Stage] = field(default_factory=dict)
+
+
+class Decoder:
+    """Reads, decodes and augments batches in DALI's threads, a few of them ahead.
+
+    Encoded images are looked at before they are decoded, by a pipeline of their own: the window to
+    cut out depends on an image's size, and one of too many pixels is not to be decoded at all.
+
+    Args:
+        source: of encoded images, or of arrays of pixels.
+        graph: from stored images to a batch.
+        batch_size: most samples in a batch.
+        seed: of the augmentation.
+        num_threads: of DALI.
+        device_id: of the GPU; None computes on the CPU.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        graph: Graph,
+        batch_size: int,
+        *,
+        seed: int,
+        num_threads: int,
+        device_id: int | None = None,
+    ) -> None:
+        self._graph, self._seed = graph, seed
+        self._batch_size, self._num_threads = batch_size, num_threads
+        self._device_id = device_id
+        self._make_reader: Callable[[], Reader]
+        self._make_images: Callable[[str], Images]
+        if source.pixel_axes is not None:
+            self._make_reader = partial(PixelReader, source)
+            self._make_images = partial(Pixels, source.pixel_axes)
+        else:
+            self._make_reader = partial(FileReader, source, batch_size, graph.partial)
+            self._make_images = Encoded
+        self._idle: _Pipelines | None = None
+
+    def run(self, batches: Iterable[tuple[int, npt.NDArray[np.int64]]]) -> Iterator[Done]:
+        """The batches of (epoch, dataset indices), in their order."""
+        # A run that is broken off takes its pipelines with it, and what is under way in them.
+        pipelines = self._idle or _Pipelines(self._make_reader())
+        self._idle = None
+        new = (Batch(epoch, ids) for epoch, ids in batches)
+        read = _ahead(new, pipelines.reader.start, pipelines.reader.finish)
+        decoded = _ahead(read, partial(self._start, pipelines), partial(self._pop, pipelines))
+        yield from _ahead(decoded, self._finish, _wait)
+        self._idle = pipelines
+
+    def _start(self, pipelines: _Pipelines, batch: Batch) -> Batch:
+        if not len(batch.ids):
+            return batch
+        drawn = uniforms(self._seed, batch.epoch, batch.ids, self._graph.draws)
+        batch.feeds = self._graph.inputs(batch.shapes, drawn)
+        kind = frozenset(batch.feeds)
+        if kind not in pipelines.stages:
+            pipelines.stages[kind] = self._new_stage(kind, self._batch_size)
+        pipelines.stages[kind].push({**batch.feeds, "stored": batch.stored})
+        return batch
+
+    def _pop(self, pipelines: _Pipelines, batch: Batch) -> _Decoded:
+        if not len(batch.ids):
+            return batch, None
+        try:
+            return batch, pipelines.stages[frozenset(batch.feeds)].pop()
+        except BatchError:
+            return batch, self._one_by_one(pipelines.reader, batch)
+
+    def _finish(self, decoded: _Decoded) -> _Finishing:
+        batch, outputs = decoded
+        return batch, None if outputs is None else self._graph.finish(outputs)
+
+    def _new_stage(self, kind: frozenset[str], batch_size: int) -> Stage:
+        device = "cpu" if self._device_id is None else "mixed"
+
+        def define() -> tuple[Any, ...]:
+            return self._graph.define(self._make_images(device), kind)
+
+        return Stage(define, batch_size, self._num_threads, self._device_id)
+
+    def _one_by_one(self, reader: Reader, batch: Batch) -> tuple[Any, ...] | None:
+        """The outputs for a batch that DALI cannot do as it is, without the samples to blame."""
+        indices = batch.ids.tolist()
+        kind = frozenset(batch.feeds)
+        tried = self._new_stage(kind, 1).try_each(
+            {
+                "stored": [batch.stored[at]],
+                **{name: values[at : at + 1] for name, values in batch.feeds.items()},
+            }
+            for at in range(len(indices))
+        )
+        batch.leave_out(
+            {
+                at: reader.reason(indices[at], found)
+                for at, found in enumerate(tried)
+                if isinstance(found, BatchError)
+            }
+        )
+        if not len(batch.ids):
+            return None
+        again = self._new_stage(kind, self._batch_size)
+        return again.do({**batch.feeds, "stored": batch.stored})
+
+
+def _ahead(
+    items: Iterable[_Item], start: Callable[[_Item], _Begun], finish: Callable[[_Begun], _Ended]
+) -> Iterator[_Ended]:
+    """``finish`` of ``start`` of each item, which was called some items before."""
+    under_way: deque[_Begun] = deque()
+    for item in items:
+        under_way.append(start(item))
+        if len(under_way) > AHEAD:
+            yield finish(under_way.popleft())
+    while under_way:
+        yield finish(under_way.popleft())
+
+
+def _wait(finishing: _Finishing) -> Done:
+    batch, images = finishing
+    return Done(images and images(), torch.from_numpy(batch.ids), batch.unreadable)

@@ -1,0 +1,227 @@
+"""The DALI loader: decoding and augmentation in native threads, or on the GPU.
+
+Needs the extra ``adapruner[dali]``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapruner._util.extras import require
+from adapruner.data.dali.decoder import Decoder
+from adapruner.data.dali.graphs import (
+    CropGraph,
+    CustomGraph,
+    Graph,
+    UserGraph,
+    WholeGraph,
+    WindowGraph,
+    ZoomGraph,
+)
+from adapruner.data.sources.base import Source
+from adapruner.data.sources.find import as_source
+from adapruner.data.sources.map_style import origin
+from adapruner.data.unreadable import Failures, Unreadable
+from adapruner.pruning.order import batches
+from adapruner.pruning.sampler import EpochSource, PrunedBatchSampler
+from adapruner.vision.augmentation import Zoom
+from adapruner.vision.transforms import MEAN, STD, ImageTransform, to_tensor
+
+
+def why_not_dali(source: Source) -> str | None:
+    """Why the DALI loader cannot read ``source``; None if it can."""
+    reason = _why_not_samples(source) or _why_not_transform(source)
+    if reason is None:
+        try:
+            require("nvidia.dali", extra="dali")
+        except ImportError as error:
+            reason = str(error)
+    return reason
+
+
+class DaliLoader:
+    """Yields ``(inputs, targets, ids)`` for the samples that the current epoch reads.
+
+    The ids and their order are those of :meth:`adapruner.Pruner.loader`, and so is the handling of
+    unreadable samples. The loader reads from disk only the samples that the epoch reads. It asks
+    for the selection when an epoch starts, so a new selection takes effect at once. Windows and
+    mirroring are drawn from (seed, epoch, index) and handed to DALI, so a sample is augmented in
+    the same way whatever batch it is in.
+
+    Args:
+        data: images: an image folder, shards, or arrays of uint8 images with their classes, see
+            :func:`adapruner.data.as_source`. Its transform, which must be one of
+            :mod:`adapruner.vision`, is done by DALI.
+        pruner: decides what each epoch reads.
+        batch_size: samples in a batch.
+        transform: instead of that of ``data``.
+        graph: instead of a transform, the user's own DALI operators: called with the node of
+            encoded images (uint8, one dimension), or of arrays as they are, and one of 16 random
+            numbers for each sample (float32, in [0, 1), functions of (seed, epoch, index)), it
+            gives the node of the images, all of one shape.
+        num_threads: of DALI; those of the machine where None.
+        device: where to decode and augment: "cpu", or a CUDA device.
+        drop_last: leave out a last batch that is not full.
+        block_size: as in :class:`adapruner.data.loaders.torch_loader.PrunedLoader`.
+        on_error: "skip" or "raise".
+
+    Raises:
+        ImportError: DALI is not installed.
+        TypeError: DALI cannot read this; the message says why.
+        ValueError: an argument is not what it should be.
+
+    Example:
+        >>> from adapruner import Pruner
+        >>> from adapruner.vision import training_transform
+        >>> def loader(folder, pruner):
+        ...     return DaliLoader(folder, pruner, 256, transform=training_transform(224))
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        pruner: EpochSource,
+        batch_size: int = 128,
+        *,
+        transform: ImageTransform | None = None,
+        graph: UserGraph | None = None,
+        num_threads: int | None = None,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+        block_size: int | None = None,
+        on_error: str = "skip",
+    ) -> None:
+        if graph is not None and transform is not None:
+            raise ValueError("a graph takes the place of a transform: give one of the two")
+        self.source = source = as_source(data, transform=transform)
+        self.sampler = PrunedBatchSampler(pruner, batch_size, drop_last, block_size=block_size)
+        self.batch_size = self.sampler.batch_size
+        self.drop_last = drop_last
+        self._pruner = pruner
+        self._failures = Failures(pruner, len(source), on_error)
+        self._decoder = _decoder(source, graph, self.batch_size, pruner.seed, num_threads, device)
+        pruner.note_samples(source)
+
+    def __len__(self) -> int:
+        """Number of batches in the current epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        self.sampler.begin()
+        epoch = self._pruner.epoch
+        keys = ((epoch, ids.numpy()) for ids in self.sampler.batches())
+        for images, ids, unreadable in self._decoder.run(keys):
+            self._failures.note(unreadable, len(ids))
+            self.sampler.deliver()
+            if images is not None:
+                yield images, _targets(self.source, ids), ids
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in its epoch this loader is: the batches that it has delivered."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Have the next iteration go on where a saved one was, the pruner's state being loaded too.
+
+        Raises:
+            ValueError: the loader saved had other settings than this one.
+        """
+        self.sampler.load_state_dict(state)
+
+
+class DaliEvaluation:
+    """Reads some samples in order, the same way every time: (batch, ids, unreadable samples).
+
+    Args:
+        source: of images, with one of the transforms of :mod:`adapruner.vision`.
+        indices: of the samples, int64.
+        batch_size: samples in a batch.
+        seed: of the augmentation, where the transform has any.
+        num_threads: of DALI; those of the machine where None.
+        device: where to decode and augment.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int,
+        num_threads: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._source = source
+        self._batches = batches(indices, batch_size)
+        self._decoder = _decoder(source, None, batch_size, seed, num_threads, device)
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor, list[Unreadable]]]:
+        for images, ids, unreadable in self._decoder.run((0, ids) for ids in self._batches):
+            batch = None if images is None else (images, _targets(self._source, ids))
+            yield batch, ids, unreadable
+
+
+def _why_not_samples(source: Source) -> str | None:
+    if not source.has_encoded and source.pixel_axes is None:
+        return f"samples of kind {source.kind!r} are neither image files nor uint8 images"
+    mode = getattr(origin(source), "mode", "RGB")
+    return None if mode == "RGB" else f"DALI decodes to RGB, and mode is {mode!r}"
+
+
+def _why_not_transform(source: Source) -> str | None:
+    if isinstance(source.transform, ImageTransform):
+        return None
+    if source.transform in (None, to_tensor):
+        done = "arrays without a transform stay as they are, which leaves nothing to do for DALI"
+        return None if source.pixel_axes is None else done
+    return "the transform is a function of its own; DALI can do those of adapruner.vision"
+
+
+def _decoder(
+    source: Source,
+    graph: UserGraph | None,
+    batch_size: int,
+    seed: int,
+    num_threads: int | None,
+    device: torch.device | str,
+) -> Decoder:
+    require("nvidia.dali", extra="dali")
+    reason = _why_not_samples(source)
+    if graph is None:
+        reason = reason or _why_not_transform(source)
+    elif source.transform is not None:
+        reason = "a graph takes the place of a transform, and the source has one"
+    if reason is not None:
+        raise TypeError(f"the DALI loader cannot read this: {reason}")
+    device = torch.device(device)
+    threads = num_threads or len(os.sched_getaffinity(0))
+    return Decoder(
+        source,
+        _graph(source, device, threads) if graph is None else CustomGraph(graph),
+        batch_size,
+        seed=seed,
+        num_threads=threads,
+        device_id=None if device.type == "cpu" else device.index or 0,
+    )
+
+
+def _graph(source: Source, device: torch.device, num_threads: int) -> Graph:
+    if not isinstance(source.transform, ImageTransform):
+        return WholeGraph()
+    augmentation = source.transform.augmentation
+    if isinstance(augmentation, Zoom):
+        if device.type == "cpu":
+            return WindowGraph(augmentation, MEAN, STD, num_threads)
+        return ZoomGraph(augmentation, MEAN, STD)
+    return CropGraph(augmentation, MEAN, STD)
+
+
+def _targets(source: Source, ids: Tensor) -> Tensor:
+    assert source.targets is not None
+    return torch.from_numpy(source.targets)[ids]

@@ -1,0 +1,1 @@
+"""Readers of samples: torch's DataLoader, and which loader to choose."""

@@ -1,0 +1,1 @@
+"""Forms that datasets come in, each as a :class:`adapruner.data.Source`."""

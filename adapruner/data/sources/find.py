@@ -1,0 +1,160 @@
+"""From whatever holds the samples to a :class:`Source`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import Subset, TensorDataset
+
+from adapruner.data.sources.arrays import ArraySource, map_array
+from adapruner.data.sources.base import Source, Transform, stated_fingerprint
+from adapruner.data.sources.hugging_face import HuggingFaceSource, is_hugging_face
+from adapruner.data.sources.image_folder import (
+    ImageFolderDatasetSource,
+    ImageFolderSource,
+    is_image_folder_dataset,
+)
+from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
+from adapruner.data.sources.shards import ShardSource, find_shards, is_shards
+from adapruner.vision.decoding import MAX_PIXELS
+
+__all__ = [
+    "ArraySource",
+    "DatasetSource",
+    "HuggingFaceSource",
+    "ImageFolderDatasetSource",
+    "ImageFolderSource",
+    "ShardSource",
+    "Source",
+    "SubsetSource",
+    "as_source",
+]
+
+
+def as_source(
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    fingerprint: str | None = None,
+    columns: tuple[str, str] | None = None,
+    mode: str | None = "RGB",
+    max_pixels: int = MAX_PIXELS,
+    index_folder: str | os.PathLike[str] | None = None,
+) -> Source:
+    """A :class:`Source` of the samples in ``data``.
+
+    Args:
+        data: the path of an image folder, ROOT/CLASS/…/IMAGE; WebDataset shards, as the path of a
+            tar file or of a folder of them, a pattern (``train-{000..099}.tar``, ``train-*.tar``)
+            or a list of these; a tuple ``(inputs, targets)`` of tensors or NumPy arrays or of the
+            paths of two .npy files, or a ``TensorDataset`` of two; one split of a Hugging Face
+            dataset; any map-style dataset of ``(input, target)`` pairs; a ``Subset`` of any of
+            these; or a Source, returned as it is.
+        transform: applied to each input as it is read.
+        fingerprint: a string that identifies the samples (a name and version, say) instead of
+            what is found out from ``data``. Hashed, unless it is a fingerprint already.
+        columns: the input and the target column of a Hugging Face dataset, or the extensions of
+            the image and the class in shards, where the class may be "json:KEY", what stands under
+            a key in a component "json"; guessed where None.
+        mode: the PIL mode to which images of a folder or of a Hugging Face dataset are converted;
+            None leaves each as it is.
+        max_pixels: an image of a folder or of shards with more, width times height, counts as
+            unreadable; Pillow's own limit, about 180 million, holds besides.
+        index_folder: where the indexes of shards are, if not beside them.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the folder or file is missing, or of another kind.
+        TypeError: ``data`` is none of these, or has no length.
+        ValueError: ``data`` is empty or does not fit together; the message says how.
+
+    Example:
+        >>> import torch
+        >>> source = as_source((torch.rand(8, 3), torch.arange(8) % 2))
+        >>> len(source), source.targets.tolist()
+        (8, [0, 1, 0, 1, 0, 1, 0, 1])
+    """
+    shards = is_shards(data)
+    if columns is not None and not (shards or isinstance(data, Subset) or is_hugging_face(data)):
+        raise ValueError(
+            f"columns are for shards and Hugging Face datasets, got them with {type(data).__name__}"
+        )
+    if isinstance(data, Source):
+        return _changed(data, transform, fingerprint)
+    if shards:
+        found = data if isinstance(data, (list, tuple)) else [data]
+        return ShardSource(
+            [shard for pattern in found for shard in find_shards(pattern)],
+            transform,
+            fingerprint,
+            mode,
+            max_pixels,
+            columns,
+            index_folder,
+            os.path.abspath(os.path.expanduser(found[0])) if len(found) == 1 else None,
+        )
+    if isinstance(data, (str, os.PathLike)):
+        return ImageFolderSource(data, transform, fingerprint, mode, max_pixels)
+    if isinstance(data, tuple) or type(data) is TensorDataset:
+        inputs, targets = _two_arrays(data)
+        return ArraySource(inputs, targets, transform, fingerprint)
+    if is_hugging_face(data):
+        return HuggingFaceSource(data, transform, fingerprint, columns, mode)
+    if isinstance(data, Subset):
+        base = as_source(
+            data.dataset,
+            columns=columns,
+            mode=mode,
+            max_pixels=max_pixels,
+            index_folder=index_folder,
+        )
+        return SubsetSource(data, base, transform, fingerprint)
+    checked_length(data)
+    if is_image_folder_dataset(data):
+        return ImageFolderDatasetSource(data, transform, fingerprint)
+    return DatasetSource(data, transform, fingerprint)
+
+
+def source_again(about: Mapping[str, Any], data: Any | None = None) -> Source:
+    """The source of which ``about`` (a result's ``dataset``) tells; of ``data``, in the same way.
+
+    Raises:
+        FileNotFoundError: it is no longer there, or ``about`` does not say where it was.
+        OSError, TypeError, ValueError: as :func:`as_source`.
+    """
+    data = about.get("root") if data is None else data
+    if data is None:
+        raise FileNotFoundError("this result does not say where its dataset is")
+    columns = about.get("columns")
+    return as_source(
+        data,
+        columns=None if columns is None else (columns[0], columns[1]),
+        index_folder=about.get("index_folder"),
+    )
+
+
+def _changed(source: Source, transform: Transform | None, fingerprint: str | None) -> Source:
+    if transform is None and fingerprint is None:
+        return source
+    changed = copy.copy(source)
+    if transform is not None:
+        if source.transform is not None:
+            raise ValueError("this source has a transform already; compose the two beforehand")
+        changed.transform, changed.deterministic = transform, False
+    if fingerprint is not None:
+        changed._fingerprint = stated_fingerprint(fingerprint)
+    return changed
+
+
+def _two_arrays(data: Any) -> tuple[Any, Any]:
+    arrays = data if isinstance(data, tuple) else data.tensors
+    if len(arrays) != 2:
+        raise ValueError(
+            f"expected two arrays, (inputs, targets), got a {type(data).__name__} of {len(arrays)}"
+        )
+    inputs, targets = (
+        map_array(array) if isinstance(array, (str, os.PathLike)) else array for array in arrays
+    )
+    return inputs, targets

@@ -1,0 +1,157 @@
+"""Datasets of the Hugging Face library `datasets`, recognised without importing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from adapruner._util.extras import require
+from adapruner.data.sources.base import (
+    IntArray,
+    Source,
+    Transform,
+    integer_targets,
+    new_digest,
+    viewable,
+)
+from adapruner.data.sources.map_style import checked_length
+from adapruner.vision.decoding import convert_image, is_pil_image
+
+INPUT_COLUMNS = ("image", "img", "images", "pixel_values", "input", "inputs", "x")
+TARGET_COLUMNS = ("label", "labels", "target", "targets", "fine_label", "y")
+
+_ROWS_PER_READ = 1024
+
+
+class HuggingFaceSource(Source):
+    """Two columns of a ``datasets.Dataset``.
+
+    Images are converted to ``mode``; whatever else the dataset's format gives is passed on.
+
+    Args:
+        dataset: one split, read in the format that it is set to.
+        transform: applied to each input.
+        fingerprint: what identifies the samples, instead of their bytes.
+        columns: names of the input and the target column; guessed where None.
+        mode: the PIL mode images are converted to; None leaves each as it is.
+
+    Raises:
+        ValueError: no rows, or the columns are not there or cannot be guessed.
+    """
+
+    kind = "hugging face"
+
+    def __init__(
+        self,
+        dataset: Any,
+        transform: Transform | None = None,
+        fingerprint: str | None = None,
+        columns: tuple[str, str] | None = None,
+        mode: str | None = "RGB",
+    ) -> None:
+        super().__init__(transform, fingerprint)
+        self._length = checked_length(dataset)
+        self.dataset, self.mode = dataset, mode
+        names = list(dataset.column_names)
+        self.columns = _guess(names) if columns is None else _check_columns(columns, names)
+        self._plain = dataset.with_format(None).select_columns([self.columns[0]])
+        self.targets = _integer_column(dataset, self.columns[1], self._length)
+        self.class_names = _names_of(dataset.features[self.columns[1]])
+        self.deterministic = transform is None and dataset.format["type"] != "custom"
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _read(self, index: int) -> tuple[Any, Any]:
+        return self._pair(self.dataset[index], index)
+
+    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+        """Rows read together, as the library does it best."""
+        rows = self.dataset.__getitems__(indices)
+        return [self._pair(row, index) for row, index in zip(rows, indices, strict=True)]
+
+    def _pair(self, row: Any, index: int) -> tuple[Any, Any]:
+        missing = [name for name in self.columns if name not in row]
+        if missing:
+            raise TypeError(
+                f"sample {index} lacks {', '.join(missing)}: the dataset's format or transform "
+                f"gives {', '.join(map(str, row))}"
+            )
+        inputs, target = (row[name] for name in self.columns)
+        return (convert_image(inputs, self.mode) if is_pil_image(inputs) else inputs), target
+
+    def image(self, index: int) -> Any | None:
+        """Sample ``index`` to look at, before the dataset's own format and transform."""
+        value = self._plain[self._checked(index)][self.columns[0]]
+        return viewable(np.asarray(value) if isinstance(value, list) else value)
+
+    def _identify(self) -> str:
+        """Hash the rows of the two columns.
+
+        Not the library's own ``_fingerprint``: that one hashes how a dataset was made, with the
+        times of its cache files, so that the same samples differ from one machine to another and
+        after every ``map``.
+        """
+        arrow = require("pyarrow", extra="parquet")
+        rows = self.dataset.with_format(None).select_columns(list(self.columns))
+        rows = rows.with_format("arrow")
+        digest = new_digest(self.kind)
+        digest.update(f"{self._length}\n{self.class_names}\n".encode())
+        for start in range(0, self._length, _ROWS_PER_READ):
+            table = rows[start : min(start + _ROWS_PER_READ, self._length)]
+            for name in self.columns:
+                column = table.column(name)
+                # Taken, so that neither the chunks nor the offsets in the file make a difference.
+                fresh = column.take(arrow.array(range(len(column)))).combine_chunks()
+                batch = arrow.record_batch([fresh], names=["column"])
+                digest.update(f"{column.type}\n".encode())
+                digest.update(arrow.ipc.read_message(batch.serialize()).body)
+        return digest.hexdigest()
+
+
+def is_hugging_face(data: Any) -> bool:
+    """Whether ``data`` is a ``datasets.Dataset`` (one split), or of a class derived from it."""
+    return any(
+        base.__name__ == "Dataset" and base.__module__.split(".")[0] == "datasets"
+        for base in type(data).__mro__
+    )
+
+
+def _guess(names: list[str]) -> tuple[str, str]:
+    found = []
+    for role, known in (("input", INPUT_COLUMNS), ("target", TARGET_COLUMNS)):
+        matches = [name for name in known if name in names]
+        if len(matches) != 1:
+            met = f"several fit ({', '.join(matches)})" if matches else "none fits"
+            raise ValueError(
+                f"cannot tell the {role} column: {met} among {', '.join(names)}; "
+                "pass columns=(input, target)"
+            )
+        found.append(matches[0])
+    return found[0], found[1]
+
+
+def _check_columns(columns: Any, names: list[str]) -> tuple[str, str]:
+    if not isinstance(columns, (tuple, list)) or len(columns) != 2:
+        raise ValueError(f"columns must be a pair (input, target), got {columns!r}")
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise ValueError(
+            f"no column {', '.join(map(repr, missing))}; the dataset has {', '.join(names)}"
+        )
+    return columns[0], columns[1]
+
+
+def _integer_column(dataset: Any, name: str, length: int) -> IntArray | None:
+    # Looked at by type first: a column of masks or texts is not to be read whole.
+    kind = str(dataset.features.arrow_schema.field(name).type)
+    if not kind.startswith(("int", "uint")):
+        return None
+    rows = dataset.with_format(None).select_columns([name]).with_format("arrow")
+    return integer_targets(rows[:].column(0).to_numpy(), length)
+
+
+def _names_of(feature: Any) -> list[str] | None:
+    names = getattr(feature, "names", None)
+    return list(names) if isinstance(names, (list, tuple)) else None

@@ -1,0 +1,253 @@
+"""Image folders: ROOT/CLASS/…/IMAGE, and torchvision's datasets of them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from adapruner.data.sources.base import IntArray, Location, Source, Transform, new_digest
+from adapruner.data.sources.map_style import DatasetSource
+from adapruner.vision.decoding import (
+    IMAGE_EXTENSIONS,
+    MAX_PIXELS,
+    check_max_pixels,
+    check_mode,
+    read_image,
+)
+
+
+class ImageFolderSource(Source):
+    """The images of ``root``/CLASS/…/IMAGE, in the order of torchvision's ``ImageFolder``.
+
+    Classes are the folders of ``root`` in sorted order; below each, images are found at any
+    depth and sorted. Symbolic links are followed; what starts with "." is ignored. Without a
+    transform an input is a PIL image; the target is the class's number.
+
+    The fingerprint is over the relative paths and sizes of the files, not over ``root``.
+
+    Args:
+        root: the folder.
+        transform: applied to the PIL image.
+        fingerprint: what identifies the samples, instead of paths and sizes.
+        mode: the PIL mode images are converted to; None leaves each as it is.
+        max_pixels: an image of more, width times height, counts as unreadable.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: ``root`` is missing, or a file.
+        ValueError: no class folder or no image was found, or ``mode`` is unknown.
+        ImportError: Pillow is not installed.
+
+    Warns:
+        UserWarning: some classes have no image.
+    """
+
+    kind = "image folder"
+    root: str
+    paths: list[str]
+    sizes: IntArray
+    targets: IntArray
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        transform: Transform | None = None,
+        fingerprint: str | None = None,
+        mode: str | None = "RGB",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(transform, fingerprint)
+        check_mode(mode)
+        check_max_pixels(max_pixels)
+        self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
+        self.mode, self.max_pixels = mode, max_pixels
+        self.has_encoded = True
+        self.class_names = _class_folders(self.root)
+        scans = [_scan(self.root, name) for name in self.class_names]
+        counts = [len(scan.paths) for scan in scans]
+        _check_counts(self.root, self.class_names, counts, scans)
+        self.paths = list(chain.from_iterable(scan.paths for scan in scans))
+        self.sizes = np.fromiter(
+            chain.from_iterable(scan.sizes for scan in scans), np.int64, len(self.paths)
+        )
+        self.targets = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        self.deterministic = transform is None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def location(self, index: int) -> Location:
+        """The whole file of sample ``index``."""
+        return Location(os.path.join(self.root, self.paths[self._checked(index)]))
+
+    def _read(self, index: int) -> tuple[Any, int]:
+        path = os.path.join(self.root, self.paths[index])
+        return read_image(path, self.mode, self.max_pixels), int(self.targets[index])
+
+    def _identify(self) -> str:
+        return _identify_files(self.paths, self.sizes)
+
+
+class ImageFolderDatasetSource(DatasetSource):
+    """A torchvision ``ImageFolder``, read in its own way and identified as the folder is."""
+
+    kind = "image folder"
+    root: str
+    paths: list[str]
+    sizes: IntArray
+
+    def __init__(
+        self,
+        dataset: Any,
+        transform: Transform | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        super().__init__(dataset, transform, fingerprint)
+        prefix = _prefix(dataset)
+        self.root = os.path.abspath(prefix)
+        self.paths = [path[len(prefix) :] for path, _ in dataset.samples]
+        self.sizes = np.fromiter(
+            (_size(path) for path, _ in dataset.samples), np.int64, len(self.paths)
+        )
+
+    def _identify(self) -> str:
+        return _identify_files(self.paths, self.sizes)
+
+
+def is_image_folder_dataset(dataset: Any) -> bool:
+    """Whether ``dataset`` lists its files as torchvision's ``ImageFolder`` does.
+
+    That is: ``samples``, one (path, class) for each item, all below the folder ``root``.
+    """
+    samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
+    if not isinstance(samples, list) or not isinstance(root, (str, os.PathLike)):
+        return False
+    prefix = _prefix(dataset)
+    return len(samples) == len(dataset) and all(
+        isinstance(sample, tuple)
+        and len(sample) == 2
+        and isinstance(sample[0], str)
+        and sample[0].startswith(prefix)
+        for sample in samples
+    )
+
+
+@dataclass
+class _Scan:
+    """What was found below one class folder."""
+
+    paths: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+def _class_folders(root: str) -> list[str]:
+    if not os.path.lexists(root):
+        raise FileNotFoundError(f"no such folder: {root}; expected {_EXPECTED}")
+    if not os.path.isdir(root):
+        raise NotADirectoryError(f"{root} is no folder; expected {_EXPECTED}")
+    with os.scandir(root) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        folders = sorted(entry.name for entry in shown if _is_folder(entry))
+    if not folders:
+        images = sum(entry.name.lower().endswith(IMAGE_EXTENSIONS) for entry in shown)
+        raise ValueError(
+            f"{root} has no class folder: found {len(shown)} files, {images} of them images; "
+            f"expected {_EXPECTED}"
+        )
+    return folders
+
+
+_EXPECTED = f"ROOT/CLASS/IMAGE with images ending in {', '.join(IMAGE_EXTENSIONS)}"
+
+
+def _scan(root: str, name: str) -> _Scan:
+    scan = _Scan()
+    # Sorted by folder first and file name second: torchvision's order, so that an index means
+    # the same sample in both.
+    for folder, files in sorted(_walk(root, name, frozenset()), key=lambda found: found[0]):
+        for entry in sorted(files, key=lambda file: file.name):
+            if not entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                scan.others.append(f"{folder}/{entry.name}")
+                continue
+            scan.paths.append(f"{folder}/{entry.name}")
+            scan.sizes.append(_size(entry.path))
+    return scan
+
+
+def _walk(
+    root: str, folder: str, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Yield (path relative to ``root``, files) of ``folder`` and all folders below it."""
+    path = os.path.join(root, folder)
+    status = os.stat(path)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:  # a link to a folder that it lies in
+        return
+    with os.scandir(path) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    yield folder, [entry for entry in shown if _is_listed(entry)]
+    for entry in shown:
+        if _is_folder(entry):
+            yield from _walk(root, f"{folder}/{entry.name}", above | {identity})
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_listed(entry: os.DirEntry[str]) -> bool:
+    """Files, and broken links: reading those fails, as it does for any unreadable sample."""
+    return entry.is_file(follow_symlinks=False) or (
+        entry.is_symlink() and (os.path.isfile(entry.path) or not os.path.exists(entry.path))
+    )
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a broken link, or removed since
+        return 0
+
+
+def _check_counts(root: str, names: list[str], counts: list[int], scans: list[_Scan]) -> None:
+    if not any(counts):
+        others = [path for scan in scans for path in scan.others]
+        example = f" (such as {others[0]})" if others else ""
+        raise ValueError(
+            f"{root} has no image: found {len(names)} class folders ({_listed(names)}) "
+            f"with {len(others)} other files{example}; expected {_EXPECTED}"
+        )
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    if empty:
+        warnings.warn(
+            f"{root}: no image in {len(empty)} of {len(names)} class folders: {_listed(empty)}",
+            UserWarning,
+            stacklevel=4,  # the caller of as_source
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
+def _prefix(dataset: Any) -> str:
+    """What the paths of a torchvision ``ImageFolder`` start with: its folder, with a "/"."""
+    # torchvision's ImageNet has the folder above its images as root.
+    root = getattr(dataset, "split_folder", None) or dataset.root
+    return os.path.join(os.path.expanduser(os.fspath(root)), "")
+
+
+def _identify_files(paths: list[str], sizes: IntArray) -> str:
+    digest = new_digest("image folder")
+    for path, size in zip(paths, sizes.tolist(), strict=True):
+        digest.update(os.fsencode(path) + f"\0{size}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""A dataset whose samples carry their dataset index."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from torch.utils.data import Dataset
+
+
+def with_ids(dataset: Any) -> Dataset[Any]:
+    """``dataset`` with the index of each sample in the sample, so that ids come with any collate.
+
+    ============  ===========================================
+    a sample is   with its index it is
+    ============  ===========================================
+    tuple, list   the same with the index as one more element
+    mapping       a dict with the index at the key ``"ids"``
+    namedtuple    a namedtuple with one more field, ``ids``
+    other         the tuple (sample, index)
+    ============  ===========================================
+
+    Args:
+        dataset: a map-style dataset; its ``__getitems__``, where it has one, is used.
+
+    Raises:
+        TypeError: ``dataset`` has no length or cannot be indexed.
+        ValueError: a sample is a mapping or namedtuple that has ``ids`` already.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> dataset = TensorDataset(torch.rand(6, 2), torch.arange(6) % 3)
+        >>> inputs, targets, ids = next(iter(DataLoader(with_ids(dataset), batch_size=4)))
+        >>> ids
+        tensor([0, 1, 2, 3])
+    """
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            "with_ids takes a map-style dataset, with __len__ and __getitem__; found "
+            f"{type(dataset).__name__}"
+        )
+    return _WithIds(dataset)
+
+
+class _WithIds(Dataset[Any]):
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return _joined(self.dataset[index], index)
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        if hasattr(self.dataset, "__getitems__"):
+            samples = self.dataset.__getitems__(indices)
+        else:
+            samples = [self.dataset[index] for index in indices]
+        return [_joined(sample, index) for sample, index in zip(samples, indices, strict=True)]
+
+
+def _joined(sample: Any, index: int) -> Any:
+    if isinstance(sample, Mapping):
+        if "ids" in sample:
+            raise ValueError(f"sample {index} has a key 'ids' already; expected none")
+        return {**sample, "ids": index}
+    if isinstance(sample, tuple) and hasattr(sample, "_fields"):
+        return _named(type(sample), (*sample, index))
+    if isinstance(sample, tuple):
+        return (*sample, index)
+    if isinstance(sample, list):
+        return [*sample, index]
+    return sample, index
+
+
+def _named(base: type, values: tuple[Any, ...]) -> Any:
+    return _with_field(base)(*values)
+
+
+@cache
+def _with_field(base: Any) -> type:
+    """The namedtuple ``base`` with one more field, ``ids``."""
+    if "ids" in base._fields:
+        raise ValueError(f"samples of type {base.__name__} have a field 'ids' already")
+    make: Any = namedtuple
+    fields = make(base.__name__, (*base._fields, "ids"))
+    # A worker process sends batches of it: the type is made again from its base.
+    reduce = {"__reduce__": lambda self: (_named, (base, tuple(self))), "__slots__": ()}
+    return type(base.__name__, (fields,), reduce)

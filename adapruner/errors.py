@@ -1,0 +1,15 @@
+"""The exceptions of this package that a caller may want to catch by name."""
+
+from __future__ import annotations
+
+
+class DatasetMismatchError(ValueError):
+    """A result, a checkpoint or a state belongs to another dataset than the one at hand."""
+
+
+class FileFormatError(ValueError):
+    """A file is cut off or altered, or of another kind or version than expected."""
+
+
+class UnreadableSampleError(RuntimeError):
+    """A sample cannot be read, and the run is to stop at unreadable samples."""

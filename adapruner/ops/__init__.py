@@ -1,0 +1,55 @@
+"""The native operators: one typed wrapper each.
+
+Loading this package loads the native library, which registers ``torch.ops.adapruner.*`` with their
+CPU kernels and autograd. Their contracts are in ``csrc/ops.cpp``. B is the size of a batch, N the
+number of samples.
+"""
+
+from adapruner.ops import fake_kernels  # noqa: F401  (registers them)
+from adapruner.ops.gates import NEVER_VISITED, OLDEST, gate_drift, gate_update
+from adapruner.ops.losses import (
+    MaskedLoss,
+    masked_cross_entropy,
+    masked_linear_cross_entropy,
+    masked_loss,
+)
+from adapruner.ops.native import _C
+from adapruner.ops.order import Order, masked_order
+from adapruner.ops.selection import (
+    DIGIT_ROUNDS,
+    GATE_SUM_ONE,
+    KEY_RANGE,
+    TopK,
+    digit_histogram,
+    narrowed_range,
+    oldest_mask,
+    sampling_keys,
+    segmented_topk,
+    topk_indices,
+    topk_mask,
+)
+
+__all__ = [
+    "DIGIT_ROUNDS",
+    "GATE_SUM_ONE",
+    "KEY_RANGE",
+    "NEVER_VISITED",
+    "OLDEST",
+    "_C",
+    "MaskedLoss",
+    "Order",
+    "TopK",
+    "digit_histogram",
+    "gate_drift",
+    "gate_update",
+    "masked_cross_entropy",
+    "masked_linear_cross_entropy",
+    "masked_loss",
+    "masked_order",
+    "narrowed_range",
+    "oldest_mask",
+    "sampling_keys",
+    "segmented_topk",
+    "topk_indices",
+    "topk_mask",
+]

@@ -1,0 +1,32 @@
+"""Where the native kernels can run."""
+
+from __future__ import annotations
+
+import torch
+
+from adapruner.ops.native import _C
+
+
+def why_no_cuda() -> str | None:
+    """Why nothing can run on a GPU here; None where it can."""
+    built = _C.build_info()
+    if built["cuda"] is None:
+        return f"this build of adapruner has no CUDA kernels: {built['no_cuda']}"
+    return None if torch.cuda.is_available() else "torch sees no GPU"
+
+
+def check_device(device: torch.device | str | None) -> torch.device:
+    """The device, if the native kernels can run there; torch's default one where None.
+
+    Raises:
+        ValueError: they cannot; the message says why.
+    """
+    try:
+        found = torch.get_default_device() if device is None else torch.device(device)
+    except RuntimeError as error:  # no device that torch has heard of
+        raise ValueError(f"device must be 'cpu' or 'cuda'; found '{device}'") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda'; found '{found}'")
+    if found.type == "cuda" and (reason := why_no_cuda()):
+        raise ValueError(f"device '{found}' cannot be used here: {reason}")
+    return found

@@ -1,0 +1,1 @@
+"""What is learned of samples and what follows from it. This layer knows ids, never data."""

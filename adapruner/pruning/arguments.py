@@ -1,0 +1,70 @@
+"""Checks of what a :class:`Pruner` is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapruner._util.checks import check_whole
+
+
+def check_one_process() -> None:
+    """Raise RuntimeError in one of several processes of a distributed run."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        count = distributed.get_world_size()
+        if count > 1:  # each would select by the losses that it alone has seen
+            raise RuntimeError(f"adapruner does not run in several processes yet; found {count}")
+
+
+def checked_warmup(warmup_epochs: int | None, epochs: int) -> int:
+    """The epochs of the warm-up; about a tenth of ``epochs`` where None.
+
+    Raises:
+        TypeError: ``warmup_epochs`` is not a whole number.
+        ValueError: it is negative, or not less than ``epochs``.
+    """
+    if warmup_epochs is None:
+        return min(max(round(0.1 * epochs), 1), epochs - 1)
+    check_whole("warmup_epochs", warmup_epochs, 0)
+    if warmup_epochs >= epochs:
+        raise ValueError(
+            f"warmup_epochs must be less than epochs ({epochs}), so that gates learn; "
+            f"found {warmup_epochs}"
+        )
+    return warmup_epochs
+
+
+def check_labels(labels: Any, num_samples: int) -> Tensor:
+    tensor = torch.as_tensor(labels, device="cpu")
+    if tensor.dim() != 1 or len(tensor) != num_samples:
+        raise ValueError(
+            f"labels must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
+        )
+    if not _is_whole(tensor):
+        raise TypeError(f"labels must be integers; found {tensor.dtype}")
+    if tensor.numel() and int(tensor.min()) < 0:
+        raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
+    tensor = tensor.to(torch.int64)
+    # What is held for each class is held for those that there are.
+    return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
+
+
+def check_held_out(held_out: Any, num_samples: int) -> Tensor:
+    tensor = torch.as_tensor(held_out, device="cpu").flatten()
+    if tensor.numel() and not _is_whole(tensor):
+        raise TypeError(f"held_out must hold dataset indices, integers; found {tensor.dtype}")
+    tensor = tensor.to(torch.int64)
+    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_samples:
+        raise ValueError(f"held_out must hold dataset indices in [0, {num_samples})")
+    if tensor.unique().numel() != tensor.numel():
+        raise ValueError("held_out holds an index twice")
+    if tensor.numel() >= num_samples:
+        raise ValueError("held_out leaves no sample to train on")
+    return tensor
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

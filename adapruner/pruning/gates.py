@@ -1,0 +1,284 @@
+"""The gates of a run: one logit per sample, its age, and the small state they share."""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+from torch import Tensor
+
+from adapruner import ops
+from adapruner.ops import _C
+from adapruner.pruning import bitmask
+from adapruner.pruning.objective import Objective
+
+_SLOTS: dict[str, int] = _C.state_slots
+
+
+class Gates:
+    """Gate logits m, ages and state, on one device, stepped by the native operators.
+
+    Args:
+        num_samples: N.
+        keep_ratio: r, the ratio wanted, in (0, 1].
+        objective: its constants.
+        device: where the gates live; torch's default device where None.
+        track_losses: whether to keep the last loss of every sample (4 more bytes a sample), by
+            which gates step in epochs that do not visit them; without it, a later visit stands for
+            those epochs.
+        normalize_loss: whether losses are divided by a scale in the pressure: by their running mean
+            in the first epoch, and by the mean of the epoch before in every other one.
+
+    Attributes:
+        logits: m, float32 ``[N]``; 1 at the start; −inf for a sample that is excluded.
+        age: epochs since the last visit, uint8 ``[N]``; 255 before the first.
+        state: int64, laid out by ``csrc/math/state.h``.
+        last_loss: float32 ``[N]``, NaN where no loss was seen, or None.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        keep_ratio: float,
+        objective: Objective,
+        device: torch.device | str | None = None,
+        track_losses: bool = False,
+        normalize_loss: bool = False,
+    ) -> None:
+        self.logits = torch.ones(num_samples, dtype=torch.float32, device=device)
+        self.age = torch.full((num_samples,), ops.NEVER_VISITED, dtype=torch.uint8, device=device)
+        self.last_loss = (
+            torch.full((num_samples,), float("nan"), device=device) if track_losses else None
+        )
+        self.state = torch.zeros(_C.state_size, dtype=torch.int64, device=device)
+        self._reals = self.state.view(torch.float64)  # the same memory
+        self.set_real("keep_ratio", keep_ratio)
+        self.set_real("balance", objective.balance)
+        self.set_real("balance_gain", objective.balance_gain)
+        self.set_real("easy_weight", objective.easy_weight)
+        self.set_real("pressure_cap", objective.pressure_cap)
+        self.set_real("step_size", objective.step_size)
+        self.set_real("loss_scale", 1.0)
+        # Gates that drift have taken the steps of the epochs between two visits.
+        self.set_integer("age_cap", 1 if track_losses else objective.age_cap)
+        self.set_integer("population", num_samples)
+        self.set_integer("plain", int(not objective.weighs))
+        self.set_slope(objective.slope[0])
+        self._normalizes = normalize_loss
+        self._use_running_scale(normalize_loss)
+
+    def integer(self, slot: str) -> int:
+        """An integer slot of the state."""
+        return int(self.state[_SLOTS[slot]])
+
+    def real(self, slot: str) -> float:
+        """A real slot of the state."""
+        return float(self._reals[_SLOTS[slot]])
+
+    def slots(self, first: str, last: str) -> Tensor:
+        """Integer slots of the state from one to another, as a view: nothing is read back."""
+        return self.state[_SLOTS[first] : _SLOTS[last] + 1]
+
+    def real_slot(self, slot: str) -> Tensor:
+        """A real slot as a float64 scalar, likewise a view."""
+        return self._reals[_SLOTS[slot]]
+
+    def set_integer(self, slot: str, value: int) -> None:
+        self.state[_SLOTS[slot]] = value
+
+    def set_real(self, slot: str, value: float) -> None:
+        self._reals[_SLOTS[slot]] = value
+
+    @property
+    def mean_gate(self) -> float:
+        """s̄, the mean gate over all samples that can be read."""
+        return self.integer("gate_sum") / ops.GATE_SUM_ONE / max(self.integer("population"), 1)
+
+    @property
+    def open_share(self) -> float:
+        """ρ, the share of samples with m > 0."""
+        return self.integer("open_count") / max(self.integer("population"), 1)
+
+    def set_slope(self, slope: float) -> None:
+        """Set k and bring the sums to it, by a pass over m."""
+        self.use_sums(slope, ops.topk_mask(self.logits, 0, slope).sums)
+
+    def use_sums(self, slope: float, sums: Tensor) -> None:
+        """Set k, with the sums that a top-k at this slope has just found."""
+        self.set_real("slope", slope)
+        self.state[_SLOTS["gate_sum"]] = sums[0]
+        self.state[_SLOTS["open_count"]] = sums[1]
+
+    def visit(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
+        """Step the gates of a batch."""
+        ops.gate_update(
+            self.logits,
+            self.age,
+            self.state,
+            self.last_loss,
+            ids,
+            losses.pressure,
+            losses.sample_loss,
+        )
+
+    def learn(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
+        """Step the gates of a training batch: once for each forward pass with gradients enabled.
+
+        Nothing happens when activation checkpointing repeats a forward pass.
+        """
+        if torch.is_grad_enabled() and not _in_recomputation():
+            self.visit(ids, self._on_scale(ids, losses))
+
+    def observe(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
+        """Step the gates of an evaluated batch, which does not count in the training loss."""
+        sums = self.slots("loss_sum", "loss_count")
+        of_training = sums.clone()
+        self.visit(ids, losses)
+        sums.copy_(of_training)
+
+    def _on_scale(self, ids: Tensor, losses: ops.MaskedLoss) -> ops.MaskedLoss:
+        """The losses with pressures of a known scale: before the first batch there is none.
+
+        Nothing is read back from the device.
+        """
+        if not self._scale_is_running:
+            return losses
+        no_rows = losses.pressure.isinf()
+        seen = losses.sample_loss.isfinite() & ~no_rows
+        mean = losses.sample_loss.double().where(seen, 0.0).sum() / seen.sum()
+        is_first = (self.slots("loss_count", "loss_count")[0] == 0) & (mean > 0)
+        scale = self.real_slot("loss_scale")
+        scale.copy_(torch.where(is_first, mean, scale))
+        pressure = ops.masked_loss(losses.sample_loss, ids, self.logits, self.state).pressure
+        return losses._replace(pressure=torch.where(is_first & ~no_rows, pressure, losses.pressure))
+
+    def _use_running_scale(self, running: bool) -> None:
+        # Known here too, so that no step reads it from the device.
+        self._scale_is_running = running
+        self.set_integer("scale_running", int(running))
+
+    def exclude(self, indices: Tensor) -> None:
+        """Take samples (int64) out of the running: their gates close for good. Twice is once."""
+        indices = indices.to(self.logits.device)
+        closed = indices[self.logits[indices] != -torch.inf].unique()
+        if closed.numel():
+            # The share of the sums that these few had.
+            gone = ops.topk_mask(self.logits[closed], 0, self.real("slope")).sums
+            self.logits[closed] = -torch.inf
+            self.set_integer("population", self.integer("population") - closed.numel())
+            self.set_integer("gate_sum", self.integer("gate_sum") - int(gone[0]))
+            self.set_integer("open_count", self.integer("open_count") - int(gone[1]))
+
+    @property
+    def all_readable(self) -> bool:
+        """Whether no sample was excluded."""
+        return self.integer("population") == len(self.logits)
+
+    def readable(self) -> Tensor:
+        """The samples that were not excluded, as a bit mask."""
+        if self.all_readable:
+            return bitmask.full(len(self.logits))
+        return bitmask.pack_pieces(
+            len(self.logits),
+            lambda begin, end: (self.logits[begin:end] != -torch.inf).cpu().numpy(),
+        )
+
+    def check_errors(self) -> None:
+        """Raise for what kernels of a GPU have found wrong with a batch since the last check.
+
+        They cannot raise themselves, so they note the first offender of the first such batch; it
+        and others like it took no part in their batches. Reads a few bytes from the device, and
+        waits for it. Kernels of the CPU raise at once.
+
+        Raises:
+            IndexError: an id is no dataset index, or a target neither a class nor ``ignore_index``.
+            ValueError: a given loss is negative.
+        """
+        noted = self.slots("error_kind", "error_latch")
+        kind, place, value, _ = noted.tolist()
+        if kind == 0:
+            return
+        noted.zero_()
+        late = " (found on the GPU in an earlier batch)"
+        if kind == _C.error_kinds["id"]:
+            expected = f"expected a dataset index in [0, {len(self.logits)})"
+            raise IndexError(f"ids[{place}] is {value}; {expected}{late}")
+        if kind == _C.error_kinds["target"]:
+            expected = "expected a class that the logits have, or ignore_index"
+            raise IndexError(f"target.flatten()[{place}] is {value}; {expected}{late}")
+        (loss,) = struct.unpack("d", struct.pack("q", value))
+        raise ValueError(f"sample_loss[{place}] is {loss}; expected a loss of at least 0{late}")
+
+    def end_epoch(self) -> None:
+        """End an epoch: set the loss scale, step unvisited gates, age samples, start new sums.
+
+        A top-k must follow, since the sums over all gates are not kept up.
+        """
+        mean_loss = self.training_loss()
+        if self._normalizes and mean_loss:
+            self.set_real("loss_scale", mean_loss)
+            self._use_running_scale(False)
+        if self.last_loss is not None:
+            ops.gate_drift(self.logits, self.age, self.state, self.last_loss)
+        for ages in self.age.split(bitmask.PIECE):
+            ages += (ages < ops.OLDEST).view(torch.uint8)  # no cast: sums of one type are fast
+        self.set_real("loss_sum", 0.0)
+        self.set_integer("loss_count", 0)
+        self.set_integer("not_finite_count", 0)
+
+    def training_loss(self) -> float | None:
+        """Mean of the finite losses since the start of the epoch; None where there was none."""
+        count = self.integer("loss_count")
+        return self.real("loss_sum") / count if count else None
+
+    def not_finite(self) -> list[int]:
+        """Ids whose loss was not finite in this epoch: the first ones, as many as are noted."""
+        count = min(self.integer("not_finite_count"), _C.not_finite_capacity)
+        start = _SLOTS["not_finite_ids"]
+        return sorted(set(self.state[start : start + count].tolist()))
+
+    def any_unvisited(self) -> bool:
+        """Whether a sample that can be read has never been visited."""
+        for ages, logits in zip(
+            self.age.split(bitmask.PIECE), self.logits.split(bitmask.PIECE), strict=True
+        ):
+            if ages.max() < ops.NEVER_VISITED:
+                continue
+            if ((ages == ops.NEVER_VISITED) & (logits != -torch.inf)).any():
+                return True
+        return False
+
+    def state_dict(self) -> dict[str, Tensor]:
+        tensors = {"gate_logits": self.logits, "age": self.age, "state": self.state}
+        if self.last_loss is not None:
+            tensors["last_loss"] = self.last_loss
+        return tensors
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Take ``tensors`` in, all of them or none.
+
+        Raises:
+            ValueError: they are of other gates; the message says how.
+        """
+        own = self.state_dict()
+        for name, tensor in own.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                found = list(tensors[name].shape) if name in tensors else "nothing"
+                raise ValueError(
+                    f"the state to load has {found} for {name}; expected shape {list(tensor.shape)}"
+                )
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        self._use_running_scale(bool(self.integer("scale_running")))
+
+
+def _in_recomputation() -> bool:
+    """Whether this is activation checkpointing's second call of a forward pass that had gradients.
+
+    Its recomputation runs within a backward pass. The reentrant kind alone runs the first call
+    without gradients, so that its second call is the one that counts.
+    """
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    node = torch._C._current_autograd_node()
+    return node is None or "CheckpointFunction" not in node.name()

@@ -1,0 +1,64 @@
+"""What a method of pruning decides: what drives gates, and what follows from their logits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.objective import Objective
+
+# The entries of a run's epochs so far: see adapruner.PruneResult.history.
+History: TypeAlias = Sequence[Mapping[str, Any]]
+
+# Score of a sample whose gate has never stepped, because none of its losses was finite.
+NEVER_FINITE = -1e3
+
+
+@dataclass(frozen=True)
+class Method(Objective, ABC):
+    """A method: an objective that drives the gates, and a way to rank samples by them.
+
+    Attributes:
+        descent: share of the epochs after the warm-up in which the keep ratio comes down to r.
+        chooses_best: whether the result is the selection with the best held-out loss; otherwise it
+            is the last one.
+    """
+
+    descent: float = 0.5
+    chooses_best: bool = True
+
+    def at(self, keep_ratio: float, epochs: int) -> Method:
+        """This method for a run with that keep ratio and number of epochs."""
+        return self
+
+    @abstractmethod
+    def scores(self, gates: Gates, history: History) -> Tensor:
+        """Ranking score of each sample: the larger, the more wanted.
+
+        Args:
+            gates: those of the run, after an epoch that visited all and was not a warm-up.
+            history: the epochs so far.
+
+        Returns:
+            Float32 ``[N]`` on the gates' device. −inf for an excluded sample,
+            :data:`NEVER_FINITE` for one that never had a finite loss.
+        """
+
+    @abstractmethod
+    def keys(self, gates: Gates, history: History, seed: int, final: bool) -> Tensor | None:
+        """What the next selection ranks samples by.
+
+        Args:
+            gates, history: as in :meth:`scores`.
+            seed: of the run.
+            final: whether the selection is the kept set, rather than what an epoch reads.
+
+        Returns:
+            Float32 ``[N]`` on the gates' device, or None where gate logits rank the samples as
+            they are.
+        """

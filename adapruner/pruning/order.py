@@ -1,0 +1,145 @@
+"""The order in which an epoch reads its samples, and how it is cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate, repeat
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapruner import ops
+from adapruner._util.seeds import epoch_seed, splitmix
+from adapruner.pruning import bitmask
+
+# Samples that are asked for at a time: enough for what a call costs to be lost among them.
+STRETCH = 2**16
+# Blocks of a block order that have their samples mixed.
+BLOCKS_MIXED = 16
+
+
+def epoch_batches(
+    mask: Tensor,
+    num_samples: int,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    *,
+    drop_last: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    block_size: int | None = None,
+) -> Iterator[Tensor]:
+    """The batches of dataset indices that an epoch reads, made as they are asked for.
+
+    A pure function of its arguments. Every sample of ``mask`` comes once in the batches of all
+    ranks together (but for a last batch that is dropped), in the order of
+    :func:`adapruner.ops.masked_order` or :func:`block_order`, so that a part of the samples has the
+    order that it has among all. Ranks have the same number of batches, and share each global batch
+    as evenly as it goes; a rank that has nothing of it has an empty batch.
+
+    Args:
+        mask: bit mask of what the epoch reads, uint8 ``[ceil(N / 8)]``.
+        num_samples: N.
+        seed: of the run.
+        epoch: from 0.
+        batch_size: of one rank.
+        drop_last: leave out a last global batch that is not full.
+        rank: whose batches, in [0, world_size).
+        world_size: number of ranks.
+        block_size: samples that stand next to each other in the data and are read at about the
+            same time, instead of all being mixed: see :func:`block_order`.
+
+    Returns:
+        int64 tensors.
+    """
+    key = epoch_seed(seed, epoch)
+    if block_size is None:
+        order = plain_order(mask, num_samples, key)
+    else:
+        order = block_order(mask, num_samples, key, block_size)
+    ahead = torch.empty(0, dtype=torch.int64, device="cpu")
+    for size in batch_sizes(bitmask.count(mask), batch_size, drop_last, world_size):
+        while len(ahead) < size:
+            ahead = torch.cat([ahead, next(order)])
+        share = slice(size * rank // world_size, size * (rank + 1) // world_size)
+        batch, ahead = ahead[:size][share].clone(), ahead[size:]
+        yield batch
+
+
+def plain_order(mask: Tensor, num_samples: int, key: int) -> Iterator[Tensor]:
+    """The samples of ``mask`` in the order of :func:`adapruner.ops.masked_order`, in pieces."""
+    position = 0
+    while position < num_samples:
+        piece, position = ops.masked_order(mask, num_samples, key, position, STRETCH)
+        yield piece
+
+
+def block_order(mask: Tensor, num_samples: int, key: int, block_size: int) -> Iterator[Tensor]:
+    """The samples of ``mask`` in an order that keeps near what is near in the data, in pieces.
+
+    The data are cut into blocks of ``block_size`` samples. Blocks come in random order, and
+    ``BLOCKS_MIXED`` at a time have their samples mixed at random. So a reader moves in 16 places,
+    and a batch is a random draw from at most 16·``block_size`` samples rather than from all N:
+    where data are sorted by class, blocks should be far smaller than a class, and
+    16·``block_size`` many times a batch. As in the plain order, which samples are read does not
+    change the order of those that are.
+
+    Args:
+        mask: bit mask of what is read, uint8 ``[ceil(N / 8)]``.
+        num_samples: N.
+        key: of the order, in [0, 2⁶³).
+        block_size: at least 1.
+
+    Yields:
+        int64 tensors, some of them possibly empty.
+    """
+    num_blocks = -(-num_samples // block_size)
+    blocks = torch.cat(list(plain_order(bitmask.full(num_blocks), num_blocks, key))).numpy()
+    for window in range(0, num_blocks, BLOCKS_MIXED):
+        read = np.concatenate(
+            [
+                bitmask.indices_between(mask, begin, min(begin + block_size, num_samples))
+                for begin in (blocks[window : window + BLOCKS_MIXED] * block_size).tolist()
+            ]
+        )
+        yield torch.from_numpy(read[np.argsort(splitmix(read.astype(np.uint64), key))])
+
+
+def batch_sizes(
+    num_reads: int, batch_size: int, drop_last: bool = False, world_size: int = 1
+) -> Iterator[int]:
+    """The sizes of the global batches, of all ranks together.
+
+    The last one may be smaller. A single sample left over would break batch normalisation, so where
+    a rank had fewer than two of the last one, the last two share their samples evenly:
+
+    >>> list(batch_sizes(11, 4)), list(batch_sizes(9, 4)), list(batch_sizes(9, 4, drop_last=True))
+    ([4, 4, 3], [4, 3, 2], [4, 4])
+    """
+    size = batch_size * world_size
+    full, left = divmod(num_reads, size)
+    if drop_last or left == 0:
+        yield from repeat(size, full)
+    elif full and left < 2 * world_size and batch_size > 2:
+        yield from repeat(size, full - 1)
+        yield (size + left + 1) // 2
+        yield (size + left) // 2
+    else:
+        yield from repeat(size, full)
+        yield left
+
+
+def batch_count(
+    num_reads: int, batch_size: int, drop_last: bool = False, world_size: int = 1
+) -> int:
+    """The number of batches."""
+    size = batch_size * world_size
+    return num_reads // size if drop_last else -(-num_reads // size)
+
+
+def batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """``indices`` in their order, cut into batches of :func:`batch_sizes`."""
+    sizes = list(batch_sizes(len(indices), batch_size))
+    return np.split(indices, list(accumulate(sizes))[:-1]) if sizes else []

@@ -1,0 +1,230 @@
+"""Samplers of what an epoch reads, for any DataLoader. They know how far a loader has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from adapruner._util.checks import check_whole
+from adapruner.pruning import bitmask
+from adapruner.pruning.order import STRETCH, batch_count, epoch_batches
+
+
+class Samples(Protocol):
+    """What a pruner asks of a dataset; :class:`adapruner.data.Source` is one."""
+
+    targets: Any
+    sizes: Any
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+    def about(self) -> dict[str, Any]: ...
+
+
+class EpochSource(Protocol):
+    """What samplers and loaders ask of a pruner: it decides what an epoch reads."""
+
+    epoch: int
+    seed: int
+    num_samples: int
+
+    def read_mask(self) -> torch.Tensor: ...
+
+    def planned_reads(self) -> list[int]: ...
+
+    def note_samples(self, samples: Samples) -> None: ...
+
+    def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None: ...
+
+
+class _EpochSampler:
+    """What both samplers share: the epoch, and the place in it.
+
+    Args:
+        pruner: decides what an epoch reads.
+        unit: samples that are counted as one.
+    """
+
+    def __init__(
+        self, pruner: EpochSource, unit: int, drop_last: bool, block_size: int | None
+    ) -> None:
+        if block_size is not None:
+            check_whole("block_size", block_size, 1)
+        self._pruner = pruner
+        self._unit, self._drop_last, self._block_size = unit, drop_last, block_size
+        self._epoch, self._position = pruner.epoch, 0
+        self._resumed = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Check that ``epoch`` is the pruner's. Training frameworks call this.
+
+        Raises:
+            ValueError: it is not. The selection changes with :meth:`adapruner.Pruner.step`, which
+                is to be called at the end of each epoch.
+        """
+        if epoch != self._pruner.epoch:
+            raise ValueError(
+                f"set_epoch({epoch}) was called while the pruner is at epoch {self._pruner.epoch}; "
+                "call pruner.step() once at the end of each epoch"
+            )
+
+    @property
+    def epoch(self) -> int:
+        """The pruner's current epoch."""
+        return self._pruner.epoch
+
+    def planned_samples(self) -> int:
+        """Number of samples that the whole run reads, as planned: see
+        :meth:`adapruner.Pruner.planned_reads`."""
+        return sum(self._pruner.planned_reads())
+
+    def begin(self) -> None:
+        """Start on the current epoch: at its start, or at the place of a loaded state.
+
+        Raises:
+            ValueError: that state is not of the current epoch.
+        """
+        epoch = self._pruner.epoch
+        if self._resumed and epoch != self._epoch:
+            raise ValueError(
+                f"this loader was at epoch {self._epoch} when its state was saved, the pruner is "
+                f"at epoch {epoch}: load the state that was saved with it"
+            )
+        self._position = self._position if self._resumed else 0
+        self._epoch, self._resumed = epoch, False
+
+    def deliver(self, count: int = 1) -> None:
+        """Count what goes to the caller."""
+        self._position += count
+
+    def _pieces(self, size: int) -> Iterator[torch.Tensor]:
+        """The whole order of the current epoch, cut into batches of ``size``."""
+        pruner = self._pruner
+        return epoch_batches(
+            pruner.read_mask(),
+            pruner.num_samples,
+            pruner.seed,
+            pruner.epoch,
+            size,
+            drop_last=self._drop_last,
+            block_size=self._block_size,
+        )
+
+    def _count(self, reads: int) -> int:
+        return batch_count(reads, self._unit, self._drop_last)
+
+    def __len__(self) -> int:
+        return self._count(bitmask.count(self._pruner.read_mask()))
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the epoch, counted in what was delivered; plain values."""
+        here = self._epoch == self._pruner.epoch
+        return {
+            "seed": self._pruner.seed,
+            "epoch": self._pruner.epoch,
+            "batch_size": self._unit,
+            "drop_last": int(self._drop_last),
+            "block_size": self._block_size or 0,
+            "position": self._position if here else 0,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Have the next iteration go on at the place of a saved state.
+
+        The pruner's state, saved at the same moment, must be loaded too.
+
+        Raises:
+            ValueError: the saved sampler had other settings than this one.
+        """
+        own = self.state_dict()
+        for name in ("seed", "batch_size", "drop_last", "block_size"):
+            if state[name] != own[name]:
+                raise ValueError(
+                    f"this loader has {name} {own[name]}, the one saved had {state[name]}"
+                )
+        self._epoch, self._position, self._resumed = state["epoch"], state["position"], True
+
+
+class PrunedSampler(_EpochSampler, Sampler[int]):
+    """Dataset indices of the samples that the current epoch of a pruner reads.
+
+    For the ``sampler`` of any :class:`torch.utils.data.DataLoader`. Each iteration is one epoch, in
+    the order of :meth:`adapruner.Pruner.batches`. ``len`` is that of the current epoch.
+
+    Args:
+        pruner: a :class:`adapruner.Pruner`.
+        block_size: see :func:`adapruner.pruning.order.block_order`.
+
+    Example:
+        >>> from adapruner import Pruner, with_ids
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> dataset = TensorDataset(torch.randn(64, 5), torch.arange(64) % 3)
+        >>> pruner = Pruner(len(dataset), epochs=2)
+        >>> loader = DataLoader(with_ids(dataset), batch_size=16, sampler=PrunedSampler(pruner))
+        >>> inputs, targets, ids = next(iter(loader))
+    """
+
+    def __init__(self, pruner: EpochSource, *, block_size: int | None = None) -> None:
+        super().__init__(pruner, 1, False, block_size)
+
+    def __iter__(self) -> Iterator[int]:
+        self.begin()
+        order = chain.from_iterable(piece.tolist() for piece in self._pieces(STRETCH))
+        for index in islice(order, self._position, None):
+            self.deliver()
+            yield index
+
+
+class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
+    """Batches of dataset indices, for the ``batch_sampler`` of any DataLoader.
+
+    Each iteration is one epoch, in the batches of :meth:`adapruner.Pruner.batches`. The last two
+    batches share their samples where the last one would have a single sample. ``len`` is the number
+    of batches of the current epoch.
+
+    Args:
+        pruner: a :class:`adapruner.Pruner`.
+        batch_size: samples in a batch.
+        drop_last: leave out a last batch that is not full.
+        block_size: see :func:`adapruner.pruning.order.block_order`.
+    """
+
+    def __init__(
+        self,
+        pruner: EpochSource,
+        batch_size: int,
+        drop_last: bool = False,
+        *,
+        block_size: int | None = None,
+    ) -> None:
+        whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+        if not whole or batch_size < 1:
+            raise ValueError(
+                f"batch_size must be a whole number of at least 1; found {batch_size!r}"
+            )
+        self.batch_size, self.drop_last = int(batch_size), drop_last
+        super().__init__(pruner, self.batch_size, drop_last, block_size)
+
+    def planned_batches(self) -> int:
+        """Number of batches of the whole run, as planned: the steps of a learning rate schedule.
+
+        See :meth:`adapruner.Pruner.planned_reads`.
+        """
+        return sum(map(self._count, self._pruner.planned_reads()))
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """The batches of the current epoch that are still to be delivered, int64."""
+        return islice(self._pieces(self._unit), self._position, None)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.begin()
+        for batch in self.batches():
+            self.deliver()
+            yield batch.tolist()

@@ -1,0 +1,270 @@
+"""Adaptive dataset pruning (ADP): which samples the next epoch reads, and which are kept.
+
+A selection keeps exactly ``keep_count(ratio, N)`` samples: those with the largest gate logits, or
+with the largest keys of the method (:mod:`adapruner.pruning.methods`). Of equal ones it keeps the
+lower index. Balanced classes each keep their own share. Samples held out of the training data
+compete among themselves for their own share. An unreadable sample (m = −inf) is never kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapruner import ops
+from adapruner._util.seeds import Stream, stream_seed
+from adapruner.pruning import bitmask
+from adapruner.pruning.gates import Gates
+
+
+def keep_count(ratio: float, num_samples: int) -> int:
+    """K = ⌊ratio·N + ½⌋, in float64: the one place where a ratio becomes a count."""
+    return math.floor(float(ratio) * num_samples + 0.5)
+
+
+def check_keep_ratio(keep_ratio: float, num_samples: int) -> float:
+    """The ratio as a float, if it is one and keeps at least one sample.
+
+    Raises:
+        TypeError: it is no real number.
+        ValueError: it is not in (0, 1], or less than one sample would be kept.
+    """
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float, np.floating)):
+        raise TypeError(f"keep_ratio must be a number in (0, 1]; found {keep_ratio!r}")
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(
+            f"keep_ratio must be in (0, 1], the share of samples to keep; found {keep_ratio}"
+        )
+    if keep_count(keep_ratio, num_samples) < 1:
+        raise ValueError(
+            f"keep_ratio {keep_ratio} of {num_samples} samples keeps fewer than one sample"
+        )
+    return float(keep_ratio)
+
+
+def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> np.ndarray:
+    """``total`` dealt out in proportion to ``sizes``, none beyond ``available``; int64.
+
+    The largest remainders get the seats that rounding down leaves, equal ones the lower index
+    first; what a full one cannot take goes on to the others in the same way.
+
+    >>> largest_remainder(7, np.array([5, 3, 2]), np.array([5, 3, 2]))
+    array([4, 2, 1])
+    """
+    if total > available.sum():
+        raise ValueError(f"{total} samples are to be kept and only {available.sum()} can be read")
+    dealt = np.zeros(len(sizes), dtype=np.int64)
+    while (left := total - int(dealt.sum())) > 0:
+        open_ = dealt < available
+        weight = np.where(open_, sizes, 0)
+        # Whole numbers throughout (Python's, of any size): an exact tie stays one.
+        share = [left * int(w) for w in weight]
+        whole = sum(int(w) for w in weight)
+        gain = np.array([s // whole for s in share], dtype=np.int64)
+        remainder = [s % whole for s in share]
+        order = sorted(range(len(sizes)), key=lambda j: (-remainder[j], j))
+        seats = [j for j in order if open_[j]][: left - int(gain.sum())]
+        gain[seats] += 1
+        dealt = np.minimum(dealt + gain, available)
+    return dealt
+
+
+def _largest_remainder_within(
+    total: int, sizes: np.ndarray, least: np.ndarray, most: np.ndarray
+) -> np.ndarray:
+    """The same with ``least`` or more each: who would get less gets that, the others the rest."""
+    raised = np.zeros(len(sizes), dtype=bool)
+    while True:
+        free = np.where(raised, 0, 1)
+        rest = total - int(least[raised].sum())
+        dealt = np.where(raised, least, largest_remainder(rest, sizes * free, most * free))
+        if (dealt >= least).all():
+            return dealt
+        raised |= dealt < least
+
+
+class Selection:
+    """The samples to read in an epoch: an exact top-k of the gates, and some of the pruned.
+
+    Masks are on the CPU, where samples are read, wherever the gates are.
+
+    Args:
+        num_samples: N.
+        keep_ratio: r, the ratio wanted in the end.
+        seed: orders the exploration of samples that have waited equally long.
+        labels: int64 ``[N]``; given, every class keeps its proportional share.
+        held_out: int64 indices that are never trained on.
+        explore: share of N of pruned samples to read in each epoch, in [0, 1].
+
+    Attributes:
+        kept: bit mask of the samples that the last top-k kept (all at the start).
+        read: bit mask of those that the epoch trains on: kept and explored, nothing held out.
+        held_out: bit mask, or None where nothing is held out.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        keep_ratio: float,
+        *,
+        seed: int = 0,
+        labels: Tensor | None = None,
+        held_out: Tensor | None = None,
+        explore: float = 0.02,
+    ) -> None:
+        self.num_samples = num_samples
+        self.keep_ratio = check_keep_ratio(keep_ratio, num_samples)
+        self.seed = seed
+        self.explore = explore
+        self.kept = bitmask.full(num_samples)
+        self.held_out = None if held_out is None else bitmask.of_indices(held_out, num_samples)
+        self.read = self._trained()
+        self._classes = 1 if labels is None else int(labels.max()) + 1
+        self._of_class = None if labels is None else self._class_segments(labels)
+        self._sizes = self._segment_sizes()
+
+    @property
+    def kept_count(self) -> int:
+        """How many samples are kept."""
+        return bitmask.count(self.kept)
+
+    @property
+    def held_out_count(self) -> int:
+        """How many samples are held out."""
+        return 0 if self.held_out is None else bitmask.count(self.held_out)
+
+    def explored(self) -> Tensor:
+        """Bit mask of the pruned samples that the epoch reads besides."""
+        return self.read & ~self.kept
+
+    def digest(self) -> str:
+        """A hash of the classes and of what is held out."""
+        found = hashlib.blake2b(digest_size=16)
+        for tensor in (self._of_class, self.held_out):
+            found.update(b"" if tensor is None else tensor.numpy().data)
+        return found.hexdigest()
+
+    def _trained(self) -> Tensor:
+        return self.kept if self.held_out is None else self.kept & ~self.held_out
+
+    def _class_segments(self, labels: Tensor) -> Tensor:
+        """The segment of every sample, in as few bytes as do: the class, or as many more of them
+        for one that is held out."""
+        segments = np.empty(self.num_samples, np.min_scalar_type(-2 * self._classes))
+        np.copyto(segments, labels.numpy(), casting="unsafe")  # no label is larger
+        if self.held_out is not None:
+            for begin, held_out in bitmask.unpack_pieces(self.held_out, self.num_samples):
+                segments[begin : begin + len(held_out)][held_out] += self._classes
+        return torch.from_numpy(segments)
+
+    def _segments(self) -> Tensor | None:
+        """Integers ``[N]``, or None where all are one segment."""
+        if self._of_class is not None or self.held_out is None:
+            return self._of_class
+        # Two segments are held as bits.
+        return torch.from_numpy(bitmask.unpack(self.held_out, self.num_samples).view(np.uint8))
+
+    def _segment_sizes(self) -> np.ndarray:
+        if self._of_class is None:
+            return np.array([self.num_samples - self.held_out_count, self.held_out_count])
+        return self._count(piece.numpy() for piece in self._of_class.split(bitmask.PIECE))
+
+    def _count(self, pieces: Iterable[np.ndarray]) -> np.ndarray:
+        """How often each segment comes in all pieces, int64 ``[2·classes]``."""
+        counts = np.zeros(2 * self._classes, dtype=np.int64)
+        for piece in pieces:
+            counts += np.bincount(piece, minlength=len(counts))
+        return counts
+
+    def select(self, gates: Gates, ratio: float, slope: float, keys: Tensor | None = None) -> None:
+        """Keep the exact top-k at ``ratio``, and bring the gates' sums to ``slope``.
+
+        Args:
+            gates: those of the run.
+            ratio: share to keep.
+            slope: the next k.
+            keys: float32 ``[N]``, −inf for an unreadable sample; where given, they rank the samples
+                instead of the gate logits.
+
+        Raises:
+            ValueError: fewer samples can be read than are to be kept in the end.
+        """
+        segments = self._segments()
+        # The pass that ranks gate logits also takes their sums; a pass over keys cannot.
+        ranked, summed = (gates.logits, slope) if keys is None else (keys, None)
+        if segments is None:
+            readable = gates.integer("population")
+            count = self._clip(keep_count(ratio, self.num_samples), readable)
+            kept, sums = ops.topk_mask(ranked, count, summed)
+        else:
+            quotas = torch.from_numpy(self._quotas(gates, ratio, segments))
+            device = gates.logits.device
+            kept, sums = ops.segmented_topk(ranked, segments.to(device), quotas.to(device), summed)
+        self.kept = kept.cpu()
+        self.read = self._trained()
+        if keys is None:
+            gates.use_sums(slope, sums)
+        else:
+            gates.set_slope(slope)
+
+    def _quotas(self, gates: Gates, ratio: float, segments: Tensor) -> np.ndarray:
+        """How many of each segment a selection at ``ratio`` keeps, int64 ``[2·classes]``."""
+        available = self._sizes
+        if not gates.all_readable:
+            both = zip(
+                segments.split(bitmask.PIECE), gates.logits.split(bitmask.PIECE), strict=True
+            )
+            available = available - self._count(
+                piece[(logits == -torch.inf).cpu()].numpy() for piece, logits in both
+            )
+        half = self._classes
+        count = self._clip(keep_count(ratio, self.num_samples), int(available.sum()))
+        trained, held_out = self._sizes[:half], self._sizes[half:]
+        of_class = largest_remainder(count, trained + held_out, available[:half] + available[half:])
+        # What the readable training samples of a class cannot fill, those held out must.
+        least = np.maximum(of_class - available[:half], 0)
+        most = np.minimum(of_class, available[half:])
+        share = keep_count(ratio, int(held_out.sum()))
+        share = min(max(share, int(least.sum())), int(most.sum()))
+        of_held_out = _largest_remainder_within(share, held_out, least, most)
+        return np.concatenate([of_class - of_held_out, of_held_out])
+
+    def _clip(self, count: int, readable: int) -> int:
+        """A count on the way down is cut to what can be read; the final one must be met."""
+        wanted = keep_count(self.keep_ratio, self.num_samples)
+        if wanted > readable:
+            raise ValueError(
+                f"keep_ratio {self.keep_ratio} of {self.num_samples} samples asks for {wanted}, "
+                f"and only {readable} of them can be read"
+            )
+        return min(count, readable)
+
+    def count_reads(self, ratio: float) -> int:
+        """Number of samples that an epoch trains on after a selection at ``ratio``.
+
+        Every sample counts as readable.
+        """
+        trained = self.num_samples - self.held_out_count
+        kept = keep_count(ratio, self.num_samples) - keep_count(ratio, self.held_out_count)
+        return kept + min(self._explore_limit, trained - kept)
+
+    @property
+    def _explore_limit(self) -> int:
+        return int(self.explore * self.num_samples)
+
+    def explore_pruned(self, gates: Gates, epoch: int) -> None:
+        """Choose the pruned samples that the coming epoch reads: those unvisited the longest.
+
+        A seeded hash orders equal ones.
+        """
+        pruned = gates.readable() & ~self.kept
+        if self.held_out is not None:
+            pruned &= ~self.held_out
+        key = stream_seed(self.seed, epoch, Stream.EXPLORATION)
+        oldest = ops.oldest_mask(pruned.to(gates.age.device), gates.age, self._explore_limit, key)
+        self.read = self._trained() | oldest.cpu()

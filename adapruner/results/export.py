@@ -1,0 +1,233 @@
+"""The kept set in the formats that other tools read."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adapruner._util.extras import require
+from adapruner._util.files import new_folder, replace_atomically
+from adapruner.data.sources.base import IntArray, Source
+from adapruner.data.sources.find import as_source, source_again
+from adapruner.data.sources.shards import ShardSource
+from adapruner.results.shard_export import write_kept_indexes, write_kept_shards
+
+if TYPE_CHECKING:
+    from adapruner.results.result import PruneResult
+
+
+def export(
+    result: PruneResult,
+    destination: str | os.PathLike[str],
+    to: str,
+    source: Any | None = None,
+) -> None:
+    """Write the kept samples of ``result`` to ``destination``; an old file is replaced whole.
+
+    ``to`` is one of
+
+    - "paths": text, UTF-8, one path per line, relative to the root of the image folder, in the
+      order of the dataset. The root stands nowhere in it, so that the list holds wherever the
+      folder is.
+    - "npy": the kept indices, int64 ``[K]``, ascending.
+    - "parquet": one row per kept sample: ``index`` int64, ``gate_logit`` float32, and where known
+      ``target`` int64 and ``path`` string (relative to the image folder, or SHARD.tar/MEMBER);
+      ``keep_ratio`` and ``fingerprint`` stand in the schema's metadata.
+    - "links": a folder CLASS/…/IMAGE of symbolic links with absolute targets, itself an image
+      folder. Every class has its folder, so that class numbers stay. ``destination`` must not
+      exist or be empty.
+    - "wds-index": a folder with an index NAME.idx for each shard NAME.tar that has kept samples, in
+      the format of DALI's ``fn.readers.webdataset``, which reads the kept samples alone by it.
+    - "shards": a folder of new shards kept-NNNNNN.tar with the kept samples in their order, and
+      their indexes. The old shards are read once, as a stream; a terminal sees the progress.
+
+    Args:
+        result: what :func:`adapruner.fast_prune` or ``PruneResult.load`` gave.
+        destination: the file, or for "links" the folder, to write.
+        to: the format.
+        source: the dataset that was pruned, as a Source or as anything that
+            :func:`adapruner.data.as_source` takes. Where None, the result's own, else the image
+            folder or the shards that it was made from, if these are still in their place.
+
+    Raises:
+        ValueError: ``to`` is unknown, or it needs paths and the dataset has none.
+        DatasetMismatchError: the dataset is another one than the one pruned.
+        FileExistsError: the folder to write is not empty.
+        OSError: the destination cannot be written, or the disk is full.
+        ImportError: "parquet" without pyarrow.
+    """
+    write = _FORMATS.get(to)
+    if write is None:
+        raise ValueError(f"to must be one of {', '.join(_FORMATS)}, got {to!r}")
+    found = _find_source(result, source, needed=to)
+    if found is not None:
+        _check(result, found)
+    write(result, Path(destination), found)
+
+
+def _find_source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
+    if source is not None:
+        return as_source(source)
+    if needed == "npy":  # indices say all by themselves: no dataset is read for them
+        return None
+    if result.source is not None:
+        return result.source
+    try:
+        return source_again(result.dataset)
+    except FileNotFoundError:
+        return None
+
+
+def _check(result: PruneResult, source: Source) -> None:
+    from adapruner.errors import DatasetMismatchError
+
+    if result.fingerprint:
+        result.check_dataset(source.fingerprint())
+    if len(source) != result.num_samples:
+        raise DatasetMismatchError(
+            f"this result belongs to a dataset of {result.num_samples} samples, "
+            f"the dataset given has {len(source)}"
+        )
+
+
+def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[Source, list[str]]:
+    """The source and its kept paths, or ValueError where there are none."""
+    if source is None:
+        raise ValueError(f'export to "{to}" needs the image folder, {_why_not_found(result)}')
+    if source.paths is None:
+        raise ValueError(
+            f'export to "{to}" needs a dataset whose samples are files; '
+            f'this one is of kind "{source.kind}"; "npy" and "parquet" are open to any'
+        )
+    return source, [source.paths[index] for index in result.indices.tolist()]
+
+
+def _why_not_found(result: PruneResult) -> str:
+    root = result.dataset.get("root")
+    why = "this result does not know its dataset" if root is None else f"{root} is gone"
+    return f"and {why}: pass source="
+
+
+def _write_paths(result: PruneResult, destination: Path, source: Source | None) -> None:
+    _, paths = _with_paths(result, source, "paths")
+    broken = next((path for path in paths if "\n" in path or "\r" in path), None)
+    if broken is not None:
+        raise ValueError(f"a path with a line break cannot stand in a list of lines: {broken!r}")
+    # fsencode, because a file name need not be valid UTF-8.
+    _write_bytes(destination, b"".join(os.fsencode(path) + b"\n" for path in paths))
+
+
+def _write_npy(result: PruneResult, destination: Path, source: Source | None) -> None:
+    # Through memory: np.save appends .npy to a name, and of a full disk gives no reason.
+    content = io.BytesIO()
+    np.save(content, result.indices.cpu().numpy().astype(np.int64), allow_pickle=False)
+    _write_bytes(destination, content.getvalue())
+
+
+def _write_bytes(destination: Path, content: bytes) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    replace_atomically(destination, write)
+
+
+def _write_parquet(result: PruneResult, destination: Path, source: Source | None) -> None:
+    arrow = require("pyarrow", extra="parquet")
+    parquet = require("pyarrow.parquet", extra="parquet")
+    indices = result.indices.cpu().numpy().astype(np.int64)
+    columns = {
+        "index": arrow.array(indices),
+        "gate_logit": arrow.array(result.gate_logits.cpu().numpy()[indices].astype(np.float32)),
+    }
+    targets = _targets(result, source)
+    if targets is not None:
+        columns["target"] = arrow.array(targets[indices])
+    if isinstance(source, ShardSource):
+        columns["path"] = arrow.array(_as_utf8(source.member_names(indices)))
+    elif source is not None and source.paths is not None:
+        columns["path"] = arrow.array(_as_utf8(source.paths[index] for index in indices))
+    metadata = {"keep_ratio": repr(result.keep_ratio), "fingerprint": result.fingerprint}
+    table = arrow.table(columns).replace_schema_metadata(metadata)
+    replace_atomically(destination, lambda temporary: parquet.write_table(table, temporary))
+
+
+def _targets(result: PruneResult, source: Source | None) -> IntArray | None:
+    if result.targets is not None:
+        targets: IntArray = result.targets.cpu().numpy().astype(np.int64)
+        return targets
+    return None if source is None else source.targets
+
+
+def _as_utf8(paths: Iterable[str]) -> list[str]:
+    listed = list(paths)
+    for path in listed:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"a file name that is not UTF-8 cannot stand in Parquet: {path!r}"
+            ) from error
+    return listed
+
+
+def _write_links(result: PruneResult, destination: Path, source: Source | None) -> None:
+    source, paths = _with_paths(result, source, "links")
+    assert source.root is not None
+    root = os.path.realpath(source.root)
+    destination = Path(os.path.realpath(destination))
+    if os.path.commonpath([root, destination]) == root:
+        raise ValueError(
+            f"{destination} lies in the image folder {root} itself: links there would change "
+            "the dataset; choose a folder outside it"
+        )
+    with new_folder(destination, "links") as folder:
+        for name in {os.path.dirname(path) for path in paths} | _class_folders(source):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            os.symlink(os.path.join(source.root, path), folder / path)
+
+
+def _class_folders(source: Source) -> set[str]:
+    """First parts of all paths; with the folders of empty classes, where names are folders."""
+    assert source.paths is not None
+    folders = {path.split("/", 1)[0] for path in source.paths}
+    names = set(source.class_names or ())
+    return names if names >= folders else folders
+
+
+def _write_wds_index(result: PruneResult, destination: Path, source: Source | None) -> None:
+    write_kept_indexes(_of_shards(result, source, "wds-index"), _kept(result), destination)
+
+
+def _write_shards(result: PruneResult, destination: Path, source: Source | None) -> None:
+    write_kept_shards(_of_shards(result, source, "shards"), _kept(result), destination)
+
+
+def _of_shards(result: PruneResult, source: Source | None, to: str) -> ShardSource:
+    if source is None:
+        raise ValueError(f'export to "{to}" needs the shards, {_why_not_found(result)}')
+    if not isinstance(source, ShardSource):
+        raise ValueError(
+            f'export to "{to}" needs WebDataset shards; this dataset is of kind "{source.kind}"'
+        )
+    return source
+
+
+def _kept(result: PruneResult) -> IntArray:
+    kept: IntArray = result.indices.cpu().numpy().astype(np.int64)
+    return kept
+
+
+_FORMATS: dict[str, Callable[[PruneResult, Path, Source | None], None]] = {
+    "paths": _write_paths,
+    "npy": _write_npy,
+    "parquet": _write_parquet,
+    "links": _write_links,
+    "wds-index": _write_wds_index,
+    "shards": _write_shards,
+}

@@ -1,0 +1,78 @@
+"""The result of a pruner's run."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapruner._util.tensors import to_cpu
+from adapruner._version import __version__
+from adapruner.data.sources.base import Source
+from adapruner.pruning import bitmask
+from adapruner.pruning.pruner import Pruner
+from adapruner.pruning.selection import keep_count
+from adapruner.results.result import PruneResult
+
+
+def result_of(pruner: Pruner) -> PruneResult:
+    """The outcome of a run.
+
+    Raises:
+        RuntimeError: the run has not ended.
+    """
+    if not pruner.finished:
+        raise RuntimeError(
+            f"the run has {pruner.epochs - pruner.epoch} of {pruner.epochs} epochs to go; call "
+            "step() at the end of each"
+        )
+    mask, selected_epoch = pruner.selection.kept, None
+    if pruner.best is not None:
+        selected_epoch, mask = pruner.best.epoch, pruner.best.mask
+    indices = bitmask.indices(mask)
+    # False where the schedule was held back to the end: no epoch has trained at the ratio wanted.
+    target = keep_count(pruner.keep_ratio, pruner.num_samples)
+    at_target = any(e["phase"] == "prune" and e["kept"] == target for e in pruner.history)
+    samples = pruner.samples
+    targets = None if samples is None else samples.targets
+    return PruneResult(
+        indices=indices,
+        gate_logits=to_cpu(pruner.method.scores(pruner.gates, pruner.history)),
+        keep_ratio=pruner.keep_ratio,
+        fingerprint=pruner.fingerprint,
+        config=dict(pruner.settings),
+        dataset={"num_samples": pruner.num_samples} if samples is None else samples.about(),
+        history=[dict(entry) for entry in pruner.history],
+        selected_epoch=selected_epoch,
+        forced=not at_target,
+        sample_losses=to_cpu(pruner.gates.last_loss),
+        unreadable=pruner.unreadable,
+        not_finite=sorted(pruner.not_finite),
+        targets=None if targets is None else torch.from_numpy(targets),
+        source=samples if isinstance(samples, Source) else None,
+        saved=_saved(pruner, indices.numpy()),
+        versions={
+            "adapruner": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _saved(pruner: Pruner, indices: np.ndarray) -> dict[str, Any]:
+    """What the kept set saves: see :class:`PruneResult`."""
+    read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in pruner.history)
+    full = pruner.epochs * pruner.num_samples
+    seconds = sum(entry["seconds"] for entry in pruner.history)
+    saved = {
+        "samples": pruner.num_samples - len(indices),
+        "samples_read": read,
+        "samples_read_full": full,
+        "seconds": seconds,
+        "seconds_full": seconds / max(read, 1) * full,
+    }
+    if pruner.samples is not None and (sizes := pruner.samples.sizes) is not None:
+        saved["bytes"] = int(sizes.sum() - sizes[indices].sum())
+    return saved

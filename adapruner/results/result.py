@@ -1,0 +1,186 @@
+"""What a pruning run leaves: the kept indices, the gate logits, and how they came about."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from adapruner._util.files import read_file, write_file
+from adapruner.errors import DatasetMismatchError, FileFormatError
+
+if TYPE_CHECKING:
+    from adapruner.data.sources.base import Source
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult:
+    """The outcome of a pruning run.
+
+    Attributes:
+        indices: kept dataset indices, int64 ``[K]``, ascending.
+        gate_logits: gate logit of every sample at the end, float32 ``[N]``; larger is more wanted,
+            ``-inf`` marks a sample that could not be read, −1000 one that never had a finite loss.
+            Of a method that draws: what it would be had each epoch pressed by the distance of the
+            mean pressure from the reach, 1 within it (docs/method.md).
+        keep_ratio: the ratio asked for; ``K = floor(keep_ratio * N + 0.5)``.
+        fingerprint: SHA-256 over what identifies the dataset's samples.
+        config: the settings of the run.
+        dataset: kind, number of samples, and where known root folder and class names.
+        history: one entry per epoch, in order: ``epoch``, ``phase`` ("warm-up" or "prune"),
+            ``samples_read`` (training samples read), ``samples_evaluated`` (held out), ``kept``,
+            ``explored``, ``keep_ratio`` (scheduled), ``slope``, ``mean_gate``, ``open_share``
+            (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or None),
+            ``decision`` (the controller's: "warm-up", "advance", "pause", "back off"), ``seconds``.
+        selected_epoch: the epoch whose selection was chosen on held-out data; None where the last
+            one was taken: the top-k of ``gate_logits``, or a draw by them.
+        forced: True where no epoch trained at the ratio wanted (the controller held the pace back
+            to the end, or there were too few epochs) and the last selection forced K.
+        sample_losses: last seen loss of every sample, float32 ``[N]``, NaN where none was seen.
+        targets: class of every sample, int64 ``[N]``, where known.
+        unreadable: (index, reason) of the samples that could not be read; never kept.
+        not_finite: indices of samples that had a loss that was not finite (the first ones).
+        saved: what the kept set saves: ``samples``, ``bytes`` (on disk, where known),
+            ``samples_read`` and ``samples_read_full`` (the run's, and those of an ordinary run of
+            as many epochs), ``seconds`` and ``seconds_full`` (likewise; the second one is
+            estimated from the run's own seconds per sample).
+        versions: of adapruner, torch and Python.
+        source: the dataset itself where the result was made in this process; never saved.
+    """
+
+    indices: Tensor
+    gate_logits: Tensor
+    keep_ratio: float
+    fingerprint: str
+    config: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    selected_epoch: int | None = None
+    forced: bool = False
+    sample_losses: Tensor | None = None
+    targets: Tensor | None = None
+    unreadable: list[tuple[int, str]] = field(default_factory=list)
+    not_finite: list[int] = field(default_factory=list)
+    saved: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of samples of the dataset."""
+        return self.gate_logits.numel()
+
+    @property
+    def kept(self) -> Tensor:
+        """Bool ``[N]``: True where a sample is kept."""
+        mask = torch.zeros(self.num_samples, dtype=torch.bool, device="cpu")
+        mask[self.indices] = True
+        return mask
+
+    def __repr__(self) -> str:
+        return (
+            f"PruneResult(kept {self.indices.numel()} of {self.num_samples}, "
+            f"keep_ratio={self.keep_ratio}, fingerprint={self.fingerprint[:12]})"
+        )
+
+    def check_dataset(self, fingerprint: str) -> None:
+        """Raise :class:`DatasetMismatchError` unless ``fingerprint`` is this result's."""
+        if fingerprint != self.fingerprint:
+            raise DatasetMismatchError(
+                "this result belongs to another dataset: it was made for fingerprint "
+                f"{self.fingerprint}, the dataset given has {fingerprint}"
+            )
+
+    def subset(self, dataset: Any, fingerprint: str | None = None) -> Subset[Any]:
+        """The kept samples of ``dataset`` as a :class:`torch.utils.data.Subset`.
+
+        Args:
+            dataset: the dataset that was pruned, with any transforms, or another form of it with
+                the same fingerprint (a path, a tuple of arrays: those are read as a Source).
+            fingerprint: states what ``dataset`` is where its content does not say it: the string
+                that the run was given, or ``result.fingerprint`` to vouch for the samples.
+
+        Raises:
+            DatasetMismatchError: ``dataset`` has another fingerprint than the one pruned, or
+                another length.
+            TypeError, ValueError: it is no dataset; see :func:`adapruner.data.as_source`.
+        """
+        from adapruner.data.sources.find import as_source
+
+        source = as_source(dataset, fingerprint=fingerprint)
+        if self.fingerprint:
+            self.check_dataset(source.fingerprint())
+        if len(source) != self.num_samples:
+            raise DatasetMismatchError(
+                f"this result belongs to a dataset of {self.num_samples} samples, "
+                f"the dataset given has {len(source)}"
+            )
+        is_data = isinstance(dataset, (str, os.PathLike, tuple))
+        return Subset(source if is_data else dataset, self.indices.tolist())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result as a safetensors file, atomically.
+
+        Raises:
+            OSError: the folder is missing or cannot be written, or the disk is full.
+        """
+        tensors = {"indices": self.indices, "gate_logits": self.gate_logits}
+        if self.sample_losses is not None:
+            tensors["sample_losses"] = self.sample_losses
+        if self.targets is not None:
+            tensors["targets"] = self.targets
+        write_file(path, "result", tensors, {name: getattr(self, name) for name in _IN_JSON})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PruneResult:
+        """Read a result written by :meth:`save`.
+
+        Raises:
+            FileNotFoundError: no file is there.
+            FileFormatError: the file is cut off, altered, of another version, or no result.
+        """
+        tensors, content = read_file(path, "result")
+        missing = {"indices", "gate_logits"} - set(tensors) | set(_IN_JSON) - set(content)
+        if missing:
+            raise FileFormatError(f"{path} lacks {', '.join(sorted(missing))}")
+        content["unreadable"] = [(index, reason) for index, reason in content["unreadable"]]
+        return cls(
+            indices=tensors["indices"],
+            gate_logits=tensors["gate_logits"],
+            sample_losses=tensors.get("sample_losses"),
+            targets=tensors.get("targets"),
+            **{name: content[name] for name in _IN_JSON},
+        )
+
+    def export(
+        self, destination: str | os.PathLike[str], to: str, source: Source | None = None
+    ) -> None:
+        """Write the kept set for other tools: see :func:`adapruner.results.export.export`."""
+        from adapruner.results.export import export
+
+        export(self, destination, to=to, source=source)
+
+    def report(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Write a self-contained HTML report: see :func:`adapruner.report.write_report`."""
+        from adapruner.report import write_report
+
+        write_report(self, path, source=source)
+
+
+_IN_JSON = (
+    "keep_ratio",
+    "fingerprint",
+    "config",
+    "dataset",
+    "history",
+    "selected_epoch",
+    "forced",
+    "unreadable",
+    "not_finite",
+    "saved",
+    "versions",
+)

@@ -1,0 +1,296 @@
+"""fast_prune: train a model once, and know which samples are worth keeping."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import default_collate
+from tqdm.auto import tqdm
+
+from adapruner._util.checks import check_whole
+from adapruner._util.seeds import Stream, stream_seed
+from adapruner.data.loaders.choice import (
+    choose_loader,
+    held_out_loader,
+    training_loader,
+    training_source,
+)
+from adapruner.data.sources.base import Source, Transform
+from adapruner.ops.device import check_device
+from adapruner.pruning.methods import DEFAULT_METHOD
+from adapruner.pruning.pruner import Pruner
+from adapruner.results.result import PruneResult
+from adapruner.training.checkpoint import describe
+from adapruner.training.trainer import OptimizerFactory, SampleLoss, Trainer
+
+# Held out of the training data for the controller: this share, between these numbers of samples.
+HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST = 0.05, 20, 5000
+
+
+def fast_prune(
+    model: nn.Module,
+    data: Any,
+    keep_ratio: float = 0.7,
+    epochs: int = 20,
+    *,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    loader: str = "auto",
+    num_workers: int = 0,
+    block_size: int | None = None,
+    transform: Transform | None = None,
+    evaluation_transform: Transform | None = None,
+    validation_data: Any | None = None,
+    learning_rate: float | None = None,
+    optimizer: OptimizerFactory | None = None,
+    precision: str = "fp32",
+    compile: bool = False,
+    loss: SampleLoss | None = None,
+    normalize_loss: bool = False,
+    balance: str | None = None,
+    method: str = DEFAULT_METHOD,
+    warmup_epochs: int | None = None,
+    collate_fn: Callable[[list[Any]], Any] = default_collate,
+    fingerprint: str | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    on_error: str = "skip",
+    progress: bool = True,
+) -> PruneResult:
+    """Train ``model`` on ``data`` and learn which samples to keep, in one run.
+
+    ``model`` is trained in place, from the weights it comes with, on ever fewer samples, and holds
+    the weights of the last epoch at the end. The run reads less than an ordinary one of as many
+    epochs: everything in the warm-up, then from all down to ``keep_ratio`` of the samples, and in
+    each epoch up to 2 % of the pruned ones, so that these can come back.
+
+    Args:
+        model: takes a batch of inputs, gives logits ``[B, C]`` or ``[B, C, ...]`` (or an object
+            with them as ``.logits``), or with ``loss`` whatever that takes. Where its weights are
+            in ``torch.channels_last``, the images of a batch are given to it in that format.
+        data: a map-style dataset of (input, target), an image folder's path, WebDataset shards,
+            (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset; see
+            :func:`adapruner.data.as_source`.
+        keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
+        epochs: epochs of the run. What is kept shows in a run that fits most of the data; a model
+            that starts afresh wants ten or more.
+        batch_size: samples in a batch.
+        seed: of the order, the held-out part, the augmentation and the model's own dropout.
+        device: where to train: "cpu" or a CUDA device; where the model is, if None.
+        loader: what reads the samples. "torch": a DataLoader. "dali": NVIDIA DALI, which decodes
+            images of a folder or of shards, takes uint8 arrays as they are, and does what a
+            transform of :mod:`adapruner.vision` does, in native threads. "auto": DALI where it is
+            installed and can read these samples. The result's ``config`` says which it was and why,
+            and which one evaluated.
+        num_workers: processes that read samples; with DALI its threads, one per core where 0.
+        block_size: samples that stand next to each other in the data and are read at about the
+            same time, for slow disks: see :func:`adapruner.pruning.order.block_order`. All are
+            mixed where None.
+        transform: applied to each input of the training data. Where None, the images of a folder,
+            of shards or of a Hugging Face dataset become tensors in [0, 1]; they must then be of
+            one size.
+        evaluation_transform: applied instead where the model is evaluated, on the held-out part and
+            ``validation_data``.
+        validation_data: held-out data, of any form that ``data`` can have. Where None, 5 % of
+            ``data`` (at most 5,000 samples) is held out of the training: those samples are ranked
+            by their evaluations and kept by their own share. Below 20 such samples, nothing is.
+        learning_rate: highest learning rate of AdamW where ``optimizer`` is None; 2e-3 where None.
+        optimizer: called with the model's parameters; gives an optimiser, or an optimiser and a
+            learning rate scheduler that is stepped once per epoch. Where None, AdamW with a
+            one-cycle learning rate. On a GPU, give one made with ``fused=True``: any other makes
+            the host wait for the GPU in every step.
+        precision: "fp32", or "bf16" for the model and the losses under :class:`torch.autocast`.
+        compile: whether the model is called through :func:`torch.compile`.
+        loss: called with (outputs, targets); gives the loss of each sample, ``[B]``, at least 0,
+            unreduced. Where None, cross entropy.
+        normalize_loss: for losses that are not on the scale of cross entropy: see :class:`Pruner`.
+        balance: "class" keeps the same share of every class, exactly. Without it, rare classes that
+            the model does not get to fit are kept less.
+        method: "sampled", or "adapruner", the published objective.
+        warmup_epochs: epochs before the gates start; 0 for a model that is trained already. About a
+            tenth of ``epochs`` where None.
+        collate_fn: makes a batch of a list of (input, target).
+        fingerprint: a string that identifies the dataset, instead of what is found out from it.
+        checkpoint_dir: where to write a checkpoint after each epoch; one that is there is resumed.
+        on_error: "skip" leaves out samples that cannot be read, lists them in the result and never
+            keeps them; "raise" stops at the first one.
+        progress: whether to show it, on standard error.
+
+    Returns:
+        The kept indices, the gate logits and how they came about.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be; the message says how.
+        IndexError: a target is out of range for the model's logits.
+        DatasetMismatchError: the checkpoint belongs to another dataset.
+        UnreadableSampleError: a sample cannot be read and ``on_error="raise"``, or none can.
+        FloatingPointError: in a whole epoch no batch had a finite loss.
+
+    Example:
+        >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
+        >>> model = torch.nn.Linear(5, 3)
+        >>> result = fast_prune(model, (x, y), keep_ratio=0.7, epochs=3, progress=False)
+        >>> len(result.indices)
+        45
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
+    if balance not in (None, "class"):
+        raise ValueError(f'balance must be None or "class"; found {balance!r}')
+    if learning_rate is not None and optimizer is not None:
+        raise ValueError("learning_rate is for the default optimiser; optimizer sets its own")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a number above 0; found {learning_rate}")
+    where = check_device(_device_of(model) if device is None else device)
+    source = training_source(data, transform, collate_fn, fingerprint)
+    if balance == "class" and source.targets is None:
+        raise ValueError(
+            'balance="class" needs the classes without reading the samples: give the dataset a '
+            "`targets` attribute"
+        )
+    check_whole("seed", seed, 0)
+    held_out = None if validation_data is not None else _hold_out(len(source), seed)
+    pruner = Pruner(
+        len(source),
+        keep_ratio,
+        epochs,
+        warmup_epochs=warmup_epochs,
+        method=method,
+        seed=seed,
+        labels=source.targets if balance == "class" else None,
+        held_out=held_out,
+        normalize_loss=normalize_loss,
+        device=where,
+    )
+    trainer = Trainer(
+        model.to(where),
+        pruner,
+        loss,
+        learning_rate,
+        optimizer,
+        precision,
+        compile,
+        progress,
+        on_error,
+    )
+    training_choice = choose_loader(loader, source, collate_fn)
+    batches = training_loader(
+        training_choice,
+        source,
+        pruner,
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        block_size=block_size,
+        on_error=on_error,
+    )
+    if validation_data is None:
+        evaluated = _evaluation_source(source, evaluation_transform)
+        indices = np.zeros(0, dtype=np.int64) if held_out is None else held_out
+    else:
+        evaluated = training_source(validation_data, evaluation_transform or transform, collate_fn)
+        indices = np.arange(len(evaluated))
+    evaluation_choice = choose_loader(
+        "torch" if training_choice.name == "torch" else "auto", evaluated, collate_fn
+    )
+    evaluation = held_out_loader(
+        evaluation_choice,
+        evaluated,
+        indices,
+        batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        device=where,
+    )
+    if progress:
+        tqdm.write(
+            f"loader: {training_choice.name} ({training_choice.why}); "
+            f"held-out samples: {evaluation_choice.name}",
+            file=sys.stderr,
+        )
+    settings = {
+        "loader": training_choice.name,
+        "batch_size": batch_size,
+        "block_size": block_size,
+        "model": describe(model),
+        "optimizer": [type(trainer.optimizer).__name__, type(trainer.scheduler).__name__],
+        "learning_rate": trainer.highest_rate,
+        "precision": precision,
+    }
+    if checkpoint_dir is not None:
+        trainer.resume(checkpoint_dir, settings)
+    with _training_mode_kept(model):
+        while not pruner.finished:
+            with _seeded(seed, pruner.epoch, where):
+                trainer.train(batches)
+                losses = trainer.evaluate(evaluation, observe=validation_data is None)
+            trainer.end_epoch(losses)
+            if checkpoint_dir is not None:
+                trainer.checkpoint(checkpoint_dir, settings)
+    more = {
+        "batch_size": batch_size,
+        "device": str(where),
+        "precision": precision,
+        "compile": compile,
+        "loader": training_choice.name,
+        "loader_reason": training_choice.why,
+        "evaluation_loader": evaluation_choice.name,
+    }
+    result = pruner.result()
+    trainer.warn_of_what_was_left_out()
+    return replace(result, config=result.config | more)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Where the model is, by the first of its parameters; the default device if it has none."""
+    return next((p.device for p in model.parameters()), torch.get_default_device())
+
+
+def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
+    """A seeded part of the indices for the controller, ascending; None where it is too small."""
+    count = min(int(HELD_OUT_SHARE * num_samples), HELD_OUT_MOST)
+    if count < HELD_OUT_LEAST:
+        return None
+    generator = np.random.default_rng(np.random.SeedSequence([seed, num_samples]))
+    return np.sort(generator.choice(num_samples, count, replace=False))
+
+
+def _evaluation_source(source: Source, transform: Transform | None) -> Source:
+    if transform is None:
+        return source
+    changed = copy.copy(source)
+    changed.transform = transform
+    return changed
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Give an epoch (its dropout) a seed of its own, and the caller its generators back."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(stream_seed(seed, epoch, Stream.MODEL))
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(stream_seed(seed, epoch, Stream.MODEL))
+        yield
+
+
+@contextmanager
+def _training_mode_kept(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

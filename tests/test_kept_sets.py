@@ -1,0 +1,64 @@
+"""Kept sets do not change from version to version: those of 0.1.0, for given losses, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adapruner import Pruner
+
+N, EPOCHS = 1000, 9
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "classes": {"labels": np.arange(N) % 7},
+    "held out": {"held_out": np.arange(0, N, 9), "normalize_loss": True},
+    "untracked": {"track_losses": False, "warmup_epochs": 0, "explore": 0.1},
+}
+# SHA-256 of the kept indices, as 0.1.0 gave them.
+KEPT = {
+    "sampled": {
+        "plain": ["8bcc3ce5d348b218", "aa8d812e2fa13b63", "9aa2fa6c591394fb"],
+        "classes": ["b0d77a901207ed0f", "be4921dec85918dd", "838fd5af1116dec6"],
+        "held out": ["24cf2d22894a6e39", "5827983d07d8b197", "6c1d6604b70714c5"],
+        "untracked": ["198dc1bcd0216c88", "050f7ff57a38983a", "c0c5f6ba307b10a5"],
+    },
+    "published": {
+        "plain": ["48bd347a8c7d4f3b", "2277fb835197eaa2", "6c30950fa2d9913e"],
+        "classes": ["7b9f62c826f86983", "075996154128d658", "1c4668d4e99f20cb"],
+        "held out": ["9708693e03f96c5e", "25f3f5ddb676d083", "5526a0a91da08515"],
+        "untracked": ["199e2af8b9cbdbd8", "d29d7d2d4af35127", "1d25ec1e81976e0c"],
+    },
+}
+
+
+def kept(method: str, form: str, seed: int) -> str:
+    """The hash of what a run on made-up losses keeps."""
+    settings = FORMS[form]
+    pruner = Pruner(N, 0.4, EPOCHS, method=method, seed=seed, **settings)
+    random = torch.Generator().manual_seed(seed)
+    # Multiples of 1/8: the same on every machine, and with ties.
+    base = torch.randint(0, 24, (N,), generator=random)
+    while not pruner.finished:
+        noise = torch.randint(0, 12, (N,), generator=random)
+        losses: Tensor = (base + noise) / 8 / (1 + pruner.epoch)
+        for ids in pruner.batches(37):
+            pruner.weigh(losses[ids], ids)
+        if "held_out" in settings:
+            held_out = torch.from_numpy(settings["held_out"])
+            pruner.observe(losses[held_out], held_out)
+        if pruner.epoch == 2:
+            pruner.exclude([(5, "gone"), (17, "gone")])
+        pruner.step(1.0 / (1 + pruner.epoch), 0.01)
+    return hashlib.sha256(pruner.result().indices.numpy().tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ["sampled", "published"])
+def test_kept_sets_are_those_of_0_1_0(method: str, form: str, seed: int) -> None:
+    assert kept(method, form, seed) == KEPT[method][form][seed]
