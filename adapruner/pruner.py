@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import platform
 import time
@@ -28,6 +27,7 @@ from adapruner.data.base import Source, Transform
 from adapruner.data.loader import PrunedLoader
 from adapruner.data.plan import Plan
 from adapruner.gates import Gates
+from adapruner.info import version_of
 from adapruner.loading import training_source
 from adapruner.losses import Losses
 from adapruner.methods import DEFAULT_METHOD, find_method
@@ -378,7 +378,7 @@ class Pruner(Losses):
             source=source,
             saved=self._saved(indices.numpy()),
             versions={
-                "adapruner": importlib.metadata.version("adapruner"),
+                "adapruner": version_of("adapruner") or "not installed",
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import numpy as np
@@ -351,3 +352,14 @@ def test_recomputed_forward_steps_the_gates_once(reentrant: bool) -> None:
     checkpoint(lambda x: forward(twice, x), inputs, use_reentrant=reentrant).backward()
     assert torch.equal(twice.gates.logits, plain.gates.logits)
     assert not torch.equal(plain.gates.logits, torch.ones(8))
+
+
+def test_a_result_says_where_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A copy of the sources that is only on the path, as on a machine that is lent for minutes.
+    def no_version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", no_version)
+    pruner = Pruner(40, epochs=2)
+    drive(pruner, frozen(40))
+    assert pruner.result().versions["adapruner"] == "not installed"
