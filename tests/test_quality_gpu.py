@@ -60,13 +60,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rehearse(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """Calls the command for the first so many runs."""
+    """Calls the command for some runs: these, or the first so many."""
     monkeypatch.setattr(scores, "CACHE", tmp_path)
     threads = torch.get_num_threads()
 
-    def call(count: int, *more: str, seconds: str = "1e6") -> list[dict[str, object]]:
+    def call(
+        wanted: int | list[run.Run], *more: str, seconds: str = "1e6"
+    ) -> list[dict[str, object]]:
         monkeypatch.setenv("ADAPRUNER_DATA", str(folder))
-        monkeypatch.setattr(gpu, "gpu_runs", lambda dataset: gpu_runs(dataset)[:count])
+        runs = gpu_runs(TINY)[:wanted] if isinstance(wanted, int) else wanted
+        monkeypatch.setattr(gpu, "gpu_runs", lambda dataset: runs)
         results = tmp_path / "rows.jsonl"
         named = ["--results", str(results), "--device", "cpu", "--tiny", "--seconds", seconds]
         gpu.main([*named, *more])
@@ -158,8 +161,38 @@ def test_a_run_that_would_not_end_in_time_is_not_begun(seconds, made):
         now += (cost := next(costs))
         return {**vars(one), "wall_seconds": cost}
 
-    assert gpu.make_in_time(runs, make, gpu.Forecast(), seconds, lambda: now) == made
+    assert gpu.make_in_time(runs, make, gpu.Forecast(), seconds, lambda: now) == (made, [])
     assert begun == runs[:made]
+
+
+def test_a_method_that_fails_is_tried_once_and_named(rehearse, monkeypatch, capsys):
+    def make_row(one, *rest):
+        if one.method == "adapruner":
+            raise RuntimeError("no kernels")
+        return run.make_row(one, *rest)
+
+    monkeypatch.setattr(gpu, "make_row", make_row)
+    runs = [gpu_runs(TINY)[i] for i in (2, 1)] + [gpu_runs(TINY)[12]]
+    assert [one.method for one in runs] == ["adapruner", "random", "adapruner"]
+    with pytest.raises(SystemExit, match="failed: adapruner, same epochs"):
+        rehearse(runs)
+    assert capsys.readouterr().err.count("no kernels") == 1
+
+
+def test_a_network_that_cannot_be_compiled_is_told(folder, monkeypatch, capsys):
+    monkeypatch.setenv("ADAPRUNER_DATA", str(folder))
+    one = gpu_runs(TINY)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        assert gpu.compiles(one, "cpu")
+
+        def backend(*_: object) -> object:
+            raise RuntimeError("no compiler")
+
+        patch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+        torch._dynamo.reset()
+        assert not gpu.compiles(one, "cpu")
+    assert "cannot be compiled" in capsys.readouterr().out
 
 
 def test_one_file_holds_what_the_folder_holds(folder, tmp_path, monkeypatch):

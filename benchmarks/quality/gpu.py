@@ -4,7 +4,8 @@
 
 Full CIFAR-10 at 32×32 with a network that trains in seconds. Runs come in the order of their worth
 (:func:`benchmarks.quality.table.gpu_runs`). A row is written as soon as its run ends, and a run
-starts only if it should end in time. Started again with the same file, it makes what is missing.
+starts only if it should end in time. A method that fails is told and not tried again. Started again
+with the same file, the command makes what is missing.
 
 ``--data`` names CIFAR-10 as a single file of 18 MB; where it is not there yet, it is written from
 the folder ``$ADAPRUNER_DATA``. Without ``--data``, ``$ADAPRUNER_DATA`` is read.
@@ -17,6 +18,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -62,22 +64,41 @@ def make_in_time(
     forecast: Forecast,
     end: float,
     clock: Callable[[], float] = time.perf_counter,
-) -> int:
-    """Make one run after another until the next one would not end in time; how many were made."""
-    made = 0
+) -> tuple[int, list[str]]:
+    """Make one run after another until the next one would not end in time.
+
+    Returns:
+        How many were made, and the methods that failed: each of them is tried once.
+    """
+    made, failed = 0, []
     for run in runs:
+        name = f"{run.method}, {run.protocol}"
+        if name in failed:
+            continue
         if clock() >= end or clock() + forecast.seconds(run) > end:
             break
-        forecast.note(make(run))
+        try:
+            row = make(run)
+        except Exception:  # the other methods still have something to say
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        forecast.note(row)
         made += 1
-    return made
+    return made, failed
 
 
-def warm_up(run: Run, device: str) -> None:
-    """A few steps, in which the network is compiled and libraries choose their kernels."""
+def compiles(run: Run, device: str) -> bool:
+    """Whether the network can be compiled: a few steps try it, so that no run waits for it."""
     data, recipe = data_of(*run.shared, device), run.recipe
     everything = torch.ones(len(data.y), dtype=torch.bool)
-    train(data, recipe, Plan(everything), 0, samples=WARM_UP_STEPS * recipe.batch_size)
+    try:
+        train(data, recipe, Plan(everything), 0, samples=WARM_UP_STEPS * recipe.batch_size)
+    except Exception:  # of whatever the compiler needs and does not find
+        traceback.print_exc()
+        print("the network cannot be compiled here and runs as it is", flush=True)
+        return False
+    return True
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,25 +122,26 @@ def main(arguments: list[str] | None = None) -> None:
     runs = gpu_runs(TINY if args.tiny else GPU)
     left = not_in([args.results], runs)
     print(f"{len(left)} of {len(runs)} runs are left", flush=True)
+    about: dict[str, Any] = {"device": "cpu", "compiled": False}
     if args.device == "cuda":
         torch.backends.cudnn.benchmark = True
-        stance, device_name = "default", torch.cuda.get_device_name()
+        compiled = compiles(runs[0], args.device)
+        about = {"device": torch.cuda.get_device_name(), "compiled": compiled}
     else:
-        torch.set_num_threads(1)
-        stance, device_name = "force_eager", "cpu"  # compiling takes a processor a minute
-    about = {"provenance": provenance(), "device": device_name}
-    forecast = Forecast(read_rows(args.results))
-    with torch.compiler.set_stance(stance):
-        warm_up(runs[0], args.device)
-        print(f"ready after {time.perf_counter() - start:.1f} s", flush=True)
-        made = make_in_time(
+        torch.set_num_threads(1)  # and nothing is compiled, which takes a processor a minute
+    about["provenance"] = provenance()
+    print(f"ready after {time.perf_counter() - start:.1f} s", flush=True)
+    with torch.compiler.set_stance("default" if about["compiled"] else "force_eager"):
+        made, failed = make_in_time(
             left,
             lambda run: make_row(run, args.device, args.results, about),
-            forecast,
+            Forecast(read_rows(args.results)),
             start + args.seconds,
         )
     spent = time.perf_counter() - start
     print(f"{made} runs in {spent:.1f} s; {len(left) - made} are left", flush=True)
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":
