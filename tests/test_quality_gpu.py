@@ -20,7 +20,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("PIL")
 from PIL import Image
 
-from benchmarks.quality import cifar, gpu, plans, report, run, scores, trainer
+from benchmarks.quality import cifar, gpu, plans, run, scores, trainer
 from benchmarks.quality.data import Data
 from benchmarks.quality.table import GPU_JOINT, GPU_STATIC, TINY, gpu_runs
 from benchmarks.quality.trainer import Plan, Recipe, train
@@ -348,17 +348,3 @@ def test_by_shape_alone_a_loss_stays_on_the_gpu(name):
         plan.features(hidden)
         loss = plan.loss(torch.ones(8, 10, device="cuda"), data.y[ids], ids)
         assert loss.is_cuda
-
-
-def test_the_page_says_nothing_of_a_gpu_where_none_was(rehearse):
-    rows = rehearse(2)
-    assert report.on_gpu(rows) == ""
-    on_gpu = [
-        row | {"dataset": "cifar10", "device": "GPU", "accuracy": 90.0 + seed, "seed": seed}
-        for row in rows
-        for seed in range(3)
-    ]
-    text = report.on_gpu(on_gpu)
-    assert text.startswith("## CIFAR-10 on a GPU")
-    assert "| random | 91.00 ± 0.58 |" in text
-    assert ", GPU, torch" in text

@@ -22,8 +22,8 @@ RECIPES = {
     "cifar10-10000 residual": Recipe("residual", 12, 128, 0.1, crop=1, flip=True),
     "cifar10-10000 separable": Recipe("separable", 12, 128, 0.2, crop=1, flip=True, bfloat16=False),
     "cifar10-10000 mixer": Recipe("mixer", 12, 128, 0.2, crop=1, flip=True),
-    # For a GPU; nobody has run it there yet. The rate is chosen on "split" of 0.4, 0.8 and 1.6, on a
-    # processor, at an eighth of the width.
+    # For a GPU; nobody has run it there yet. The rate is the best of 0.4, 0.8 and 1.6 on "split",
+    # on a processor, at an eighth of the width.
     "cifar10": Recipe("fast", 16, 1024, 0.8, crop=2, flip=True, compile=True),
     # Rehearses the one above in half a minute on a processor; its figures mean nothing.
     "cifar10-1000 tiny": Recipe("fast, width 8", 6, 64, 0.2, crop=1, flip=True, compile=True),
