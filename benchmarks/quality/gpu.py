@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs = gpu_runs(TINY if args.tiny else GPU)
     left = not_in([args.results], runs)
     print(f"{len(left)} of {len(runs)} runs are left", flush=True)
+    data_of(*runs[0].shared, args.device)  # decoded here, so that no run is the longer for it
     about: dict[str, Any] = {"device": "cpu", "compiled": False}
     if args.device == "cuda":
         torch.backends.cudnn.benchmark = True
