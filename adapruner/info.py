@@ -49,7 +49,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "adapruner": _version("adapruner"),
+        "adapruner": version_of("adapruner"),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
 
@@ -65,7 +65,8 @@ def extras() -> dict[str, list[str]]:
     return found
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The version of an installed distribution; None where it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -74,9 +75,12 @@ def _version(distribution: str) -> str | None:
 
 def _versions() -> list[tuple[str, str]]:
     return [
-        ("adapruner", _version("adapruner") or "not installed"),
+        ("adapruner", version_of("adapruner") or "not installed"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
-        *((name, _version(name) or "not installed") for name in ("torch", "numpy", "safetensors")),
+        *(
+            (name, version_of(name) or "not installed")
+            for name in ("torch", "numpy", "safetensors")
+        ),
     ]
 
 
@@ -115,7 +119,7 @@ def _cuda(built: dict[str, Any]) -> str:
 
 
 def _extra(name: str, needs: list[str]) -> str:
-    versions = {need: _version(need) for need in needs}
+    versions = {need: version_of(need) for need in needs}
     missing = [need for need, version in versions.items() if version is None]
     if missing:
         return f'{", ".join(missing)} not installed: pip install "adapruner[{name}]"'

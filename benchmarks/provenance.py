@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from importlib.metadata import distributions
 from pathlib import Path
@@ -16,14 +17,11 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def provenance() -> dict[str, Any]:
-    """The machine, versions, date, and the commit ("+" where the code differs from it)."""
+    """The machine, versions, date, and the commit ("+" where the code differs from it).
 
-    def git(*arguments: str) -> str:
-        root = Path(__file__).parent
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    changed = git("status", "--porcelain", "--", *CODE)
+    The commit comes from ``ADAPRUNER_COMMIT`` where that is set: a copy of the code need not have
+    its repository.
+    """
     return machine() | {
         "packages": {
             found.metadata["Name"].lower(): found.version
@@ -34,5 +32,20 @@ def provenance() -> dict[str, Any]:
         "huge_pages": HUGE_PAGES.read_text().split("[")[-1].split("]")[0]
         if HUGE_PAGES.exists()
         else "unknown",
-        "commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "commit": os.environ.get("ADAPRUNER_COMMIT") or _commit(),
     }
+
+
+def _commit() -> str:
+    """Of the repository that this file is in; empty without git or a repository."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).parent
+        try:
+            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        except FileNotFoundError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--", *CODE)
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")

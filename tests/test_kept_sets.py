@@ -1,4 +1,4 @@
-"""Kept sets do not change from version to version: those of 0.1.0, for given losses, bit for bit."""
+"""Kept sets do not change between versions: those of 0.1.0, for given losses, bit for bit."""
 
 from __future__ import annotations
 

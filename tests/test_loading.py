@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from adapruner import PruneResult, as_source, fast_prune
-from adapruner.cli import main
+from adapruner.cli.main import main
 from adapruner.data.loaders.choice import choose_loader
 from adapruner.vision import evaluation_transform, training_transform
 

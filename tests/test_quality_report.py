@@ -57,7 +57,7 @@ def root(tmp_path):
             "probe",
             "kept",
         ),
-        "docs/quality-tables.md": ("digits", CIFAR, "tried on digits"),
+        "docs/quality-tables.md": ("digits", CIFAR, "tried on digits", "gpu"),
         "README.md": ("quality",),
     }.items():
         texts = (f"<!-- {m}: begin -->\nas it was\n<!-- {m}: end -->\n" for m in markers)
@@ -142,6 +142,31 @@ def test_noises_at_one_ratio_share_a_table():
     assert "| adapruner | 5.00 ± 0.00 |" in bad
     assert "long-tail" not in bad.split("P, cpu")[0]
     assert "Balanced accuracy" in report.details(made)
+
+
+def test_the_runs_of_a_gpu_have_a_section_where_there_are_any(root):
+    def drawn(device):
+        made = five("full", 1.0, 93.0, dataset="cifar10") + five(
+            "random", 0.7, 90.0, dataset="cifar10"
+        )
+        made += five("adapruner", 0.7, 92.0, dataset="cifar10")
+        made += five("random", 0.7, 40.0, dataset="cifar10-1000 tiny")  # a rehearsal
+        seconds = {"seconds": 2.5, "device": device}
+        write(root / "results" / "gpu" / "quality.jsonl", [row | seconds for row in made])
+        report.main(root / "results" / "quality", root)
+        return between(root, "docs/quality-tables.md", "gpu")
+
+    assert drawn("cpu") == ""
+    page = drawn("H")
+    assert page.startswith("## CIFAR-10 on a GPU")
+    assert "takes 2.5 s" in page
+    assert "| adapruner | 94.00 ± 0.71<br>**+2.00 [+2.00, +2.00]** |" in page
+    assert "| adapruner | -1.00 [-1.00, -1.00] |" in page  # to all data
+    assert "P, H, torch" in page
+    assert "40.00" not in page
+    (root / "results" / "gpu" / "quality.jsonl").unlink()
+    report.main(root / "results" / "quality", root)
+    assert between(root, "docs/quality-tables.md", "gpu") == ""
 
 
 def test_other_networks_and_probes():

@@ -5,14 +5,13 @@ Images are ``[N, H, W, C]`` float32, normalised. Everything is a function of (na
 
 from __future__ import annotations
 
-import io
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from . import cifar
 
 CACHE = Path(__file__).resolve().parents[2] / "build" / "quality"
 DIGITS_TEST, DIGITS_SPLIT, CIFAR_SPLIT = 500, 300, 5000
@@ -31,6 +30,7 @@ class Data:
     x_test: Tensor
     y_test: Tensor
     classes: int
+    source: str = ""  # which files the training images were in
 
     def to(self, device: str) -> Data:
         moved = {name: getattr(self, name).to(device) for name in ("x", "y", "x_test", "y_test")}
@@ -67,7 +67,7 @@ def _digits(seed: int, measured_on: str) -> Data:
 
 
 def _cifar(name: str, seed: int, measured_on: str) -> Data:
-    x, y = _cifar_images("train")
+    x, y, source = cifar.images("train")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1000 + seed))
     rest, held = order[:-CIFAR_SPLIT], order[-CIFAR_SPLIT:]
     part = "-" in name
@@ -75,9 +75,10 @@ def _cifar(name: str, seed: int, measured_on: str) -> Data:
         rest = rest[: int(name.split("-")[1])]
     elif measured_on == "test":
         rest = order
-    x_test, y_test = (x[held], y[held]) if measured_on == "split" else _cifar_images("test")
+    x_test, y_test = (x[held], y[held]) if measured_on == "split" else cifar.images("test")[:2]
     bad = torch.zeros(len(rest), dtype=torch.bool)
-    return Data(normalised(x[rest], part), y[rest], bad, normalised(x_test, part), y_test, 10)
+    x = normalised(x[rest], part)
+    return Data(x, y[rest], bad, normalised(x_test, part), y_test, 10, source)
 
 
 def normalised(images: Tensor, halved: bool) -> Tensor:
@@ -86,29 +87,6 @@ def normalised(images: Tensor, halved: bool) -> Tensor:
         return values
     count, height, width, colours = values.shape
     return values.reshape(count, height // 2, 2, width // 2, 2, colours).mean((2, 4))
-
-
-def _cifar_images(split: str) -> tuple[Tensor, Tensor]:
-    """Decoded once, then kept beside the results of the build."""
-    folder = os.environ.get("ADAPRUNER_DATA")
-    if not folder or not (Path(folder) / "cifar10").is_dir():
-        raise FileNotFoundError(
-            f"CIFAR-10 is looked for in $ADAPRUNER_DATA/cifar10; ADAPRUNER_DATA is {folder!r}"
-        )
-    cached = CACHE / f"cifar10-{split}.npy"
-    index = np.load(Path(folder) / "cifar10" / f"{split}.index.npy")
-    if not cached.exists():
-        from PIL import Image
-
-        blob = np.memmap(Path(folder) / "cifar10" / f"{split}.jpegs", dtype=np.uint8, mode="r")
-        images = np.stack(
-            [np.asarray(Image.open(io.BytesIO(blob[o : o + n].tobytes()))) for o, n, _ in index]
-        )
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = cached.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, images)
-        part.replace(cached)
-    return torch.from_numpy(np.load(cached)), torch.from_numpy(index[:, 2].astype(np.int64))
 
 
 def spoil(data: Data, noise: str, seed: int) -> Data:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 
@@ -76,32 +78,37 @@ class _Block(nn.Module):
         return nn.functional.relu(self.body(x) + self.skip(x))
 
 
-def resnet9(width: int = 64) -> Network:
-    """For full CIFAR-10 on a GPU, in seconds."""
-
-    def pooled(inputs: int, outputs: int) -> list[nn.Module]:
-        return [*_conv(inputs, outputs), nn.MaxPool2d(2)]
-
-    layers = [
-        *_conv(3, width),
-        *pooled(width, 2 * width),
-        _Block(2 * width, 2 * width, 1),
-        *pooled(2 * width, 4 * width),
-        *pooled(4 * width, 8 * width),
-        _Block(8 * width, 8 * width, 1),
-        *_pooled(),
+def _group(inputs: int, outputs: int) -> list[nn.Module]:
+    """Two convolutions; the first one's output is pooled before anything else looks at it."""
+    return [
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(outputs),
+        nn.GELU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.GELU(),
     ]
-    return Network(nn.Sequential(*layers), 8 * width, 10)
 
 
-def resnet18() -> Network:
-    """The ResNet-18 for 32×32 images: no pooling at the start."""
-    layers: list[nn.Module] = _conv(3, 64)
-    inputs = 64
-    for outputs, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        layers += [_Block(inputs, outputs, stride), _Block(outputs, outputs, 1)]
-        inputs = outputs
-    return Network(nn.Sequential(*layers, *_pooled()), 512, 10)
+def fast_network(width: int = 64) -> Network:
+    """For full CIFAR-10 on a GPU, in a few seconds: 150 million multiplications an image.
+
+    Depth and widths are those of airbench94 (Jordan, 2024). Its whitened first layer, identity
+    initialisation, scaled head and frozen scales are left out.
+    """
+    first = 3 * width // 8
+    layers = [
+        nn.Conv2d(3, first, 3, padding=1, bias=False),
+        nn.BatchNorm2d(first),
+        nn.GELU(),
+        *_group(first, width),
+        *_group(width, 4 * width),
+        *_group(4 * width, 4 * width),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+    ]
+    return Network(nn.Sequential(*layers), 4 * width, 10)
 
 
 def residual_network(width: int = 16) -> Network:
@@ -179,6 +186,6 @@ NETWORKS = {
     "residual": residual_network,
     "separable": separable_network,
     "mixer": mixer,
-    "resnet9": resnet9,
-    "resnet18": resnet18,
+    "fast": fast_network,
+    "fast, width 8": partial(fast_network, 8),
 }

@@ -24,7 +24,8 @@ from .trainer import Plan, Trained, accuracy, train
 
 
 @functools.lru_cache(maxsize=1)  # runs come in groups that share it
-def _data(name: str, noise: str, seed: int, measured_on: str, device: str) -> Data:
+def data_of(name: str, noise: str, seed: int, measured_on: str, device: str) -> Data:
+    """The data of the runs with this :attr:`Run.shared`, on the device."""
     return load(name.split(" ")[0], noise, seed, measured_on).to(device)
 
 
@@ -38,6 +39,7 @@ def make(run: Run, device: str) -> dict[str, Any]:
 def _measure(run: Run, data: Data, trained: Trained, kept: Tensor | None) -> dict[str, Any]:
     overall, balanced = accuracy(trained.model, data, run.recipe.bfloat16)
     return {
+        "data": data.source,
         "samples": len(data.y),
         "kept": len(data.y) if kept is None else len(kept),
         "accuracy": overall,
@@ -51,7 +53,7 @@ def _measure(run: Run, data: Data, trained: Trained, kept: Tensor | None) -> dic
 
 
 def _retrained(run: Run, device: str) -> dict[str, Any]:
-    data = _data(*run.shared, device)
+    data = data_of(*run.shared, device)
     kept, cost = select(run.selecting, device)
     reads = torch.zeros(len(data.y), dtype=torch.bool, device=data.y.device)
     reads[kept] = True
@@ -68,7 +70,7 @@ def _retrained(run: Run, device: str) -> dict[str, Any]:
 @functools.lru_cache(maxsize=64)  # one selection serves several networks
 def select(run: Run, device: str) -> tuple[Tensor, dict[str, float]]:
     """The kept indices, and what it took to know them."""
-    data = _data(*run.shared, device)
+    data = data_of(*run.shared, device)
     nothing = {"samples_read": 0, "seconds": 0.0, "cpu_seconds": 0.0}
     count = keep_count(run.ratio, len(data.y))
     if run.method == "full":
@@ -83,7 +85,7 @@ def select(run: Run, device: str) -> tuple[Tensor, dict[str, float]]:
         plan = _adapruner(run, data, epochs)
         trained = train(data, run.recipe, plan, run.seed, epochs=epochs)
         return plan.pruner.result().indices, _cost(trained)
-    records = record(data, run.recipe, run.seed, repr(run.shared))
+    records = record(data, run.recipe, run.seed, f"{run.shared} {data.source} {device}")
     start = time.process_time()
     kept = (STATIC | EXPERIMENTAL)[run.method](records, count, run.seed)
     spent = time.process_time() - start
@@ -110,7 +112,7 @@ def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
 
 def _joint(run: Run, device: str) -> dict[str, Any]:
     """The model of the run that prunes, for the samples that ratio · epochs · N are."""
-    data = _data(*run.shared, device)
+    data = data_of(*run.shared, device)
     count, recipe = len(data.y), run.recipe
     budget = keep_count(run.ratio, count) * recipe.epochs
     kept = None
@@ -125,8 +127,8 @@ def _joint(run: Run, device: str) -> dict[str, Any]:
         make_plan = {
             "full, fewer epochs": lambda: Plan(everything),
             "random each epoch": lambda: plans.RandomEachEpoch(count, run.ratio, run.seed),
-            "InfoBatch": lambda: plans.InfoBatch(count, run.seed),
-            "SeTa": lambda: plans.SeTa(count, run.seed),
+            "InfoBatch": lambda: plans.InfoBatch(count, run.seed, data.y.device),
+            "SeTa": lambda: plans.SeTa(count, run.seed, data.y.device),
         }[run.method]
         trained = train(data, recipe, make_plan(), run.seed, samples=budget)
     return _measure(run, data, trained, kept)

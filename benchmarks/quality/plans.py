@@ -55,26 +55,37 @@ class RandomEachEpoch(Plan):
 
 
 class _ByLastLoss(Plan):
-    """Notes the last loss of every sample; all are 3 at the start, as the authors have it."""
+    """Notes the last loss of every sample; all are 3 at the start, as the authors have it.
 
-    def __init__(self, count: int, seed: int) -> None:
+    Losses and weights lie on the device, so that no step waits for it; an epoch begins with one
+    look at them.
+    """
+
+    def __init__(self, count: int, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__(torch.ones(count, dtype=torch.bool))
-        self.last_loss = torch.full((count,), 3.0)
-        self.weights = torch.ones(count)
+        self.last_loss = torch.full((count,), 3.0, device=device)
+        self.weights = torch.ones(count, device=device)
         self.generator = torch.Generator().manual_seed(6000 + seed)
 
     def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
         losses = functional.cross_entropy(logits, targets, reduction="none")
-        self.last_loss[ids.cpu()] = losses.detach().cpu()
-        return (losses * self.weights[ids.cpu()].to(losses.device)).mean()
+        self.last_loss[ids] = losses.detach()
+        return (losses * self.weights[ids]).mean()
 
 
 class InfoBatch(_ByLastLoss):
     """Of the samples whose loss is below the mean a random share is left out, and the others of
     them weigh more for it; everything is read towards the end (Qin et al., ICLR 2024)."""
 
-    def __init__(self, count: int, seed: int, pruned: float = 0.5, until: float = 0.875) -> None:
-        super().__init__(count, seed)
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        pruned: float = 0.5,
+        until: float = 0.875,
+    ) -> None:
+        super().__init__(count, seed, device)
         self._pruned, self._until = pruned, until
 
     def begin(self, epoch: int, done: float, model: Network) -> Tensor:
@@ -82,11 +93,12 @@ class InfoBatch(_ByLastLoss):
         self.weights.fill_(1.0)
         if done >= self._until:
             return reads
-        easy = (self.last_loss < self.last_loss.mean()).nonzero().flatten()
+        losses = self.last_loss.cpu()
+        easy = (losses < losses.mean()).nonzero().flatten()
         order = torch.randperm(len(easy), generator=self.generator)
         kept = int((1 - self._pruned) * len(easy))
         reads[easy[order[kept:]]] = False
-        self.weights[easy[order[:kept]]] = 1 / (1 - self._pruned)
+        self.weights[easy[order[:kept]].to(self.weights.device)] = 1 / (1 - self._pruned)
         return reads
 
 
@@ -99,12 +111,13 @@ class SeTa(_ByLastLoss):
         self,
         count: int,
         seed: int,
+        device: torch.device | str = "cpu",
         pruned: float = 0.1,
         groups: int = 5,
         window: float = 0.9,
         until: float = 0.875,
     ) -> None:
-        super().__init__(count, seed)
+        super().__init__(count, seed, device)
         self._pruned, self._groups, self._until = pruned, groups, until
         self._size = round(groups * window)
 
@@ -112,7 +125,7 @@ class SeTa(_ByLastLoss):
         count = len(self.reads)
         part = torch.randperm(count, generator=self.generator)[: int((1 - self._pruned) * count)]
         if epoch > 0 and done < self._until:
-            group = groups_by_loss(self.last_loss[part], self._groups)
+            group = groups_by_loss(self.last_loss.cpu()[part], self._groups)
             start = epoch % (self._groups - self._size + 1)
             part = part[(group >= start) & (group < start + self._size)]
         reads = torch.zeros_like(self.reads)

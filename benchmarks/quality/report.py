@@ -23,7 +23,17 @@ from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios
 from .run import RESULTS, file_of, key_of, read_rows, run_of
 from .static import RECORDED, STATIC
 from .statistics import Row, by_seed, estimate, group, paired
-from .table import ADAPRUNER, CLEAN_OR_NOISY, JOINT_METHODS, LARGE, RECIPES, WIDE, Run, constants_of
+from .table import (
+    ADAPRUNER,
+    CLEAN_OR_NOISY,
+    GPU,
+    JOINT_METHODS,
+    LARGE,
+    RECIPES,
+    WIDE,
+    Run,
+    constants_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[Row]
@@ -42,14 +52,18 @@ def runs_in(results: Path, measured_on: str) -> Rows:
     found: Rows = []
     for dataset in RECIPES:
         file = file_of(Run(dataset, "", "", 1.0, "", 0, measured_on))
-        made = read_rows(results / file)
-        found += (today := [row for row in made if key_of(row) == run_of(row).key()])
-        if len(today) < len(made):
-            print(
-                f"{file}: {len(made) - len(today)} rows of other recipes or constants",
-                file=sys.stderr,
-            )
+        found += rows_of_today(results / file)
     return found
+
+
+def rows_of_today(path: Path) -> Rows:
+    """The rows of a file, those of today's recipes and constants."""
+    made = read_rows(path)
+    today = [row for row in made if key_of(row) == run_of(row).key()]
+    if len(today) < len(made):
+        others = len(made) - len(today)
+        print(f"{path.name}: {others} rows of other recipes or constants", file=sys.stderr)
+    return today
 
 
 def rows_of_tasks(path: Path) -> Rows:
@@ -221,11 +235,23 @@ def where(rows: Rows) -> list[str]:
     samples = max(row["samples"] for row in rows)
     recipes = (row["recipe"] for row in rows)
     networks = dict.fromkeys(f"“{r['model']}”, {r['epochs']} epochs" for r in recipes)
+    devices = ", ".join(sorted({row["device"] for row in rows}))
     return [
-        f"{about['processor']}, {rows[-1]['device']}, torch {about['torch']}, {about['date']}, "
+        f"{about['processor']}, {devices}, torch {about['torch']}, {about['date']}, "
         f"commits {commits} (+: the tree differed); {samples:,} samples, network "
         f"{'; '.join(networks)}."
     ]
+
+
+def on_gpu(rows: Rows) -> str:
+    """The whole section on the runs of a GPU; empty where no GPU has made any."""
+    rows = [row for row in rows if row["dataset"] == GPU and row["device"] != "cpu"]
+    if not rows:
+        return ""
+    full = [row["seconds"] for row in rows if row["method"] == "full"]
+    takes = f" Training on everything takes {median(full):.1f} s." if full else ""
+    about = f"Full CIFAR-10 at 32×32, by `python -m benchmarks.quality.gpu`.{takes}"
+    return "\n\n".join(["## CIFAR-10 on a GPU", about, sections(rows), details(rows)])
 
 
 def transfer(rows: Rows) -> str:
@@ -361,7 +387,8 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
         | {"aims": verdicts, "transfer": transfer(measured), "probe": probe(measured)}
         | {"kept": kept_table(results)},
         "docs/quality-tables.md": drawn(details, by_dataset, "")
-        | drawn(tried, split_by_dataset, "tried on "),
+        | drawn(tried, split_by_dataset, "tried on ")
+        | {"gpu": on_gpu(rows_of_today(results.parent / "gpu" / "quality.jsonl"))},
         "README.md": {"quality": short(measured, FIRST)},
     }
     for name, contents in pages.items():

@@ -71,9 +71,27 @@ def file_of(run: Run) -> str:
 def missing(runs: Iterable[Run], results: Path) -> list[Run]:
     """Those whose row is not in their file in the folder."""
     runs = list(runs)
-    files = {results / file_of(run) for run in runs}
+    return not_in({results / file_of(run) for run in runs}, runs)
+
+
+def not_in(files: Iterable[Path], runs: Iterable[Run]) -> list[Run]:
+    """The runs that have no row in any of the files."""
     done = {key_of(row) for path in files for row in read_rows(path)}
     return [run for run in runs if run.key() not in done]
+
+
+def make_row(run: Run, device: str, path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Make the run, append its row to the file and say so."""
+    start = time.perf_counter()
+    row = make(run, device) | about
+    row["wall_seconds"] = time.perf_counter() - start
+    append(path, row)
+    print(
+        f"{row['accuracy']:6.2f}  {run.dataset}  {run.protocol}  {run.method}  "
+        f"{run.ratio}  {run.noise}  seed {run.seed}  ({row['wall_seconds']:.1f} s)",
+        flush=True,
+    )
+    return row
 
 
 def work(
@@ -89,14 +107,7 @@ def work(
         if number >= len(jobs):
             return
         for run in jobs[number]:
-            start = time.time()
-            row = make(run, device)
-            append(results / file_of(run), row | about)
-            print(
-                f"{row['accuracy']:6.2f}  {run.dataset}  {run.protocol}  {run.method}  "
-                f"{run.ratio}  {run.noise}  seed {run.seed}  ({time.time() - start:.1f} s)",
-                flush=True,
-            )
+            make_row(run, device, results / file_of(run), about)
 
 
 def _end(*_: Any) -> None:

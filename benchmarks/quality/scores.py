@@ -24,9 +24,8 @@ from .trainer import Plan, Recipe, train
 REFERENCE = 0.05  # share of the samples whose gradient the others' is compared with
 HERE = Path(__file__).parent
 # What a recorded run follows from besides its recipe.
-CODE = hashlib.sha256(
-    b"".join((HERE / f"{name}.py").read_bytes() for name in ("data", "networks", "trainer"))
-).hexdigest()
+FILES = ("cifar", "data", "networks", "trainer")
+CODE = hashlib.sha256(b"".join((HERE / f"{name}.py").read_bytes() for name in FILES)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,10 @@ class Recording(Plan):
         count = len(data.y)
         super().__init__(torch.ones(count, dtype=torch.bool, device=data.y.device))
         self._data = data
-        self.logits = torch.zeros(epochs, count, data.classes, dtype=torch.float16)
-        self.agreement = torch.zeros(epochs, count)
+        # On the device, so that no step waits for it.
+        device = data.y.device
+        self.logits = torch.zeros(epochs, count, data.classes, dtype=torch.float16, device=device)
+        self.agreement = torch.zeros(epochs, count, device=device)
         generator = torch.Generator().manual_seed(3000 + seed)
         order = torch.randperm(count, generator=generator)
         self.reference = order[: max(1, round(REFERENCE * count))]
@@ -96,8 +97,8 @@ class Recording(Plan):
     def _note(self, logits: Tensor, hidden: Tensor, targets: Tensor, ids: Tensor) -> None:
         error = logits.softmax(1) - functional.one_hot(targets, logits.shape[1])
         agreement = (error * (hidden @ self._direction.T)).sum(1)
-        self.logits[self._epoch, ids.cpu()] = logits.half().cpu()
-        self.agreement[self._epoch, ids.cpu()] = agreement.cpu()
+        self.logits[self._epoch, ids] = logits.half()
+        self.agreement[self._epoch, ids] = agreement
 
 
 def record(data: Data, recipe: Recipe, seed: int, key: str) -> Records:
@@ -123,8 +124,8 @@ def _make_records(data: Data, recipe: Recipe, seed: int, path: Path) -> None:
             [model.features(part.permute(0, 3, 1, 2)).float() for part in data.x.split(500)]
         )
     tensors = {
-        "logits": plan.logits,
-        "agreement": plan.agreement,
+        "logits": plan.logits.cpu(),
+        "agreement": plan.agreement.cpu(),
         "features": features.cpu().contiguous(),
         "labels": data.y.cpu(),
         "cost": torch.tensor(

@@ -8,6 +8,7 @@ the same order, which is what makes differences over seeds small.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Recipe:
     crop: int = 0  # pixels of padding for random crops
     flip: bool = False
     bfloat16: bool = True
-    compile: bool = False
+    compile: bool = False  # with batches of one size, so that it is compiled once for all runs
 
 
 class Plan:
@@ -87,7 +88,9 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = NETWORKS[recipe.model]().to(device, memory_format=torch.channels_last)
-    features = torch.compile(model.features) if recipe.compile else model.features
+    features = model.features
+    if recipe.compile:
+        features = torch.compile(features, dynamic=False)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
@@ -105,8 +108,7 @@ def train(
         order = torch.randperm(len(data.y), generator=generator, device=device)
         order = order[mask[order]]
         guise = _draw_guise(len(data.y), recipe, generator)
-        # Batches of even size: a last one of a few samples would be a step into nowhere.
-        batches = order.tensor_split(max(1, round(len(order) / recipe.batch_size)))
+        batches = order.tensor_split(_steps(len(order), recipe))
         for number, ids in enumerate(batches):
             if samples is not None:
                 ids = ids[: samples - read]
@@ -114,9 +116,10 @@ def train(
             else:
                 done = (epoch + number / len(batches)) / epochs
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * _rate(done, recipe.rise)
-            batch = _augment(images, ids, guise, data.x.shape[1], recipe)
+            shown = _filled(ids, recipe.batch_size) if recipe.compile else ids
+            batch = _augment(images, shown, guise, data.x.shape[1], recipe)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-                hidden = features(batch)
+                hidden = features(batch)[: len(ids)]
                 plan.features(hidden)
                 logits = model.head(hidden)
             loss = plan.loss(logits.float(), data.y[ids], ids)
@@ -131,6 +134,21 @@ def train(
     if device.type == "cuda":
         torch.cuda.synchronize()
     return Trained(model, read, time.perf_counter() - start, time.process_time() - cpu_start)
+
+
+def _steps(count: int, recipe: Recipe) -> int:
+    """Batches of an epoch that reads so many samples.
+
+    They are of even size, because a last batch of a few samples would be a step into nowhere. A
+    compiled network takes batches of one size, so no batch is larger.
+    """
+    batches = count / recipe.batch_size
+    return max(1, math.ceil(batches) if recipe.compile else round(batches))
+
+
+def _filled(ids: Tensor, size: int) -> Tensor:
+    """The ids, then the first of them again up to ``size``: the loss leaves these out."""
+    return ids.repeat(-(-size // len(ids)))[:size]
 
 
 def _rate(done: float, rise: float) -> float:
