@@ -33,7 +33,7 @@ test-native:
 
 build/tests/%.passed: tests/csrc/%.cpp $(SOURCES) $(wildcard tests/csrc/*.h tests/csrc/*/*.h)
 	mkdir -p build/tests
-	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off \
+	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off -Itests/csrc \
 	  -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $(@:.passed=)
 	$(@:.passed=)
 	touch $@

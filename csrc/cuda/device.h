@@ -1,10 +1,10 @@
-// What kernels share: numbers, 16-byte loads, reductions in a fixed order, and the launch. Compiled
-// by nvcc, and by any C++ compiler for the emulator of tests/csrc/emulation/, under
-// ADAPRUNER_EMULATE.
+// What kernels share: numbers, 16-byte loads, reductions in a fixed order, and the launch. nvcc
+// compiles it. Under ADAPRUNER_EMULATE any C++ compiler does, with an emulator of CUDA that it finds
+// on its include path.
 #pragma once
 
 #ifdef ADAPRUNER_EMULATE
-#include "../../tests/csrc/emulation/cuda.h"
+#include "emulation/cuda.h"
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
