@@ -14,8 +14,7 @@ namespace adapruner {
 
 inline void check_integers(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK_TYPE(at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false), name,
-                   " must hold integers (uint8, int8, int16, int32 or int64); found ",
-                   tensor.scalar_type());
+                   " must hold integers; found ", tensor.scalar_type());
 }
 
 inline void check_floats(const at::Tensor& tensor, const char* name) {
@@ -260,6 +259,7 @@ inline void check_segmented_topk(const at::Tensor& gate_logits, const at::Tensor
                     "; found shape ", segments.sizes());
   check_device(segments, gate_logits, "segments");
   check_integers(quotas, "quotas");
+  if (!quotas.is_cpu()) check_device(quotas, gate_logits, "quotas");
   TORCH_CHECK_VALUE(quotas.dim() == 1 && quotas.size(0) < kMostSegments,
                     "quotas must have shape [S], one per segment, with S below ", kMostSegments,
                     "; found shape ", quotas.sizes());

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "../integers.h"
 #include "context.h"
 
 namespace adapruner::cuda {
@@ -23,7 +24,7 @@ void gate_update_cuda(at::Tensor& gate_logits, at::Tensor& age, at::Tensor& stat
   const bool wide =
       pressure.scalar_type() == at::kDouble || sample_loss.scalar_type() == at::kDouble;
   const auto real = wide ? at::kDouble : at::kFloat;
-  const at::Tensor id = ids.to(at::kLong).contiguous();
+  const at::Tensor id = as_int64(ids);
   const at::Tensor pressures = pressure.to(real).contiguous();
   const at::Tensor losses = sample_loss.to(real).contiguous();
   GateArrays gates = arrays_of(gate_logits, age, state);

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "segmented_topk_kernels.cuh"
+#include "selection.h"
 #include "topk_kernels.cuh"
 
 namespace adapruner::cuda {
@@ -163,13 +164,13 @@ class SegmentedTopk {
 
 // The quotas[s] largest of each segment s, quotas [count] on the device, as a mask of words as
 // topk_mask's; sums as there. Mask and sums are complete where nothing was wrong.
-SegmentedErrors select_segmented(const float* values, int64_t n, const void* segments,
-                                 Integers type, int64_t count, const int64_t* quotas, double slope,
-                                 uint32_t* mask, int64_t* sums, int multiprocessors,
-                                 const Scratch& scratch, cudaStream_t stream) {
+SegmentedErrors select_segmented(const float* values, int64_t n, const Integers& segments,
+                                 int64_t count, const int64_t* quotas, double slope, uint32_t* mask,
+                                 int64_t* sums, int multiprocessors, const Scratch& scratch,
+                                 cudaStream_t stream) {
   const auto select = [&](auto entry) {
-    SegmentedTopk<decltype(entry)> topk(values, n, {segments, type, count}, quotas, mask,
-                                        multiprocessors, scratch, stream);
+    SegmentedTopk<decltype(entry)> topk(values, n, {segments, count}, quotas, mask, multiprocessors,
+                                        scratch, stream);
     return topk.run(slope, sums);
   };
   return n <= int64_t{1} << 32 ? select(uint64_t{}) : select(uint128_t{});

@@ -16,8 +16,6 @@ T* scratch_array(const Scratch& scratch, int64_t size) {
   return static_cast<T*>(scratch(sizeof(T) * static_cast<size_t>(size)));
 }
 
-enum class Integers { kUint8, kInt8, kInt16, kInt32, kInt64 };
-
 // What was wrong with the values of a segmented top-k: nothing where all are −1.
 struct SegmentedErrors {
   int64_t nan = -1;      // index of the first NaN

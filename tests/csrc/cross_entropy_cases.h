@@ -113,7 +113,7 @@ class Batch {
     if (!c.in_place) gradient.assign(logits.size(), narrow<T>(A(-3)));
     CrossEntropyBatch batch{};
     batch.samples = c.samples;
-    batch.ids = {id.data(), Integers::Type::kInt};
+    batch.ids = {id.data(), Integers::Type::kInt32};
     batch.gate_logits = m.data();
     batch.gates = kGates;
     batch.state = state.slots;
@@ -125,7 +125,7 @@ class Batch {
     batch.done = plan.units == 1 ? nullptr : &done;
     batch.rows = c.rows;
     batch.classes = c.classes;
-    batch.target = {target.data(), Integers::Type::kLong};
+    batch.target = {target.data(), Integers::Type::kInt64};
     batch.ignore_index = kIgnored;
     batch.class_weight = c.weights ? weight.data() : nullptr;
     batch.total_weight = &total_weight;

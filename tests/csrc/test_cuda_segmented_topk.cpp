@@ -10,11 +10,11 @@ using namespace adapruner;
 using namespace adapruner::cuda;
 
 template <typename T>
-constexpr Integers kIntegers = std::is_same_v<T, uint8_t>   ? Integers::kUint8
-                               : std::is_same_v<T, int8_t>  ? Integers::kInt8
-                               : std::is_same_v<T, int16_t> ? Integers::kInt16
-                               : std::is_same_v<T, int32_t> ? Integers::kInt32
-                                                            : Integers::kInt64;
+constexpr Integers::Type kType = std::is_same_v<T, uint8_t>   ? Integers::Type::kUint8
+                                 : std::is_same_v<T, int8_t>  ? Integers::Type::kInt8
+                                 : std::is_same_v<T, int16_t> ? Integers::Type::kInt16
+                                 : std::is_same_v<T, int32_t> ? Integers::Type::kInt32
+                                                              : Integers::Type::kInt64;
 
 template <typename T>
 struct Case {
@@ -51,7 +51,7 @@ struct Case {
   SegmentedErrors run(std::vector<uint32_t>& mask, int64_t* sums, int multiprocessors) const {
     cases::Arena arena;
     const Scratch scratch = std::ref(arena);
-    return select_segmented(x.data(), x.size(), segments.data(), kIntegers<T>, quotas.size(),
+    return select_segmented(x.data(), x.size(), {segments.data(), kType<T>}, quotas.size(),
                             quotas.data(), -0.6, mask.data(), sums, multiprocessors, scratch,
                             nullptr);
   }
@@ -106,7 +106,7 @@ void entries_of_many_values_give_the_same() {
   cases::Arena arena;
   const Scratch scratch = std::ref(arena);
   std::vector<uint32_t> mask = cases::empty_mask(9001);
-  const Segments of{one.segments.data(), Integers::kInt16, 7};
+  const Segments of{{one.segments.data(), Integers::Type::kInt16}, 7};
   SegmentedTopk<uint128_t>(one.x.data(), 9001, of, one.quotas.data(), mask.data(), 2, scratch,
                            nullptr)
       .run(0, nullptr);
