@@ -286,8 +286,8 @@ __global__ void __launch_bounds__(kDriftThreads) gate_drift_kernel(GateArrays ga
 }
 
 void gate_drift(const GateArrays& gates, int multiprocessors, cudaStream_t stream) {
-  const unsigned blocks = strided_blocks(gates.size, kDriftThreads, multiprocessors, 8);
-  launch(gate_drift_kernel, dim3(blocks), dim3(kDriftThreads), 0, stream, gates);
+  launch_strided(gate_drift_kernel, gates.size, kDriftThreads, multiprocessors, kDriftThreads,
+                 stream, gates);
 }
 
 }  // namespace adapruner::cuda

@@ -14,7 +14,6 @@
 
 #include "segmented_topk_kernels.cuh"
 #include "selection.h"
-#include "topk_kernels.cuh"
 
 namespace adapruner::cuda {
 
@@ -49,6 +48,7 @@ class SegmentedTopk {
         plan_(plan_segmented(n, segments.count + 1)),
         counters_((segments.count + 1) << plan_.bits),
         state_(scratch_array<SegmentedState>(scratch, 1)),
+        found_(scratch_array<SegmentedState>(scratch, 1, Memory::kPinned)),
         rows_{values,
               n,
               segments,
@@ -63,7 +63,7 @@ class SegmentedTopk {
     choose_bins();
     count<true>(slope, reinterpret_cast<Count*>(sums));
     narrow<true>();
-    SegmentedState found = read();
+    const SegmentedState& found = read();
     SegmentedErrors errors;
     if (found.nan_from_end > 0) errors.nan = n_ - found.nan_from_end;
     if (found.outside_from_end > 0) errors.outside = n_ - found.outside_from_end;
@@ -72,7 +72,7 @@ class SegmentedTopk {
     while (static_cast<int64_t>(found.undecided[round_ - 1]) > band_limit()) {
       count<false>(0, nullptr);
       narrow<false>();
-      found = read();
+      read();
     }
     decide(static_cast<int64_t>(found.undecided[round_ - 1]));
     return errors;
@@ -82,8 +82,9 @@ class SegmentedTopk {
   int64_t band_limit() const { return std::max(n_ / 16, int64_t{1} << 16); }
 
   template <typename... Parameters, typename... Arguments>
-  void start(void (*kernel)(Parameters...), unsigned blocks, int threads, Arguments... arguments) {
-    launch(kernel, blocks, threads, 0, stream_, arguments...);
+  void start_digits(void (*kernel)(Parameters...), int64_t n, size_t shared_bytes,
+                    Arguments... arguments) {
+    launch_digits(kernel, n, 4, multiprocessors_, shared_bytes, stream_, arguments...);
   }
 
   // Bounds that most values lie between, for the bins of the first histogram.
@@ -92,16 +93,11 @@ class SegmentedTopk {
     if (size == 0) return;
     auto* const sample = scratch_array<uint32_t>(scratch_, size);
     const KeyRange all{kBelowAll, kAboveAll};
-    start(begin_segmented_kernel, 1, 1, state_, begin_search(all, size / 200 + 1, size),
-          begin_search(all, size - size / 200, size));
-    const unsigned blocks = digit_blocks(size, 4, multiprocessors_);
-    start(sample_keys_kernel, blocks, kDigitThreads, values_, n_, size, sample);
-    for (int round = 0; round < digit_rounds(32); ++round) {
-      start(search_digits_kernel<2, uint32_t, Keys<uint32_t>>, blocks, kDigitThreads,
-            Keys<uint32_t>{sample, size}, static_cast<Search<uint32_t>*>(state_->bounds),
-            static_cast<Count*>(state_->digits), &state_->arrived);
-    }
-    start(make_bins_kernel, 1, 1, state_, 1 << plan_.bits);
+    launch_strided(search_sample_kernel<MakeBins>, size, kSampleThreads, multiprocessors_,
+                   kSampleThreads, stream_, values_, n_, size, sample, true,
+                   begin_search(all, size / 200 + 1, size),
+                   begin_search(all, size - size / 200, size), &state_->arrived,
+                   MakeBins{state_, 1 << plan_.bits});
   }
 
   template <bool kFirst>
@@ -109,42 +105,37 @@ class SegmentedTopk {
     const auto kernel = plan_.shared ? count_rows_kernel<kFirst, true, Entry>
                                      : count_rows_kernel<kFirst, false, Entry>;
     const size_t shared = plan_.shared ? counters_ * sizeof(unsigned) : 0;
-    launch(kernel, digit_blocks(n_, 4, multiprocessors_), kDigitThreads, shared, stream_, rows_,
-           slope, sums, state_);
+    start_digits(kernel, n_, shared, rows_, slope, sums, state_);
   }
 
   template <bool kFirst>
   void narrow() {
-    const unsigned blocks =
-        strided_blocks(rows_.segments.count + 1, kDigitThreads / kWarpSize, multiprocessors_, 8);
-    start(narrow_rows_kernel<kFirst, Entry>, blocks, kDigitThreads, rows_, quotas_, round_, state_);
+    launch_strided(narrow_rows_kernel<kFirst, Entry>, rows_.segments.count + 1,
+                   kDigitThreads / kWarpSize, multiprocessors_, kDigitThreads, stream_, rows_,
+                   quotas_, round_, state_);
     ++round_;
   }
 
-  SegmentedState read() {
-    SegmentedState found;
-    check(cudaMemcpyAsync(&found, state_, offsetof(SegmentedState, digits), cudaMemcpyDeviceToHost,
-                          stream_));
+  const SegmentedState& read() {
+    check(cudaMemcpyAsync(found_, state_, sizeof *state_, cudaMemcpyDeviceToHost, stream_));
     check(cudaStreamSynchronize(stream_));
-    return found;
+    return *found_;
   }
 
   // The mask, with so many values in the band.
   void decide(int64_t size) {
     const RowBand<Entry> band{scratch_array<Entry>(scratch_, size),
                               scratch_array<uint32_t>(scratch_, size), size};
-    start(split_rows_kernel<Entry>,
-          strided_blocks(ceil_div<int64_t>(n_, kTile), 1, multiprocessors_, 8), kTileThreads, rows_,
-          band, mask_, state_);
+    launch_strided(split_rows_kernel<Entry>, ceil_div<int64_t>(n_, kTile), 1, multiprocessors_,
+                   kTileThreads, stream_, rows_, band, mask_, state_);
     if (size == 0) return;
-    const unsigned blocks = digit_blocks(size, 4, multiprocessors_);
     // The first round's bins may be as wide as all keys.
     const int rounds = 1 + digit_rounds(32 + entries_of<Entry>(n_).index_bits, plan_.bits);
     while (round_ < rounds) {
-      start(count_band_kernel<Entry>, blocks, kDigitThreads, rows_, band, round_, state_);
+      start_digits(count_band_kernel<Entry>, size, 0, rows_, band, round_, state_);
       narrow<false>();
     }
-    start(keep_row_band_kernel<Entry>, blocks, kDigitThreads, rows_, band, mask_);
+    start_digits(keep_row_band_kernel<Entry>, size, 0, rows_, band, mask_);
   }
 
   const float* values_;
@@ -159,6 +150,7 @@ class SegmentedTopk {
   int round_ = 0;
   // On the device.
   SegmentedState* state_;
+  SegmentedState* found_;  // on the host
   Rows<Entry> rows_;
 };
 

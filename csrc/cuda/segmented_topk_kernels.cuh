@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../math/gate.h"
-#include "digits.cuh"
+#include "sample.cuh"
 #include "segments.cuh"
 #include "tiles.cuh"
 
@@ -13,7 +13,6 @@ constexpr int kMostRounds = 80;
 
 // Begins as zeros.
 struct SegmentedState {
-  Search<uint32_t> bounds[2];  // of most values, the high one first
   ValueBins bins;
   long long nan_from_end;        // n − the index of the first NaN; 0 for none
   long long outside_from_end;    // the same of segments out of range
@@ -21,19 +20,18 @@ struct SegmentedState {
   Count appended;                // to the band
   Count undecided[kMostRounds];  // after a round: values that a row's search is still among
   unsigned arrived;
-  Count digits[2 * kDigits];
 };
 
-static __global__ void begin_segmented_kernel(SegmentedState* state, Search<uint32_t> high,
-                                              Search<uint32_t> low) {
-  state->bounds[0] = high;
-  state->bounds[1] = low;
-}
+// Bins between two bounds that most values lie between.
+struct MakeBins {
+  SegmentedState* state;
+  int bins;
 
-static __global__ void make_bins_kernel(SegmentedState* state, int bins) {
-  state->bins = value_bins(key_value(state->bounds[1].range.low),
-                           key_value(state->bounds[0].range.low), bins);
-}
+  __device__ void operator()(const Search<uint32_t>* searches) const {
+    const float low = key_value(searches[1].range.low), high = key_value(searches[0].range.low);
+    state->bins = value_bins(low, high, bins);
+  }
+};
 
 // Values with their segments, and the search of every row.
 template <typename Entry>
