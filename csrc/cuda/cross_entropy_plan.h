@@ -43,6 +43,7 @@ struct UnitRows {
 
 constexpr int kWarp = 32;
 constexpr int kBlockThreads = 256;  // of a block, at most, but for long wide rows
+constexpr int kRowBlocks = 3;       // of narrow or strided rows, that a multiprocessor has at least
 constexpr int kMostThreads = 1024;  // of any
 constexpr int kNarrowValues = 8;    // of a row that a lane keeps, at most
 constexpr int kHeldPacks = 8;       // of a row that a thread keeps

@@ -108,7 +108,7 @@ class Batch {
     sample_loss.assign(c.samples, A(-5));
     pressure.assign(c.samples, -5);
     partial.assign(plan.units, NAN);
-    sample_rows.assign(c.samples, {});
+    sample_rows.assign(c.samples, {NAN, NAN, -7, 9});
     gradient.clear();
     if (!c.in_place) gradient.assign(logits.size(), narrow<T>(A(-3)));
     CrossEntropyBatch batch{};
