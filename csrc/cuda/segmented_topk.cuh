@@ -8,7 +8,7 @@
 // need.
 //
 // Memory beyond the results: histograms of at most 128 MB or, with more than 8 million segments, 16
-// bytes per segment; 40 bytes per segment; the band, of 12 bytes for at most a sixteenth of the
+// bytes per segment; 25 bytes per segment; the band, of 12 bytes for at most a sixteenth of the
 // values (0.1 bytes per value where 1 % is in it) or 64 thousand.
 #pragma once
 
@@ -23,14 +23,22 @@ struct SegmentedPlan {
   bool shared;
 };
 
-inline SegmentedPlan plan_segmented(int64_t n, int64_t rows) {
-  constexpr int64_t kInCache = int64_t{1} << 20, kMost = int64_t{1} << 24, kInShared = 8192;
+// Counters that shared memory holds: 32 KB of them, or 96 KB, of which a multiprocessor has two,
+// where a block has enough values to add most of them up there.
+constexpr int64_t shared_counters(int64_t n, int multiprocessors) {
+  constexpr int64_t kUsual = 8192, kMost = 3 * kUsual, kValuesEach = 4;
+  return n / (2 * multiprocessors) >= kValuesEach * kMost ? kMost : kUsual;
+}
+
+inline SegmentedPlan plan_segmented(int64_t n, int64_t rows, int multiprocessors) {
+  constexpr int64_t kInCache = int64_t{1} << 20, kMost = int64_t{1} << 24;
+  const int64_t in_shared = shared_counters(n, multiprocessors);
   int bits = 4;
   while (bits < 9 && rows << (bits + 1) <= std::min(kInCache, 4 * n)) ++bits;
   // A bit less where that makes room in shared memory.
-  if (bits >= 8 && rows << 8 <= kInShared) bits = std::min(bits, rows << 9 <= kInShared ? 9 : 8);
+  if (bits >= 8 && rows << 8 <= in_shared) bits = std::min(bits, rows << 9 <= in_shared ? 9 : 8);
   while (bits > 1 && rows << bits > kMost) --bits;
-  return {bits, rows << bits <= kInShared};
+  return {bits, rows << bits <= in_shared};
 }
 
 template <typename Entry>
@@ -45,14 +53,16 @@ class SegmentedTopk {
         multiprocessors_(multiprocessors),
         scratch_(scratch),
         stream_(stream),
-        plan_(plan_segmented(n, segments.count + 1)),
+        plan_(plan_segmented(n, segments.count + 1, multiprocessors)),
         counters_((segments.count + 1) << plan_.bits),
         state_(scratch_array<SegmentedState>(scratch, 1)),
         found_(scratch_array<SegmentedState>(scratch, 1, Memory::kPinned)),
         rows_{values,
               n,
               segments,
-              scratch_array<Search<Entry>>(scratch, segments.count + 1),
+              scratch_array<RowRange<Entry>>(scratch, segments.count + 1),
+              scratch_array<int64_t>(scratch, segments.count + 1),
+              scratch_array<uint8_t>(scratch, segments.count + 1),
               scratch_array<Count>(scratch, counters_),
               plan_.bits} {}
 

@@ -101,6 +101,9 @@ void data_in_few_bins() {
   check_case<int16_t>("two values", 70001, 300, false, 2);
 }
 
+// 96 KB of shared memory for the counters.
+void many_values_for_each_counter() { check_case<uint8_t>("normal", 197003, 60, false, 1); }
+
 void entries_of_many_values_give_the_same() {
   const Case<int16_t> one("few values", 9001, 7, false);
   cases::Arena arena;
@@ -136,14 +139,17 @@ void histograms_fit_their_memory() {
   for (const int64_t rows :
        {int64_t{2}, int64_t{17}, int64_t{33}, int64_t{1001}, int64_t{1} << 20, int64_t{1} << 30}) {
     for (const int64_t n : {int64_t{10}, int64_t{1000000}, int64_t{1} << 33}) {
-      const SegmentedPlan plan = plan_segmented(n, rows);
+      const SegmentedPlan plan = plan_segmented(n, rows, 132);
       CHECK(plan.bits >= 1 && plan.bits <= 9);
       CHECK(rows << plan.bits <= int64_t{1} << 24 || plan.bits == 1);
-      CHECK_EQUAL(plan.shared, rows << plan.bits <= 8192);
+      const bool large = n > int64_t{132} * 2 * 4 * 24576;  // enough values for each counter
+      CHECK_EQUAL(plan.shared, rows << plan.bits <= (large ? 24576 : 8192));
       CHECK(1 + digit_rounds(32 + 40, plan.bits) <= kMostRounds);
     }
   }
-  CHECK_EQUAL(plan_segmented(100000000, 1001).bits, 9);
+  CHECK_EQUAL(plan_segmented(100000000, 1001, 132).bits, 9);
+  CHECK(plan_segmented(100000000, 95, 132).shared);
+  CHECK(!plan_segmented(10000000, 95, 132).shared);
 }
 
 }  // namespace
@@ -154,6 +160,7 @@ int main() {
   what_is_wrong_is_named();
   every_type_and_size();
   data_in_few_bins();
+  many_values_for_each_counter();
   entries_of_many_values_give_the_same();
   histograms_fit_their_memory();
   return check::failures() != 0;
