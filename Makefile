@@ -38,7 +38,8 @@ build/tests/%.passed: tests/csrc/%.cpp $(SOURCES) $(wildcard tests/csrc/*.h test
 	$(@:.passed=)
 	touch $@
 
-# Registers, stack and shared memory of every CUDA kernel that was built; fails where hot ones spill.
+# Registers, memory and byte-wide loads of every CUDA kernel that was built; fails where hot ones spill or
+# read numbers byte by byte.
 cuda-report: setup
 	$(BIN)/python benchmarks/gpu/kernel_report.py
 
