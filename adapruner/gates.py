@@ -73,10 +73,6 @@ class Gates:
         """Integer slots of the state from one to another, as a view: nothing is read back."""
         return self.state[_SLOTS[first] : _SLOTS[last] + 1]
 
-    def real_slot(self, slot: str) -> Tensor:
-        """A real slot as a float64 scalar, likewise a view."""
-        return self._reals[_SLOTS[slot]]
-
     def set_integer(self, slot: str, value: int) -> None:
         self.state[_SLOTS[slot]] = value
 

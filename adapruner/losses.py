@@ -167,24 +167,9 @@ class Losses:
 
     def _visit(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
         if torch.is_grad_enabled() and not _in_recomputation():
-            self.gates.visit(ids, self._on_scale(ids, losses))
-
-    def _on_scale(self, ids: Tensor, losses: ops.MaskedLoss) -> ops.MaskedLoss:
-        """The losses with pressures of a known scale: there is none before the first batch.
-
-        Nothing of it is read back from the device.
-        """
-        if not self._scale_is_running:
-            return losses
-        gates = self.gates
-        no_rows = losses.pressure.isinf()
-        seen = losses.sample_loss.isfinite() & ~no_rows
-        mean = losses.sample_loss.double().where(seen, 0.0).sum() / seen.sum()
-        is_first = (gates.slots("loss_count", "loss_count")[0] == 0) & (mean > 0)
-        scale = gates.real_slot("loss_scale")
-        scale.copy_(torch.where(is_first, mean, scale))
-        pressure = ops.masked_loss(losses.sample_loss, ids, gates.logits, gates.state).pressure
-        return losses._replace(pressure=torch.where(is_first & ~no_rows, pressure, losses.pressure))
+            if self._scale_is_running:
+                ops.first_loss_scale(losses.pressure, self.gates.state, losses.sample_loss)
+            self.gates.visit(ids, losses)
 
 
 def _in_recomputation() -> bool:

@@ -193,6 +193,23 @@ inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& a
   if (last_loss.has_value()) check_last_loss(gate_logits, *last_loss);
 }
 
+inline void check_first_loss_scale(const at::Tensor& pressure, const at::Tensor& state,
+                                   const at::Tensor& sample_loss) {
+  TORCH_CHECK_TYPE(pressure.scalar_type() == at::kFloat, "pressure must be float32; found ",
+                   pressure.scalar_type());
+  TORCH_CHECK_VALUE(pressure.dim() == 1 && pressure.is_contiguous(),
+                    "pressure is written in place and must be contiguous, of shape [B]; found "
+                    "shape ",
+                    pressure.sizes());
+  check_state(state);
+  check_device(state, pressure, "state");
+  check_floats(sample_loss, "sample_loss");
+  TORCH_CHECK_VALUE(sample_loss.sizes() == pressure.sizes(),
+                    "sample_loss must have the shape of pressure, ", pressure.sizes(), "; found ",
+                    sample_loss.sizes());
+  check_device(sample_loss, pressure, "sample_loss");
+}
+
 inline void check_slope(const std::optional<double>& slope) {
   TORCH_CHECK_VALUE(!slope || std::isfinite(*slope), "slope must be a finite number; found ",
                     *slope);

@@ -71,6 +71,12 @@ TORCH_LIBRARY(adapruner, m) {
       "gate_update(Tensor(a!) gate_logits, Tensor(b!) age, Tensor(c!) state, "
       "Tensor(d!)? last_loss, Tensor ids, Tensor pressure, Tensor sample_loss) -> ()");
 
+  // Before gate_update, where the loss scale follows the mean loss of the epoch (scale_running) and
+  // this is the epoch's first batch: no loss gives a scale yet. The loss scale becomes the mean of
+  // the batch's finite sample_loss [B], if above 0, and pressure [B] float32 what it is at that
+  // scale. Otherwise nothing. Samples all of whose rows are ignored take no part.
+  m.def("first_loss_scale(Tensor(a!) pressure, Tensor(b!) state, Tensor sample_loss) -> ()");
+
   // At the end of an epoch, its step of every gate that it did not visit (age neither 0 nor "never
   // visited"), with the pressure of the sample's last_loss [N] float32, unless that is not finite.
   // In warm-up (resting) nothing.

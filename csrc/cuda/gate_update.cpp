@@ -33,6 +33,16 @@ void gate_update_cuda(at::Tensor& gate_logits, at::Tensor& age, at::Tensor& stat
               pressures.const_data_ptr(), losses.const_data_ptr(), id.numel(), context.stream);
 }
 
+void first_loss_scale_cuda(at::Tensor& pressure, at::Tensor& state, const at::Tensor& sample_loss) {
+  check_first_loss_scale(pressure, state, sample_loss);
+  const Context context(pressure);
+  const bool wide = sample_loss.scalar_type() == at::kDouble;
+  const at::Tensor losses = sample_loss.to(wide ? at::kDouble : at::kFloat).contiguous();
+  first_loss_scale(wide ? Type::kDouble : Type::kFloat, pressure.mutable_data_ptr<float>(),
+                   losses.const_data_ptr(), losses.numel(), state.mutable_data_ptr<int64_t>(),
+                   context.stream);
+}
+
 void gate_drift_cuda(at::Tensor& gate_logits, const at::Tensor& age, const at::Tensor& state,
                      const at::Tensor& last_loss) {
   check_gate_drift(gate_logits, age, state, last_loss);
@@ -45,6 +55,7 @@ void gate_drift_cuda(at::Tensor& gate_logits, const at::Tensor& age, const at::T
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adapruner, CUDA, m) {
+  m.impl("first_loss_scale", first_loss_scale_cuda);
   m.impl("gate_update", gate_update_cuda);
   m.impl("gate_drift", gate_drift_cuda);
 }
