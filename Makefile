@@ -38,12 +38,13 @@ test-native:
 
 build/tests/%.passed: tests/csrc/%.cpp $(SOURCES) $(wildcard tests/csrc/*.h tests/csrc/*/*.h)
 	mkdir -p build/tests
-	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off \
+	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off -Itests/csrc \
 	  -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $(@:.passed=)
 	$(@:.passed=)
 	touch $@
 
-# Registers, stack and shared memory of every CUDA kernel that was built; fails where hot ones spill.
+# Registers, memory and byte-wide loads of every CUDA kernel that was built; fails where hot ones spill or
+# read numbers byte by byte.
 cuda-report: setup
 	$(BIN)/python benchmarks/gpu/kernel_report.py
 

@@ -1,6 +1,7 @@
 // Autograd of the operators. Gradients are formed in the forward pass; backward applies the
-// upstream gradient, and nothing else of the gates is in the graph.
-#include <ATen/FunctionalTensorWrapper.h>
+// upstream gradient, and nothing else of the gates is in the graph. Operators hand out an alias of a
+// gradient that the graph holds, so that the backward pass can tell whether anyone else holds its
+// memory.
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -12,6 +13,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
@@ -44,11 +46,32 @@ void refuse_second_derivative() {
               "torch.nn.functional.cross_entropy(..., reduction=\"none\") instead");
 }
 
-// True for an ordinary CPU tensor equal to 1; false for anything that is being traced or elsewhere.
+// False for a tensor that is traced or wrapped: by torch.compile, by a subclass, by vmap.
+bool is_plain(const Tensor& tensor) {
+  constexpr c10::DispatchKeySet kWrapped(
+      {c10::DispatchKey::Python, c10::DispatchKey::Functionalize, c10::DispatchKey::Batched,
+       c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  return !tensor.key_set().has_any(kWrapped);
+}
+
+// Of a tensor on a GPU it is not known here.
 bool is_plain_one(const Tensor& upstream) {
-  return upstream.is_cpu() && !upstream.unsafeGetTensorImpl()->is_python_dispatch() &&
-         !at::functionalization::impl::isFunctionalTensor(upstream) &&
-         upstream.item<double>() == 1.0;
+  return upstream.is_cpu() && is_plain(upstream) && upstream.item<double>() == 1.0;
+}
+
+// A gradient that the graph holds times a factor. It is written over where this backward pass is
+// the last to need it, and no tensor of the caller or of a hook shares its memory.
+Tensor scaled(const Tensor& held, const Tensor& factor) {
+  static auto scale =
+      find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
+  static auto scale_ = find_operator<void(Tensor&, const Tensor&)>("adapruner::scale_gradient_");
+  if (is_plain_one(factor)) return held;
+  const bool is_last = !torch::autograd::get_current_graph_task_keep_graph() && is_plain(held) &&
+                       is_plain(factor) && held.storage().use_count() == 1;
+  if (!is_last) return scale.call(held, factor);
+  Tensor gradient = held;
+  scale_.call(gradient, factor);
+  return gradient;
 }
 
 // Arguments of the cross entropy operators beside the logits. Handed on as one, and results beside
@@ -130,9 +153,10 @@ class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> 
                         const CrossEntropyArguments& with, bool compute_gradient,
                         CrossEntropyResults& results) {
     results = cross_entropy_below(logits, with, compute_gradient);
-    const auto& [loss, sample_loss, pressure, gradient] = results;
+    auto& [loss, sample_loss, pressure, gradient] = results;
     if (compute_gradient) {
       save_gradient(ctx, gradient, sample_loss, with);
+      gradient = gradient.variable_data();
     } else {
       ctx->saved_data["nothing"] = true;
     }
@@ -147,11 +171,8 @@ class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> 
     TORCH_CHECK(ctx->saved_data.count("nothing") == 0,
                 "masked_cross_entropy was called with compute_gradient=False and cannot be "
                 "differentiated");
-    static auto scale =
-        find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
     const Tensor gradient = saved_gradient(ctx);
-    const Tensor factor = factor_of(gradient, upstream[0]);
-    gradients[0] = is_plain_one(factor) ? gradient : scale.call(gradient, factor);
+    gradients[0] = scaled(gradient, factor_of(gradient, upstream[0]));
     return gradients;
   }
 };
@@ -207,6 +228,9 @@ class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCr
     } else {
       ctx->save_for_backward(gradients);
     }
+    for (Tensor* gradient : {&input_gradient, &weight_gradient, &bias_gradient}) {
+      *gradient = gradient->variable_data();
+    }
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable(
         {sample_loss, pressure, input_gradient, weight_gradient, bias_gradient});
@@ -217,20 +241,20 @@ class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCr
     variable_list gradients(13);
     if (!upstream[0].defined()) return gradients;
     refuse_second_derivative();
-    static auto scale =
-        find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
     const auto computed = ctx->saved_data["computed"].toBoolList();
     const auto kept = ctx->saved_data.find("gradients");
     const variable_list saved =
         kept == ctx->saved_data.end() ? ctx->get_saved_variables() : kept->second.toTensorVector();
-    const bool as_saved = is_plain_one(upstream[0]);
+    // Unlike saved variables these are not freed by autograd, and may now be written over.
+    const bool is_last = !torch::autograd::get_current_graph_task_keep_graph();
+    if (kept != ctx->saved_data.end() && is_last) ctx->saved_data.erase(kept);
     for (int64_t i = 0; i < ctx->saved_data["inputs"].toInt(); ++i) {
       if (!ctx->needs_input_grad(i)) continue;
       TORCH_CHECK(computed.get(i),
                   "masked_linear_cross_entropy was called with "
                   "compute_{input,weight,bias}_gradient=False for a tensor that a gradient is now "
                   "asked for");
-      gradients[i] = as_saved ? saved[i] : scale.call(saved[i], upstream[0]);
+      gradients[i] = scaled(saved[i], upstream[0]);
     }
     return gradients;
   }

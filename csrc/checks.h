@@ -14,8 +14,7 @@ namespace adapruner {
 
 inline void check_integers(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK_TYPE(at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false), name,
-                   " must hold integers (uint8, int8, int16, int32 or int64); found ",
-                   tensor.scalar_type());
+                   " must hold integers; found ", tensor.scalar_type());
 }
 
 inline void check_floats(const at::Tensor& tensor, const char* name) {
@@ -194,6 +193,23 @@ inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& a
   if (last_loss.has_value()) check_last_loss(gate_logits, *last_loss);
 }
 
+inline void check_first_loss_scale(const at::Tensor& pressure, const at::Tensor& state,
+                                   const at::Tensor& sample_loss) {
+  TORCH_CHECK_TYPE(pressure.scalar_type() == at::kFloat, "pressure must be float32; found ",
+                   pressure.scalar_type());
+  TORCH_CHECK_VALUE(pressure.dim() == 1 && pressure.is_contiguous(),
+                    "pressure is written in place and must be contiguous, of shape [B]; found "
+                    "shape ",
+                    pressure.sizes());
+  check_state(state);
+  check_device(state, pressure, "state");
+  check_floats(sample_loss, "sample_loss");
+  TORCH_CHECK_VALUE(sample_loss.sizes() == pressure.sizes(),
+                    "sample_loss must have the shape of pressure, ", pressure.sizes(), "; found ",
+                    sample_loss.sizes());
+  check_device(sample_loss, pressure, "sample_loss");
+}
+
 inline void check_slope(const std::optional<double>& slope) {
   TORCH_CHECK_VALUE(!slope || std::isfinite(*slope), "slope must be a finite number; found ",
                     *slope);
@@ -260,6 +276,7 @@ inline void check_segmented_topk(const at::Tensor& gate_logits, const at::Tensor
                     "; found shape ", segments.sizes());
   check_device(segments, gate_logits, "segments");
   check_integers(quotas, "quotas");
+  if (!quotas.is_cpu()) check_device(quotas, gate_logits, "quotas");
   TORCH_CHECK_VALUE(quotas.dim() == 1 && quotas.size(0) < kMostSegments,
                     "quotas must have shape [S], one per segment, with S below ", kMostSegments,
                     "; found shape ", quotas.sizes());

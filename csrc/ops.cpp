@@ -7,10 +7,11 @@
 //   state        [kStateSize] int64: slots of csrc/math/state.h
 // Shared results
 //   loss         scalar, 1/B · Σ s_i·ℓ_i; 0 for an empty batch; float64 for float64 input, else
-//   float32 sample_loss  [B], dtype of loss: ℓ; 0 for a sample all of whose rows are ignored
-//   pressure     [B] float32: ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r) with ℓ' = ℓ / loss scale; NaN where ℓ
-//   is
-//                not finite, +inf where every row of the sample is ignored: both are no visits
+//                float32
+//   sample_loss  [B], dtype of loss: ℓ; 0 for a sample all of whose rows are ignored
+//   pressure     [B] float32: ℓ' − w·log(ℓ' + ε) + 2λ·(s̄ − r) with ℓ' = ℓ / loss scale; NaN where
+//                ℓ is not finite, +inf where every row of the sample is ignored. Neither counts as
+//                a visit.
 // Neither sample_loss nor pressure is differentiable.
 // IndexError and ValueError for what a batch holds (targets, ids, given losses): the CPU raises at
 // once. CUDA notes it in the state, for Gates.check_errors() to raise; the offender takes no part.
@@ -39,8 +40,8 @@ TORCH_LIBRARY(adapruner, m) {
   // [B, H] or [B, ..., H], linear_weight [C, H], linear_bias [C], all of one dtype of the four;
   // target [B] or [B, ...]. Rows go chunk by chunk through one scratch of at most 32 MiB, or 64
   // rows of logits where these take more (CUDA: 256 MiB, 512 rows); ignored rows take no part,
-  // whatever they hold, and no time on the CPU. Products
-  // are at::mm's in the dtype of input (float16: in float32, on a float32 copy of the weight).
+  // whatever they hold, and no time on the CPU. Products are at::mm's in the dtype of input
+  // (float16: in float32, on a float32 copy of the weight).
   // Gradients: those of loss on input, linear_weight and linear_bias, of their shapes, contiguous,
   // in their dtype; sums over chunks are float32 for bfloat16 and float16. Each empty [0] unless it
   // is to be computed (and for no bias). The same bits every time at one number of threads.
@@ -69,6 +70,12 @@ TORCH_LIBRARY(adapruner, m) {
   m.def(
       "gate_update(Tensor(a!) gate_logits, Tensor(b!) age, Tensor(c!) state, "
       "Tensor(d!)? last_loss, Tensor ids, Tensor pressure, Tensor sample_loss) -> ()");
+
+  // Before gate_update, where the loss scale follows the mean loss of the epoch (scale_running) and
+  // this is the epoch's first batch: no loss gives a scale yet. The loss scale becomes the mean of
+  // the batch's finite sample_loss [B], if above 0, and pressure [B] float32 what it is at that
+  // scale. Otherwise nothing. Samples all of whose rows are ignored take no part.
+  m.def("first_loss_scale(Tensor(a!) pressure, Tensor(b!) state, Tensor sample_loss) -> ()");
 
   // At the end of an epoch, its step of every gate that it did not visit (age neither 0 nor "never
   // visited"), with the pressure of the sample's last_loss [N] float32, unless that is not finite.

@@ -22,7 +22,9 @@ from adapruner.pruning.methods.base import Method
 
 NUM_SAMPLES = 50
 IGNORED = -100
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+INTEGERS = SIGNED + UNSIGNED
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -157,6 +159,7 @@ CROSS_ENTROPY = {
     "masked": CrossEntropySpec((16, 100), values="masked"),
     "huge smoothing": CrossEntropySpec((16, 100), values="huge", smoothing=0.1, weight=True),
     "repeats": CrossEntropySpec((12, 4), repeats=True, integers=torch.int32),
+    "unsigned": CrossEntropySpec((9, 7, 2), integers=torch.uint16),
     "empty": CrossEntropySpec((0, 10)),
     "empty rows": CrossEntropySpec((0, 10, 3)),
     "no rows": CrossEntropySpec((2, 10, 0)),
@@ -167,7 +170,7 @@ CROSS_ENTROPY = {
     "capped": CrossEntropySpec((40, 5), gates={"pressure_cap": 1.1, "easy_weight": 0.4}),
 }
 # Small ones that between them reach every branch, for checks that run an operator many times.
-FEW = ("odd", "rows", "weight and smoothing", "one class", "empty", "warm-up")
+FEW = ("odd", "unsigned", "rows", "weight and smoothing", "one class", "empty", "warm-up")
 
 
 @same_values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sample_inputs import INTEGERS
 from topk_cases import KINDS, quotas_of, sampled_indices, values_of
 from torch import Tensor
 
@@ -100,16 +101,17 @@ def test_segmented_topk(kind: str, count: int) -> None:
             same(ops.segmented_topk(*on_gpu, 2.0), ops.segmented_topk(*arguments, 2.0))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int64, np.uint16, np.uint32])
-def test_segments_of_any_integer_type(dtype: type) -> None:
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_segments_and_quotas_of_any_integer_type(dtype: torch.dtype) -> None:
     segments = np.random.default_rng(2).integers(0, 100, 20_001)
     quotas = torch.from_numpy(quotas_of(0.6, segments, 100))
-    m, groups = logits(values_of("normal", 20_001)), torch.from_numpy(segments.astype(dtype))
+    m, groups = logits(values_of("normal", 20_001)), torch.from_numpy(segments).to(dtype)
     for of in (groups.cuda(), groups.cuda()[1:], groups.cuda()[::2]):
         mine = m[: len(of)]
         least = torch.minimum(quotas, torch.bincount(of.cpu().long(), minlength=100))
-        found = ops.segmented_topk(mine.cuda(), of, least.cuda())
-        same(found, ops.segmented_topk(mine, of.cpu(), least))
+        expected = ops.segmented_topk(mine, of.cpu().long(), least)
+        for given in (least, least.cuda(), least.cuda().to(torch.uint32)):
+            same(ops.segmented_topk(mine.cuda(), of, given), expected)
 
 
 def test_segments_and_quotas_out_of_range_are_named() -> None:
@@ -120,6 +122,8 @@ def test_segments_and_quotas_out_of_range_are_named() -> None:
         ops.segmented_topk(m, segments, torch.tensor([-1, 4]).cuda())
     with pytest.raises(ValueError, match=r"segments\[1\] is 1; expected a segment in \[0, 1\)"):
         ops.segmented_topk(m, segments, torch.tensor([1]).cuda())
+    with pytest.raises(ValueError, match=r"quotas is on cuda:0; expected cpu"):
+        ops.segmented_topk(m.cpu(), segments.cpu(), torch.tensor([1, 2]).cuda())
 
 
 @pytest.mark.parametrize("num_samples", [1, 33, 1025, 1_000_003])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from sample_inputs import native_gates
+from sample_inputs import native_gates, same_values
 from torch import Tensor
 
 from adapruner import ops
@@ -18,13 +18,16 @@ pytestmark = pytest.mark.usefixtures("device")
 N = 301  # no multiple of a block or vector
 
 
-def gates_of_ages(method: str, seed: int) -> tuple[ReferenceGates, Gates, Tensor]:
+@same_values
+def gates_of_ages(
+    method: str, seed: int, *, device: torch.device
+) -> tuple[ReferenceGates, Gates, Tensor]:
     """Gates after some epochs, in both forms, and the last losses."""
     random = torch.Generator().manual_seed(seed)
     ages: list[int | None] = torch.randint(0, 5, (N,), generator=random).tolist()
     ages[::17] = [None] * len(ages[::17])
     reference = ReferenceGates(
-        3 * torch.randn(N, generator=random).float(),
+        (3 * torch.randn(N, generator=random)).to(device),
         keep_ratio=0.6,
         slope=1.7,
         easy_weight=find_method(method).easy_weight,
@@ -33,7 +36,7 @@ def gates_of_ages(method: str, seed: int) -> tuple[ReferenceGates, Gates, Tensor
     )
     losses = torch.rand(N, generator=random) * 6
     losses[::13], losses[5], losses[6] = math.nan, math.inf, 0.0
-    return reference, native_gates(reference), losses
+    return reference, native_gates(reference), losses.to(device)
 
 
 @pytest.mark.parametrize("method", HOMES)

@@ -63,6 +63,11 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
             if gates.last_loss is not None:
                 arguments = (gates.logits, gates.age, gates.state, gates.last_loss)
                 yield "gate_drift", name, arguments, {}
+        for running in (0, 1):
+            gates = native_gates(update.gates)
+            gates.set_integer("scale_running", running)
+            arguments = (update.pressure, gates.state, update.sample_loss)
+            yield "first_loss_scale", f"{name} {running}", arguments, {}
     for name in TOP_K:
         for sums, end in (("", None), (" without sums", -1)):  # the slope comes last
             yield "topk_mask", name + sums, topk_sample(name)[:end], {}

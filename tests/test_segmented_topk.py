@@ -134,6 +134,9 @@ def test_segmented_says_what_is_wrong():
         operator(m, segments, torch.tensor([1]), 1.0)
     with pytest.raises(ValueError, match="segments must have the shape of gate_logits"):
         operator(m, segments[:4], torch.tensor([1, 1]), 1.0)
+    beyond = torch.tensor([0, 1, 2**64 - 1, 0, 0], dtype=torch.uint64)  # the bits of −1
+    with pytest.raises(ValueError, match=r"segments\[2\] is \d{10,}; expected a segment"):
+        operator(m, beyond, torch.tensor([1, 1]), 1.0)
     with pytest.raises(TypeError, match="segments must hold integers"):
         operator(m, segments.float(), torch.tensor([1, 1]), 1.0)
     with pytest.raises(TypeError, match="quotas must hold integers"):

@@ -6,7 +6,7 @@ number of samples.
 """
 
 from adapruner.ops import fake_kernels  # noqa: F401  (registers them)
-from adapruner.ops.gates import NEVER_VISITED, OLDEST, gate_drift, gate_update
+from adapruner.ops.gates import NEVER_VISITED, OLDEST, first_loss_scale, gate_drift, gate_update
 from adapruner.ops.losses import (
     MaskedLoss,
     masked_cross_entropy,
@@ -40,6 +40,7 @@ __all__ = [
     "Order",
     "TopK",
     "digit_histogram",
+    "first_loss_scale",
     "gate_drift",
     "gate_update",
     "masked_cross_entropy",

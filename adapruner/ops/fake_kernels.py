@@ -89,6 +89,11 @@ def _(gate_logits, age, state, last_loss, ids, pressure, sample_loss):  # type: 
     return None
 
 
+@torch.library.register_fake("adapruner::first_loss_scale")
+def _(pressure, state, sample_loss):  # type: ignore[no-untyped-def]
+    return None
+
+
 @torch.library.register_fake("adapruner::gate_drift")
 def _(gate_logits, age, state, last_loss):  # type: ignore[no-untyped-def]
     return None

@@ -34,6 +34,22 @@ def gate_update(
     torch.ops.adapruner.gate_update(gate_logits, age, state, last_loss, ids, pressure, sample_loss)
 
 
+def first_loss_scale(pressure: Tensor, state: Tensor, sample_loss: Tensor) -> None:
+    """Bring the first batch of an epoch to the scale of its own mean loss, in place.
+
+    Without effect unless the state's slot "scale_running" is set and no loss has been summed since
+    the start of the epoch. The loss scale then becomes the mean of the batch's finite losses, if
+    that is above 0, and each pressure what it is at that scale. To be called before
+    :func:`gate_update`, which has the scale follow the epoch's mean from then on.
+
+    Args:
+        pressure: float32 ``[B]``, contiguous; infinite for a sample all of whose rows are ignored.
+        state: int64.
+        sample_loss: ``[B]``, any floating type.
+    """
+    torch.ops.adapruner.first_loss_scale(pressure, state, sample_loss)
+
+
 def gate_drift(gate_logits: Tensor, age: Tensor, state: Tensor, last_loss: Tensor) -> None:
     """The epoch's step of every gate that it did not visit, from the sample's last loss, in place.
 

@@ -79,10 +79,6 @@ class Gates:
         """Integer slots of the state from one to another, as a view: nothing is read back."""
         return self.state[_SLOTS[first] : _SLOTS[last] + 1]
 
-    def real_slot(self, slot: str) -> Tensor:
-        """A real slot as a float64 scalar, likewise a view."""
-        return self._reals[_SLOTS[slot]]
-
     def set_integer(self, slot: str, value: int) -> None:
         self.state[_SLOTS[slot]] = value
 
@@ -127,7 +123,9 @@ class Gates:
         Nothing happens when activation checkpointing repeats a forward pass.
         """
         if torch.is_grad_enabled() and not _in_recomputation():
-            self.visit(ids, self._on_scale(ids, losses))
+            if self._scale_is_running:
+                ops.first_loss_scale(losses.pressure, self.state, losses.sample_loss)
+            self.visit(ids, losses)
 
     def observe(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
         """Step the gates of an evaluated batch, which does not count in the training loss."""
@@ -135,22 +133,6 @@ class Gates:
         of_training = sums.clone()
         self.visit(ids, losses)
         sums.copy_(of_training)
-
-    def _on_scale(self, ids: Tensor, losses: ops.MaskedLoss) -> ops.MaskedLoss:
-        """The losses with pressures of a known scale: before the first batch there is none.
-
-        Nothing is read back from the device.
-        """
-        if not self._scale_is_running:
-            return losses
-        no_rows = losses.pressure.isinf()
-        seen = losses.sample_loss.isfinite() & ~no_rows
-        mean = losses.sample_loss.double().where(seen, 0.0).sum() / seen.sum()
-        is_first = (self.slots("loss_count", "loss_count")[0] == 0) & (mean > 0)
-        scale = self.real_slot("loss_scale")
-        scale.copy_(torch.where(is_first, mean, scale))
-        pressure = ops.masked_loss(losses.sample_loss, ids, self.logits, self.state).pressure
-        return losses._replace(pressure=torch.where(is_first & ~no_rows, pressure, losses.pressure))
 
     def _use_running_scale(self, running: bool) -> None:
         # Known here too, so that no step reads it from the device.

@@ -3,17 +3,13 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace adapruner::cpu {
+#include "../integers.h"
 
-// The tensor itself where it is one already: asking torch for a conversion takes as long as the
-// losses of a few rows, even where there is nothing to do.
-inline at::Tensor contiguous_as(const at::Tensor& tensor, at::ScalarType type) {
-  return tensor.scalar_type() == type ? tensor.contiguous() : tensor.to(type).contiguous();
-}
+namespace adapruner::cpu {
 
 // A contiguous int64 version of ids, checked against the number of gates.
 inline at::Tensor checked_ids(const at::Tensor& ids, int64_t gates) {
-  const at::Tensor result = contiguous_as(ids, at::kLong);
+  const at::Tensor result = as_int64(ids);
   const int64_t* values = result.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < result.numel(); ++b) {
     TORCH_CHECK_INDEX(values[b] >= 0 && values[b] < gates, "ids[", b, "] is ", values[b],

@@ -36,11 +36,11 @@ CrossEntropyBatch make_batch(at::ScalarType type, int64_t classes, const at::Ten
   batch.samples = target.size(0);
   batch.rows = batch.samples == 0 ? 0 : target.numel() / batch.samples;
   batch.classes = classes;
-  batch.target = contiguous_as(target, at::kLong);
+  batch.target = as_int64(target);
   batch.state = state;
   batch.total_weight = static_cast<double>(classes);
   if (weight.has_value()) {
-    batch.class_weight = contiguous_as(*weight, type);
+    batch.class_weight = weight->to(type).contiguous();
     batch.total_weight = batch.class_weight.sum().item<double>();
   }
   batch.label_smoothing = label_smoothing;

@@ -59,13 +59,14 @@ void note_not_finite(int64_t* state, int64_t id) {
 // Not where every row is ignored.
 bool has_loss(double pressure) { return std::fabs(pressure) != HUGE_VAL; }
 
-// Losses of the epoch: their sum, the loss scale where it follows them, the last one of each
-// sample.
-void note_losses(const int64_t* id, const double* pressure, const double* loss, int64_t samples,
-                 int64_t* state, float* last_loss) {
-  for (int64_t b = 0; last_loss != nullptr && b < samples; ++b) {
-    if (has_loss(pressure[b])) last_loss[id[b]] = static_cast<float>(loss[b]);
-  }
+struct LossSum {
+  double sum;
+  int64_t count;
+};
+
+// Of a batch's finite losses.
+template <typename Pressure>
+LossSum sum_losses(const Pressure* pressure, const double* loss, int64_t samples) {
   double lanes[kLossLanes] = {};
   int64_t count = 0;
   for (int64_t begin = 0; begin < samples; begin += kLossLanes) {
@@ -80,8 +81,19 @@ void note_losses(const int64_t* id, const double* pressure, const double* loss, 
   for (int half = kLossLanes / 2; half > 0; half /= 2) {
     for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
   }
-  const double sum = read_double(state, kLossSum) + lanes[0];
-  state[kLossCount] += count;
+  return {lanes[0], count};
+}
+
+// Losses of the epoch: their sum, the loss scale where it follows them, the last one of each
+// sample.
+void note_losses(const int64_t* id, const double* pressure, const double* loss, int64_t samples,
+                 int64_t* state, float* last_loss) {
+  for (int64_t b = 0; last_loss != nullptr && b < samples; ++b) {
+    if (has_loss(pressure[b])) last_loss[id[b]] = static_cast<float>(loss[b]);
+  }
+  const LossSum of_batch = sum_losses(pressure, loss, samples);
+  const double sum = read_double(state, kLossSum) + of_batch.sum;
+  state[kLossCount] += of_batch.count;
   write_double(state, kLossSum, sum);
   if (state[kScaleRunning] && sum > 0) {
     write_double(state, kLossScale, sum / static_cast<double>(state[kLossCount]));
@@ -156,6 +168,22 @@ void gate_update_cpu(at::Tensor& gate_logits, at::Tensor& age, at::Tensor& state
   if (!s[kResting]) step_gates(visits.visits(), m, ages, s);
 }
 
+void first_loss_scale_cpu(at::Tensor& pressure, at::Tensor& state, const at::Tensor& sample_loss) {
+  check_first_loss_scale(pressure, state, sample_loss);
+  int64_t* s = state.mutable_data_ptr<int64_t>();
+  if (!s[kScaleRunning] || s[kLossCount] != 0) return;
+  const at::Tensor losses = sample_loss.to(at::kDouble).contiguous();
+  const double* loss = losses.const_data_ptr<double>();
+  float* p = pressure.mutable_data_ptr<float>();
+  const LossSum of_batch = sum_losses(p, loss, losses.numel());
+  if (!(of_batch.sum > 0)) return;
+  write_double(s, kLossScale, of_batch.sum / static_cast<double>(of_batch.count));
+  const double balance = balance_pressure(s);
+  for (int64_t b = 0; b < losses.numel(); ++b) {
+    if (has_loss(p[b])) p[b] = sample_pressure(s, balance, loss[b], true);
+  }
+}
+
 void gate_drift_cpu(at::Tensor& gate_logits, const at::Tensor& age, const at::Tensor& state,
                     const at::Tensor& last_loss) {
   check_gate_drift(gate_logits, age, state, last_loss);
@@ -176,6 +204,7 @@ void gate_drift_cpu(at::Tensor& gate_logits, const at::Tensor& age, const at::Te
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adapruner, CPU, m) {
+  m.impl("first_loss_scale", first_loss_scale_cpu);
   m.impl("gate_update", gate_update_cpu);
   m.impl("gate_drift", gate_drift_cpu);
 }

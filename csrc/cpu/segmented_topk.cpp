@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../integers.h"
 #include "../math/topk.h"
 #include "huge_pages.h"
 #include "partition.h"
@@ -371,9 +372,8 @@ std::tuple<at::Tensor, at::Tensor> segmented_topk_cpu(const at::Tensor& gate_log
                                                       std::optional<double> slope) {
   check_segmented_topk(gate_logits, segments, quotas, slope);
   const at::Tensor values = gate_logits.contiguous();
-  const at::Tensor limits = quotas.to(at::kCPU, at::kLong).contiguous();
-  const bool native = segments.scalar_type() <= at::kLong;
-  const Segments groups{(native ? segments : segments.to(at::kLong)).contiguous(), limits.size(0)};
+  const at::Tensor limits = as_int64(quotas);
+  const Segments groups{native_integers(segments), limits.size(0)};
   const int64_t n = values.numel();
   at::Tensor mask = at::empty({(n + 7) / 8}, values.options().dtype(at::kByte));
   advise_huge_pages(mask);

@@ -91,10 +91,6 @@ __global__ void __launch_bounds__(kCompactThreads)
   }
 }
 
-inline unsigned compact_blocks(int64_t tiles, int64_t per_block, int multiprocessors) {
-  return strided_blocks(tiles, per_block, multiprocessors, 8);
-}
-
 // What a compaction keeps on the device between its kernels.
 struct CompactScratch {
   CompactScratch(const Scratch& scratch, int64_t n)
@@ -111,12 +107,12 @@ template <typename IndexAt>
 void compact(const Bits& bits, const CompactScratch& scratch, const IndexAt& index_at,
              int64_t limit, int64_t* out, int multiprocessors, cudaStream_t stream) {
   const int64_t tiles = ceil_div<int64_t>(bits.n, kCompactTile);
-  launch(count_bits_kernel, compact_blocks(tiles, kCompactThreads / kWarpSize, multiprocessors),
-         kCompactThreads, 0, stream, bits, tiles, scratch.counts);
+  launch_strided(count_bits_kernel, tiles, kCompactThreads / kWarpSize, multiprocessors,
+                 kCompactThreads, stream, bits, tiles, scratch.counts);
   launch(sum_counts_kernel, 1, kScanThreads, 0, stream, scratch.counts, tiles, scratch.starts,
          scratch.found);
-  launch(write_places_kernel<IndexAt>, compact_blocks(tiles, 1, multiprocessors), kCompactThreads,
-         0, stream, bits, tiles, scratch.starts, index_at, limit, out, scratch.found);
+  launch_strided(write_places_kernel<IndexAt>, tiles, 1, multiprocessors, kCompactThreads, stream,
+                 bits, tiles, scratch.starts, index_at, limit, out, scratch.found);
 }
 
 }  // namespace adapruner::cuda

@@ -11,6 +11,7 @@ struct SampleRows {
   double weight;  // s; negative: the sample takes no part
   double scale;   // factor of the gradient of its rows
   int64_t count;  // rows that count
+  unsigned done;  // blocks that have counted some
 };
 
 // B samples and what becomes of them. A is the dtype of the losses: float, or double for float64.

@@ -6,7 +6,7 @@
 namespace adapruner::cuda {
 
 template <typename T, bool kSmoothing>
-__global__ void __launch_bounds__(kBlockThreads, 1)
+__global__ void __launch_bounds__(kBlockThreads, kRowBlocks)
     narrow_rows_kernel(CrossEntropyBatch batch, CrossEntropyRows<T> rows, CrossEntropyPlan plan,
                        int64_t first_unit) {
   using A = Accumulator<T>;

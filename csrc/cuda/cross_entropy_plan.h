@@ -3,12 +3,10 @@
 // A row is what one softmax is over. Three ways to have one:
 //   narrow   classes side by side, at most 256: some lanes of a warp, the values in registers
 //   wide     classes side by side, more: one or more warps. Each thread keeps kHeldPacks packs of
-//   16
-//            bytes in registers, what is beyond goes into shared memory, and what is beyond that is
-//            read a second time
-//   strided  rows side by side, as in images [B, C, H, W]: a lane for each of 32 rows, their
-//   classes
-//            dealt to one or more warps
+//            16 bytes in registers. The rest of the row goes into shared memory. Where that is full,
+//            the rest is read a second time.
+//   strided  rows side by side, as in images [B, C, H, W]: a lane for each of 32 rows, whose classes
+//            are dealt to one or more warps
 // A unit is the rows that a block has at one time, where every sample is one row, else a stretch of
 // the rows of one sample. Then the rows that count in each sample are counted beforehand
 // ("prepared").
@@ -45,6 +43,7 @@ struct UnitRows {
 
 constexpr int kWarp = 32;
 constexpr int kBlockThreads = 256;  // of a block, at most, but for long wide rows
+constexpr int kRowBlocks = 3;       // of narrow or strided rows, that a multiprocessor has at least
 constexpr int kMostThreads = 1024;  // of any
 constexpr int kNarrowValues = 8;    // of a row that a lane keeps, at most
 constexpr int kHeldPacks = 8;       // of a row that a thread keeps

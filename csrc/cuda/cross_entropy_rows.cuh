@@ -160,21 +160,29 @@ __device__ inline bool row_counts(const CrossEntropyBatch& batch, int64_t row, i
 __device__ inline SampleRows sample_rows(const CrossEntropyBatch& batch, int64_t b, int64_t count) {
   const double weight = weight_of(batch, b);
   const double scale = weight * batch.unit_scale;
-  return {weight, count > 1 ? scale / static_cast<double>(count) : scale, count};
+  return {weight, count > 1 ? scale / static_cast<double>(count) : scale, count, 0};
 }
 
-// Rows that count in each sample, a block for each.
-__global__ void __launch_bounds__(kMostThreads) prepare_samples_kernel(CrossEntropyBatch batch) {
-  const int64_t b = blockIdx.x;
+// Rows that count in each sample, `parts` blocks for each. With more than one, sample_rows begin as
+// zeros.
+__global__ void __launch_bounds__(kMostThreads)
+    prepare_samples_kernel(CrossEntropyBatch batch, int parts) {
+  const int64_t b = blockIdx.x / parts, part = blockIdx.x - b * parts;
   int64_t count = 0;
 #pragma unroll 4
-  for (int64_t i = threadIdx.x; i < batch.rows; i += blockDim.x) {
+  for (int64_t i = part * blockDim.x + threadIdx.x; i < batch.rows; i += parts * blockDim.x) {
     const int64_t row = b * batch.rows + i;
     count += row_counts(batch, row, batch.target[row], true);
   }
   count = block_reduce<Sum>(count, int64_t{0});
   if (threadIdx.x != 0) return;
-  batch.sample_rows[b] = sample_rows(batch, b, count);
+  SampleRows& of_sample = batch.sample_rows[b];
+  if (parts > 1) {
+    atomic_add(&of_sample.count, count);
+    if (!is_last(&of_sample.done, parts)) return;
+    count = of_sample.count;
+  }
+  of_sample = sample_rows(batch, b, count);
   if (b == 0 && batch.done != nullptr) *batch.done = 0;
 }
 

@@ -10,7 +10,7 @@ namespace adapruner::cuda {
 constexpr int kStridedUnroll = 8;  // values that a lane waits for at a time
 
 template <typename T, bool kSmoothing>
-__global__ void __launch_bounds__(kBlockThreads, 1)
+__global__ void __launch_bounds__(kBlockThreads, kRowBlocks)
     strided_rows_kernel(CrossEntropyBatch batch, CrossEntropyRows<T> rows, CrossEntropyPlan plan,
                         int64_t first_unit) {
   using A = Accumulator<T>;

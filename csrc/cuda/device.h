@@ -1,66 +1,17 @@
-// What kernels share: numbers, 16-byte loads, reductions in a fixed order, and the launch. Compiled
-// by nvcc, and by any C++ compiler for the emulator of tests/csrc/emulation/, under
-// ADAPRUNER_EMULATE.
+// What kernels share: numbers, 16-byte loads, reductions in a fixed order.
 #pragma once
-
-#ifdef ADAPRUNER_EMULATE
-#include "../../tests/csrc/emulation/cuda.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#endif
 
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
-#include "plan.h"
+#include "launch.h"
 #include "types.h"
 
 namespace adapruner::cuda {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
-
-// Launches, with nothing to launch for an empty grid. Every launch goes through here. Throws
-// std::runtime_error where CUDA refuses it.
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-            cudaStream_t stream, Arguments... arguments) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-#ifdef ADAPRUNER_EMULATE
-  (void)stream;
-  emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); });
-#else
-  constexpr size_t kUnasked = 40 * 1024;  // without asking: 48 KB with the static kind
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes > kUnasked) {
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
-  }
-  if (error == cudaSuccess) {
-    error = [&](Parameters... values) {
-      void* pointers[] = {static_cast<void*>(&values)...};
-      return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers,
-                              shared_bytes, stream);
-    }(static_cast<Parameters>(arguments)...);
-  }
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("adapruner: a CUDA kernel was not launched: ") +
-                             cudaGetErrorString(error));
-  }
-#endif
-}
-
-inline void check(cudaError_t error) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("adapruner: CUDA error: ") + cudaGetErrorString(error));
-  }
-}
 
 // The dynamic shared memory of a block, 16-byte aligned.
 template <typename T>

@@ -44,8 +44,8 @@ void count_key_digits(const float* values, int64_t n, const int64_t* key_range, 
                       int multiprocessors, cudaStream_t stream) {
   auto* const counts = reinterpret_cast<Count*>(histogram);
   check(cudaMemsetAsync(histogram, 0, (kDigits + 1) * sizeof *histogram, stream));
-  launch(digit_histogram_kernel, digit_blocks(n, 4, multiprocessors), kDigitThreads, 0, stream,
-         Values{values, n}, key_range, counts);
+  launch_digits(digit_histogram_kernel, n, 4, multiprocessors, 0, stream, Values{values, n},
+                key_range, counts);
 }
 
 void narrow_key_range(const int64_t* key_range, const int64_t* histogram, int64_t* narrower,

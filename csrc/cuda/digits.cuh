@@ -18,9 +18,19 @@ constexpr int digit_rounds(int bits, int digit_bits = kDigitBits) {
 
 // Blocks for a pass over n values, `per_thread` for each thread at a time. No block has 2³² values,
 // so that its own counts fit 32 bits.
-inline unsigned digit_blocks(int64_t n, int per_thread, int multiprocessors) {
-  const unsigned usual = strided_blocks(n, int64_t{kDigitThreads} * per_thread, multiprocessors, 8);
+inline unsigned digit_blocks(int64_t n, int per_thread, int multiprocessors, int resident) {
+  const unsigned usual =
+      strided_blocks(n, int64_t{kDigitThreads} * per_thread, multiprocessors, resident);
   return std::max(usual, static_cast<unsigned>(ceil_div(n, int64_t{1} << 31)));
+}
+
+// Launches such a pass.
+template <typename... Parameters, typename... Arguments>
+void launch_digits(void (*kernel)(Parameters...), int64_t n, int per_thread, int multiprocessors,
+                   size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
+  const int resident = resident_blocks(kernel, kDigitThreads, shared_bytes);
+  launch(kernel, digit_blocks(n, per_thread, multiprocessors, resident), kDigitThreads,
+         shared_bytes, stream, arguments...);
 }
 
 // Values to be counted by their keys. NaN has none.
@@ -64,8 +74,8 @@ struct Keys {
 
 // The digit and rank of the rank-th largest, found by a whole block; the one thread that has it
 // calls f(found). None does where the rank is not one of the `digits` counts' sum.
-template <typename F>
-__device__ void find_digit_in_block(const Count* counts, int digits, int64_t rank, const F& f) {
+template <typename T, typename F>
+__device__ void find_digit_in_block(const T* counts, int digits, int64_t rank, const F& f) {
   const int each = ceil_div(digits, static_cast<int>(blockDim.x));
   const int end = std::max(digits - static_cast<int>(threadIdx.x) * each, 0);
   const int begin = std::max(end - each, 0);
@@ -75,6 +85,18 @@ __device__ void find_digit_in_block(const Count* counts, int digits, int64_t ran
   if (larger < rank && rank <= larger + mine) {
     const DigitRank found = find_digit(counts + begin, end - begin, rank - larger);
     f(DigitRank{begin + found.digit, found.rank});
+  }
+}
+
+// Counts a key by the next digit of every search that it is in the range of. counts: kDigits for
+// each search, in shared memory.
+template <int kSearches, typename Key>
+__device__ void count_digits(const Search<Key>* searches, Key key, unsigned* counts) {
+#pragma unroll
+  for (int s = 0; s < kSearches; ++s) {
+    const Range<Key>& range = searches[s].range;
+    if (key < range.low || key > range.high) continue;
+    atomicAdd(&counts[s * kDigits + digit_of(key, range.low, searches[s].shift)], 1u);
   }
 }
 
@@ -94,14 +116,7 @@ __global__ void __launch_bounds__(kDigitThreads)
   if (all_decided) return;
   for (int d = threadIdx.x; d < kSearches * kDigits; d += blockDim.x) mine[d] = 0;
   __syncthreads();
-  source.each([&](Key key) {
-#pragma unroll
-    for (int s = 0; s < kSearches; ++s) {
-      const Range<Key>& range = search[s].range;
-      if (key < range.low || key > range.high) continue;
-      atomicAdd(&mine[s * kDigits + digit_of(key, range.low, search[s].shift)], 1u);
-    }
-  });
+  source.each([&](Key key) { count_digits<kSearches>(search, key, mine); });
   __syncthreads();
   for (int d = threadIdx.x; d < kSearches * kDigits; d += blockDim.x) {
     if (mine[d] != 0) atomicAdd(&counts[d], Count{mine[d]});
@@ -118,6 +133,32 @@ __global__ void __launch_bounds__(kDigitThreads)
   }
   __syncthreads();
   for (int d = threadIdx.x; d < kSearches * kDigits; d += blockDim.x) counts[d] = 0;
+}
+
+// All rounds of kSearches searches, which are in shared memory, among keys [n], by one block.
+template <int kSearches, typename Key>
+__device__ void search_in_block(const Key* keys, int64_t n, Search<Key>* searches) {
+  __shared__ unsigned counts[kSearches * kDigits];
+  for (;;) {
+    bool all_decided = true;
+#pragma unroll
+    for (int s = 0; s < kSearches; ++s) all_decided = all_decided && decided(searches[s]);
+    if (all_decided) return;
+    for (int d = threadIdx.x; d < kSearches * kDigits; d += blockDim.x) counts[d] = 0;
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+      count_digits<kSearches>(searches, keys[i], counts);
+    }
+    __syncthreads();
+    for (int s = 0; s < kSearches; ++s) {
+      if (decided(searches[s])) continue;
+      const unsigned* const of_search = counts + s * kDigits;
+      find_digit_in_block(of_search, kDigits, searches[s].rank, [&](const DigitRank& found) {
+        searches[s] = narrowed(searches[s], found, of_search[found.digit]);
+      });
+    }
+    __syncthreads();
+  }
 }
 
 }  // namespace adapruner::cuda

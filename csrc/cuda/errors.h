@@ -5,6 +5,8 @@
 // nothing.
 #pragma once
 
+#include <bit>
+
 #include "../math/state.h"
 #include "device.h"
 
@@ -19,7 +21,7 @@ __device__ inline bool comes_before(ErrorKind kind, int64_t place, const volatil
   return kind == noted_kind && place < noted[1];
 }
 
-// place, value: see the slots of the state; value of a loss: bits_of(loss). The state is `Tensor
+// place, value: see the slots of the state; value of a loss: its bits. The state is `Tensor
 // state` to operators that otherwise only read it.
 __device__ inline void note_error(int64_t* state, ErrorKind kind, int64_t place, int64_t value) {
   volatile int64_t* noted = state + kErrorKind;  // kind, place, value
@@ -39,12 +41,6 @@ __device__ inline void note_error(int64_t* state, ErrorKind kind, int64_t place,
     atomicExch(latch, kErrorsOpen);
     return;
   }
-}
-
-__device__ inline int64_t bits_of(double value) {
-  int64_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
 }
 
 // By one thread, once no other notes any more.

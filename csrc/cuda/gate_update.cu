@@ -14,4 +14,12 @@ void gate_update(Type type, const GateArrays& gates, const int64_t* ids, const v
   type == Type::kDouble ? start(double{}) : start(float{});
 }
 
+void first_loss_scale(Type type, float* pressure, const void* loss, int64_t batch, int64_t* state,
+                      cudaStream_t stream) {
+  const auto start = [&](auto zero) {
+    first_loss_scale(pressure, static_cast<const decltype(zero)*>(loss), batch, state, stream);
+  };
+  type == Type::kDouble ? start(double{}) : start(float{});
+}
+
 }  // namespace adapruner::cuda

@@ -41,6 +41,28 @@ struct GateBatch {
 
 // --- the batch as a whole --------------------------------------------------------------------
 
+// The sum of a batch's losses, tile by tile in the order of csrc/math/gate.h: thread i of the first
+// kLossLanes has that of lane i. Every thread calls it with its loss of a tile.
+template <int kThreads>
+__device__ void add_to_lanes(double& lane_sum, double loss) {
+  static_assert(kLossLanes == kWarpSize && kThreads % kLossLanes == 0);
+  __shared__ double losses[kThreads];
+  losses[threadIdx.x] = loss;
+  __syncthreads();
+  if (threadIdx.x < kLossLanes) {
+    for (int i = threadIdx.x; i < kThreads; i += kLossLanes) lane_sum += losses[i];
+  }
+  __syncthreads();
+}
+
+// Of all lanes, by the first warp; thread 0 gets it.
+__device__ inline double sum_of_lanes(double lane_sum) {
+  for (int half = kLossLanes / 2; half > 0; half /= 2) {
+    lane_sum += __shfl_down_sync(kFullWarp, lane_sum, half);
+  }
+  return lane_sum;
+}
+
 // The ids of a tile's `count` visits that were not finite, in the order of the batch, as far as
 // there is room.
 __device__ inline void note_not_finite(int64_t* state, const int64_t* ids, const bool* not_finite,
@@ -66,8 +88,6 @@ __device__ inline void note_losses(int64_t* state, double sum, int64_t count) {
 
 template <int kThreads, typename Real>
 __device__ void note_batch(const GateBatch<Real>& batch, const GateArrays& gates) {
-  static_assert(kLossLanes == kWarpSize && kThreads % kLossLanes == 0);
-  __shared__ double losses[kThreads];
   __shared__ bool not_finite[kThreads];
   const int thread = static_cast<int>(threadIdx.x);
   double lane_sum = 0;
@@ -79,23 +99,15 @@ __device__ void note_batch(const GateBatch<Real>& batch, const GateArrays& gates
     if (b < batch.size && !known) note_error(gates.state, kBadId, b, visit.id);
     const double loss = known ? static_cast<double>(batch.loss[b]) : 0.0;
     const bool counted = known && fabs(visit.pressure) != INFINITY && is_finite(loss);
-    losses[thread] = counted ? loss : 0.0;
     not_finite[thread] = known && visit.pressure != visit.pressure;
     count += __syncthreads_count(counted);
     const int faults = __syncthreads_count(not_finite[thread]);
     if (thread == 0 && faults > 0) {
       note_not_finite(gates.state, batch.ids + begin, not_finite, faults);
     }
-    if (thread < kLossLanes) {
-      for (int i = thread; i < kThreads; i += kLossLanes) lane_sum += losses[i];
-    }
-    __syncthreads();
+    add_to_lanes<kThreads>(lane_sum, counted ? loss : 0.0);
   }
-  if (thread < kLossLanes) {
-    for (int half = kLossLanes / 2; half > 0; half /= 2) {
-      lane_sum += __shfl_down_sync(kFullWarp, lane_sum, half);
-    }
-  }
+  if (warp() == 0) lane_sum = sum_of_lanes(lane_sum);
   if (thread == 0) {
     note_losses(gates.state, lane_sum, count);
     seal_errors(gates.state);
@@ -267,6 +279,44 @@ void gate_update(const GateBatch<Real>& batch, const GateArrays& gates, cudaStre
          batch, gates, bits);
 }
 
+// --- the first batch of an epoch whose losses are brought to a scale ---------------------------
+
+// One block.
+template <int kThreads, typename Real>
+__global__ void __launch_bounds__(kThreads)
+    first_loss_scale_kernel(float* pressure, const Real* loss, int64_t batch, int64_t* state) {
+  __shared__ bool found;
+  if (state[kScaleRunning] == 0 || state[kLossCount] != 0) return;
+  const auto takes_part = [&](int64_t b) { return fabsf(pressure[b]) != INFINITY; };
+  double sum = 0;
+  int64_t count = 0;
+  for (int64_t begin = 0; begin < batch; begin += kThreads) {
+    const int64_t b = begin + threadIdx.x;
+    const double of_sample = b < batch && takes_part(b) ? loss[b] : INFINITY;
+    const bool counted = is_finite(of_sample);
+    add_to_lanes<kThreads>(sum, counted ? of_sample : 0.0);
+    count += __syncthreads_count(counted);
+  }
+  if (warp() == 0) sum = sum_of_lanes(sum);
+  if (threadIdx.x == 0) {
+    found = sum > 0;
+    if (found) write_double(state, kLossScale, sum / static_cast<double>(count));
+  }
+  __syncthreads();
+  if (!found) return;
+  const double balance = balance_pressure(state);
+  for (int64_t b = threadIdx.x; b < batch; b += kThreads) {
+    if (takes_part(b)) pressure[b] = sample_pressure(state, balance, loss[b], true);
+  }
+}
+
+template <int kThreads = kUpdateThreads, typename Real>
+void first_loss_scale(float* pressure, const Real* loss, int64_t batch, int64_t* state,
+                      cudaStream_t stream) {
+  launch(first_loss_scale_kernel<kThreads, Real>, 1, kThreads, 0, stream, pressure, loss, batch,
+         state);
+}
+
 // --- the gates that an epoch did not visit ---------------------------------------------------
 
 constexpr int kDriftThreads = 256;
@@ -286,8 +336,8 @@ __global__ void __launch_bounds__(kDriftThreads) gate_drift_kernel(GateArrays ga
 }
 
 void gate_drift(const GateArrays& gates, int multiprocessors, cudaStream_t stream) {
-  const unsigned blocks = strided_blocks(gates.size, kDriftThreads, multiprocessors, 8);
-  launch(gate_drift_kernel, dim3(blocks), dim3(kDriftThreads), 0, stream, gates);
+  launch_strided(gate_drift_kernel, gates.size, kDriftThreads, multiprocessors, kDriftThreads,
+                 stream, gates);
 }
 
 }  // namespace adapruner::cuda

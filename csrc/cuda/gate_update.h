@@ -13,6 +13,10 @@ namespace adapruner::cuda {
 void gate_update(Type type, const GateArrays& gates, const int64_t* ids, const void* pressure,
                  const void* loss, int64_t batch, cudaStream_t stream);
 
+// pressure [batch] and state are written; loss [batch] of `type`, as above.
+void first_loss_scale(Type type, float* pressure, const void* loss, int64_t batch, int64_t* state,
+                      cudaStream_t stream);
+
 // last_loss is read, not written, and not null.
 void gate_drift(const GateArrays& gates, int multiprocessors, cudaStream_t stream);
 

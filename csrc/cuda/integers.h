@@ -1,4 +1,5 @@
-// A tensor of any integer dtype as kernels read it, so that none is copied to int64 first.
+// Integers as kernels read them, in the dtype that they are in, so that none are copied to int64
+// first.
 #pragma once
 
 #include <cstdint>
@@ -8,24 +9,30 @@
 namespace adapruner::cuda {
 
 struct Integers {
-  enum class Type { kByte, kChar, kShort, kInt, kLong };
+  enum class Type { kUint8, kInt8, kInt16, kInt32, kInt64 };
 
   const void* data;
   Type type;
 
-  ADAPRUNER_HD int64_t operator[](int64_t i) const {
+  // read(p), p being `data` as a pointer to its type.
+  template <typename Read>
+  ADAPRUNER_HD auto as_typed(const Read& read) const {
     switch (type) {
-      case Type::kByte:
-        return static_cast<const uint8_t*>(data)[i];
-      case Type::kChar:
-        return static_cast<const int8_t*>(data)[i];
-      case Type::kShort:
-        return static_cast<const int16_t*>(data)[i];
-      case Type::kInt:
-        return static_cast<const int32_t*>(data)[i];
+      case Type::kUint8:
+        return read(static_cast<const uint8_t*>(data));
+      case Type::kInt8:
+        return read(static_cast<const int8_t*>(data));
+      case Type::kInt16:
+        return read(static_cast<const int16_t*>(data));
+      case Type::kInt32:
+        return read(static_cast<const int32_t*>(data));
       default:
-        return static_cast<const int64_t*>(data)[i];
+        return read(static_cast<const int64_t*>(data));
     }
+  }
+
+  ADAPRUNER_HD int64_t operator[](int64_t i) const {
+    return as_typed([i](auto* p) { return static_cast<int64_t>(p[i]); });
   }
 };
 

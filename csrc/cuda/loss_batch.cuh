@@ -7,6 +7,7 @@
 #include "cross_entropy_batch.h"
 #include "device.h"
 #include "errors.h"
+#include "scan.cuh"
 
 namespace adapruner::cuda {
 
@@ -38,9 +39,7 @@ __device__ double finish_sample(const LossBatch& batch, int64_t b, double weight
 // Leaves the sum of a unit, by one thread; true if it was the last of all.
 __device__ inline bool leave(const LossBatch& batch, int64_t unit, double sum) {
   batch.partial[unit] = sum;
-  if (batch.units == 1) return true;
-  __threadfence();
-  return atomicAdd(batch.done, 1u) == static_cast<unsigned>(batch.units - 1);
+  return batch.units == 1 || is_last(batch.done, static_cast<unsigned>(batch.units));
 }
 
 // By every thread of the last block, with its part of the sum of all units.

@@ -14,6 +14,7 @@
 #include "context.h"
 #include "cross_entropy_batch.h"
 #include "cross_entropy_plan.h"
+#include "integer_tensors.h"
 
 namespace adapruner::cuda {
 
@@ -24,16 +25,6 @@ struct Losses {
 // The dtype of the losses of a tensor of this dtype.
 inline at::ScalarType loss_type(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// `tensor`: contiguous, of any integer dtype.
-inline Integers integers_of(const at::Tensor& tensor) {
-  const auto type = tensor.scalar_type() == at::kByte    ? Integers::Type::kByte
-                    : tensor.scalar_type() == at::kChar  ? Integers::Type::kChar
-                    : tensor.scalar_type() == at::kShort ? Integers::Type::kShort
-                    : tensor.scalar_type() == at::kInt   ? Integers::Type::kInt
-                                                         : Integers::Type::kLong;
-  return {tensor.const_data_ptr(), type};
 }
 
 // Launches number their blocks in 31 bits.
@@ -47,7 +38,7 @@ class LossCall {
  public:
   LossCall(at::ScalarType type, const at::Tensor& ids, const at::Tensor& gate_logits,
            const at::Tensor& state)
-      : ids_(ids.contiguous()), gate_logits_(gate_logits.contiguous()) {
+      : ids_(native_integers(ids)), gate_logits_(gate_logits.contiguous()) {
     const int64_t samples = ids.size(0);
     const auto options = ids.options().dtype(type);
     losses = {at::empty({}, options), at::empty({samples}, options),
@@ -98,7 +89,7 @@ class CrossEntropyCall : public LossCall {
                    const at::Tensor& ids, const at::Tensor& gate_logits, const at::Tensor& state,
                    const std::optional<at::Tensor>& weight, int64_t ignore_index,
                    double label_smoothing)
-      : LossCall(type, ids, gate_logits, state), target_(target.contiguous()) {
+      : LossCall(type, ids, gate_logits, state), target_(native_integers(target)) {
     constexpr int64_t kMostClasses = int64_t{1} << 30;
     TORCH_CHECK_VALUE(classes < kMostClasses, "there are ", classes,
                       " classes; expected fewer than 2**30 on a GPU");

@@ -7,13 +7,22 @@
 
 namespace adapruner::cuda {
 
+constexpr int64_t kPreparedRows = 4096;  // of a sample, that a block counts at least
+
 // Before the first rows of a batch: what they all need to be there.
 inline void prepare_cross_entropy(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan,
                                   cudaStream_t stream) {
   if (plan.prepared) {
     const int64_t threads = std::min<int64_t>(power_of_two_from(batch.rows), kMostThreads);
-    launch(prepare_samples_kernel, static_cast<unsigned>(batch.samples),
-           static_cast<unsigned>(std::max<int64_t>(threads, kWarpSize)), 0, stream, batch);
+    // No more blocks than units, as many as fill the device.
+    const int64_t parts = std::min(plan.parts, ceil_div<int64_t>(batch.rows, kPreparedRows));
+    if (parts > 1) {
+      const size_t bytes = batch.samples * sizeof *batch.sample_rows;
+      check(cudaMemsetAsync(batch.sample_rows, 0, bytes, stream));
+    }
+    launch(prepare_samples_kernel, static_cast<unsigned>(batch.samples * parts),
+           static_cast<unsigned>(std::max<int64_t>(threads, kWarpSize)), 0, stream, batch,
+           static_cast<int>(parts));
   } else if (batch.done != nullptr) {
     check(cudaMemsetAsync(batch.done, 0, sizeof *batch.done, stream));
   }

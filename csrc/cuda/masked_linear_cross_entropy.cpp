@@ -45,7 +45,7 @@ Losses run(CrossEntropyCall& call, const Tensor& input, const Tensor& target, in
   call.allocate(plan.units, plan.prepared);
   products.allocate(ceil_div(plan.units, step), std::min(step * plan.unit_rows, all), wanted, true);
   // int64: in an unsigned type a negative ignore_index would be one of its labels.
-  const Tensor ignored = at::eq(target.reshape({all, 1}).to(at::kLong), ignore_index);
+  const Tensor ignored = at::eq(as_int64(target).view({all, 1}), ignore_index);
   const Strides strides{batch.rows * batch.classes, batch.classes, 1};
   begin_cross_entropy(batch, plan, context.stream);
   for (int64_t begin = 0; begin < plan.units; begin += step) {

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kLossThreads, 1)
     double weight = weight_of(batch, b);
     bool takes_part = weight != kNoPart;
     if (takes_part && loss < 0) {
-      note_error(batch.state, kNegativeLoss, b, bits_of(loss));
+      note_error(batch.state, kNegativeLoss, b, std::bit_cast<int64_t>(loss));
       takes_part = false;
     }
     if (!takes_part) weight = 0;

@@ -56,22 +56,22 @@ OrderEnd write_order(const uint8_t* mask, int64_t n, uint64_t key, int64_t posit
   const int64_t room = std::min(n - position, kLongStretch);
   auto* const marks = scratch_array<uint32_t>(scratch, ceil_div<int64_t>(room, 32));
   const CompactScratch compacting(scratch, room);
+  auto* const found = scratch_array<Compacted>(scratch, 1, Memory::kPinned);
   int64_t kept = 0, last_kept = 0, last_seen = 0;
   while (kept < count && position < n) {
     const int64_t wanted = count - kept;
     const int64_t places = std::min(n - position, stretch_length(wanted, last_kept, last_seen));
     const PermutedPlace sample_at{permutation, position};
-    launch(mark_places_kernel, strided_blocks(places, int64_t{kCompactThreads}, multiprocessors, 8),
-           kCompactThreads, 0, stream, sample_at, places, mask, marks);
+    launch_strided(mark_places_kernel, places, kCompactThreads, multiprocessors, kCompactThreads,
+                   stream, sample_at, places, mask, marks);
     compact(Bits{marks, places}, compacting, sample_at, wanted, indices + kept, multiprocessors,
             stream);
-    Compacted found;
-    check(cudaMemcpyAsync(&found, compacting.found, sizeof found, cudaMemcpyDeviceToHost, stream));
+    check(cudaMemcpyAsync(found, compacting.found, sizeof *found, cudaMemcpyDeviceToHost, stream));
     check(cudaStreamSynchronize(stream));
-    if (found.total >= wanted) return {count, position + found.stop};
-    kept += found.total;
+    if (found->total >= wanted) return {count, position + found->stop};
+    kept += found->total;
     position += places;
-    last_kept = found.total;
+    last_kept = found->total;
     last_seen = places;
   }
   return {kept, position};

@@ -123,14 +123,16 @@ void write_oldest(const uint8_t* candidates, const uint8_t* age, int64_t n, int6
   auto* const state = scratch_array<OldestState>(scratch, 1);
   check(cudaMemsetAsync(state, 0, sizeof *state, stream));
   const Candidates all{candidates, age, n, key};
-  const unsigned blocks = digit_blocks(n, Candidates::kPerThread, multiprocessors);
-  launch(count_ages_kernel, blocks, kDigitThreads, 0, stream, all, count, state);
+  const auto start = [&](auto kernel, auto... arguments) {
+    launch_digits(kernel, n, Candidates::kPerThread, multiprocessors, 0, stream, arguments...);
+  };
+  start(count_ages_kernel, all, count, state);
   const Equals equals{all, state};
   for (int round = 0; round < digit_rounds(64); ++round) {
-    launch(search_digits_kernel<1, uint64_t, Equals>, blocks, kDigitThreads, 0, stream, equals,
-           &state->search, static_cast<Count*>(state->digits), &state->arrived);
+    start(search_digits_kernel<1, uint64_t, Equals>, equals, &state->search,
+          static_cast<Count*>(state->digits), &state->arrived);
   }
-  launch(write_oldest_kernel, blocks, kDigitThreads, 0, stream, all, state, mask);
+  start(write_oldest_kernel, all, state, mask);
 }
 
 }  // namespace adapruner::cuda

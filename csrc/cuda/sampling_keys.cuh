@@ -24,9 +24,8 @@ static __global__ void __launch_bounds__(kSamplingThreads)
 void write_sampling_keys(const float* gate_logits, const uint8_t* age, int64_t n, double scale,
                          double turns, uint64_t key, double ceiling, float* keys,
                          int multiprocessors, cudaStream_t stream) {
-  const unsigned blocks = strided_blocks(n, kSamplingThreads, multiprocessors, 8);
-  launch(sampling_keys_kernel, blocks, kSamplingThreads, 0, stream, gate_logits, age, n, scale,
-         turns, key, ceiling, keys);
+  launch_strided(sampling_keys_kernel, n, kSamplingThreads, multiprocessors, kSamplingThreads,
+                 stream, gate_logits, age, n, scale, turns, key, ceiling, keys);
 }
 
 }  // namespace adapruner::cuda

@@ -41,10 +41,9 @@ void scale_gradient(const T* gradient, T* out, int64_t n, const Accumulator<T>* 
                     int multiprocessors, cudaStream_t stream) {
   const auto start = [&](auto pack) {
     using P = decltype(pack);
-    const unsigned blocks = strided_blocks(ceil_div<int64_t>(n, P::size),
-                                           kScaleThreads * kScaleUnroll, multiprocessors, 8);
-    launch(scale_gradient_kernel<P, T>, blocks, kScaleThreads, 0, stream, gradient, out, n,
-           upstream);
+    launch_strided(scale_gradient_kernel<P, T>, ceil_div<int64_t>(n, P::size),
+                   kScaleThreads * kScaleUnroll, multiprocessors, kScaleThreads, stream, gradient,
+                   out, n, upstream);
   };
   if (is_aligned(gradient, 16) && is_aligned(out, 16)) {
     start(Pack<T>{});

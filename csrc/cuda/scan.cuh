@@ -36,18 +36,25 @@ __device__ T block_sum_before(T value, T& total) {
   return before;
 }
 
+// Whether `count` threads have come here, this one being the last: it then sees what the others have
+// written. `arrived` counts them, from 0.
+__device__ inline bool is_last(unsigned* arrived, unsigned count) {
+  __threadfence();
+  const bool last = atomicAdd(arrived, 1u) == count - 1;
+  if (last) __threadfence();
+  return last;
+}
+
 // Whether all other blocks of the grid are done, so that this one sees what they have written.
 // Every thread of a block calls it, once. `arrived` is 0 before a launch and after it.
 __device__ inline bool is_last_block(unsigned* arrived) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(arrived, 1u) == gridDim.x - 1;
+  if (threadIdx.x == 0) {  // its fences are for what the barriers order
+    last = is_last(arrived, gridDim.x);
     if (last) *arrived = 0;
   }
   __syncthreads();
-  if (last) __threadfence();
   return last;
 }
 

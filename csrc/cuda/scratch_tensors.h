@@ -11,13 +11,15 @@
 
 namespace adapruner::cuda {
 
-// A Scratch on the device of a tensor, by std::ref.
+// A Scratch for the device of a tensor, by std::ref.
 class ScratchTensors {
  public:
   explicit ScratchTensors(const at::Tensor& like) : options_(like.options().dtype(at::kByte)) {}
 
-  void* operator()(size_t bytes) {
-    held_.push_back(at::empty({static_cast<int64_t>(bytes)}, options_));
+  void* operator()(size_t bytes, Memory where) {
+    const auto pinned = options_.device(at::kCPU).pinned_memory(true);
+    held_.push_back(
+        at::empty({static_cast<int64_t>(bytes)}, where == Memory::kPinned ? pinned : options_));
     return held_.back().mutable_data_ptr();
   }
 

@@ -5,25 +5,11 @@
 
 #include "../checks.h"
 #include "context.h"
+#include "integer_tensors.h"
 #include "scratch_tensors.h"
 
 namespace adapruner::cuda {
 namespace {
-
-Integers integers_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kByte:
-      return Integers::kUint8;
-    case at::kChar:
-      return Integers::kInt8;
-    case at::kShort:
-      return Integers::kInt16;
-    case at::kInt:
-      return Integers::kInt32;
-    default:
-      return Integers::kInt64;
-  }
-}
 
 std::tuple<at::Tensor, at::Tensor> segmented_topk_cuda(const at::Tensor& gate_logits,
                                                        const at::Tensor& segments,
@@ -32,18 +18,17 @@ std::tuple<at::Tensor, at::Tensor> segmented_topk_cuda(const at::Tensor& gate_lo
   check_segmented_topk(gate_logits, segments, quotas, slope);
   const Context context(gate_logits);
   const at::Tensor values = dense(gate_logits);
-  const bool native = segments.scalar_type() <= at::kLong;
-  const at::Tensor groups = dense(native ? segments : segments.to(at::kLong));
-  const at::Tensor limits = quotas.to(values.device(), at::kLong).contiguous();
+  const at::Tensor groups = dense(native_integers(segments));
+  const at::Tensor limits = as_int64(quotas.to(values.device()));
   const int64_t n = values.numel(), count = limits.size(0);
   at::Tensor mask = empty_mask(n, values);
   at::Tensor sums = at::empty({slope ? 2 : 0}, values.options().dtype(at::kLong));
   ScratchTensors scratch(values);
-  const SegmentedErrors errors = select_segmented(
-      values.const_data_ptr<float>(), n, groups.const_data_ptr(), integers_of(groups), count,
-      limits.const_data_ptr<int64_t>(), slope.value_or(0), words_of(mask),
-      slope ? sums.mutable_data_ptr<int64_t>() : nullptr, context.multiprocessors,
-      std::ref(scratch), context.stream);
+  const SegmentedErrors errors =
+      select_segmented(values.const_data_ptr<float>(), n, integers_of(groups), count,
+                       limits.const_data_ptr<int64_t>(), slope.value_or(0), words_of(mask),
+                       slope ? sums.mutable_data_ptr<int64_t>() : nullptr, context.multiprocessors,
+                       std::ref(scratch), context.stream);
   check_no_nan(errors.nan);
   if (errors.outside >= 0) {
     refuse_segment(errors.outside, groups[errors.outside].item<int64_t>(), count);

@@ -8,12 +8,12 @@
 // need.
 //
 // Memory beyond the results: histograms of at most 128 MB or, with more than 8 million segments, 16
-// bytes per segment; 40 bytes per segment; the band, of 12 bytes for at most a sixteenth of the
+// bytes per segment; 25 bytes per segment; the band, of 12 bytes for at most a sixteenth of the
 // values (0.1 bytes per value where 1 % is in it) or 64 thousand.
 #pragma once
 
 #include "segmented_topk_kernels.cuh"
-#include "topk_kernels.cuh"
+#include "selection.h"
 
 namespace adapruner::cuda {
 
@@ -23,14 +23,22 @@ struct SegmentedPlan {
   bool shared;
 };
 
-inline SegmentedPlan plan_segmented(int64_t n, int64_t rows) {
-  constexpr int64_t kInCache = int64_t{1} << 20, kMost = int64_t{1} << 24, kInShared = 8192;
+// Counters that shared memory holds: 32 KB of them, or 96 KB, of which a multiprocessor has two,
+// where a block has enough values to add most of them up there.
+constexpr int64_t shared_counters(int64_t n, int multiprocessors) {
+  constexpr int64_t kUsual = 8192, kMost = 3 * kUsual, kValuesEach = 4;
+  return n / (2 * multiprocessors) >= kValuesEach * kMost ? kMost : kUsual;
+}
+
+inline SegmentedPlan plan_segmented(int64_t n, int64_t rows, int multiprocessors) {
+  constexpr int64_t kInCache = int64_t{1} << 20, kMost = int64_t{1} << 24;
+  const int64_t in_shared = shared_counters(n, multiprocessors);
   int bits = 4;
   while (bits < 9 && rows << (bits + 1) <= std::min(kInCache, 4 * n)) ++bits;
   // A bit less where that makes room in shared memory.
-  if (bits >= 8 && rows << 8 <= kInShared) bits = std::min(bits, rows << 9 <= kInShared ? 9 : 8);
+  if (bits >= 8 && rows << 8 <= in_shared) bits = std::min(bits, rows << 9 <= in_shared ? 9 : 8);
   while (bits > 1 && rows << bits > kMost) --bits;
-  return {bits, rows << bits <= kInShared};
+  return {bits, rows << bits <= in_shared};
 }
 
 template <typename Entry>
@@ -45,13 +53,16 @@ class SegmentedTopk {
         multiprocessors_(multiprocessors),
         scratch_(scratch),
         stream_(stream),
-        plan_(plan_segmented(n, segments.count + 1)),
+        plan_(plan_segmented(n, segments.count + 1, multiprocessors)),
         counters_((segments.count + 1) << plan_.bits),
         state_(scratch_array<SegmentedState>(scratch, 1)),
+        found_(scratch_array<SegmentedState>(scratch, 1, Memory::kPinned)),
         rows_{values,
               n,
               segments,
-              scratch_array<Search<Entry>>(scratch, segments.count + 1),
+              scratch_array<RowRange<Entry>>(scratch, segments.count + 1),
+              scratch_array<int64_t>(scratch, segments.count + 1),
+              scratch_array<uint8_t>(scratch, segments.count + 1),
               scratch_array<Count>(scratch, counters_),
               plan_.bits} {}
 
@@ -62,7 +73,7 @@ class SegmentedTopk {
     choose_bins();
     count<true>(slope, reinterpret_cast<Count*>(sums));
     narrow<true>();
-    SegmentedState found = read();
+    const SegmentedState& found = read();
     SegmentedErrors errors;
     if (found.nan_from_end > 0) errors.nan = n_ - found.nan_from_end;
     if (found.outside_from_end > 0) errors.outside = n_ - found.outside_from_end;
@@ -71,7 +82,7 @@ class SegmentedTopk {
     while (static_cast<int64_t>(found.undecided[round_ - 1]) > band_limit()) {
       count<false>(0, nullptr);
       narrow<false>();
-      found = read();
+      read();
     }
     decide(static_cast<int64_t>(found.undecided[round_ - 1]));
     return errors;
@@ -81,8 +92,9 @@ class SegmentedTopk {
   int64_t band_limit() const { return std::max(n_ / 16, int64_t{1} << 16); }
 
   template <typename... Parameters, typename... Arguments>
-  void start(void (*kernel)(Parameters...), unsigned blocks, int threads, Arguments... arguments) {
-    launch(kernel, blocks, threads, 0, stream_, arguments...);
+  void start_digits(void (*kernel)(Parameters...), int64_t n, size_t shared_bytes,
+                    Arguments... arguments) {
+    launch_digits(kernel, n, 4, multiprocessors_, shared_bytes, stream_, arguments...);
   }
 
   // Bounds that most values lie between, for the bins of the first histogram.
@@ -91,16 +103,11 @@ class SegmentedTopk {
     if (size == 0) return;
     auto* const sample = scratch_array<uint32_t>(scratch_, size);
     const KeyRange all{kBelowAll, kAboveAll};
-    start(begin_segmented_kernel, 1, 1, state_, begin_search(all, size / 200 + 1, size),
-          begin_search(all, size - size / 200, size));
-    const unsigned blocks = digit_blocks(size, 4, multiprocessors_);
-    start(sample_keys_kernel, blocks, kDigitThreads, values_, n_, size, sample);
-    for (int round = 0; round < digit_rounds(32); ++round) {
-      start(search_digits_kernel<2, uint32_t, Keys<uint32_t>>, blocks, kDigitThreads,
-            Keys<uint32_t>{sample, size}, static_cast<Search<uint32_t>*>(state_->bounds),
-            static_cast<Count*>(state_->digits), &state_->arrived);
-    }
-    start(make_bins_kernel, 1, 1, state_, 1 << plan_.bits);
+    launch_strided(search_sample_kernel<MakeBins>, size, kSampleThreads, multiprocessors_,
+                   kSampleThreads, stream_, values_, n_, size, sample, true,
+                   begin_search(all, size / 200 + 1, size),
+                   begin_search(all, size - size / 200, size), &state_->arrived,
+                   MakeBins{state_, 1 << plan_.bits});
   }
 
   template <bool kFirst>
@@ -108,42 +115,37 @@ class SegmentedTopk {
     const auto kernel = plan_.shared ? count_rows_kernel<kFirst, true, Entry>
                                      : count_rows_kernel<kFirst, false, Entry>;
     const size_t shared = plan_.shared ? counters_ * sizeof(unsigned) : 0;
-    launch(kernel, digit_blocks(n_, 4, multiprocessors_), kDigitThreads, shared, stream_, rows_,
-           slope, sums, state_);
+    start_digits(kernel, n_, shared, rows_, slope, sums, state_);
   }
 
   template <bool kFirst>
   void narrow() {
-    const unsigned blocks =
-        strided_blocks(rows_.segments.count + 1, kDigitThreads / kWarpSize, multiprocessors_, 8);
-    start(narrow_rows_kernel<kFirst, Entry>, blocks, kDigitThreads, rows_, quotas_, round_, state_);
+    launch_strided(narrow_rows_kernel<kFirst, Entry>, rows_.segments.count + 1,
+                   kDigitThreads / kWarpSize, multiprocessors_, kDigitThreads, stream_, rows_,
+                   quotas_, round_, state_);
     ++round_;
   }
 
-  SegmentedState read() {
-    SegmentedState found;
-    check(cudaMemcpyAsync(&found, state_, offsetof(SegmentedState, digits), cudaMemcpyDeviceToHost,
-                          stream_));
+  const SegmentedState& read() {
+    check(cudaMemcpyAsync(found_, state_, sizeof *state_, cudaMemcpyDeviceToHost, stream_));
     check(cudaStreamSynchronize(stream_));
-    return found;
+    return *found_;
   }
 
   // The mask, with so many values in the band.
   void decide(int64_t size) {
     const RowBand<Entry> band{scratch_array<Entry>(scratch_, size),
                               scratch_array<uint32_t>(scratch_, size), size};
-    start(split_rows_kernel<Entry>,
-          strided_blocks(ceil_div<int64_t>(n_, kTile), 1, multiprocessors_, 8), kTileThreads, rows_,
-          band, mask_, state_);
+    launch_strided(split_rows_kernel<Entry>, ceil_div<int64_t>(n_, kTile), 1, multiprocessors_,
+                   kTileThreads, stream_, rows_, band, mask_, state_);
     if (size == 0) return;
-    const unsigned blocks = digit_blocks(size, 4, multiprocessors_);
     // The first round's bins may be as wide as all keys.
     const int rounds = 1 + digit_rounds(32 + entries_of<Entry>(n_).index_bits, plan_.bits);
     while (round_ < rounds) {
-      start(count_band_kernel<Entry>, blocks, kDigitThreads, rows_, band, round_, state_);
+      start_digits(count_band_kernel<Entry>, size, 0, rows_, band, round_, state_);
       narrow<false>();
     }
-    start(keep_row_band_kernel<Entry>, blocks, kDigitThreads, rows_, band, mask_);
+    start_digits(keep_row_band_kernel<Entry>, size, 0, rows_, band, mask_);
   }
 
   const float* values_;
@@ -158,18 +160,19 @@ class SegmentedTopk {
   int round_ = 0;
   // On the device.
   SegmentedState* state_;
+  SegmentedState* found_;  // on the host
   Rows<Entry> rows_;
 };
 
 // The quotas[s] largest of each segment s, quotas [count] on the device, as a mask of words as
 // topk_mask's; sums as there. Mask and sums are complete where nothing was wrong.
-SegmentedErrors select_segmented(const float* values, int64_t n, const void* segments,
-                                 Integers type, int64_t count, const int64_t* quotas, double slope,
-                                 uint32_t* mask, int64_t* sums, int multiprocessors,
-                                 const Scratch& scratch, cudaStream_t stream) {
+SegmentedErrors select_segmented(const float* values, int64_t n, const Integers& segments,
+                                 int64_t count, const int64_t* quotas, double slope, uint32_t* mask,
+                                 int64_t* sums, int multiprocessors, const Scratch& scratch,
+                                 cudaStream_t stream) {
   const auto select = [&](auto entry) {
-    SegmentedTopk<decltype(entry)> topk(values, n, {segments, type, count}, quotas, mask,
-                                        multiprocessors, scratch, stream);
+    SegmentedTopk<decltype(entry)> topk(values, n, {segments, count}, quotas, mask, multiprocessors,
+                                        scratch, stream);
     return topk.run(slope, sums);
   };
   return n <= int64_t{1} << 32 ? select(uint64_t{}) : select(uint128_t{});

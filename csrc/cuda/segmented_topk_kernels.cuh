@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../math/gate.h"
-#include "digits.cuh"
+#include "sample.cuh"
 #include "segments.cuh"
 #include "tiles.cuh"
 
@@ -13,7 +13,6 @@ constexpr int kMostRounds = 80;
 
 // Begins as zeros.
 struct SegmentedState {
-  Search<uint32_t> bounds[2];  // of most values, the high one first
   ValueBins bins;
   long long nan_from_end;        // n − the index of the first NaN; 0 for none
   long long outside_from_end;    // the same of segments out of range
@@ -21,34 +20,48 @@ struct SegmentedState {
   Count appended;                // to the band
   Count undecided[kMostRounds];  // after a round: values that a row's search is still among
   unsigned arrived;
-  Count digits[2 * kDigits];
 };
 
-static __global__ void begin_segmented_kernel(SegmentedState* state, Search<uint32_t> high,
-                                              Search<uint32_t> low) {
-  state->bounds[0] = high;
-  state->bounds[1] = low;
-}
+// Bins between two bounds that most values lie between.
+struct MakeBins {
+  SegmentedState* state;
+  int bins;
 
-static __global__ void make_bins_kernel(SegmentedState* state, int bins) {
-  state->bins = value_bins(key_value(state->bounds[1].range.low),
-                           key_value(state->bounds[0].range.low), bins);
-}
+  __device__ void operator()(const Search<uint32_t>* searches) const {
+    const float low = key_value(searches[1].range.low), high = key_value(searches[0].range.low);
+    state->bins = value_bins(low, high, bins);
+  }
+};
 
-// Values with their segments, and the search of every row.
+// One load of 16 bytes for two keys of 8.
+template <typename Entry>
+struct alignas(16) RowRange : Range<Entry> {};
+
+// Values with their segments, and the search of every row: of a search that is decided, the high
+// end of its range is 0, below all entries, so that a range tells alone what becomes of a value.
 template <typename Entry>
 struct Rows {
   const float* values;  // [n], aligned to 16 bytes
   int64_t n;
   Segments segments;
-  Search<Entry>* searches;  // [rows]
+  RowRange<Entry>* ranges;  // [rows]
+  int64_t* ranks;           // [rows]
+  uint8_t* shifts;          // [rows]
   Count* counts;            // [rows << bits], zeros between rounds
   int bits;
 
   __device__ int64_t rows() const { return segments.count + 1; }
   __device__ Entries<Entry> entries() const { return entries_of<Entry>(n); }
-  __device__ static bool among(const Search<Entry>& search, Entry entry) {
-    return !decided(search) && entry >= search.range.low && entry <= search.range.high;
+  __device__ static bool among(const Range<Entry>& range, Entry entry) {
+    return entry >= range.low && entry <= range.high;
+  }
+  __device__ bool is_decided(int64_t row) const { return ranges[row].high == 0; }
+  __device__ void decide(int64_t row, Entry lowest) const { ranges[row] = {{lowest, 0}}; }
+  __device__ void put(int64_t row, const Search<Entry>& search) const {
+    if (decided(search)) return decide(row, search.range.low);
+    ranges[row] = {search.range};
+    ranks[row] = search.rank;
+    shifts[row] = static_cast<uint8_t>(search.shift);
   }
   __device__ int64_t slot(int64_t row, uint32_t digit) const { return (row << bits) + digit; }
 };
@@ -105,10 +118,10 @@ __global__ void __launch_bounds__(kDigitThreads)
           open += x[j] > 0;
         }
       } else {
-        const Search<Entry> search = rows.searches[row[j]];
+        const RowRange<Entry> range = rows.ranges[row[j]];
         const Entry entry = entries.of(order_key(x[j]), i + j);
-        if (!Rows<Entry>::among(search, entry)) continue;
-        slots[j] = rows.slot(row[j], digit_of(entry, search.range.low, search.shift));
+        if (!Rows<Entry>::among(range, entry)) continue;
+        slots[j] = rows.slot(row[j], digit_of(entry, range.low, rows.shifts[row[j]]));
       }
     }
     if (kFirst && !good) {
@@ -177,12 +190,11 @@ __global__ void __launch_bounds__(kDigitThreads)
         atomicMax(&state->quota_from_end, static_cast<long long>(rows.rows() - row));
       }
       if (lane() == 0) {  // nothing, or all
-        const Entry lowest = rank == 0 ? nothing : 0;
-        rows.searches[row] = begin_search(Range<Entry>{lowest, lowest}, 1, 1, rows.bits);
+        rows.decide(row, rank == 0 ? nothing : 0);
       }
       __syncwarp();
     } else {
-      rank = decided(rows.searches[row]) ? 0 : rows.searches[row].rank;
+      rank = rows.is_decided(row) ? 0 : rows.ranks[row];
       __syncwarp();
     }
     const bool all = kFirst && rank == total;
@@ -194,9 +206,10 @@ __global__ void __launch_bounds__(kDigitThreads)
       if constexpr (kFirst) {
         search = first_search(rows.entries(), state->bins, rows.bits, found, inside);
       } else {
-        search = narrowed(rows.searches[row], found, inside, rows.bits);
+        const Search<Entry> before{Range<Entry>{rows.ranges[row]}, rank, 0, rows.shifts[row]};
+        search = narrowed(before, found, inside, rows.bits);
       }
-      rows.searches[row] = search;
+      rows.put(row, search);
       if (!decided(search)) undecided += inside;
     }
     __syncwarp();
@@ -233,11 +246,11 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         if (c >= size) continue;
-        const Search<Entry> search = rows.searches[row[c]];
+        const RowRange<Entry> range = rows.ranges[row[c]];
         const Entry entry = entries.of(order_key(x[c]), i + c);
-        const bool undecided = Rows<Entry>::among(search, entry);
+        const bool undecided = Rows<Entry>::among(range, entry);
         among |= static_cast<uint32_t>(undecided) << (4 * j + c);
-        kept |= static_cast<uint32_t>(entry >= search.range.low && !undecided) << (4 * j + c);
+        kept |= static_cast<uint32_t>(entry >= range.low && !undecided) << (4 * j + c);
       }
     }
     const int64_t word = tile * kTileWords + tile_word();
@@ -267,11 +280,12 @@ __global__ void __launch_bounds__(kDigitThreads)
   if (state->undecided[round - 1] == 0) return;
   const int64_t threads = int64_t{gridDim.x} * blockDim.x;
   for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < band.size; at += threads) {
-    const Search<Entry> search = rows.searches[band.rows[at]];
+    const uint32_t row = band.rows[at];
+    const RowRange<Entry> range = rows.ranges[row];
     const Entry entry = band.entries[at];
-    if (!Rows<Entry>::among(search, entry)) continue;
-    const uint32_t digit = digit_of(entry, search.range.low, search.shift);
-    atomicAdd(&rows.counts[rows.slot(band.rows[at], digit)], Count{1});
+    if (!Rows<Entry>::among(range, entry)) continue;
+    const uint32_t digit = digit_of(entry, range.low, rows.shifts[row]);
+    atomicAdd(&rows.counts[rows.slot(row, digit)], Count{1});
   }
 }
 
@@ -282,7 +296,7 @@ __global__ void __launch_bounds__(kDigitThreads)
   const Entries<Entry> entries = rows.entries();
   const int64_t threads = int64_t{gridDim.x} * blockDim.x;
   for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < band.size; at += threads) {
-    if (band.entries[at] < rows.searches[band.rows[at]].range.low) continue;
+    if (band.entries[at] < rows.ranges[band.rows[at]].low) continue;
     const int64_t i = entries.index(band.entries[at]);
     atomicOr(&mask[i / 32], 1u << (i % 32));
   }

@@ -3,13 +3,12 @@
 #pragma once
 
 #include "device.h"
-#include "selection.h"
+#include "integers.h"
 
 namespace adapruner::cuda {
 
 struct Segments {
-  const void* data;  // [n], aligned to 16 bytes
-  Integers type;
+  Integers numbers;  // [n], aligned to 16 bytes
   int64_t count;
 
   __device__ bool is_inside(int64_t segment) const { return segment >= -1 && segment < count; }
@@ -17,20 +16,7 @@ struct Segments {
     return is_inside(segment) ? static_cast<uint32_t>(segment + 1) : 0;
   }
 
-  __device__ int64_t at(int64_t i) const {
-    switch (type) {
-      case Integers::kUint8:
-        return static_cast<const uint8_t*>(data)[i];
-      case Integers::kInt8:
-        return static_cast<const int8_t*>(data)[i];
-      case Integers::kInt16:
-        return static_cast<const int16_t*>(data)[i];
-      case Integers::kInt32:
-        return static_cast<const int32_t*>(data)[i];
-      default:
-        return static_cast<const int64_t*>(data)[i];
-    }
-  }
+  __device__ int64_t at(int64_t i) const { return numbers[i]; }
 
   // The rows of the values i … i + 3, i being a multiple of 4, or of the first `size` of them;
   // false if one of these is in a segment outside [−1, count).
@@ -40,22 +26,7 @@ struct Segments {
 #pragma unroll
       for (int j = 0; j < 4; ++j) found[j] = j < size ? at(i + j) : -1;
     } else {
-      switch (type) {
-        case Integers::kUint8:
-          load_four<uint8_t>(i, found);
-          break;
-        case Integers::kInt8:
-          load_four<int8_t>(i, found);
-          break;
-        case Integers::kInt16:
-          load_four<int16_t>(i, found);
-          break;
-        case Integers::kInt32:
-          load_four<int32_t>(i, found);
-          break;
-        default:
-          load_four<int64_t>(i, found);
-      }
+      numbers.as_typed([&](auto* p) { load_four(p + i, found); });
     }
     bool good = true;
 #pragma unroll
@@ -68,11 +39,11 @@ struct Segments {
 
  private:
   template <typename T>
-  __device__ void load_four(int64_t i, int64_t* out) const {
+  __device__ static void load_four(const T* p, int64_t* out) {
     constexpr int kEach = sizeof(T) == 8 ? 2 : 4;
 #pragma unroll
     for (int j = 0; j < 4; j += kEach) {
-      const auto pack = load_once<Pack<T, kEach>>(static_cast<const T*>(data) + i + j);
+      const auto pack = load_once<Pack<T, kEach>>(p + j);
 #pragma unroll
       for (int c = 0; c < kEach; ++c) out[j + c] = static_cast<int64_t>(pack[c]);
     }

@@ -7,16 +7,17 @@
 
 namespace adapruner::cuda {
 
-// Memory on the device that a launcher asks for as it goes. It may be used again once the launcher
-// has returned, by work that comes later on the same stream.
-using Scratch = std::function<void*(size_t bytes)>;
+// Pinned memory is the host's, for what is read back: a copy to other memory takes a detour.
+enum class Memory { kDevice, kPinned };
+
+// Memory that a launcher asks for as it goes. It may be used again once the launcher has returned,
+// by work that comes later on the same stream.
+using Scratch = std::function<void*(size_t bytes, Memory where)>;
 
 template <typename T>
-T* scratch_array(const Scratch& scratch, int64_t size) {
-  return static_cast<T*>(scratch(sizeof(T) * static_cast<size_t>(size)));
+T* scratch_array(const Scratch& scratch, int64_t size, Memory where = Memory::kDevice) {
+  return static_cast<T*>(scratch(sizeof(T) * static_cast<size_t>(size), where));
 }
-
-enum class Integers { kUint8, kInt8, kInt16, kInt32, kInt64 };
 
 // What was wrong with the values of a segmented top-k: nothing where all are −1.
 struct SegmentedErrors {

@@ -1,10 +1,13 @@
 // Exact top-k without a sort, in little more than one read of the values. As on the CPU, a sample
-// brackets the threshold; one pass writes the mask outside the bracket and stores what lies inside,
-// the band, some 0.4–2 % of all; searches by digits decide the band exactly, and a scan over tiles
-// ranks ties at a bound, which may be most of the data. All decisions on the way are the device's:
-// kernels with nothing to do return at once. The host waits once, at the end, to tell of a NaN; it
-// learns then, too, whether the sample misled (values in an order made to do so). Only then digits
-// of all values find the threshold, and the pass is done again.
+// brackets the threshold. One pass writes the mask outside the bracket and stores what lies inside,
+// the band, some 0.4–2 % of all. A digit decides most of the band, and one block the rest. That is
+// four launches; fewer for few values, where there is no sample or the band is short. The host then
+// waits, once, to tell of a NaN. It learns then, too, whether anything is left to do, which few
+// inputs need:
+//   ties at a bound, maybe most of the data: a scan over tiles ranks them
+//   many entries of the band with one digit (nearly equal values): more digits
+//   a sample that misled (values in an order made to do so): digits of all values find the
+//   threshold, and the pass is made again
 //
 // Integers are all that is added up, and what atomics append in any order is ranked by keys and
 // indices: the result does not depend on the order of blocks.
@@ -42,98 +45,113 @@ inline TopkPlan plan_topk(int64_t n, int64_t k) {
   return plan;
 }
 
+// Keys that one block searches by itself, at most: to read them again takes it less time than
+// another launch.
+struct OneBlock {
+  int64_t sample = int64_t{1} << 16;
+  int64_t few = int64_t{1} << 14;  // of the band
+};
+
 template <typename Entry>
 class Topk {
  public:
   Topk(const float* values, int64_t n, int64_t k, uint32_t* mask, int multiprocessors,
-       const Scratch& scratch, cudaStream_t stream)
+       const Scratch& scratch, cudaStream_t stream, OneBlock one_block = {})
       : values_(values),
         n_(n),
         k_(k),
         mask_(mask),
         multiprocessors_(multiprocessors),
         stream_(stream),
+        one_block_(one_block),
         plan_(plan_topk(n, k)),
         tiles_(ceil_div<int64_t>(n, kTile)),
         sample_(scratch_array<uint32_t>(scratch, plan_.sample)),
         ties_(scratch_array<TileTies>(scratch, tiles_)),
         band_(scratch_array<Entry>(scratch, plan_.capacity)),
-        state_(scratch_array<TopkState<Entry>>(scratch, 1)) {}
+        few_(scratch_array<Entry>(scratch, std::min(plan_.capacity, one_block.few))),
+        state_(scratch_array<TopkState<Entry>>(scratch, 1)),
+        found_(scratch_array<TopkState<Entry>>(scratch, 1, Memory::kPinned)) {}
 
   int64_t run(double slope, int64_t* sums) {
     check(cudaMemsetAsync(state_, 0, sizeof *state_, stream_));
-    if (sums != nullptr) check(cudaMemsetAsync(sums, 0, 2 * sizeof *sums, stream_));
-    begin(plan_.bounds[0], plan_.bounds[1]);
-    if (plan_.sample > 0) bracket_by_sample();
-    scan(slope, reinterpret_cast<Count*>(sums));
-    keep_band();
-    keep_ties();
-    TopkState<Entry> found;
-    check(cudaMemcpyAsync(&found, state_, offsetof(TopkState<Entry>, digits),
+    const bool sampled = plan_.sample > 0;
+    if (sampled) bracket_by_sample();
+    scan(sampled, slope, reinterpret_cast<Count*>(sums));
+    if (plan_.capacity > one_block_.few) search_band(0, 1);
+    if (plan_.capacity > 0) keep_band();
+    check(cudaMemcpyAsync(found_, state_, offsetof(TopkState<Entry>, digits),
                           cudaMemcpyDeviceToHost, stream_));
     check(cudaStreamSynchronize(stream_));
-    if (found.nan_from_end > 0) return n_ - found.nan_from_end;
-    if (found.found.place == Place::kOutside) select_by_digits();
+    if (found_->nan_from_end > 0) return n_ - found_->nan_from_end;
+    const Place place = found_->found.place;
+    if (place == Place::kOutside) {
+      select_by_digits();
+    } else if (place == Place::kAtHigh || place == Place::kAtLow) {
+      keep_ties();
+    } else if (found_->open > 0) {
+      search_band(1, digit_rounds(32 + entries_of<Entry>(n_).index_bits));
+      keep_band();
+    }
     return -1;
   }
 
  private:
-  template <typename... Parameters, typename... Arguments>
-  void start(void (*kernel)(Parameters...), unsigned blocks, int threads, Arguments... arguments) {
-    launch(kernel, blocks, threads, 0, stream_, arguments...);
-  }
-
   void begin(const Search<uint32_t>& high, const Search<uint32_t>& low) {
-    start(begin_topk_kernel<Entry>, 1, 1, state_, high, low);
+    launch(begin_topk_kernel<Entry>, 1, 1, 0, stream_, state_, high, low);
   }
 
   void bracket_by_sample() {
-    const unsigned blocks = digit_blocks(plan_.sample, 4, multiprocessors_);
-    start(sample_keys_kernel, blocks, kDigitThreads, values_, n_, plan_.sample, sample_);
-    search<2>(Keys<uint32_t>{sample_, plan_.sample}, blocks, state_->bounds);
+    const bool small = plan_.sample <= one_block_.sample;
+    launch_strided(search_sample_kernel<KeepBounds<Entry>>, plan_.sample, kSampleThreads,
+                   multiprocessors_, kSampleThreads, stream_, values_, n_, plan_.sample, sample_,
+                   small, plan_.bounds[0], plan_.bounds[1], &state_->arrived,
+                   KeepBounds<Entry>{state_});
+    if (small) return;
+    search<2>(Keys<uint32_t>{sample_, plan_.sample}, plan_.sample, state_->bounds, 0,
+              digit_rounds(32));
   }
 
-  // Rounds enough for any outcome.
+  // The rounds [begin, end) of searches among n keys.
   template <int kSearches, typename Key, typename Source>
-  void search(const Source& source, unsigned blocks, Search<Key>* searches) {
-    const int bits = std::is_same_v<Key, uint32_t> ? 32 : 32 + entries_of<Entry>(n_).index_bits;
-    for (int round = 0; round < digit_rounds(bits); ++round) {
-      start(search_digits_kernel<kSearches, Key, Source>, blocks, kDigitThreads, source, searches,
-            state_->digits, &state_->arrived);
+  void search(const Source& source, int64_t n, Search<Key>* searches, int begin, int end) {
+    for (int round = begin; round < end; ++round) {
+      launch_digits(search_digits_kernel<kSearches, Key, Source>, n, 4, multiprocessors_, 0,
+                    stream_, source, searches, static_cast<Count*>(state_->digits),
+                    &state_->arrived);
     }
   }
 
-  unsigned tile_blocks(int resident) const {
-    return strided_blocks(tiles_, 1, multiprocessors_, resident);
-  }
-
-  void scan(double slope, Count* sums) {
+  void scan(bool left, double slope, Count* sums) {
     const auto kernel =
         sums != nullptr ? scan_bracket_kernel<true, Entry> : scan_bracket_kernel<false, Entry>;
-    start(kernel, tile_blocks(sums != nullptr ? kScanBlocks<true> : kScanBlocks<false>),
-          kTileThreads, values_, n_, k_, slope, mask_, ties_, band_, plan_.capacity, state_, sums);
+    const KeyRange given{plan_.bounds[1].range.low, plan_.bounds[0].range.low};
+    launch_strided(kernel, tiles_, 1, multiprocessors_, kTileThreads, stream_, values_, n_, k_,
+                   slope, mask_, ties_, band_, plan_.capacity, state_, left, given, sums);
+  }
+
+  void search_band(int begin, int end) {
+    search<1>(Band<Entry>{band_, state_}, plan_.capacity, &state_->band, begin, end);
   }
 
   void keep_band() {
-    if (plan_.capacity == 0) return;
-    const Band<Entry> band{band_, state_};
-    const unsigned blocks = digit_blocks(plan_.capacity, 4, multiprocessors_);
-    search<1>(band, blocks, &state_->band);
-    start(keep_band_kernel<Entry>, blocks, kDigitThreads, band, n_, mask_);
+    launch_digits(keep_band_kernel<Entry>, plan_.capacity, 4, multiprocessors_, 0, stream_,
+                  Band<Entry>{band_, state_}, n_, few_, one_block_.few, state_, mask_);
   }
 
   void keep_ties() {
-    start(find_last_tile_kernel<Entry>, 1, kScanThreads, ties_, tiles_, state_);
-    start(keep_ties_kernel<Entry>, tile_blocks(8), kTileThreads, values_, n_, ties_, state_, mask_);
+    launch(find_last_tile_kernel<Entry>, 1, kScanThreads, 0, stream_, ties_, tiles_, state_);
+    launch_strided(keep_ties_kernel<Entry>, tiles_, 1, multiprocessors_, kTileThreads, stream_,
+                   values_, n_, ties_, state_, mask_);
   }
 
   // The threshold is the key at both bounds: all others are decided by the pass, its ties as ever.
   void select_by_digits() {
     const Search<uint32_t> all = begin_search(KeyRange{kLowestKey, kHighestKey}, k_, n_);
     begin(all, all);
-    search<1>(Values{values_, n_}, digit_blocks(n_, 4, multiprocessors_), state_->bounds);
-    start(close_bracket_kernel<Entry>, 1, 1, state_);
-    scan(0, nullptr);
+    search<1>(Values{values_, n_}, n_, state_->bounds, 0, digit_rounds(32));
+    launch(close_bracket_kernel<Entry>, 1, 1, 0, stream_, state_);
+    scan(true, 0, nullptr);
     keep_ties();
   }
 
@@ -143,13 +161,16 @@ class Topk {
   uint32_t* mask_;
   int multiprocessors_;
   cudaStream_t stream_;
+  OneBlock one_block_;
   TopkPlan plan_;
   int64_t tiles_;
   // On the device.
   uint32_t* sample_;
   TileTies* ties_;
   Entry* band_;
+  Entry* few_;
   TopkState<Entry>* state_;
+  TopkState<Entry>* found_;  // on the host
 };
 
 int64_t topk_mask(const float* values, int64_t n, int64_t k, double slope, uint32_t* mask,

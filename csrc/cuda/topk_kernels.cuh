@@ -2,12 +2,10 @@
 #pragma once
 
 #include "../math/gate.h"
-#include "digits.cuh"
+#include "sample.cuh"
 #include "tiles.cuh"
 
 namespace adapruner::cuda {
-
-constexpr uint32_t kBelowAll = kLowestKey - 1, kAboveAll = kHighestKey + 1;
 
 // Values that are equal to a bound of the bracket, in a tile.
 struct TileTies {
@@ -15,12 +13,16 @@ struct TileTies {
   uint16_t low;
 };
 
-// What the kernels hand on, in the device's memory. Begins as zeros.
+// What the kernels hand on, in the device's memory. Begins as zeros. The host reads it up to
+// `digits`.
 template <typename Entry>
 struct TopkState {
   Search<uint32_t> bounds[2];  // of the bracket, its high one first: the keys range.low
   PassCounts counts;           // of the pass over all values
+  Count sums[2];               // of the pass: gates, and values > 0
   Count stored;                // entries of the band, also those that it had no room for
+  Count few;                   // of those, listed because the first digit has not decided them
+  int64_t open;                // of those, so many that there is no list: the search goes on
   long long nan_from_end;      // n − the index of the first NaN; 0 for none
   PlaceRank found;             // where the threshold is; rank: among ties, or among the band
   Search<Entry> band;
@@ -30,6 +32,18 @@ struct TopkState {
   Count digits[2 * kDigits];
 };
 
+// Keeps the bounds that a sample gives.
+template <typename Entry>
+struct KeepBounds {
+  TopkState<Entry>* state;
+
+  __device__ void operator()(const Search<uint32_t>* searches) const {
+    state->bounds[0] = searches[0];
+    state->bounds[1] = searches[1];
+  }
+};
+
+// For a pass that is made again: its counts begin anew, and the bounds are these.
 template <typename Entry>
 __global__ void begin_topk_kernel(TopkState<Entry>* state, Search<uint32_t> high,
                                   Search<uint32_t> low) {
@@ -45,31 +59,23 @@ __global__ void close_bracket_kernel(TopkState<Entry>* state) {
   state->bounds[1] = state->bounds[0];
 }
 
-// keys [size] ← those of the sample's members.
-static __global__ void __launch_bounds__(kDigitThreads)
-    sample_keys_kernel(const float* values, int64_t n, int64_t size, uint32_t* keys) {
-  const int64_t threads = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < size; i += threads) {
-    const uint32_t key = order_key(values[sample_index(i, size, n)]);
-    keys[i] = key < kBelowAll ? kBelowAll : key > kAboveAll ? kAboveAll : key;  // NaN: beyond
-  }
-}
-
 // Blocks to a multiprocessor: sums take registers, and more arithmetic than time to read.
 template <bool kSums>
 constexpr int kScanBlocks = kSums ? 3 : 4;
 
 // mask ← key ≥ the high bound; appends what lies strictly between the bounds to the band; counts,
 // also the ties at the bounds tile by tile. Bounds that are open are NaN: no x is ≥ it, and all are
-// not ≤ it. A NaN among the values is always found between the bounds.
+// not ≤ it. A NaN among the values is always found between the bounds. The bounds are those that
+// other kernels have left in the state, or else those given.
 template <bool kSums, typename Entry>
 __global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
     scan_bracket_kernel(const float* values, int64_t n, int64_t k, double slope, uint32_t* mask,
                         TileTies* ties, Entry* band, int64_t capacity, TopkState<Entry>* state,
-                        Count* sums) {
+                        bool left, KeyRange given, Count* sums) {
   __shared__ Count warp_counts[kTileThreads / kWarpSize];
   __shared__ Count append_at;
-  const uint32_t high_key = state->bounds[0].range.low, low_key = state->bounds[1].range.low;
+  const uint32_t high_key = left ? state->bounds[0].range.low : given.high;
+  const uint32_t low_key = left ? state->bounds[1].range.low : given.low;
   const float high = key_value(high_key), low = key_value(low_key);
   const Entries<Entry> entries = entries_of<Entry>(n);
   const int64_t tiles = ceil_div<int64_t>(n, kTile);
@@ -132,8 +138,8 @@ __global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
     gates = warp_reduce<Sum>(gates);
     open = warp_reduce<Sum>(open);
     if (lane() == 0) {
-      atomicAdd(&sums[0], static_cast<Count>(gates));
-      atomicAdd(&sums[1], static_cast<Count>(open));
+      atomicAdd(&state->sums[0], static_cast<Count>(gates));
+      atomicAdd(&state->sums[1], static_cast<Count>(open));
     }
   }
   if (threadIdx.x == 0) {
@@ -143,6 +149,10 @@ __global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
     atomic_add(&state->counts.equal_low, counts.equal_low);
   }
   if (!is_last_block(&state->arrived) || threadIdx.x != 0) return;
+  if constexpr (kSums) {
+    sums[0] = state->sums[0];
+    sums[1] = state->sums[1];
+  }
   PassCounts all = state->counts;
   if (low_key == high_key) all.equal_low = 0;
   PlaceRank found = find_place(all, k);
@@ -168,19 +178,38 @@ struct Band {
   }
 };
 
-// Sets the bits of those of the band that are kept.
+// Sets the bits of those of the band that are kept: all of them, once the search is decided or few
+// entries are in its range, whose search the block that is done last completes. Else only those
+// above the range, and the state says how many are open. few [most_few].
 template <typename Entry>
 __global__ void __launch_bounds__(kDigitThreads)
-    keep_band_kernel(Band<Entry> band, int64_t n, uint32_t* mask) {
-  const TopkState<Entry>& state = *band.state;
-  if (state.found.place != Place::kInside && state.found.place != Place::kAtLow) return;
+    keep_band_kernel(Band<Entry> band, int64_t n, Entry* few, int64_t most_few,
+                     TopkState<Entry>* state, uint32_t* mask) {
+  __shared__ Search<Entry> search;
+  if (state->found.place != Place::kInside && state->found.place != Place::kAtLow) return;
+  if (state->nan_from_end > 0) return;  // an error, and in the band but not in its range
+  if (threadIdx.x == 0) search = state->band;
+  __syncthreads();
   const Entries<Entry> entries = entries_of<Entry>(n);
-  const Entry lowest = state.band.range.low;
-  band.each([&](Entry entry) {
-    if (entry < lowest) return;
+  const Range<Entry> range = search.range;
+  const int64_t inside = search.inside;
+  const bool open = !decided(search), listed = open && inside <= most_few;
+  const auto keep = [&](Entry entry) {
     const int64_t i = entries.index(entry);
     atomicOr(&mask[i / 32], 1u << (i % 32));
+  };
+  band.each([&](Entry entry) {
+    if (entry < range.low) return;
+    if (!open || entry > range.high) return keep(entry);
+    if (listed) few[atomicAdd(&state->few, Count{1})] = entry;
   });
+  if (!open || !is_last_block(&state->arrived)) return;
+  if (threadIdx.x == 0) state->open = listed ? 0 : inside;
+  if (!listed) return;
+  search_in_block<1>(few, inside, &search);
+  for (int64_t i = threadIdx.x; i < inside; i += blockDim.x) {
+    if (few[i] >= search.range.low) keep(few[i]);
+  }
 }
 
 // Finds, in one block, the tile in which the kept ones of the ties end.

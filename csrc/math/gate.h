@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "exp.h"
@@ -37,8 +38,8 @@ ADAPRUNER_HD inline double gate(double slope, double gate_logit) {
 // so one division serves both. p and q were fitted to the least relative error of 2ᶠ, 9.4e−11.
 ADAPRUNER_HD inline int64_t gate_fixed(double slope, float gate_logit) {
   constexpr double kMagic = 6755399441055744.0;  // 1.5·2⁵²: a sum's low bits are the rounded value
-  // Where |z| ≥ 63, s rounds to 0 or 1: |m| goes no further. In integers, or compilers branch on
-  // it.
+  // Where |z| ≥ 63, s rounds to 0 or 1, so that |m| need go no further. The minimum is one of
+  // integers, because compilers make a branch of one of floats.
   slope = slope > kSteepest ? kSteepest : slope < -kSteepest ? -kSteepest : slope;
   const double bound = 44.0 / std::fabs(slope);
   const float limit = bound < 1e38 ? static_cast<float>(bound) : 1e38f;

@@ -43,8 +43,7 @@ ADAPRUNER_HD inline int32_t signed_key(uint32_t key) {
   return static_cast<int32_t>(key ^ 0x80000000u);
 }
 
-// ---- Digits of keys
-// ---------------------------------------------------------------------------------
+// --- Digits of keys ------------------------------------------------------------------------------
 
 // Keys low … high, both included. Here and below a Key is any unsigned integer type.
 template <typename Key>
@@ -142,8 +141,7 @@ ADAPRUNER_HD inline void write_range(const Search<uint32_t>& search, int64_t* ke
   key_range[2] = search.rank;
 }
 
-// ---- Values and their indices in one integer
-// --------------------------------------------------------
+// --- Values and their indices in one integer -----------------------------------------------------
 
 __extension__ typedef unsigned __int128 uint128_t;
 
@@ -184,8 +182,7 @@ ADAPRUNER_HD inline Word first_bits(Word bits, int64_t count) {
   return bits ^ rest;
 }
 
-// ---- A sample of the data brackets the threshold
-// --------------------------------------------------
+// --- A sample of the data brackets the threshold -------------------------------------------------
 
 // Size of the sample for n values; 0: too few to be worth one. It costs a time in proportion to its
 // size, and saves one for the band, which has some n/√size values: the sum is least around n^⅔.
@@ -252,8 +249,7 @@ ADAPRUNER_HD inline PlaceRank find_place(const PassCounts& counts, int64_t k) {
   return {rank <= counts.equal_low ? Place::kAtLow : Place::kOutside, rank};
 }
 
-// ---- Bins of equal width in value
-// -----------------------------------------------------------------
+// --- Bins of equal width in value ----------------------------------------------------------------
 
 // A first digit that spreads values better than leading bits of the key, most of which tell
 // exponents apart that do not occur: `bins` bins between low and high, the outer ones open.

@@ -108,12 +108,12 @@ class Batch {
     sample_loss.assign(c.samples, A(-5));
     pressure.assign(c.samples, -5);
     partial.assign(plan.units, NAN);
-    sample_rows.assign(c.samples, {});
+    sample_rows.assign(c.samples, {NAN, NAN, -7, 9});
     gradient.clear();
     if (!c.in_place) gradient.assign(logits.size(), narrow<T>(A(-3)));
     CrossEntropyBatch batch{};
     batch.samples = c.samples;
-    batch.ids = {id.data(), Integers::Type::kInt};
+    batch.ids = {id.data(), Integers::Type::kInt32};
     batch.gate_logits = m.data();
     batch.gates = kGates;
     batch.state = state.slots;
@@ -125,7 +125,7 @@ class Batch {
     batch.done = plan.units == 1 ? nullptr : &done;
     batch.rows = c.rows;
     batch.classes = c.classes;
-    batch.target = {target.data(), Integers::Type::kLong};
+    batch.target = {target.data(), Integers::Type::kInt64};
     batch.ignore_index = kIgnored;
     batch.class_weight = c.weights ? weight.data() : nullptr;
     batch.total_weight = &total_weight;

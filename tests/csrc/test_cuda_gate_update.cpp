@@ -293,6 +293,51 @@ void drift() {
   }
 }
 
+// The scale is the mean in the order of the CPU's lanes, written out here.
+template <int kThreads, typename Real>
+void first_batch_of_size(int64_t size, bool running, bool first) {
+  Gates gates(10);
+  gates.real(kLossScale, 5);
+  gates.state[kScaleRunning] = running;
+  gates.state[kLossCount] = !first;
+  Batch<Real> batch(size, 10);
+  for (int64_t b = 0; b < size; b += 7) batch.loss[b] = b % 2 ? Real(INFINITY) : Real(NAN);
+  std::vector<float> found(size);
+  for (int64_t b = 0; b < size; ++b) found[b] = b % 5 ? 1.0f : kInfinity;
+  std::vector<float> wanted = found;
+  std::vector<int64_t> state = gates.state;
+  std::vector<double> lanes(kLossLanes, 0.0);
+  int64_t count = 0;
+  for (int64_t b = 0; b < size; ++b) {
+    if (std::isinf(found[b]) || !std::isfinite(batch.loss[b])) continue;
+    lanes[b % kLossLanes] += batch.loss[b];
+    ++count;
+  }
+  for (int half = kLossLanes / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  if (running && first && count > 0) {
+    write_double(state.data(), kLossScale, lanes[0] / static_cast<double>(count));
+    for (int64_t b = 0; b < size; ++b) {
+      if (std::isinf(wanted[b])) continue;
+      const double balance = balance_pressure(state.data());
+      wanted[b] = sample_pressure(state.data(), balance, batch.loss[b], true);
+    }
+  }
+  first_loss_scale<kThreads>(found.data(), batch.loss.data(), size, gates.state.data(), nullptr);
+  CHECK(same_bits(found, wanted));
+  CHECK(same_bits(gates.state, state));
+}
+
+void first_batches() {
+  for (const int64_t size : {0, 1, 5, 31, 33, 64, 65, 1024, 1500}) {
+    first_batch_of_size<64, float>(size, true, true);
+    first_batch_of_size<1024, double>(size, true, true);
+  }
+  first_batch_of_size<64, float>(50, false, true);
+  first_batch_of_size<64, float>(50, true, false);
+}
+
 }  // namespace
 
 int main() {
@@ -306,6 +351,7 @@ int main() {
     ids_that_begin_their_probes_together();
     shares_follow_the_batch();
     drift();
+    first_batches();
   });
   return check::failures() != 0;
 }

@@ -29,6 +29,8 @@ void the_order_of_blocks_does_not_matter() {
   is_the_same<__nv_bfloat16>({.samples = 20, .rows = 1, .classes = 300});
   is_the_same<float>({.samples = 3, .rows = 20, .classes = 300, .smoothing = 0.1, .ignored = 0.2});
   is_the_same<float>({.samples = 2, .rows = 1, .classes = 17000, .device = {3, 16 << 10}});
+  is_the_same<float>({.samples = 2, .rows = 9001, .classes = 2, .ignored = 0.2});
+  is_the_same<float>({.samples = 3, .rows = 4097, .classes = 3, .strided = true, .ignored = 0.2});
   is_the_same<__half>({.samples = 2, .rows = 90, .classes = 40, .strided = true, .ignored = 0.3});
 }
 

@@ -40,7 +40,7 @@ struct Call {
     unsigned done = 77;
     LossBatch batch{};
     batch.samples = given.size();
-    batch.ids = {id.data(), Integers::Type::kByte};
+    batch.ids = {id.data(), Integers::Type::kUint8};
     batch.gate_logits = m.data();
     batch.gates = kGates;
     batch.state = slots;

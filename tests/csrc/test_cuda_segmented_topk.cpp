@@ -10,11 +10,11 @@ using namespace adapruner;
 using namespace adapruner::cuda;
 
 template <typename T>
-constexpr Integers kIntegers = std::is_same_v<T, uint8_t>   ? Integers::kUint8
-                               : std::is_same_v<T, int8_t>  ? Integers::kInt8
-                               : std::is_same_v<T, int16_t> ? Integers::kInt16
-                               : std::is_same_v<T, int32_t> ? Integers::kInt32
-                                                            : Integers::kInt64;
+constexpr Integers::Type kType = std::is_same_v<T, uint8_t>   ? Integers::Type::kUint8
+                                 : std::is_same_v<T, int8_t>  ? Integers::Type::kInt8
+                                 : std::is_same_v<T, int16_t> ? Integers::Type::kInt16
+                                 : std::is_same_v<T, int32_t> ? Integers::Type::kInt32
+                                                              : Integers::Type::kInt64;
 
 template <typename T>
 struct Case {
@@ -51,7 +51,7 @@ struct Case {
   SegmentedErrors run(std::vector<uint32_t>& mask, int64_t* sums, int multiprocessors) const {
     cases::Arena arena;
     const Scratch scratch = std::ref(arena);
-    return select_segmented(x.data(), x.size(), segments.data(), kIntegers<T>, quotas.size(),
+    return select_segmented(x.data(), x.size(), {segments.data(), kType<T>}, quotas.size(),
                             quotas.data(), -0.6, mask.data(), sums, multiprocessors, scratch,
                             nullptr);
   }
@@ -101,12 +101,15 @@ void data_in_few_bins() {
   check_case<int16_t>("two values", 70001, 300, false, 2);
 }
 
+// 96 KB of shared memory for the counters.
+void many_values_for_each_counter() { check_case<uint8_t>("normal", 197003, 60, false, 1); }
+
 void entries_of_many_values_give_the_same() {
   const Case<int16_t> one("few values", 9001, 7, false);
   cases::Arena arena;
   const Scratch scratch = std::ref(arena);
   std::vector<uint32_t> mask = cases::empty_mask(9001);
-  const Segments of{one.segments.data(), Integers::kInt16, 7};
+  const Segments of{{one.segments.data(), Integers::Type::kInt16}, 7};
   SegmentedTopk<uint128_t>(one.x.data(), 9001, of, one.quotas.data(), mask.data(), 2, scratch,
                            nullptr)
       .run(0, nullptr);
@@ -136,14 +139,17 @@ void histograms_fit_their_memory() {
   for (const int64_t rows :
        {int64_t{2}, int64_t{17}, int64_t{33}, int64_t{1001}, int64_t{1} << 20, int64_t{1} << 30}) {
     for (const int64_t n : {int64_t{10}, int64_t{1000000}, int64_t{1} << 33}) {
-      const SegmentedPlan plan = plan_segmented(n, rows);
+      const SegmentedPlan plan = plan_segmented(n, rows, 132);
       CHECK(plan.bits >= 1 && plan.bits <= 9);
       CHECK(rows << plan.bits <= int64_t{1} << 24 || plan.bits == 1);
-      CHECK_EQUAL(plan.shared, rows << plan.bits <= 8192);
+      const bool large = n > int64_t{132} * 2 * 4 * 24576;  // enough values for each counter
+      CHECK_EQUAL(plan.shared, rows << plan.bits <= (large ? 24576 : 8192));
       CHECK(1 + digit_rounds(32 + 40, plan.bits) <= kMostRounds);
     }
   }
-  CHECK_EQUAL(plan_segmented(100000000, 1001).bits, 9);
+  CHECK_EQUAL(plan_segmented(100000000, 1001, 132).bits, 9);
+  CHECK(plan_segmented(100000000, 95, 132).shared);
+  CHECK(!plan_segmented(10000000, 95, 132).shared);
 }
 
 }  // namespace
@@ -154,6 +160,7 @@ int main() {
   what_is_wrong_is_named();
   every_type_and_size();
   data_in_few_bins();
+  many_values_for_each_counter();
   entries_of_many_values_give_the_same();
   histograms_fit_their_memory();
   return check::failures() != 0;

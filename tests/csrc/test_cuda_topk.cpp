@@ -1,5 +1,7 @@
 // csrc/cuda/topk.cuh in the emulator, against a stable sort.
 #define ADAPRUNER_EMULATE
+#include <optional>
+
 #include "../../csrc/cuda/topk.cuh"
 #include "check.h"
 #include "topk_cases.h"
@@ -10,9 +12,11 @@ using namespace adapruner;
 using namespace adapruner::cuda;
 using cases::Arena;
 
-// A vector's own memory is aligned to 16 bytes.
+// By topk_mask, or with other limits for one block, and if `wide` with entries as for more than 2³²
+// values. A vector's own memory is aligned to 16 bytes.
 void check_selection(const std::vector<float>& x, int64_t k, const std::vector<int64_t>& order,
-                     int multiprocessors, bool wide = false) {
+                     int multiprocessors, std::optional<OneBlock> one_block = {},
+                     bool wide = false) {
   const int64_t n = static_cast<int64_t>(x.size());
   Arena arena;
   const Scratch scratch = std::ref(arena);
@@ -24,14 +28,17 @@ void check_selection(const std::vector<float>& x, int64_t k, const std::vector<i
     expected_sums[1] += v > 0;
   }
   const bool with_sums = k % 2 == 0;
-  if (wide) {  // entries as for more than 2³² values
-    Topk<uint128_t>(x.data(), n, k, mask.data(), multiprocessors, scratch, nullptr)
+  const auto select = [&](auto entry) {
+    return Topk<decltype(entry)>(x.data(), n, k, mask.data(), multiprocessors, scratch, nullptr,
+                                 *one_block)
         .run(1.7, with_sums ? sums : nullptr);
-  } else {
-    CHECK_EQUAL(topk_mask(x.data(), n, k, 1.7, mask.data(), with_sums ? sums : nullptr,
-                          multiprocessors, scratch, nullptr),
-                -1);
-  }
+  };
+  const int64_t nan = !one_block
+                          ? topk_mask(x.data(), n, k, 1.7, mask.data(), with_sums ? sums : nullptr,
+                                      multiprocessors, scratch, nullptr)
+                      : wide ? select(uint128_t{})
+                             : select(uint64_t{});
+  CHECK_EQUAL(nan, -1);
   CHECK(mask == expected);
   if (with_sums) CHECK(sums[0] == expected_sums[0] && sums[1] == expected_sums[1]);
 
@@ -69,7 +76,19 @@ void selections_are_the_stable_sort() {
 void entries_of_many_values_give_the_same() {
   for (const char* kind : {"normal", "few values", "misleading inside"}) {
     const std::vector<float> x = cases::values_of(kind, 17003);
-    check_selection(x, 6002, cases::stable_order(x), 2, true);
+    check_selection(x, 6002, cases::stable_order(x), 2, OneBlock{}, true);
+  }
+}
+
+// As for so many values that samples and bands are more than one block's work.
+void more_than_one_block_searches() {
+  for (const std::string& kind : cases::kinds()) {
+    const std::vector<float> x = cases::values_of(kind, 17003);
+    const std::vector<int64_t> order = cases::stable_order(x);
+    for (const int64_t few : {0, 1, 100}) {
+      check_selection(x, 11902, order, 2, OneBlock{few, few});
+    }
+    check_selection(x, 11902, order, 2, OneBlock{50, 50}, true);
   }
 }
 
@@ -117,10 +136,32 @@ void plans_are_in_proportion() {
       CHECK(!decided(plan.bounds[0]) || plan.bounds[0].range.low == kAboveAll);
     }
   }
-  CHECK_EQUAL(digit_blocks(0, 4, 100), 0u);
-  CHECK_EQUAL(digit_blocks(1, 4, 100), 1u);
-  CHECK_EQUAL(digit_blocks(int64_t{1} << 40, 4, 1), 512u);  // no block has 2³² values
-  CHECK_EQUAL(digit_blocks(int64_t{1} << 30, 4, 132), 8 * 132u);
+  CHECK_EQUAL(digit_blocks(0, 4, 100, 8), 0u);
+  CHECK_EQUAL(digit_blocks(1, 4, 100, 8), 1u);
+  CHECK_EQUAL(digit_blocks(int64_t{1} << 40, 4, 1, 8), 512u);  // no block has 2³² values
+  CHECK_EQUAL(digit_blocks(int64_t{1} << 30, 4, 132, 6), 6 * 132u);
+}
+
+void check_calls(const std::string& kind, int64_t n, int64_t k, int launches) {
+  const std::vector<float> x = cases::values_of(kind, n);
+  Arena arena;
+  std::vector<uint32_t> mask = cases::empty_mask(n);
+  int64_t sums[2];
+  emulation::Runtime& runtime = emulation::runtime();
+  runtime = {};
+  topk_mask(x.data(), n, k, 1.0, mask.data(), sums, 2, std::ref(arena), nullptr);
+  CHECK_EQUAL(runtime.launches, launches);
+  CHECK_EQUAL(runtime.memsets, 1);
+  CHECK_EQUAL(runtime.copies, 1);
+  CHECK_EQUAL(runtime.waits, 1);
+}
+
+void launches_are_few() {
+  check_calls("normal", 4000, 2800, 2);      // pass, band
+  check_calls("normal", 40000, 28000, 3);    // sample, pass, band
+  check_calls("normal", 200000, 140000, 4);  // and a digit of the band
+  check_calls("equal", 40000, 28000, 5);     // and two for ties
+  check_calls("normal", 40000, 40000, 1);
 }
 
 }  // namespace
@@ -131,7 +172,9 @@ int main() {
   entries_of_many_values_give_the_same();
   the_first_nan_is_named();
   larger_selections();
+  more_than_one_block_searches();
   nothing_to_select_from();
   plans_are_in_proportion();
+  launches_are_few();
   return check::failures() != 0;
 }

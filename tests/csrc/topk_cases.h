@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/cuda/selection.h"
 #include "../../csrc/math/topk.h"
 
 namespace cases {
@@ -74,7 +75,7 @@ inline std::vector<uint32_t> empty_mask(int64_t n) { return std::vector<uint32_t
 // and holding nothing in particular.
 class Arena {
  public:
-  void* operator()(size_t bytes) {
+  void* operator()(size_t bytes, adapruner::cuda::Memory) {
     pieces_.emplace_back(new std::vector<Piece>((bytes + sizeof(Piece) - 1) / sizeof(Piece)));
     for (Piece& piece : *pieces_.back()) std::fill(piece.bytes, piece.bytes + 16, 0xa5);
     return pieces_.back()->data();

@@ -2,6 +2,7 @@
 // vector is a row. A strip of columns goes through the classes three times: for its maxima, for its
 // exponentials, which stay in a core's own cache, and for its gradient.
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "../../math/cross_entropy.h"

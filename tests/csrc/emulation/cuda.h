@@ -6,7 +6,7 @@
 // an order; it cannot find races between instructions, nor run blocks that wait for one another.
 // What is undefined in CUDA ends the program with a sentence.
 //
-// All of CUDA's own names are here and in types.h; the rest is in namespace emulation.
+// All of CUDA's own names are here, in types.h and in runtime.h; the rest is in namespace emulation.
 #pragma once
 
 #ifndef ADAPRUNER_EMULATE
@@ -19,6 +19,7 @@
 #include <source_location>
 
 #include "fibers.h"
+#include "runtime.h"
 #include "types.h"
 
 #define __global__

@@ -276,7 +276,6 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()
   const Where here = Where::current();
   if (threads < 1 || threads > 1024 || block.z > 64) fail("has a block of a wrong size", here);
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) fail("has too many blocks", here);
-  if (shared_bytes > 227 * 1024) fail("asks for more shared memory than there is", here);
   s.threads = static_cast<unsigned>(threads);
   s.block_size = block;
   s.grid_size = grid;

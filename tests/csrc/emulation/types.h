@@ -1,4 +1,4 @@
-// CUDA's vectors, halves and runtime calls, for the emulator.
+// CUDA's vectors and halves, for the emulator.
 #pragma once
 
 #include <bit>
@@ -66,18 +66,3 @@ inline __half __float2half_rn(float x) {
   return {static_cast<uint16_t>(sign | ((exponent + 14) * 1024 + units))};
 }
 inline __half __float2half(float x) { return __float2half_rn(x); }
-
-using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0 };
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
-inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t = nullptr) {
-  if (bytes > 0) std::memset(at, value, bytes);
-  return cudaSuccess;
-}
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
-                                   cudaStream_t = nullptr) {
-  if (bytes > 0) std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }

@@ -1,0 +1,112 @@
+// The launch of kernels, and how many blocks of one a device has at a time. nvcc compiles it. Under
+// ADAPRUNER_EMULATE any C++ compiler does, with an emulator of CUDA that it finds on its include
+// path.
+#pragma once
+
+#ifdef ADAPRUNER_EMULATE
+#include "emulation/cuda.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "plan.h"
+
+namespace adapruner::cuda {
+
+// Throws std::runtime_error for an error, and clears it: torch asks for the last error after its own
+// launches, and would report this one as theirs.
+inline void check(cudaError_t error, const char* what = "a call of the CUDA runtime failed") {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error(std::string("adapruner: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// Numbers that the runtime is asked for once for a kernel, a device and a block.
+class PerKernel {
+ public:
+  template <typename Find>
+  int operator()(const void* kernel, int threads, size_t shared_bytes, const Find& find) {
+    int device = 0;
+    check(cudaGetDevice(&device));
+    const std::lock_guard lock(mutex_);
+    const auto [at, is_new] = known_.try_emplace({kernel, device, threads, shared_bytes});
+    if (is_new) at->second = find(device);
+    return at->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::tuple<const void*, int, int, size_t>, int> known_;
+};
+
+// Lets blocks of a kernel have all the shared memory that there is, so that a limit is set once. A
+// limit set for each launch could be lowered by another thread of the host before the launch.
+inline void allow_shared_memory(const void* kernel, size_t bytes) {
+  constexpr size_t kUnasked = 40 * 1024;  // without asking: 48 KB with the static kind
+  if (bytes <= kUnasked) return;
+  static PerKernel limits;
+  limits(kernel, 0, 0, [&](int device) {
+    int most = 0;
+    cudaFuncAttributes of{};
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    check(cudaFuncGetAttributes(&of, kernel));
+    most -= static_cast<int>(of.sharedSizeBytes);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+    return most;
+  });
+}
+
+// Blocks of a kernel that a multiprocessor has at a time.
+template <typename... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes = 0) {
+  const auto* const address = reinterpret_cast<const void*>(kernel);
+  allow_shared_memory(address, shared_bytes);
+  static PerKernel blocks;
+  return blocks(address, threads, shared_bytes, [&](int) {
+    int found = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found, kernel, threads, shared_bytes));
+    return std::max(found, 1);
+  });
+}
+
+// Launches, with nothing to launch for an empty grid. Every launch goes through here. Throws
+// std::runtime_error where CUDA refuses it.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const auto* const address = reinterpret_cast<const void*>(kernel);
+  allow_shared_memory(address, shared_bytes);
+#ifdef ADAPRUNER_EMULATE
+  (void)stream;
+  const cudaError_t error =
+      emulation::launch(address, grid, block, shared_bytes, [&] { kernel(arguments...); });
+#else
+  const cudaError_t error = [&](Parameters... values) {
+    void* pointers[] = {static_cast<void*>(&values)...};
+    return cudaLaunchKernel(address, grid, block, pointers, shared_bytes, stream);
+  }(static_cast<Parameters>(arguments)...);
+#endif
+  check(error, "a CUDA kernel was not launched");
+}
+
+// Launches as many blocks as `units` of work need, `per_block` of them at a time, but no more than
+// the device has at a time: each block goes on in strides of the grid.
+template <typename... Parameters, typename... Arguments>
+void launch_strided(void (*kernel)(Parameters...), int64_t units, int64_t per_block,
+                    int multiprocessors, int threads, cudaStream_t stream, Arguments... arguments) {
+  const unsigned blocks =
+      strided_blocks(units, per_block, multiprocessors, resident_blocks(kernel, threads));
+  launch(kernel, blocks, static_cast<unsigned>(threads), 0, stream, arguments...);
+}
+
+}  // namespace adapruner::cuda
