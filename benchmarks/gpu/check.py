@@ -34,7 +34,6 @@ NEEDED = ("torch", "numpy", "safetensors", "tqdm")  # by adapruner itself
 SAME = ("device", "driver_version", "torch", "commit", "kernels")
 OPTIONAL = {
     "hypothesis": "test files of random cases are not collected",
-    "liger_kernel": "Liger-Kernel is not a rival in cross entropy",
     "nvidia.dali": "tests of the DALI loader are skipped",
     "torchvision": "the steps take timm's ResNet-18",
 }

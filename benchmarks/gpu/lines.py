@@ -19,3 +19,10 @@ def read(file: Path) -> list[dict[str, Any]]:
         return []
     whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return [json.loads(line) for line in whole]
+
+
+def reason(text: str) -> str:
+    """The line of a long error that names it: what pytest marks so, or the first line."""
+    rows = [row.strip() for row in text.strip().splitlines()] or [""]
+    named = [row.removeprefix("E ").strip() for row in rows if row.startswith("E ")]
+    return named[0] if named else rows[0]

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from . import lines
-from .device import find_device
 
 LOST = 3  # status of a worker whose device is lost
 KEPT = 3000  # characters of a failure
@@ -45,6 +44,8 @@ class Process:
     """What a process that runs tests does: it ends itself when it hangs or loses its device."""
 
     def __init__(self, config: pytest.Config) -> None:
+        from .device import find_device  # only a process that runs tests needs torch
+
         self.seconds: float = config.getoption("--test-seconds")
         self.device = find_device(config.getoption("--test-device"))
         self.failed = False

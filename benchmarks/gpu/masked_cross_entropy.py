@@ -59,7 +59,8 @@ class Layer(torch.autograd.Function):
 def find_liger() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
     try:
         from liger_kernel.transformers.functional import liger_cross_entropy
-    except ImportError:
+    except ImportError as error:
+        print(f"left out: Liger-Kernel cannot be imported: {error}", flush=True)
         return None
     return liger_cross_entropy
 

@@ -129,14 +129,14 @@ def too_large(call: Call, device: Cpu) -> str | None:
     return None
 
 
-def drive(command: Sequence[str], file: Path) -> None:
+def drive(command: Sequence[str], file: Path, seconds: float = CALL_SECONDS) -> None:
     """Run workers, each from the call after the last one's last, until all calls are made.
 
-    ``command`` is extended by the number of the call to begin with.
+    ``command`` is extended by the number of the call to begin with. Each call may take ``seconds``.
     """
     begin = useless = 0
     while useless < MOST_IN_A_ROW:
-        last, why = one_worker([*command, str(begin)])
+        last, why = one_worker([*command, str(begin)], seconds)
         if why is None:
             return
         if last is None:
@@ -152,12 +152,12 @@ def drive(command: Sequence[str], file: Path) -> None:
     raise RuntimeError(f"{useless} workers in a row ended in their first call; the rest is left out")
 
 
-def one_worker(command: Sequence[str]) -> tuple[str | None, str | None]:
+def one_worker(command: Sequence[str], seconds: float) -> tuple[str | None, str | None]:
     """Run one worker: the last call it announced, and how it failed, or None where it did not."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     last = None
     try:
-        for last in announced(process):
+        for last in announced(process, seconds):
             print(last, flush=True)
     except TimeoutError as error:
         return last, str(error)
@@ -169,7 +169,7 @@ def one_worker(command: Sequence[str]) -> tuple[str | None, str | None]:
     return last, f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
-def announced(process: subprocess.Popen[str]) -> Iterator[str]:
+def announced(process: subprocess.Popen[str], call_seconds: float) -> Iterator[str]:
     """The calls that a worker announces; a TimeoutError where the next one takes too long."""
     heard: queue.Queue[str | None] = queue.Queue()
 
@@ -190,7 +190,7 @@ def announced(process: subprocess.Popen[str]) -> Iterator[str]:
             process.wait()
             return
         yield line
-        seconds = CALL_SECONDS
+        seconds = call_seconds
 
 
 def main() -> int:

@@ -140,10 +140,9 @@ def tests_report(check: Check, how: Ended, found: Sequence[dict[str, Any]]) -> R
     broken = 0
     for line in found:
         if line["outcome"] == "not collected":
-            last = line["text"].strip().splitlines()[-1].removeprefix("E").strip()
-            lacks_package = last.startswith("ModuleNotFoundError")
-            broken += not lacks_package
-            check.absent.append(f"{line['test']} was not collected: {last}")
+            why = lines.reason(line["text"])
+            broken += not why.startswith("ModuleNotFoundError")
+            check.absent.append(f"{line['test']} was not collected: {why}")
     text = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     # pytest's statuses: 1 where tests failed or files were not collected, 5 where none was chosen.
     if how.status in (1, 5) and not broken and counts["failed"] == 0:
