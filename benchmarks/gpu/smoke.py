@@ -149,7 +149,9 @@ def drive(command: Sequence[str], file: Path, seconds: float = CALL_SECONDS) -> 
             lines.append(file, line | {"error": f"the process {why}"})
         useless = useless + 1 if int(number) == begin else 0
         begin = int(number) + 1
-    raise RuntimeError(f"{useless} workers in a row ended in their first call; the rest is left out")
+    raise RuntimeError(
+        f"{useless} workers in a row ended in their first call; the rest is left out"
+    )
 
 
 def one_worker(command: Sequence[str], seconds: float) -> tuple[str | None, str | None]:

@@ -150,9 +150,7 @@ def tests_report(check: Check, how: Ended, found: Sequence[dict[str, Any]]) -> R
     return ended(how, counts["failed"] + broken, text or "no tests")
 
 
-def measured(
-    check: Check, seconds: float, file: Path, names: Sequence[str]
-) -> Report:
+def measured(check: Check, seconds: float, file: Path, names: Sequence[str]) -> Report:
     """Run suites one after another, each within its part of what is left."""
     if not (chosen := check.chosen(names)):
         return Report("skipped", f"no suite is named like {' or '.join(check.only)}")
@@ -215,9 +213,7 @@ def sanitize(check: Check, seconds: float, file: Path) -> Report:
         if part < LEAST:
             found[tool] = sanitizers.Verdict("out of time", "not started")
             continue
-        how = check.run(
-            sanitizers.command(sanitizer, chosen, tool, program), part, **variables
-        )
+        how = check.run(sanitizers.command(sanitizer, chosen, tool, program), part, **variables)
         with file.open("a") as opened:
             opened.write(f"=== {tool}\n{how.output}\n")
         if how.status is None:

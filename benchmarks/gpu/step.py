@@ -59,9 +59,7 @@ def make_step(
     return step
 
 
-def measure(
-    device: Cpu, sizes: tuple[int, int], compiled: bool, seconds: float
-) -> dict[str, Any]:
+def measure(device: Cpu, sizes: tuple[int, int], compiled: bool, seconds: float) -> dict[str, Any]:
     torch.backends.cudnn.benchmark = True
     pruner = adapruner.Pruner(SAMPLES, epochs=2, warmup_epochs=0, device=device.name)
 

@@ -33,7 +33,8 @@ def main() -> int:
     device = find_device(arguments.device)
     make: Cases = importlib.import_module(f"benchmarks.gpu.{arguments.suite}").cases
     chosen = list(make(device, arguments.tiny))
-    seconds = min(MOST, max(LEAST, SHARE * arguments.seconds / max(len(chosen), 1)))
+    most = LEAST if arguments.tiny else MOST
+    seconds = min(most, max(LEAST, SHARE * arguments.seconds / max(len(chosen), 1)))
     failed = 0
     for case in chosen:
         line = {"suite": arguments.suite, "name": case.name}
