@@ -14,7 +14,7 @@ def append(file: Path, line: dict[str, Any]) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file, none where it does not exist. A last line that was cut off is left out."""
+    """The lines of a file, none where it does not exist. A last line cut short is left out."""
     if not file.exists():
         return []
     whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
