@@ -1,4 +1,4 @@
-"""The smoke stage of gpu-check: what it calls, how it compares, and that it goes on after a crash."""
+"""The smoke stage of gpu-check: what it calls, how it compares, how it goes on after a crash."""
 
 from __future__ import annotations
 

@@ -85,7 +85,8 @@ def told(how: Any) -> Report:
 class Summary:
     """summary.json: the machine, how each stage ended, and what was missing.
 
-    It is written anew after each stage. Results of an earlier run in the same folder stay where it ran on the same machine and code.
+    It is written anew after each stage. Results of an earlier run in the same folder stay, if it
+    ran on the same machine and code.
     """
 
     def __init__(self, check: Check, about: dict[str, Any]) -> None:

@@ -28,8 +28,9 @@ def gpu_tables(results: Path) -> dict[str, str]:
 def machine(about: dict[str, Any]) -> str:
     kernels = about["kernels"] or {}
     return (
-        f"{about['device']}, driver {about.get('driver_version', 'unknown')}, SM clock at most "
-        f"{about.get('clocks.max.sm', 'unknown')}, memory clock {about.get('clocks.mem', 'unknown')}, "
+        f"{about['device']}, driver {about.get('driver_version', 'unknown')}, "
+        f"SM clock at most {about.get('clocks.max.sm', 'unknown')}, "
+        f"memory clock {about.get('clocks.mem', 'unknown')}, "
         f"power limit {about.get('power.limit', 'unknown')}, kernels of CUDA "
         f"{kernels.get('version')} for {kernels.get('architectures')}, torch {about['torch']}, "
         f"Python {about['python']}, {about['date']}, commit {about['commit']}"

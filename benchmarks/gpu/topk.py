@@ -1,4 +1,4 @@
-"""Exact top-k to a bit mask on the device beside torch.topk, torch.kthvalue and reading the values."""
+"""Exact top-k to a bit mask beside torch.topk, torch.kthvalue and reading the values."""
 
 from __future__ import annotations
 
