@@ -90,6 +90,24 @@ def test_what_a_stage_found_before_its_time_ran_out_stands(tmp_path: Path) -> No
     assert not is_running(int(child.read_text()))
 
 
+def test_a_fault_or_an_interruption_of_a_stage_is_in_the_summary(tmp_path: Path) -> None:
+    check = check_of(tmp_path)
+    errors = {"faulty": ValueError("no such thing"), "stopped": KeyboardInterrupt()}
+
+    def stage(name: str) -> Stage:
+        def raises(check: Check, seconds: float, file: Path) -> Report:
+            raise errors[name]
+
+        return Stage(name, 1, f"{name}.jsonl", raises)
+
+    with pytest.raises(KeyboardInterrupt):
+        perform(check, Summary(check, {}), [stage(n) for n in errors], time.monotonic() + 1000)
+    found = json.loads((tmp_path / "summary.json").read_text())["stages"]
+    assert found["faulty"]["verdict"] == "failed"
+    assert found["faulty"]["text"] == "gpu-check itself: ValueError: no such thing"
+    assert found["stopped"]["verdict"] == "interrupted"
+
+
 def test_stages_share_the_time_that_is_left(tmp_path: Path) -> None:
     check = check_of(tmp_path)
     given: list[float] = []

@@ -126,7 +126,13 @@ def perform(check: Check, summary: Summary, chosen: list[Stage], end: float) -> 
         if seconds < LEAST:
             report = Report("skipped", "no time left")
         else:
-            report = stage.perform(check, seconds, file)
+            try:
+                report = stage.perform(check, seconds, file)
+            except Exception as error:  # a fault of this program ends its stage, and no other
+                report = Report("failed", f"gpu-check itself: {type(error).__name__}: {error}")
+            except (KeyboardInterrupt, SystemExit):
+                summary.add(stage.name, Report("interrupted", ""), time.monotonic() - start)
+                raise
         summary.add(stage.name, report, time.monotonic() - start)
         good &= report.verdict != "failed"
     return good

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -144,7 +145,8 @@ def _ask_nvidia_smi() -> dict[str, str]:
     """Driver, clocks and power limit at this moment; nothing where nvidia-smi is not there."""
     if (program := find_nvidia_smi()) is None:
         return {}
-    command = [program, f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader", "-i", "0"]
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    command = [program, f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader", "-i", first]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

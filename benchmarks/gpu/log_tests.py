@@ -1,6 +1,6 @@
 """A plugin of pytest: a line of JSON for each test, written at once, and a time-out for each.
 
-    pytest -p benchmarks.gpu.log_tests --line-file tests.jsonl --test-seconds 60
+    pytest -p benchmarks.gpu.log_tests --line-file tests.jsonl --test-seconds 120
 
 The file gets a test's outcome, and a line for each test file that could not be collected. A test
 that takes too long ends its process, even inside a CUDA call that does not return. A process whose
@@ -27,7 +27,7 @@ KEPT = 3000  # characters of a failure
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--line-file", type=Path, required=True, help="a line of JSON a test")
-    parser.addoption("--test-seconds", type=float, default=60.0, help="time-out of a test")
+    parser.addoption("--test-seconds", type=float, default=120.0, help="time-out of a test")
     parser.addoption("--test-device", default="cuda", help="cuda or cpu")
 
 

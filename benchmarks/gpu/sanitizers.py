@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOUND = 99  # status that says that errors were found
-# Without torch's cache of memory, a block has no neighbour that could be hit unnoticed.
+# Without torch's cache of memory, a block has no neighbour that could be hit unnoticed, and a new
+# block does not look initialised because an earlier one was.
+UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 TOOLS = {
-    "memcheck": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-    "initcheck": {},
+    "memcheck": UNCACHED,
+    "initcheck": UNCACHED,
     "racecheck": {},
     "synccheck": {},
 }

@@ -6,6 +6,7 @@ than the samples do; the last ones pass 2³¹ elements, so that an index of 32 b
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -46,7 +47,9 @@ def calls() -> list[Call]:
 
 
 def samples() -> Iterator[Call]:
-    """The sample inputs of the tests."""
+    """The sample inputs of the tests, which need pytest."""
+    if importlib.util.find_spec("pytest") is None:
+        return
     from test_opcheck import calls_on
 
     for title, (operator, arguments, options) in calls_on("cpu").items():

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 from . import lines, sanitizers
 from .runner import ROOT, Ended, run
 
-SUITES = ("masked_cross_entropy", "topk", "gate_update")
-STEPS = ("step", "fast_prune")
+# Modules that a stage measures, in this order, and the share of its time that each may take.
+SUITES = {"masked_cross_entropy": 3, "topk": 2, "gate_update": 1}
+STEPS = {"step": 1, "fast_prune": 2}
 LEAST = 5.0  # seconds below which nothing is started
 WORKERS = 8  # of pytest: each holds a CUDA context
 
@@ -30,7 +31,7 @@ class Report(NamedTuple):
     """How a stage ended.
 
     Attributes:
-        verdict: "passed", "failed", "skipped" or "out of time".
+        verdict: "passed", "failed", "skipped", "out of time" or "interrupted".
         text: counts, or the reason.
     """
 
@@ -102,6 +103,8 @@ def ended(how: Ended, failures: int, text: str) -> Report:
 
 
 def smoke(check: Check, seconds: float, file: Path) -> Report:
+    if missing("pytest"):
+        check.absent.append("pytest is not installed: smoke leaves the samples of the tests out")
     how = check.module("benchmarks.gpu.smoke", check.device, file, *check.only, seconds=seconds)
     made = lines.read(file)
     counts = Counter(line["ok"] for line in made)
@@ -150,15 +153,16 @@ def tests_report(check: Check, how: Ended, found: Sequence[dict[str, Any]]) -> R
     return ended(how, counts["failed"] + broken, text or "no tests")
 
 
-def measured(check: Check, seconds: float, file: Path, names: Sequence[str]) -> Report:
-    """Run suites one after another, each within its part of what is left."""
-    if not (chosen := check.chosen(names)):
+def measured(check: Check, seconds: float, file: Path, shares: Mapping[str, int]) -> Report:
+    """Run suites one after another, each within its share of what is left."""
+    if not (chosen := check.chosen(list(shares))):
         return Report("skipped", f"no suite is named like {' or '.join(check.only)}")
     end = time.monotonic() + seconds
     late: list[str] = []
     broken: list[str] = []
     for place, name in enumerate(chosen):
-        part = (end - time.monotonic()) / (len(chosen) - place)
+        share = shares[name] / sum(shares[each] for each in chosen[place:])
+        part = (end - time.monotonic()) * share
         if part < LEAST:
             late.append(name)
             continue
@@ -239,7 +243,7 @@ def quality(check: Check, seconds: float, file: Path) -> Report:
 STAGES = (
     Stage("smoke", 2, "smoke.jsonl", smoke),
     Stage("tests", 4, "tests.jsonl", tests),
-    Stage("suites", 3, "suites.jsonl", suites),
+    Stage("suites", 5, "suites.jsonl", suites),
     Stage("step", 3, "step.jsonl", step),
     Stage("sanitizers", 2, "sanitizers.txt", sanitize),
     Stage("quality", 4, "quality.jsonl", quality),
