@@ -63,8 +63,8 @@ bench-full: setup
 	$(BIN)/python -m benchmarks.report
 
 # On a machine with a GPU, with the python3 (or PYTHON=) and what is installed there. SECONDS=N bounds it,
-# STAGES=smoke,tests,suites,step,sanitizers,quality chooses stages, ONLY=topk,gate what they take part with,
-# RESULTS=DIR says where results go, BUILD=no takes the library that is there, DEVICE=cpu rehearses it.
+# STAGES=smoke,tests,suites,step,sanitizers,quality chooses stages, ONLY=topk,gate operators, test files and suites
+# with such names. RESULTS=DIR says where results go, BUILD=no takes the library that is there, DEVICE=cpu rehearses it.
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu.check $(if $(SECONDS),--seconds $(SECONDS)) $(if $(STAGES),--stages $(STAGES)) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(RESULTS),--results $(RESULTS)) $(if $(BUILD),--build $(BUILD)) \

@@ -144,7 +144,12 @@ def test_the_docs_say_where_nothing_was_measured() -> None:
             "failed",
             "RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)",
         ),
-        (1, "Traceback\nValueError: x\n========= ERROR SUMMARY: 0 errors\n", "failed", "status 1"),
+        (
+            1,
+            "ValueError: x\n========= ERROR SUMMARY: 0 errors\n",
+            "failed",
+            "status 1: ValueError: x",
+        ),
         (1, "========= Error: Device not supported. See it\n", "skipped", "Device not supported"),
         (255, "", "failed", "ended with status 255: no output"),
         (-11, "one\ntwo\n\n", "failed", "ended with status -11: two"),

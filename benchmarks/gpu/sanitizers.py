@@ -74,5 +74,6 @@ def judge(status: int, output: str) -> Verdict:
             return Verdict("failed", found[0])
     elif unsupported := UNSUPPORTED.search(output):
         return Verdict("skipped", f"not supported here: {unsupported[0].strip(' =')}")
-    last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
+    said = [line for line in output.splitlines() if line.strip() and not line.startswith("===")]
+    last = said[-1] if said else "no output"
     return Verdict("failed", f"ended with status {status}: {last.strip()}")

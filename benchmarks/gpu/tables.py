@@ -65,6 +65,7 @@ def rows_table(rows: list[dict[str, Any]]) -> list[str]:
     table = ["| | | median [quartiles] | as a multiple of ours | n |", "|---|---|---|---|---|"]
     for line in rows:
         first = f"{line['suite'].replace('_', ' ')} [{line['name']}]"
+        first += f", SM clock {line['clock']}" if line.get("clock") else ""
         if "error" in line:
             table.append(f"| {first} | failed: {line['error']} | | | |")
             continue
