@@ -1,6 +1,6 @@
 """Every kernel once or twice on small, odd sizes, for compute-sanitizer to watch.
 
-    python -m benchmarks.gpu.every_operator cuda|cpu
+    PYTHONPATH=tests python -m benchmarks.gpu.every_operator cuda|cpu
 
 First the sample inputs of the tests, then training: forward, backward, and the ends of epochs.
 """

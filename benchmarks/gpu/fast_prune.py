@@ -22,7 +22,7 @@ from .device import Cpu
 from .step import resnet18
 from .timing import OURS, Case, alternate, claim, row, times_ours
 
-SIZES, TINY = (20_480, 512, 6), (64, 16, 2)  # samples, batch, epochs
+SIZES, TINY = (20_480, 512, 6), (40, 20, 2)  # samples, batch, epochs
 CLASSES, PIXELS = 10, 32
 KEEP_RATIO = 0.7
 ALL, ORDINARY = "fast_prune, keep ratio 1", "ordinary run"

@@ -1,9 +1,9 @@
-"""Masked cross entropy, forward and backward, on the device, beside the same formula in eager and
-compiled torch, Liger-Kernel's (plain) cross entropy where importable, and a copy of the logits.
+"""Masked cross entropy, forward and backward, on the device.
 
-Ours and Liger's write the gradient over the logits; the gradient becomes the next call's logits, as
-long as they. A copy reads and writes as many bytes as that must: its time by ours is the share of
-the device's copy bandwidth that ours reaches.
+The rivals are the same formula in eager and compiled torch, plain cross entropy, and Liger-Kernel's
+plain cross entropy where it can be imported. Ours and Liger's write the gradient over the logits.
+The next call takes that gradient as its logits. A copy of the logits moves as many bytes as ours
+has to: the copy's time divided by ours is the share of the copy bandwidth that ours reaches.
 """
 
 from __future__ import annotations

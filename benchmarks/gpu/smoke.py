@@ -1,6 +1,6 @@
 """Every operator on the device beside the CPU: one line of JSON a call, written at once.
 
-    python -m benchmarks.gpu.smoke cuda|cpu smoke.jsonl [WORD ...]
+    PYTHONPATH=tests python -m benchmarks.gpu.smoke cuda|cpu smoke.jsonl [WORD ...]
 
 Words choose the operators whose names contain one of them. A worker process makes the calls. If a
 call ends the worker, hangs, or leaves its device unusable, that call has failed and a new worker
