@@ -70,11 +70,15 @@ bench: setup
 # Everything at full size, some 13 GB of memory; redraws the tables and pictures of the documents.
 bench-full: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only --full --results benchmarks/results
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.report
 
-# On a machine with a GPU, with the python3 (or PYTHON=) and what is installed there. QUICK=1: eight minutes.
+# On a machine with a GPU, with the python3 (or PYTHON=) and what is installed there. SECONDS=N bounds it,
+# STAGES=smoke,tests,suites,step,sanitizers,quality chooses stages, ONLY=topk,gate operators, test files and suites
+# with such names. RESULTS=DIR says where results go, BUILD=no takes the library that is there, DEVICE=cpu rehearses it.
 gpu-check:
-	$(PYTHON) benchmarks/gpu/check.py $(if $(QUICK),--quick)
+	$(PYTHON) -m benchmarks.gpu.check $(if $(SECONDS),--seconds $(SECONDS)) $(if $(STAGES),--stages $(STAGES)) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(RESULTS),--results $(RESULTS)) $(if $(BUILD),--build $(BUILD)) \
+	  $(if $(DEVICE),--device $(DEVICE))
 
 # The formulas of csrc/math/ alone.
 bench-native:

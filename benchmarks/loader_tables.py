@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from inputs import OURS
-from tables import factor, machine, time
+from .inputs import OURS
+from .tables import factor, machine, time
 
 # From a benchmark's name, whose parts come in any order.
 PICTURES = ("CIFAR-10", "256 to 512 pixels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from importlib.metadata import distributions
 from pathlib import Path
@@ -11,17 +12,32 @@ from typing import Any
 from adapruner.info import machine
 from adapruner.ops import _C
 
+ROOT = Path(__file__).resolve().parents[1]
 # What the figures depend on: not what a run itself writes.
 CODE = (":/adapruner", ":/csrc", ":/benchmarks", ":/examples", ":(top,exclude)benchmarks/results")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def provenance() -> dict[str, Any]:
-    """The machine, versions, date, and the commit ("+" where the code differs from it).
+def commit() -> str:
+    """The commit of the code, with "+" where the code differs from it.
 
-    The commit comes from ``ADAPRUNER_COMMIT`` where that is set: a copy of the code need not have
-    its repository.
+    In a folder that is not a repository, or without git, it is ADAPRUNER_COMMIT, or "unknown".
     """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    found = ""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        found = git("rev-parse", "--short", "HEAD")
+    if not found:
+        return os.environ.get("ADAPRUNER_COMMIT", "unknown")
+    return found + ("+" if git("status", "--porcelain", "--", *CODE) else "")
+
+
+def provenance() -> dict[str, Any]:
+    """The machine, versions, date and commit."""
     return machine() | {
         "packages": {
             found.metadata["Name"].lower(): found.version
@@ -32,20 +48,5 @@ def provenance() -> dict[str, Any]:
         "huge_pages": HUGE_PAGES.read_text().split("[")[-1].split("]")[0]
         if HUGE_PAGES.exists()
         else "unknown",
-        "commit": os.environ.get("ADAPRUNER_COMMIT") or _commit(),
+        "commit": commit(),
     }
-
-
-def _commit() -> str:
-    """Of the repository that this file is in; empty without git or a repository."""
-
-    def git(*arguments: str) -> str:
-        root = Path(__file__).parent
-        try:
-            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-        except FileNotFoundError:
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    changed = git("status", "--porcelain", "--", *CODE)
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")

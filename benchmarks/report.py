@@ -1,6 +1,6 @@
 """Draw tables and pictures of README.md, docs/performance.md and docs/quality.md.
 
-    python benchmarks/report.py
+    python -m benchmarks.report
 
 Reads benchmarks/results/*.json. Replaces the text between the markers, and docs/images/*.png.
 """
@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from charts import draw_epochs, draw_growth, draw_speed
-from inputs import OURS
-from loader_tables import epoch_curves, loader_tables
-from tables import factor, machine, time
+from .charts import draw_epochs, draw_growth, draw_speed
+from .gpu.tables import gpu_tables
+from .inputs import OURS
+from .loader_tables import epoch_curves, loader_tables
+from .tables import factor, machine, rewrite, time
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,7 +33,6 @@ SUITES = (
     "end_to_end",
     "growth",
 )
-GPU_SUITES = ("masked_cross_entropy", "topk", "gate_update", "step")
 # The rows of the summary in docs/performance.md, with the titles that they have there.
 SUMMARY = {
     "masked_cross_entropy[(256, 10)]": "masked cross entropy, 256 × 10 logits",
@@ -176,35 +176,6 @@ def suite_table(suite: str) -> str:
     return "\n".join(lines)
 
 
-def gpu_table() -> str:
-    """Everything that gpu-check measured, and what it was held against."""
-    files = [RESULTS / "gpu" / f"{suite}.json" for suite in GPU_SUITES]
-    found = [json.loads(file.read_text()) for file in files if file.exists()]
-    if not found:
-        return "**Not yet measured.**"
-    lines = ["| | | median [quartiles] | as a multiple of ours | n |", "|---|---|---|---|---|"]
-    for title, row in ((t, r) for suite in found for t, r in suite["rows"].items()):
-        first = title.replace("_", " ").replace("[", " [")
-        for name, timing in row["rivals"].items():
-            lower, median, upper = map(time, timing["seconds"])
-            times = factor(timing["times_first"][1])
-            lines.append(
-                f"| {first} | {name} | {median} [{lower}, {upper}] | {times} | {timing['n']} |"
-            )
-            first = ""
-        for claim in row["claims"]:
-            if claim["value"] is not None:
-                budget = f"budget {'≤' if claim['most'] else '≥'} {claim['limit']}"
-                lines.append(f"| | {factor(claim['value'])} {claim['text']} ({budget}) | | | |")
-    about = found[0]["provenance"]
-    lines.append(
-        f"\n{about['device']}, driver {about.get('driver_version')}, SM clock "
-        f"{about.get('clocks.sm')}, torch {about['torch']}, {about['date']}, "
-        f"commit {about['commit']}."
-    )
-    return "\n".join(lines)
-
-
 def notes(row: dict[str, Any]) -> Iterator[str]:
     """What a row says beside its times."""
     ours = row["rivals"][OURS]["seconds"][1]
@@ -222,22 +193,6 @@ def notes(row: dict[str, Any]) -> Iterator[str]:
         yield f"{time(row['seconds_ending_epochs'])} of ours in the ends of the epochs"
 
 
-def between(text: str, marker: str, content: str) -> str:
-    """``text`` with what stands between the markers replaced."""
-    begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
-    if begin not in text or end not in text:
-        raise ValueError(f"the document lacks the markers {begin} and {end}")
-    head, rest = text.split(begin)
-    return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
-
-
-def rewrite(document: Path, contents: dict[str, str]) -> None:
-    text = document.read_text()
-    for marker, content in contents.items():
-        text = between(text, marker, content)
-    document.write_text(text)
-
-
 def main() -> None:
     sys.path.insert(0, str(ROOT / "examples"))
     from digits import draw
@@ -247,7 +202,7 @@ def main() -> None:
     rewrite(ROOT / "README.md", {"speed": speed_table(FIRST)})
     demo = {"demo table": digits_table(digits), "short runs": short_runs()}
     rewrite(ROOT / "docs" / "quality.md", demo)
-    tables = {suite: suite_table(suite) for suite in SUITES} | {"gpu": gpu_table()}
+    tables = {suite: suite_table(suite) for suite in SUITES} | gpu_tables(RESULTS / "gpu")
     tables["summary"] = speed_table(SUMMARY)
     rewrite(ROOT / "docs" / "performance.md", tables | loader_tables(loader))
     images = ROOT / "docs" / "images"

@@ -1,54 +1,82 @@
-"""Every CUDA kernel once or twice on small, odd sizes: what compute-sanitizer watches."""
+"""Every kernel once or twice on small, odd sizes, for compute-sanitizer to watch.
+
+    PYTHONPATH=tests python -m benchmarks.gpu.every_operator cuda|cpu
+
+First the sample inputs of the tests, then training: forward, backward, and the ends of epochs.
+"""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
 from adapruner import Pruner, ops
 
+from .device import find_device
+from .smoke import all_moved
+from .smoke_calls import samples
+
 N, BATCH = 5003, 701
 
 
-def train(pruner: Pruner, classes: int, dtype: torch.dtype, overwrite: bool) -> None:
+def call_operators(device: str) -> None:
+    for call in samples():
+        arguments, options = call.make()
+        named = dict(zip(options, all_moved(list(options.values()), device), strict=True))
+        with torch.no_grad():
+            getattr(torch.ops.adapruner, call.operator)(*all_moved(arguments, device), **named)
+
+
+def train(pruner: Pruner, device: str, classes: int, dtype: torch.dtype, overwrite: bool) -> None:
     """An epoch on made-up logits, which start at an odd address."""
     for ids in pruner.batches(BATCH):
-        ids = ids.cuda()
-        memory = torch.randn(len(ids) * classes + 1, device="cuda", dtype=dtype)
+        ids = ids.to(device)
+        memory = torch.randn(len(ids) * classes + 1, device=device, dtype=dtype)
         leaf = memory[1:].view(len(ids), classes).requires_grad_()
         logits = leaf * 1 if overwrite else leaf
         target = ids % classes
         loss = pruner.loss(logits, target, ids, overwrite_logits=overwrite, label_smoothing=0.1)
         (loss * 0.5).backward()
-        pruner.weigh(torch.rand(len(ids), device="cuda", requires_grad=True), ids).backward()
+        pruner.weigh(torch.rand(len(ids), device=device, requires_grad=True), ids).backward()
     pruner.step()
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    labels = torch.arange(N) % 7
-    for settings in ({}, {"labels": labels}):
-        pruner = Pruner(N, epochs=4, device="cuda", **settings)
-        for classes, dtype in ((3, torch.float32), (10, torch.float16), (1000, torch.bfloat16)):
-            train(pruner, classes, dtype, overwrite=classes == 1000)
-    pruner = Pruner(N, epochs=2, warmup_epochs=0, device="cuda")
+def train_linear(device: str) -> None:
+    """Rows of many classes, from a linear layer and side by side."""
+    pruner = Pruner(N, epochs=2, warmup_epochs=0, device=device)
     for classes in (128, 33001):
-        ids = torch.arange(5, device="cuda")
-        hidden = torch.randn(5, 2, 24, device="cuda", requires_grad=True)
-        head = torch.randn(classes, 24, device="cuda", requires_grad=True)
-        target = torch.randint(classes, (5, 2), device="cuda")
+        ids = torch.arange(5, device=device)
+        hidden = torch.randn(5, 2, 24, device=device, requires_grad=True)
+        head = torch.randn(classes, 24, device=device, requires_grad=True)
+        target = torch.randint(classes, (5, 2), device=device)
         pruner.linear_loss(hidden, head, target, ids).backward()
-        logits = torch.randn(5, classes, 2, device="cuda", requires_grad=True)
+        logits = torch.randn(5, classes, 2, device=device, requires_grad=True)
         pruner.loss(logits, target, ids).backward()
-    for n in (1, 33, 70_001):
-        m = torch.randn(n, device="cuda")
-        selected = ops.topk_mask(m, n // 2, 1.0).selected
+
+
+def select(device: str) -> None:
+    """What the samples of the tests are too small for: selections of several blocks."""
+    for n in (16_384, 70_001):
+        m = torch.randn(n, device=device)
         kept = ops.topk_indices(m, n // 2).selected
-        assert len(kept) == n // 2
+        selected = ops.topk_mask(m, n // 2, 1.0).selected
         order = ops.masked_order(selected, n, 3, 0, n)
         assert torch.equal(order.indices.sort().values, kept)
-        age = torch.ones(n, dtype=torch.uint8, device="cuda")
-        assert ops.sampling_keys(m, age, 1.5, 0.5, 3).isfinite().all()
-    torch.cuda.synchronize()
+
+
+def main() -> None:
+    device = find_device(sys.argv[1])
+    torch.manual_seed(0)
+    call_operators(device.name)
+    labels = torch.arange(N) % 7
+    for settings in ({}, {"labels": labels}):
+        pruner = Pruner(N, epochs=4, device=device.name, **settings)
+        for classes, dtype in ((3, torch.float32), (10, torch.float16), (1000, torch.bfloat16)):
+            train(pruner, device.name, classes, dtype, overwrite=classes == 1000)
+    train_linear(device.name)
+    select(device.name)
+    device.synchronize()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""The step of a batch's gates, on the GPU, beside a bare scatter of as many values."""
+"""The step of a batch's gates on the device, beside a bare scatter of as many values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from timing import OURS, alternate, captured, claim, generator, prepared, row
 
 from adapruner import ops
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.methods import find_method
 
+from .device import Cpu
+from .timing import OURS, Case, alternate, claim, prepared, row
+
+SIZES, TINY = (10**9, 10**6), (10**4,)
 BATCH = 4096
 REPEATS = 16  # in one graph, other samples each time
 BYTES_A_GATE = 10
@@ -30,30 +34,28 @@ def check(gates: Gates, ids: torch.Tensor, losses: ops.MaskedLoss) -> None:
     assert sums.tolist() == [gates.integer("gate_sum"), gates.integer("open_count")]
 
 
-def rows(quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    memory = torch.cuda.get_device_properties(0).total_memory
-    for n in (10**6, 10**9):
-        if BYTES_A_GATE * n > memory:
-            continue
-        gates = Gates(n, 0.7, find_method("published"), "cuda")
-        gates.logits.normal_(generator=generator(0))
-        gates.set_slope(1.0)
-        batches = torch.randint(n, (REPEATS, BATCH), generator=generator(3), device="cuda")
-        pressure = torch.randn(BATCH, generator=generator(5), device="cuda")
-        sample_loss = torch.rand(BATCH, generator=generator(6), device="cuda")
-        losses = ops.MaskedLoss(sample_loss.mean(), sample_loss, pressure)
-        check(gates, batches[0], losses)
-        other = torch.zeros(n, device="cuda")
-        steps = {
-            OURS: [lambda ids=ids, g=gates, x=losses: g.visit(ids, x) for ids in batches],
-            "index_add_": [
-                lambda ids=ids, to=other, x=pressure: to.index_add_(0, ids, x) for ids in batches
-            ],
-        }
-        ready, failed = prepared(steps, lambda calls: captured(*calls))
-        timings = alternate(ready, 1.0 if quick else 5.0, repeats=REPEATS)
-        found = row(timings, failed, batch=BATCH, graph=True)
-        claim(found, "µs in a graph", 1e6 * timings[OURS].median, 20, most=True)
-        yield f"{n:.0e}", found
-        del gates, other, steps, ready
-        torch.cuda.empty_cache()
+def measure(device: Cpu, n: int, seconds: float) -> dict[str, Any]:
+    gates = Gates(n, 0.7, find_method("published"), device.name)
+    gates.logits.normal_(generator=device.generator(0))
+    gates.set_slope(1.0)
+    draw = {"generator": device.generator(3), "device": device.name}
+    batches = torch.randint(n, (REPEATS, BATCH), **draw)
+    pressure, sample_loss = torch.randn(BATCH, **draw), torch.rand(BATCH, **draw)
+    losses = ops.MaskedLoss(sample_loss.mean(), sample_loss, pressure)
+    check(gates, batches[0], losses)
+    other = torch.zeros(n, device=device.name)
+    steps = {
+        OURS: [lambda ids=ids: gates.visit(ids, losses) for ids in batches],
+        "index_add_": [lambda ids=ids: other.index_add_(0, ids, pressure) for ids in batches],
+    }
+    ready, failed = prepared(steps, device.captured)
+    timings = alternate(device, ready, seconds, repeats=REPEATS)
+    found = row(timings, failed, batch=BATCH, graph=True)
+    claim(found, "µs in a graph", 1e6 * timings[OURS].median, 20, most=True)
+    return found
+
+
+def cases(device: Cpu, tiny: bool) -> Iterator[Case]:
+    for n in TINY if tiny else SIZES:
+        if BYTES_A_GATE * n <= device.memory():
+            yield Case(f"{n:.0e}", partial(measure, device, n))

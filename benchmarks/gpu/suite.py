@@ -1,69 +1,58 @@
-"""Run one suite of this folder and write its result file; for check.py, which sets PYTHONPATH.
+"""Run one suite: a line of JSON a row, written as soon as the row is measured.
 
-The file is written anew after every row, so that what was measured stays if the rest fails.
+    python -m benchmarks.gpu.suite topk --device cuda --seconds 60 --results suites.jsonl
+
+A row that fails becomes a line with its error, and the others are measured all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from provenance import provenance
 
-from adapruner import _C
+from . import lines
+from .device import find_device
+from .timing import Cases
 
-SUITES = ("masked_cross_entropy", "topk", "gate_update", "step")
-ASKED = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")
-
-
-def device() -> dict[str, Any]:
-    """The GPU, its driver and clocks, and what the kernels were built for."""
-    properties = torch.cuda.get_device_properties(0)
-    said = ""
-    try:
-        query = f"--query-gpu={','.join(ASKED)}"
-        command = ["nvidia-smi", query, "--format=csv,noheader", "-i", "0"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        pass
-    values = [value.strip() for value in said.split(",")]
-    return {
-        "device": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "torch_cuda": torch.version.cuda,
-        "kernels": _C.build_info()["cuda"],
-        **dict(zip(ASKED, values, strict=False)),
-    }
+MOST, LEAST = 10.0, 0.2  # seconds of turns for one row
+SHARE = 0.4  # of a suite's time that goes into turns: the rest is for set-up, checks and warm-up
 
 
-def run(name: str, folder: Path, quick: bool) -> None:
-    if not torch.cuda.is_available():
-        sys.exit("no CUDA device")
-    about = provenance() | device() | {"quick": quick}
-    rows: dict[str, Any] = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for title, row in importlib.import_module(name).rows(quick):
-        rows[f"{name}[{title}]"] = row
-        about |= device()  # the clocks under load
-        text = json.dumps({"provenance": about, "rows": rows}, indent=1)
-        (folder / f"{name}.json").write_text(text + "\n")
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("suite", help="a module of this folder that has cases")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--seconds", type=float, default=120.0, help="for all rows")
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="sizes of a rehearsal")
     arguments = parser.parse_args()
-    run(arguments.suite, arguments.results, arguments.quick)
+    device = find_device(arguments.device)
+    make: Cases = importlib.import_module(f"benchmarks.gpu.{arguments.suite}").cases
+    chosen = list(make(device, arguments.tiny))
+    most = LEAST if arguments.tiny else MOST
+    seconds = min(most, max(LEAST, SHARE * arguments.seconds / max(len(chosen), 1)))
+    failed = 0
+    for case in chosen:
+        line = {"suite": arguments.suite, "name": case.name}
+        print(f"{arguments.suite} {case.name}", flush=True)
+        try:
+            line["row"] = case.measure(seconds)
+            line["clock"] = device.facts().get("clocks.sm")  # right after the load
+        except Exception as error:  # any failure is a finding, and the next row may work
+            failed += 1
+            line["error"] = f"{type(error).__name__}: {error}"
+        lines.append(arguments.results, line)
+        if not device.works():
+            print("the device is lost; the rest of this suite is left out", flush=True)
+            return 1
+        torch._dynamo.reset()
+        device.free_cache()
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,62 +1,51 @@
-"""Rivals timed on the GPU: events around graph replays, in turns, in one process."""
+"""Rivals timed on a device in turns, in one process, and what a result file says of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from alternate import Timing, quartiles
+from benchmarks.alternate import Timing, quartiles
+
+from .device import Call, Cpu
 
 OURS, EAGER, COMPILED = "adapruner", "eager torch", "torch.compile"
-FLUSHED = 256 * 2**20  # bytes: several times any L2 there is
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator("cuda").manual_seed(seed)
+class Case(NamedTuple):
+    """One row of a suite.
+
+    Attributes:
+        name: its sizes, in words.
+        measure: takes the seconds for turns and gives the row; checks and warm-up come on top.
+    """
+
+    name: str
+    measure: Callable[[float], dict[str, Any]]
 
 
-def warmed(call: Callable[[], object]) -> Callable[[], object]:
-    """The call itself, once it has compiled and chosen whatever it does."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    return call
-
-
-def captured(*calls: Callable[[], object]) -> Callable[[], object]:
-    """One replay of a CUDA graph that makes these calls, one after another."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for call in calls:
-            warmed(call)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return graph.replay
+Cases = Callable[[Cpu, bool], Iterator[Case]]  # of a suite: a device, and whether sizes are tiny
 
 
 def alternate(
-    calls: Mapping[str, Callable[[], object]],
+    device: Cpu,
+    calls: Mapping[str, Call],
     seconds: float,
     *,
     least: int = 7,
     repeats: int = 1,
     cold: bool = True,
 ) -> dict[str, Timing]:
-    """Time every one on the device in turns, until ``seconds`` are over.
+    """Time every call on the device in turns, until ``seconds`` are over.
 
     Args:
-        calls: name to what enqueues its work, ``repeats`` times over; the first one is ours.
-        cold: whether the L2 cache is overwritten before each; where not, each finds it as its own
-            call before, which is not timed, left it.
+        calls: name to a call that enqueues its work, ``repeats`` times over; the first one is ours.
+        least: turns to take, however long they are.
+        cold: whether the device's caches are overwritten before each call. Otherwise a call that is
+            not timed comes first, so that each finds the caches as its own last call left them.
     """
-    flushed = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
     times: dict[str, list[float]] = {name: [] for name in calls}
     first = times[next(iter(calls))]
     order = list(calls)
@@ -65,15 +54,10 @@ def alternate(
         order.append(order.pop(0))  # none always follows the same one
         for name in order:
             if cold:
-                flushed.zero_()
+                device.flush()
             else:
                 calls[name]()
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            calls[name]()
-            stop.record()
-            stop.synchronize()
-            times[name].append(start.elapsed_time(stop) / 1e3 / repeats)
+            times[name].append(device.seconds_of(calls[name]) / repeats)
     return {
         name: Timing(
             quartiles(mine), quartiles([t / f for t, f in zip(mine, first, strict=True)]), len(mine)
@@ -82,16 +66,24 @@ def alternate(
     }
 
 
+def warmed(device: Cpu, call: Call) -> Call:
+    """The call itself, after it has compiled and chosen all that it does once."""
+    for _ in range(3):
+        call()
+    device.synchronize()
+    return call
+
+
 def prepared(
-    calls: Mapping[str, Callable[[], object]], prepare: Callable[..., Callable[[], object]]
-) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """The calls that can be prepared, and of the others why not; ours must."""
-    ready: dict[str, Callable[[], object]] = {}
+    calls: Mapping[str, Any], prepare: Callable[[Any], Call]
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """The calls that can be prepared, and why the others cannot. Ours must be preparable."""
+    ready: dict[str, Call] = {}
     failed: dict[str, str] = {}
     for name, call in calls.items():
         try:
             ready[name] = prepare(call)
-        except Exception as error:  # a rival's, whatever it is
+        except Exception as error:  # a rival may fail in any way
             if name == OURS:
                 raise
             failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -99,7 +91,7 @@ def prepared(
 
 
 def row(timings: Mapping[str, Timing], failed: Mapping[str, str], **facts: Any) -> dict[str, Any]:
-    """What a result file says of one row; the first timing is ours."""
+    """A row of a result file; the first timing is ours."""
     return {
         "rivals": {name: asdict(timing) for name, timing in timings.items()},
         "failed": dict(failed),
