@@ -18,7 +18,7 @@ from sample_data import INPUTS, TARGETS, double, sha256
 from torch.utils.data import TensorDataset
 
 from adapruner.data import as_source
-from adapruner.data.sources.find import base
+from adapruner.data.sources import base
 
 
 def test_arrays_are_read_as_tensors() -> None:

@@ -15,8 +15,8 @@ from torch import nn
 from training_data import Stop, blobs, checkpointed
 
 from adapruner import DatasetMismatchError, FileFormatError
+from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
-from adapruner.training.fast_prune import CHECKPOINT_NAME
 
 
 @pytest.fixture(autouse=True)

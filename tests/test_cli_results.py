@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 import adapruner
 from adapruner import PruneResult, as_source
-from adapruner.cli.main import commands, main
+from adapruner.cli import commands
+from adapruner.cli.main import main
 from adapruner.cli.parser import EXPORT_FORMATS
 from adapruner.info import describe, extras
 from adapruner.results.export import _FORMATS

@@ -87,7 +87,7 @@ def test_hugging_face_fingerprint_follows_content(hugging_face: Any, tmp_path: P
 
 def test_hugging_face_fingerprint_reads_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    from adapruner.data.sources.find import hugging_face as module
+    from adapruner.data.sources import hugging_face as module
 
     monkeypatch.setattr(module, "_ROWS_PER_READ", 2)
     rows = {"x": [[float(i), i / 3] for i in range(5)], "y": [0, 1, 0, 1, 1]}

@@ -18,8 +18,8 @@ from torch import nn
 from training_data import Stop, blobs, checkpointed, outcome
 
 from adapruner import PruneResult
+from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint
-from adapruner.training.fast_prune import CHECKPOINT_NAME
 
 # Starts the same run again and again, in a process of its own each time, forked before torch has
 # done anything (importing it, and the compiler that optimisers import at their first step, takes

@@ -20,8 +20,8 @@ from torch.utils.data import Dataset, IterableDataset
 from training_data import Counted, Points, blobs, check_exact, prune
 
 from adapruner import UnreadableSampleError, fast_prune
+from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint
-from adapruner.training.fast_prune import CHECKPOINT_NAME
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

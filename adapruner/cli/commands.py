@@ -27,7 +27,8 @@ from adapruner.data.sources.shard_index import scan, write_index
 from adapruner.data.sources.shards import find_shards, index_path
 from adapruner.ops.device import why_no_cuda
 from adapruner.results.result import PruneResult
-from adapruner.training.fast_prune import CHECKPOINT_NAME, fast_prune
+from adapruner.training import CHECKPOINT_NAME
+from adapruner.training.fast_prune import fast_prune
 from adapruner.vision.decoding import to_picture
 
 _UNREADABLE_SHOWN = 5

@@ -18,7 +18,7 @@ from adapruner.cli.checks import (
 from adapruner.cli.console import complain, say
 from adapruner.cli.parser import build_parser
 from adapruner.errors import UnreadableSampleError
-from adapruner.training.fast_prune import CHECKPOINT_NAME
+from adapruner.training import CHECKPOINT_NAME
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,27 +86,27 @@ def _prune(arguments: argparse.Namespace) -> None:
             check_destination(path)
     if arguments.checkpoint is not None:
         check_checkpoint_folder(arguments.checkpoint)
-    from adapruner.cli.main import commands
+    from adapruner.cli import commands
 
     commands.prune(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> None:
     check_apart([arguments.out], [arguments.result, *(arguments.data or ())])
-    from adapruner.cli.main import commands
+    from adapruner.cli import commands
 
     commands.report(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     check_apart([arguments.out], [arguments.result, *(arguments.data or ())])
-    from adapruner.cli.main import commands
+    from adapruner.cli import commands
 
     commands.export(arguments)
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from adapruner.cli.main import commands
+    from adapruner.cli import commands
 
     commands.index(arguments)
 

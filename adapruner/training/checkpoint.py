@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapruner._util.files import read_file, remove_leftovers, write_file
 from adapruner.errors import FileFormatError
-from adapruner.training.fast_prune import CHECKPOINT_NAME
+from adapruner.training import CHECKPOINT_NAME
 
 
 def save_checkpoint(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from adapruner.data.dali.loader import graphs
+from adapruner.data.dali import graphs
 from adapruner.data.dali.stage import BatchError, Stage
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.map_style import origin
