@@ -19,7 +19,6 @@ import shutil
 import signal
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +60,6 @@ def build(check: Check, capability: str | None, seconds: float) -> Report:
         kernels = {"ADAPRUNER_CUDA": "off"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     return told(check.run(command, seconds, **kernels))
-
-
-def write_metadata(check: Check) -> None:
-    """Version and requirements of adapruner beside its source, where it is not installed."""
-    try:
-        metadata.version("adapruner")
-    except metadata.PackageNotFoundError:
-        told_so = told(check.run([sys.executable, "setup.py", "-q", "egg_info"], 120))
-        if told_so.verdict != "passed":
-            check.absent.append(f"adapruner has no metadata, so fast_prune fails: {told_so.text}")
 
 
 def told(how: Any) -> Report:
@@ -195,7 +184,6 @@ def main() -> int:
         print(f"gpu-check: the device {check.device} cannot be used: {device['unusable']}")
         return 2
     start = time.monotonic()
-    write_metadata(check)
     if arguments.build == "yes":
         built = build(check, device.get("capability"), BUILD_SHARE * arguments.seconds)
         print(f"build       {built.verdict} ({time.monotonic() - start:.0f} s) {built.text}")
