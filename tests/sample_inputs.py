@@ -18,7 +18,7 @@ from torch import Tensor
 from adapruner.ops import NEVER_VISITED
 from adapruner.ops.reference import ReferenceGates
 from adapruner.pruning.gates import Gates
-from adapruner.pruning.methods.base import Method
+from adapruner.pruning.objective import Objective
 
 NUM_SAMPLES = 50
 IGNORED = -100
@@ -58,21 +58,21 @@ def reference_gates(name: str, device: torch.device, **constants: Any) -> Refere
     return ReferenceGates(m=m.to(device), age=[None if a < 0 else a for a in age], **settings)
 
 
-def constants_of(method: Method) -> dict[str, Any]:
-    """What a reference takes of a method."""
+def constants_of(objective: Objective) -> dict[str, Any]:
+    """The constants of an objective, by the names that the reference has for them."""
     return {
-        "plain": not method.weighs,
-        "balance": method.balance,
-        "balance_gain": method.balance_gain,
-        "easy_weight": method.easy_weight,
-        "pressure_cap": method.pressure_cap,
-        "step_size": method.step_size,
+        "plain": not objective.weighs,
+        "balance": objective.balance,
+        "balance_gain": objective.balance_gain,
+        "easy_weight": objective.easy_weight,
+        "pressure_cap": objective.pressure_cap,
+        "step_size": objective.step_size,
     }
 
 
 def native_gates(reference: ReferenceGates, track_losses: bool = True) -> Gates:
     """Native gates in the state of the reference's, whose logits must be float32 values."""
-    method = Method(
+    objective = Objective(
         easy_weight=reference.easy_weight,
         pressure_cap=reference.pressure_cap,
         step_size=reference.step_size,
@@ -81,7 +81,7 @@ def native_gates(reference: ReferenceGates, track_losses: bool = True) -> Gates:
         balance_gain=reference.balance_gain,
         age_cap=reference.age_cap,
     )
-    gates = Gates(len(reference.m), reference.keep_ratio, method, reference.m.device, track_losses)
+    gates = Gates(len(reference.m), reference.keep_ratio, objective, reference.m.device, track_losses)
     gates.logits.copy_(reference.m)
     assert torch.equal(gates.logits.double(), reference.m), "m must hold float32 values"
     ages = [NEVER_VISITED if age is None else age for age in reference.age]

@@ -70,7 +70,7 @@ def test_an_excluded_sample_stays_out() -> None:
     gates.age.fill_(2)
     gates.last_loss.fill_(0.5)
     gates.exclude(torch.tensor([1]))
-    gates.drift()
+    gates.end_epoch()
     assert gates.logits.isneginf().tolist() == [False, True, False]
 
 

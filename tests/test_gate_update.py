@@ -174,7 +174,6 @@ def test_gates_of_a_plain_mean_step_as_ever() -> None:
     for each in (gates, expected):
         step(sample, each)
         each.end_epoch()
-        each.drift()
     assert torch.equal(gates.logits, expected.logits)
     assert torch.equal(gates.age, expected.age)
     gates.set_integer("plain", 0)
