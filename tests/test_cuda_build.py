@@ -46,6 +46,7 @@ def configure(tmp_path: Path, cuda: str | None = None, **environment: str) -> st
     stand_in.mkdir(parents=True)
     (stand_in / "__init__.py").write_text(
         f"__version__ = '2.14.0'\nclass version:\n  cuda = {cuda!r}\n"
+        "class cuda:\n  def device_count(): return 0\n"
     )
     places = ["--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path / "lib")]
     named = {"PYTHONPATH": str(stand_in.parent), **environment}

@@ -1,0 +1,304 @@
+"""The other subcommands, what all of them share, and the command as a process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.command_line import TINY, Run, runner
+from support.pictures import make_pictures
+
+import adapruner
+from adapruner import PruneResult, as_source
+from adapruner.cli import commands
+from adapruner.cli.main import main
+from adapruner.cli.parser import EXPORT_FORMATS
+from adapruner.info import describe, extras
+from adapruner.results.export import _FORMATS
+
+pytest.importorskip("timm")
+pytest.importorskip("torchvision")
+pytest.importorskip("PIL")
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    return runner(capfd)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "images")
+
+
+class Pruned(NamedTuple):
+    images: Path
+    file: Path
+    result: PruneResult
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
+    """A result that tests read and do not change."""
+    folder = tmp_path_factory.mktemp("pruned")
+    images, file = make_pictures(folder / "images"), folder / "kept.safetensors"
+    options = ("--keep-ratio", "0.5", "--quiet")
+    assert main(["prune", str(images), "--out", str(file), *TINY, *options]) == 0
+    return Pruned(images, file, PruneResult.load(file))
+
+
+@pytest.mark.parametrize("command", [("report",), ("export", "--to", "npy")])
+def test_a_result_is_not_written_over(run: Run, pruned: Pruned, command: tuple[str, ...]) -> None:
+    before = pruned.file.read_bytes()
+    name, *options = command
+    code, _, err = run(name, pruned.file, *options, "--out", pruned.file)
+    assert code == 1
+    assert f"cannot write {pruned.file}: it is to be read, and would be lost" in err
+    assert pruned.file.read_bytes() == before
+
+
+class TestExport:
+    def test_formats_are_those_of_the_library(self) -> None:
+        assert set(EXPORT_FORMATS) == set(_FORMATS)
+
+    def test_paths(self, run: Run, pruned: Pruned, tmp_path: Path) -> None:
+        file = tmp_path / "kept.txt"
+        code, out, _ = run("export", pruned.file, "--to", "paths", "--out", file)
+        assert (code, out) == (0, f"wrote 25 paths to {file}, relative to the image folder\n")
+        lines = file.read_text().splitlines()
+        paths = as_source(pruned.images).paths
+        assert paths is not None
+        assert lines == [paths[index] for index in pruned.result.indices.tolist()]
+        assert all((pruned.images / line).is_file() for line in lines)
+
+    def test_npy(self, run: Run, pruned: Pruned, tmp_path: Path) -> None:
+        file = tmp_path / "kept.npy"
+        assert run("export", pruned.file, "--to", "npy", "--out", file).code == 0
+        assert np.load(file).tolist() == pruned.result.indices.tolist()
+
+    def test_parquet(self, run: Run, pruned: Pruned, tmp_path: Path) -> None:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        file = tmp_path / "kept.parquet"
+        code, out, _ = run("export", pruned.file, "--to", "parquet", "--out", file)
+        assert (code, out) == (0, f"wrote 25 rows to {file}\n")
+        table = parquet.read_table(file)
+        assert table["index"].to_pylist() == pruned.result.indices.tolist()
+        assert all((pruned.images / path).is_file() for path in table["path"].to_pylist())
+
+    def test_links(self, run: Run, pruned: Pruned, tmp_path: Path) -> None:
+        folder = tmp_path / "kept"
+        assert run("export", pruned.file, "--to", "links", "--out", folder).code == 0
+        assert len(as_source(folder)) == 25
+        code, _, err = run("export", pruned.file, "--to", "links", "--out", folder)
+        assert code == 1
+        assert "is not empty" in err
+
+    def test_folder_that_moved(self, run: Run, images: Path, tmp_path: Path) -> None:
+        file, moved = tmp_path / "kept.safetensors", tmp_path / "moved"
+        assert run("prune", images, "--out", file, *TINY).code == 0
+        images.rename(moved)
+        arguments = ("export", file, "--to", "paths", "--out", tmp_path / "kept.txt")
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert f"{images} is gone: give it with --data" in err
+        assert run(*arguments, "--data", moved).code == 0
+        assert len((tmp_path / "kept.txt").read_text().splitlines()) == 35
+
+
+def test_report(run: Run, pruned: Pruned, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    file = tmp_path / "report.html"
+    code, out, _ = run("report", pruned.file, "--out", file, "--data", pruned.images)
+    assert (code, out) == (0, f"wrote {file}\n")
+    assert file.read_text().count("data:image/") >= 48  # the galleries have their pictures
+
+
+class TestBadResults:
+    @pytest.mark.parametrize("command", ["report", "export"])
+    def test_results_that_are_none(self, run: Run, tmp_path: Path, command: str) -> None:
+        out = ("--out", tmp_path / "out", *(("--to", "npy") if command == "export" else ()))
+        code, _, err = run(command, tmp_path / "nothing", *out)
+        assert (code, err) == (1, f"adapruner: error: no such file: {tmp_path / 'nothing'}\n")
+        torch.save({"indices": torch.arange(3)}, tmp_path / "pickle.pt")
+        code, _, err = run(command, tmp_path / "pickle.pt", *out)
+        assert code == 1
+        assert "is not a whole safetensors file" in err
+        assert "pickles among them" in err
+        assert err.count("\n") == 1
+        save_file({"indices": torch.arange(3)}, tmp_path / "weights")
+        code, _, err = run(command, tmp_path / "weights", *out)
+        assert code == 1
+        assert "no adapruner data" in err
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("command", ["report", "export"])
+    def test_another_dataset(
+        self, run: Run, pruned: Pruned, images: Path, tmp_path: Path, command: str
+    ) -> None:
+        (images / "cat" / "000.png").unlink()
+        options = ("--to", "paths") if command == "export" else ()
+        code, _, err = run(
+            command, pruned.file, "--data", images, "--out", tmp_path / "out", *options
+        )
+        assert code == 1
+        assert pruned.result.fingerprint in err
+        assert as_source(images).fingerprint() in err
+        assert not (tmp_path / "out").exists()
+
+
+class TestErrors:
+    def test_traceback_on_demand(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ADAPRUNER_TRACEBACK", "1")
+        with pytest.raises(FileNotFoundError):
+            run("report", tmp_path / "nothing", "--out", tmp_path / "report.html")
+
+    def test_a_mistake_of_ours_keeps_its_traceback(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(arguments: object) -> None:
+            raise AttributeError("a mistake")
+
+        monkeypatch.setattr(commands, "report", broken)
+        with pytest.raises(AttributeError, match="a mistake"):
+            run("report", "result", "--out", "report.html")
+
+    def test_interrupted(
+        self, run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(arguments: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(commands, "prune", interrupt)
+        command = ("prune", images, "--out", tmp_path / "kept")
+        assert run(*command) == (
+            130,
+            "",
+            "adapruner: interrupted; with --checkpoint DIR a run can go on where it was\n",
+        )
+        code, _, err = run(*command, "--checkpoint", tmp_path / "c")
+        assert code == 130
+        assert f"before the first checkpoint in {tmp_path / 'c'}" in err
+
+    def test_output_that_lacks_characters(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with open(tmp_path / "log", "w", encoding="ascii") as log:
+            monkeypatch.setattr(sys, "stderr", log)
+            assert run("report", tmp_path / "häßlich", "--out", tmp_path / "r").code == 1
+        assert r"h\xe4\xdflich" in (tmp_path / "log").read_text("ascii")
+
+
+class TestInfo:
+    def test_what_it_tells(self, run: Run) -> None:
+        code, out, _ = run("info")
+        assert code == 0
+        assert f"adapruner        {adapruner.__version__}\n" in out
+        assert f"torch            {torch.__version__.split('+')[0]}" in out
+        for text in ("compiler", "in use", "OpenMP", "CUDA", "torchvision"):
+            assert text in out
+
+    def test_extras_are_those_declared(self) -> None:
+        assert {"vision", "report", "parquet", "huggingface"} <= set(extras())
+        assert {"torchvision", "timm", "pillow"} <= set(extras()["vision"])
+        assert not {"all", "dev"} & set(extras())
+
+    def test_library_that_does_not_load(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "adapruner._C", None)
+        assert "broken         it cannot be loaded" in describe()
+
+    def test_missing_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            importlib.metadata, "requires", lambda _: ["no-such.thing>=1; extra == 'odd'"]
+        )
+        assert 'no-such.thing not installed: pip install "adapruner[odd]"' in describe()
+
+
+def test_public_names() -> None:
+    for name in adapruner.__all__:
+        assert name in dir(adapruner)
+        assert getattr(adapruner, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'fast_prun'"):
+        adapruner.fast_prun  # noqa: B018
+
+
+class TestProcess:
+    """The same as a process of its own."""
+
+    @staticmethod
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT
+        )
+
+    def test_version_and_help_without_torch(self) -> None:
+        done = self.call("-X", "importtime", "-m", "adapruner", "--version")
+        assert (done.returncode, done.stdout) == (0, f"adapruner {adapruner.__version__}\n")
+        assert "adapruner.cli" in done.stderr
+        assert "torch" not in done.stderr
+        assert "numpy" not in done.stderr
+        done = self.call("-X", "importtime", "-m", "adapruner", "prune", "--help")
+        assert done.returncode == 0
+        assert "--keep-ratio" in done.stdout
+        assert "torch" not in done.stderr
+
+    def test_missing_folder_without_torch(self, tmp_path: Path) -> None:
+        command = ("prune", tmp_path / "nothing", "--out", tmp_path / "kept")
+        done = self.call("-X", "importtime", "-m", "adapruner", *command)
+        assert (done.returncode, done.stdout) == (1, "")
+        message = f"adapruner: error: no such folder: {tmp_path / 'nothing'}"
+        assert done.stderr.splitlines()[-1].startswith(message)
+        assert "Traceback" not in done.stderr
+        assert " torch" not in done.stderr
+
+    def test_info_module(self) -> None:
+        done = self.call("-m", "adapruner.info")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "native library" in done.stdout
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+    def test_goes_on_after_an_interrupt(self, run: Run, images: Path, tmp_path: Path) -> None:
+        file, checkpoints = tmp_path / "kept", tmp_path / "checkpoints"
+        command = ["prune", images, "--out", file, "--model", "test_resnet", "--epochs", 25]
+        command += ["--checkpoint", checkpoints]
+        # A process started in the background may have interrupts ignored.
+        code = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from adapruner.cli import main; sys.exit(main())"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, command)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        ) as process:
+            while not (checkpoints / "checkpoint.safetensors").exists() and process.poll() is None:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+        assert process.returncode == 130
+        message = f"interrupted; the same command goes on from the checkpoint in {checkpoints}"
+        assert err.splitlines()[-1] == f"adapruner: {message}"
+        assert "Traceback" not in err
+        assert not file.exists()
+        outcome = run(*command)
+        assert outcome.code == 0
+        assert f"going on from the checkpoint in {checkpoints}" in outcome.err
+        assert "epoch   1/25" not in outcome.err
+        result = PruneResult.load(file)
+        assert [entry["epoch"] for entry in result.history] == list(range(25))
+        assert result.indices.numel() == 35

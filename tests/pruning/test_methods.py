@@ -1,0 +1,64 @@
+"""What the methods are for: which samples go first, on data where the answer is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.training_data import convolutional, digits
+from torch.nn import functional
+
+from adapruner import fast_prune
+from adapruner.pruning.methods import find_method
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+def test_published_method_drops_trivial_copies_first() -> None:
+    x, y = digits()
+    chosen = torch.randperm(len(y))[:700]
+    x, y = x[chosen], y[chosen]
+    # What a model trained for a while finds easiest, 50 times over: 30 % of the data.
+    model = convolutional()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(5):
+        for batch in torch.randperm(700).split(64):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        easiest = functional.cross_entropy(model(x), y, reduction="none").argsort()[:6]
+    copies = easiest.repeat(50)
+    x, y = torch.cat([x, x[copies]]), torch.cat([y, y[copies]])
+    torch.manual_seed(1)
+    result = fast_prune(
+        convolutional(), (x, y), 0.7, 12, batch_size=64, method="published", progress=False
+    )
+    assert len(result.indices) == 700
+    assert result.config["method"] == "published"
+    share = (result.indices >= 700).float().mean().item()
+    assert share < 0.6 * 0.3  # chance would keep 0.3
+
+
+def test_default_keeps_few_wrong_labels() -> None:
+    torch.manual_seed(4)
+    x, y = digits()
+    chosen = torch.randperm(len(y))[:900]
+    x, y = x[chosen], y[chosen].clone()
+    wrong = torch.rand(900) < 0.15
+    y[wrong] = (y[wrong] + torch.randint(1, 10, (900,))[wrong]) % 10
+    result = fast_prune(convolutional(), (x, y), 0.7, 12, batch_size=64, progress=False)
+    assert len(result.indices) == 630
+    assert not result.forced
+    share = wrong[result.indices].float().mean() / wrong.float().mean()
+    assert share < 0.5  # 1 is chance
+
+
+def test_methods_by_name() -> None:
+    with pytest.warns(DeprecationWarning, match='"adapruner" is now called "published"'):
+        assert find_method("adapruner") is find_method("published")
+    published = find_method("published")
+    assert published.easy_weight == published.balance == 1
+    assert (published.balance_gain, published.slope) == (50, (0.1, 5.0))
+    with pytest.raises(ValueError, match="unknown method 'AdaPruner'; expected one of sampled, p"):
+        find_method("AdaPruner")

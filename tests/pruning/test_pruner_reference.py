@@ -1,0 +1,94 @@
+"""Pruner in a loop of one's own, the whole of it against the plain float64 version."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.sample_inputs import constants_of
+from support.training_data import frozen
+
+from adapruner import Pruner
+from adapruner._util.seeds import Stream, stream_seed
+from adapruner.ops import reference
+from adapruner.pruning import bitmask
+from adapruner.pruning.methods import HOMES, find_method
+from adapruner.pruning.methods.sampled import Sampled
+from adapruner.pruning.selection import keep_count
+
+
+def drawn(
+    method: Sampled, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
+) -> torch.Tensor:
+    """What a run of seed 0 ranks samples by after so many epochs."""
+    within, turns = (0.0, 0.0) if final else (method.read_distance_floor, method.rotation)
+    pressures = (1 - gates.m) / unit
+    easiest, hardest = method.target_range
+    below, above = method.easy_side_weight * (easiest - pressures), pressures - hardest
+    distances = torch.maximum(below, above).clamp(within, method.distance_cap)
+    logits = 1 - unit * distances
+    ages = [255 if age is None else age for age in gates.age]
+    key = stream_seed(0, ended, Stream.DRAW)
+    return reference.sampling_keys(logits.tolist(), ages, method.sharpness / unit, turns, key)
+
+
+@pytest.mark.parametrize("method", HOMES)
+@pytest.mark.parametrize(
+    ("warmup_epochs", "normalize", "track"),
+    [(0, False, False), (2, False, False), (2, True, False), (0, False, True), (2, True, True)],
+)
+def test_run_is_that_of_the_reference(
+    method: str, warmup_epochs: int, normalize: bool, track: bool
+) -> None:
+    num_samples, epochs, keep_ratio = 60, 9, 0.4
+    losses = frozen(num_samples)(0)
+    pruner = Pruner(
+        num_samples,
+        keep_ratio,
+        epochs,
+        warmup_epochs=warmup_epochs,
+        method=method,
+        explore=0.05,
+        normalize_loss=normalize,
+        track_losses=track,
+    )
+    constants = find_method(method).at(keep_ratio, epochs)
+    first, last = constants.slope
+    unit = 0.0
+    plain = reference.ReferenceGates(
+        torch.ones(num_samples),
+        keep_ratio,
+        first,
+        **constants_of(constants),
+        age_cap=1 if track else constants.age_cap,
+        resting=warmup_epochs > 0,
+    )
+    for epoch in range(epochs):
+        for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(7):
+            sample_loss = losses[ids].requires_grad_()
+            loss = pruner.weigh(sample_loss, ids)
+            expected = reference.masked_loss(plain, losses[ids], ids)
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+            plain.update(ids.tolist(), plain.pressure(losses[ids]).tolist())
+        assert torch.allclose(pruner.gates.logits.double(), plain.m, atol=1e-5)
+        if normalize:
+            plain.loss_scale = losses[torch.from_numpy(pruner.reads())].double().mean().item()
+        entry = pruner.step()
+        assert entry["mean_gate"] == pytest.approx(plain.mean_gate, abs=1e-5)
+        assert entry["open_share"] == pytest.approx(plain.open_share)
+        if track:
+            plain.drift(losses.tolist())
+        if epoch >= warmup_epochs:
+            s = 1 / (1 + np.exp(-plain.slope * (1 - unit)))
+            unit += constants.step_size * plain.slope * s * (1 - s)
+        plain.end_epoch()
+        plain.resting = epoch + 1 < warmup_epochs
+        done = max(epoch + 1 - warmup_epochs, 0) / (epochs - warmup_epochs - 1)
+        plain.slope = first + (last - first) * min(done, 1.0)
+        ratio = 1 - (1 - keep_ratio) * min(2 * done, 1)
+        ranked = plain.m
+        if isinstance(constants, Sampled) and ratio < 1:
+            ranked = drawn(constants, plain, unit, epoch + 1, epoch + 1 == epochs)
+        kept = reference.topk_indices(ranked, keep_count(round(ratio, 9), num_samples))
+        assert bitmask.indices(pruner.selection.kept).tolist() == kept.tolist()
+    assert pruner.result().indices.tolist() == kept.tolist()

@@ -1,0 +1,317 @@
+"""fast_prune: what it refuses, and what becomes of a run with broken samples or a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.small_disk import small_disk
+from support.training_data import Counted, Points, blobs, check_exact, prune
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from adapruner import UnreadableSampleError, fast_prune
+from adapruner.training import CHECKPOINT_NAME
+from adapruner.training.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+# --- what is refused
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from zip(*blobs(10), strict=True)
+
+
+def far_targets() -> tuple[Tensor, Tensor]:
+    x, y = blobs(30)
+    y[17] = 3
+    return x, y
+
+
+X, Y = blobs(30)
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "error", "message"),
+    [
+        ((X, Y), {"keep_ratio": 0}, ValueError, r"keep_ratio must be in \(0, 1\]"),
+        ((X, Y), {"keep_ratio": 1.01}, ValueError, r"keep_ratio must be in \(0, 1\]"),
+        ((X, Y), {"keep_ratio": "most"}, TypeError, "keep_ratio must be a number"),
+        ((X, Y), {"keep_ratio": 0.01}, ValueError, "keeps fewer than one sample"),
+        ((X, Y), {"epochs": 0}, ValueError, "epochs must be at least 1"),
+        ((X, Y), {"batch_size": 0}, ValueError, "batch_size must be a whole number"),
+        ((X, Y), {"warmup_epochs": 4}, ValueError, "warmup_epochs must be less than epochs"),
+        ((X, Y), {"balance": "sex"}, ValueError, "balance must be None or \"class\"; found 'sex'"),
+        ((X, Y), {"precision": "fp8"}, ValueError, 'one of "fp32", "bf16"; found .fp8.'),
+        ((X, Y), {"method": "best"}, ValueError, "unknown method 'best'"),
+        ((X, Y), {"on_error": "ignore"}, ValueError, 'on_error must be "skip" or "raise"'),
+        ((X, Y), {"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda'; found 'meta'"),
+        ((X, Y), {"transform": 3}, TypeError, "transform must be callable"),
+        ((X, Y), {"optimizer": torch.optim.SGD([X], 0.1)}, TypeError, "function of.*found SGD"),
+        ((X, Y), {"seed": -1}, ValueError, "seed must be at least 0; found -1"),
+        ((X, Y), {"optimizer": lambda p: None}, TypeError, "optimizer must be .*gave NoneType"),
+        ((X, Y), {"optimizer": lambda p: [1, 2]}, TypeError, "optimizer must be .*gave int"),
+        ((X, Y), {"loss": nn.CrossEntropyLoss()}, ValueError, "sample_loss"),
+        ((X, Y), {"loss": lambda o, t: -o.square().sum(1)}, ValueError, "a loss of at least 0"),
+        ((X, Y[:29]), {}, ValueError, "30 inputs and 29 targets"),
+        ((X[:0], Y[:0]), {}, ValueError, "at least one sample, got arrays of length 0"),
+        (Points(0), {}, ValueError, "at least one sample, got a Points of length 0"),
+        (Stream(), {}, TypeError, "a map-style dataset.* is needed"),
+        ((x for x in X), {}, TypeError, "a map-style dataset.* is needed"),
+        (X, {}, TypeError, r"expected a tuple \(inputs, targets\)"),
+        ((X, Y), {"validation_data": (X[:0], Y[:0])}, ValueError, "at least one sample"),
+        ((X, Y.float()), {}, TypeError, "target.*integer"),
+        ((X, Y.double()), {"balance": "class"}, ValueError, 'balance="class" needs the classes'),
+        ((X, Y - 1), {"balance": "class"}, ValueError, "labels must be at least 0; found -1"),
+        ((X, Y), {"loss": lambda o, t: None}, TypeError, "sample_loss must be a tensor; found No"),
+        ((X, Y), {"loss": lambda o, t: 0.5}, TypeError, "sample_loss must be .* found float, 0.5"),
+        ([(x, "a") for x in X], {}, TypeError, "target must be a tensor; found list, .'a', 'a'"),
+        (
+            (X, Y),
+            {"validation_data": (X, Y + 1)},
+            IndexError,
+            "a held-out sample has the target 3; expected a class that the logits have, at most 2",
+        ),
+        (far_targets(), {}, IndexError, r"target.* is 3"),
+        ((X, Y - 1), {}, IndexError, r"target.* is -1"),
+        ("/no/such/folder", {}, FileNotFoundError, "/no/such/folder"),
+    ],
+)
+def test_arguments(data: Any, arguments: dict[str, Any], error: Any, message: str) -> None:
+    model = nn.Linear(5, 3)
+    before = model.weight.clone()
+    with pytest.raises(error, match=message):
+        prune(data, model, **arguments)
+    assert model.training
+    if error is not IndexError and "loss" not in arguments:
+        assert torch.equal(model.weight, before)
+
+
+def test_model_must_be_a_module() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module; found function"):
+        fast_prune(lambda x: x, (X, Y))
+
+
+def test_model_must_give_logits() -> None:
+    class Pair(nn.Linear):
+        def forward(self, inputs: Tensor) -> Any:
+            return super().forward(inputs), 0
+
+    with pytest.raises(TypeError, match=r"must give logits as a tensor.*gave tuple.*need loss="):
+        prune((X, Y), Pair(5, 3))
+
+
+def test_dataset_without_a_length() -> None:
+    class Endless(Dataset[Any]):
+        def __getitem__(self, index: int) -> Any:
+            return X[0], 0
+
+    with pytest.raises(TypeError, match="Endless has no length"):
+        prune(Endless())
+
+
+# --- samples that are broken
+
+
+def test_unreadable_samples_are_listed_and_never_kept() -> None:
+    bad = tuple(range(0, 420, 10))  # some of them held out
+    with pytest.warns(UserWarning, match="42 of 420 samples .* sample 0: OSError: torn file"):
+        result = prune(Points(420, bad=bad), keep_ratio=0.85)
+    check_exact(result, 357)
+    assert result.unreadable == [(index, "OSError: torn file") for index in bad]
+    assert not set(result.indices.tolist()) & set(bad)
+    assert (result.gate_logits[list(bad)] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("bad", [5, "held out"])
+def test_unreadable_sample_can_stop_the_run(bad: Any) -> None:
+    if bad == "held out":
+        from adapruner.training.fast_prune import _hold_out
+
+        bad = int(_hold_out(420, 0)[3])
+    with pytest.raises(UnreadableSampleError, match=f"sample {bad} cannot be read: OSError: torn"):
+        prune(Points(420, bad=(bad,)), on_error="raise")
+
+
+def test_unreadable_validation_samples_are_left_out_with_a_warning() -> None:
+    data = (X, Y)
+    with pytest.warns(UserWarning, match="1 samples of the validation data cannot be read.*torn"):
+        result = prune(data, validation_data=Points(20, bad=(3,)))
+    assert result.unreadable == []
+    assert all(math.isfinite(entry["validation_loss"]) for entry in result.history)
+
+
+def test_nothing_readable_is_an_error_at_once() -> None:
+    with pytest.raises(UnreadableSampleError, match="none of the first 16 samples can be read"):
+        prune(Points(420, bad=tuple(range(420))))
+
+
+def test_too_few_readable_samples() -> None:
+    with pytest.raises(ValueError, match="asks for 60, and only 59 of them can be read"):
+        prune(Points(100, bad=tuple(range(20, 61))))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
+    from adapruner.training.fast_prune import _hold_out
+
+    part = _hold_out(420, 0)
+    broken = int(part[3]) if held_out else int(np.setdiff1d(np.arange(420), part)[8])
+    with warnings.catch_warnings(record=True) as caught:
+        result = prune(Points(420, nan=(broken,)), epochs=8)
+    check_exact(result, 252)
+    assert result.not_finite == [broken]
+    assert broken not in result.indices.tolist()
+    if held_out:
+        assert not caught
+        assert result.gate_logits[broken] == -1000
+    else:  # known for what it is, and not read again
+        assert result.unreadable == [(broken, "its input is not finite")]
+        assert result.gate_logits[broken] == -torch.inf
+        assert [str(warning.message) for warning in caught] == [
+            f"1 of 420 samples cannot be read and are not kept; the first one, sample {broken}: "
+            "its input is not finite",
+            "steps left out, since the loss of their batch was not finite: 1; the result lists the "
+            "samples concerned as not_finite",
+        ]
+    assert result.gate_logits.isfinite().sum() == 419 + held_out
+    # And nothing is held back because of it.
+    assert not result.forced
+    assert all(math.isfinite(entry["validation_loss"]) for entry in result.history)
+
+
+def test_an_input_that_is_not_finite_can_stop_the_run() -> None:
+    with pytest.raises(UnreadableSampleError, match="sample 9 cannot be read: its input is not fi"):
+        prune(Points(420, nan=(9,)), on_error="raise", validation_data=(X, Y))
+
+
+def test_a_model_may_take_inputs_that_are_not_finite() -> None:
+    class Careful(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.nan_to_num())
+
+    result = prune(Points(420, nan=(9,)), Careful(5, 3))
+    assert not result.unreadable
+    assert not result.not_finite
+
+
+def test_a_loss_that_is_never_finite_is_not_kept() -> None:
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, targets % 3, reduction="none") / (targets < 3)
+
+    x, y = blobs(420)
+    y[:4] = 3
+    with pytest.warns(UserWarning, match="steps left out"):
+        result = prune((x, y), loss=loss, keep_ratio=0.95, validation_data=(x[4:], y[4:]))
+    check_exact(result, 399)
+    assert result.not_finite == [0, 1, 2, 3]
+    assert result.indices[0] >= 4
+    assert not result.unreadable
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, lambda parts: dict(enumerate(parts))])
+def test_inputs_of_several_parts_are_looked_through(wrap: Any) -> None:
+    from adapruner.training.steps import _not_finite
+
+    first, second = torch.zeros(4, 2, 3), torch.zeros(4)
+    first[1, 0, 2], second[3] = torch.inf, torch.nan
+    others = [torch.arange(4), "x", torch.tensor(torch.nan), torch.full((3,), torch.nan)]
+    parts = wrap([first, second, *others])
+    assert _not_finite(parts, 4, torch.device("cpu")).tolist() == [False, True, False, True]
+
+
+def test_nothing_but_nan_is_an_error_and_the_checkpoint_stands(tmp_path: Path) -> None:
+    x, y = blobs(60)
+
+    class Breaks(nn.Linear):
+        calls = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(inputs) * (math.nan if self.calls > 8 else 1)
+
+    with pytest.raises(FloatingPointError, match="no batch of epoch 2 had a finite loss") as caught:
+        prune((x, y), Breaks(5, 3), checkpoint_dir=tmp_path)
+    first = [int(word) for word in str(caught.value).split("[")[1].split("]")[0].split(",")]
+    assert first == sorted(first)
+    state = load_checkpoint(tmp_path)
+    assert state["pruner"]["epoch"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    # Where the cause is gone, the run goes on from there.
+    result = prune((x, y), nn.Linear(5, 3), checkpoint_dir=tmp_path)
+    assert [entry["epoch"] for entry in result.history] == [0, 1, 2, 3]
+
+
+def test_inputs_that_are_nan_everywhere(tmp_path: Path) -> None:
+    x, y = blobs(60)
+    model = nn.Linear(5, 3)
+    with pytest.raises(FloatingPointError, match=r"no batch of epoch 0.*check the learning rate"):
+        prune((x * math.nan, y), model, checkpoint_dir=tmp_path)
+    assert model.weight.isfinite().all()
+    assert os.listdir(tmp_path) == []
+
+
+# --- where the checkpoint cannot be written
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside", "/proc/self/checkpoints"])
+def test_folder_that_cannot_be_made_is_an_error_before_the_first_epoch(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("old")
+    dataset = Counted(30)
+    with pytest.raises(OSError, match=r"file|/proc"):
+        prune(dataset, nn.Linear(4, 3), checkpoint_dir=tmp_path / place)
+    assert dataset.reads.sum() == 0
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    data = blobs(60)
+    torch.manual_seed(0)
+    whole = prune(data)
+    with small_disk(tmp_path / "disk") as disk:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+        class Filling(nn.Linear):
+            calls = 0
+
+            def forward(self, inputs: Tensor) -> Tensor:
+                self.calls += 1
+                if self.calls == 9:  # the third epoch
+                    fill(disk / "filler")
+                return super().forward(inputs)
+
+        torch.manual_seed(0)
+        with pytest.raises(OSError, match=r"No space left|File too large") as caught:
+            prune(data, Filling(5, 3), checkpoint_dir=disk)
+        assert str(disk / CHECKPOINT_NAME) in str(caught.value)
+        assert sorted(os.listdir(disk)) == [CHECKPOINT_NAME, "filler"]
+        (disk / "filler").unlink()
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert load_checkpoint(disk)["pruner"]["epoch"] == 2
+        result = prune(data, checkpoint_dir=disk)
+        assert torch.equal(result.gate_logits, whole.gate_logits)
+
+
+def fill(path: Path) -> None:
+    """Fill the disk of ``path``; where it is no disk of its own, let files have 1 KiB at most."""
+    if not os.path.ismount(path.parent):
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (1 << 10, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        )
+    with path.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
+        while True:
+            handle.write(bytes(4096))
