@@ -22,7 +22,8 @@ TORCH_LIBRARY(adapruner, m) {
   // target [B] or [B, ...] (integers in [0, C) or ignore_index), weight [C], label_smoothing, as in
   // torch.nn.functional.cross_entropy; ℓ_i is the mean over the rows of sample i not ignored.
   // gradient: that of loss on logits, shape and dtype of logits; for float16 times
-  // kHalfGradientScale; empty [0] unless compute_gradient.
+  // kHalfGradientScale; empty [0] unless compute_gradient. The backward pass may write over it
+  // where the graph is not kept and the caller no longer holds it.
   m.def(
       "masked_cross_entropy(Tensor logits, Tensor target, Tensor ids, Tensor gate_logits, "
       "Tensor state, Tensor? weight=None, int ignore_index=-100, float label_smoothing=0.0, "

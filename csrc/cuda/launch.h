@@ -37,10 +37,11 @@ class PerKernel {
   int operator()(const void* kernel, int threads, size_t shared_bytes, const Find& find) {
     int device = 0;
     check(cudaGetDevice(&device));
+    const std::tuple key{kernel, device, threads, shared_bytes};
     const std::lock_guard lock(mutex_);
-    const auto [at, is_new] = known_.try_emplace({kernel, device, threads, shared_bytes});
-    if (is_new) at->second = find(device);
-    return at->second;
+    const auto found = known_.find(key);
+    if (found != known_.end()) return found->second;
+    return known_.emplace(key, find(device)).first->second;
   }
 
  private:
