@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from adapruner import ops
-from adapruner._util.checks import check_tensors, check_whole
-from adapruner.errors import DatasetMismatchError
-from adapruner.ops.device import check_device
-from adapruner.pruning import bitmask
-from adapruner.pruning.arguments import (
-    check_held_out,
-    check_labels,
-    check_one_process,
-    checked_warmup,
-)
-from adapruner.pruning.gates import Gates
-from adapruner.pruning.history import entry_of
-from adapruner.pruning.methods import DEFAULT_METHOD, current_name, find_method
-from adapruner.pruning.sampler import PrunedBatchSampler, Samples
-from adapruner.pruning.schedule import Best, Controller, choose_best
-from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
+from adapruner._util.checks import check_tensors
+from adapruner.pruning.run import Run
+from adapruner.pruning.sampler import PrunedBatchSampler
 
 if TYPE_CHECKING:
     from adapruner.data.loaders.torch_loader import PrunedLoader
     from adapruner.results.result import PruneResult
 
 
-_STATE = (
-    *("settings", "fingerprint", "segments", "epoch", "history", "controller", "gates"),
-    *("kept", "read", "best", "unreadable", "not_finite"),
-)
-
-
-class Pruner:
+class Pruner(Run):
     """Learns which samples to keep while the user's own loop trains the model.
 
     A loop calls :meth:`loss` (or :meth:`weigh`) once for each batch, :meth:`step` at the end of
@@ -89,96 +67,7 @@ class Pruner:
         32
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        keep_ratio: float = 0.7,
-        epochs: int = 20,
-        *,
-        warmup_epochs: int | None = None,
-        method: str = DEFAULT_METHOD,
-        seed: int = 0,
-        labels: Any | None = None,
-        held_out: Any | None = None,
-        explore: float = 0.02,
-        normalize_loss: bool = False,
-        track_losses: bool = True,
-        device: torch.device | str | None = None,
-    ) -> None:
-        check_one_process()
-        check_whole("num_samples", num_samples, 1)
-        check_whole("epochs", epochs, 1)
-        check_whole("seed", seed, 0)
-        keep_ratio = check_keep_ratio(keep_ratio, num_samples)
-        warmup_epochs = checked_warmup(warmup_epochs, epochs)
-        if not 0 <= explore <= 1:
-            raise ValueError(f"explore must be a share in [0, 1]; found {explore}")
-        device = check_device(device)
-        self.num_samples = num_samples
-        self.keep_ratio = keep_ratio
-        self.epochs = epochs
-        self.warmup_epochs = warmup_epochs
-        self.seed = seed
-        self.epoch = 0
-        self.history: list[dict[str, Any]] = []
-        self.method = find_method(method).at(keep_ratio, epochs)
-        self.gates = Gates(
-            num_samples, keep_ratio, self.method, device, track_losses, normalize_loss
-        )
-        self.gates.set_integer("resting", int(warmup_epochs > 0))
-        self.selection = Selection(
-            num_samples,
-            keep_ratio,
-            seed=seed,
-            labels=None if labels is None else check_labels(labels, num_samples),
-            held_out=None if held_out is None else check_held_out(held_out, num_samples),
-            explore=explore,
-        )
-        self.controller = Controller(
-            epochs, warmup_epochs, keep_ratio, self.method.slope, self.method.descent
-        )
-        self.settings = {
-            "keep_ratio": keep_ratio,
-            "epochs": epochs,
-            "warmup_epochs": warmup_epochs,
-            "method": current_name(method),
-            "seed": seed,
-            "balance": None if labels is None else "class",
-            "held_out": self.selection.held_out_count,
-            "explore": explore,
-            "normalize_loss": normalize_loss,
-            "track_losses": track_losses,
-        }
-        self.best: Best | None = None
-        self.unreadable_reasons: dict[int, str] = {}
-        self.not_finite: list[int] = []
-        self.fingerprint = ""
-        self.samples: Samples | None = None
-        self._evaluated = 0
-        self._started = time.perf_counter()
-
     # --- what an epoch reads
-
-    def reads(self) -> np.ndarray:
-        """Bools ``[N]``: the samples that the current epoch trains on. Each call makes a copy."""
-        return bitmask.unpack(self.selection.read, self.num_samples)
-
-    def read_mask(self) -> Tensor:
-        """The same as bits, uint8 ``[ceil(N / 8)]``: sample i is bit i % 8 of byte i / 8."""
-        return self.selection.read
-
-    def planned_reads(self) -> list[int]:
-        """Number of samples that each epoch of the run trains on.
-
-        For the epochs that have ended this is what they read. For later ones it is the plan, which
-        holds unless the controller pauses or samples turn out to be unreadable.
-        """
-        ended = [entry["samples_read"] for entry in self.history]
-        if self.finished:
-            return ended
-        ratios = self.controller.planned_ratios(self.epoch)
-        later = [self.selection.count_reads(ratio) for ratio in ratios]
-        return [*ended, bitmask.count(self.selection.read), *later]
 
     def batches(
         self, batch_size: int, drop_last: bool = False, block_size: int | None = None
@@ -245,15 +134,6 @@ class Pruner:
             block_size=block_size,
             on_error=on_error,
         )
-
-    def note_samples(self, samples: Samples) -> None:
-        """Take note of the dataset, of N samples. Each loader made for this pruner calls this."""
-        if len(samples) != self.num_samples:
-            raise ValueError(
-                f"the dataset has {len(samples)} samples; this pruner is for {self.num_samples}"
-            )
-        self.fingerprint = samples.fingerprint()
-        self.samples = samples
 
     # --- the losses of a batch
 
@@ -391,89 +271,7 @@ class Pruner:
             ids = torch.as_tensor(ids, device="cpu")
         return ids.to(self.gates.state.device, non_blocking=True)
 
-    # --- unreadable samples
-
-    @property
-    def unreadable(self) -> list[tuple[int, str]]:
-        """(index, reason) of the unreadable samples, by index."""
-        return sorted(self.unreadable_reasons.items())
-
-    def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
-        """Note (index, reason) of unreadable samples. They are never kept."""
-        for index, reason in unreadable:
-            self.unreadable_reasons.setdefault(index, reason)
-        indices = torch.tensor([index for index, _ in unreadable], dtype=torch.int64, device="cpu")
-        self.gates.exclude(indices)
-        if self.best is not None and bitmask.holds_any(self.best.mask, indices):
-            self.best = None
-
-    # --- the end of an epoch
-
-    @property
-    def finished(self) -> bool:
-        """Whether every epoch has been stepped."""
-        return self.epoch >= self.epochs
-
-    def step(
-        self, validation_loss: float | None = None, standard_error: float = 0.0
-    ) -> dict[str, Any]:
-        """End the epoch: choose what the next one reads.
-
-        Args:
-            validation_loss: mean loss on held-out data. Where given, the schedule pauses when the
-                loss falls behind its best, and a method that chooses the best selection does so by
-                it.
-            standard_error: standard error of that mean.
-
-        Returns:
-            The epoch's entry of the history.
-
-        Raises:
-            RuntimeError: the run has ended already.
-            ValueError: fewer samples can be read than are to be kept.
-            IndexError: a GPU has found an id or a target out of range in a batch of this epoch.
-        """
-        if self.finished:
-            raise RuntimeError(f"this run has ended after {self.epochs} epochs")
-        gates, selection, controller = self.gates, self.selection, self.controller
-        gates.check_errors()
-        warming_up = self.epoch < self.warmup_epochs
-        loss = None if validation_loss is None else float(validation_loss)
-        entry = entry_of(self.epoch, warming_up, gates, selection, loss, self._evaluated)
-        self.not_finite += [i for i in gates.not_finite() if i not in self.not_finite]
-        if not warming_up and loss is not None:
-            self._note_best(loss, float(standard_error))
-        entry["decision"] = controller.step(self.epoch, loss, float(standard_error))
-        gates.end_epoch()
-        if warming_up and self.epoch + 1 == self.warmup_epochs:
-            gates.set_integer("resting", 0)
-        # Nothing is pruned before every sample was visited once.
-        pruning = not warming_up and not gates.any_unvisited()
-        last = self.epoch + 1 == self.epochs
-        ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
-        keys = None
-        if ratio < 1:
-            keys = self.method.keys(gates, [*self.history, entry], self.seed, final=last)
-        selection.select(gates, ratio, controller.slope_now, keys)
-        self.epoch += 1
-        selection.explore_pruned(gates, self.epoch)
-        entry["seconds"] = time.perf_counter() - self._started
-        self._started, self._evaluated = time.perf_counter(), 0
-        self.history.append(entry)
-        return entry
-
-    def _note_best(self, validation_loss: float, standard_error: float) -> None:
-        """Remember the selection of this epoch if it is at r and among the best."""
-        kept = self.selection.kept
-        if not self.method.chooses_best or not math.isfinite(validation_loss):
-            return
-        if self.selection.kept_count != keep_count(self.keep_ratio, self.num_samples):
-            return
-        if (kept & ~self.gates.readable()).any():
-            return
-        self.best = choose_best(self.best, validation_loss, standard_error, self.epoch, kept)
-
-    # --- the outcome, and saving
+    # --- the outcome
 
     def result(self) -> PruneResult:
         """The outcome of the run.
@@ -484,55 +282,3 @@ class Pruner:
         from adapruner.results.making import result_of
 
         return result_of(self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from the start of the current epoch: tensors and plain values."""
-        return {
-            "settings": dict(self.settings),
-            "fingerprint": self.fingerprint,
-            "segments": self.selection.digest(),
-            "epoch": self.epoch,
-            "history": [dict(entry) for entry in self.history],
-            "controller": self.controller.state_dict(),
-            "gates": {name: tensor.clone() for name, tensor in self.gates.state_dict().items()},
-            "kept": self.selection.kept.clone(),
-            "read": self.selection.read.clone(),
-            "best": None if self.best is None else self.best._asdict(),
-            "unreadable": [list(item) for item in self.unreadable_reasons.items()],
-            "not_finite": list(self.not_finite),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`.
-
-        Raises:
-            DatasetMismatchError: the state is of another dataset, where both are known.
-            ValueError: it is from a run of other settings or another number of samples; or it is
-                not a state of a Pruner.
-        """
-        if missing := [name for name in _STATE if name not in state]:
-            raise ValueError(f"this is not a state of a Pruner: it lacks {', '.join(missing)}")
-        theirs = state["fingerprint"]
-        if theirs and self.fingerprint and theirs != self.fingerprint:
-            raise DatasetMismatchError(
-                f"the state belongs to another dataset: it was made for fingerprint {theirs}, the "
-                f"loader of this pruner is for {self.fingerprint}"
-            )
-        for name, value in self.settings.items():
-            found = state["settings"].get(name)
-            if (current_name(found) if name == "method" else found) != value:
-                raise ValueError(
-                    f"the state is from a run with {name}={found!r}; this one has {name}={value!r}"
-                )
-        if state["segments"] != self.selection.digest():
-            raise ValueError("the state is from a run with other labels or other samples held out")
-        self.gates.load_state_dict(state["gates"])
-        self.epoch = state["epoch"]
-        self.history = [dict(entry) for entry in state["history"]]
-        self.controller.load_state_dict(state["controller"])
-        self.selection.kept = state["kept"].clone()
-        self.selection.read = state["read"].clone()
-        self.best = None if state["best"] is None else Best(**state["best"])
-        self.unreadable_reasons = {index: reason for index, reason in state["unreadable"]}
-        self.not_finite = list(state["not_finite"])
-        self._started = time.perf_counter()

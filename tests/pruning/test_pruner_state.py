@@ -155,7 +155,7 @@ def test_state_of_other_segments_or_another_dataset_is_refused() -> None:
 
 @pytest.mark.parametrize("state", [{}, {"settings": {}, "epoch": 0}])
 def test_what_is_no_state_is_refused(state: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"this is no state of a Pruner: it lacks .*gates"):
+    with pytest.raises(ValueError, match=r"this is not a state of a Pruner: it lacks .*gates"):
         Pruner(30, 0.5, epochs=4).load_state_dict(state)
 
 
