@@ -267,7 +267,7 @@ class TestBadInput:
             (("--batch-size", "0"), "must be at least 1"),
             (("--seed", "-1"), "must be at least 0"),
             (("--lr", "inf"), "must be more than 0"),
-            (("--method", "best"), "invalid choice"),
+            (("--method", "best"), "must be one of sampled, published; found 'best'"),
             (("--balance", "size"), "invalid choice"),
             (("--keep", "0.5"), "unrecognized arguments"),
         ],

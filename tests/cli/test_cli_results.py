@@ -231,7 +231,7 @@ class TestInfo:
 def test_public_names() -> None:
     for name in adapruner.__all__:
         assert name in dir(adapruner)
-        assert getattr(adapruner, name).__name__ == name
+        assert name == "__version__" or getattr(adapruner, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'fast_prun'"):
         adapruner.fast_prun  # noqa: B018
 
@@ -278,7 +278,7 @@ class TestProcess:
         # A process started in the background may have interrupts ignored.
         code = (
             "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            "from adapruner.cli import main; sys.exit(main())"
+            "from adapruner.cli.main import main; sys.exit(main())"
         )
         with subprocess.Popen(
             [sys.executable, "-c", code, *map(str, command)],

@@ -167,7 +167,7 @@ def test_state_of_other_settings_is_refused_and_changes_nothing() -> None:
         ("keep_ratio=0.5; this one has keep_ratio=0.6", 30, {"keep_ratio": 0.6}),
         ("epochs=4; this one has epochs=5", 30, {"epochs": 5}),
         ("warmup_epochs=0; this one has warmup_epochs=1", 30, {"warmup_epochs": 1}),
-        ("method='sampled'; this one has method='adapruner'", 30, {"method": "published"}),
+        ("method='sampled'; this one has method='published'", 30, {"method": "published"}),
         ("seed=0; this one has seed=1", 30, {"seed": 1}),
         ("balance=None; this one has balance='class'", 30, {"labels": [0] * 30}),
         ("explore=0.02; this one has explore=0.0", 30, {"explore": 0.0}),

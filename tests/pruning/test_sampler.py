@@ -137,9 +137,7 @@ def test_an_epoch_without_a_step_is_refused() -> None:
     pruner = Pruner(N, 0.4, 3)
     sampler = PrunedBatchSampler(pruner, 16)
     sampler.set_epoch(0)
-    with pytest.raises(
-        ValueError, match=r"set_epoch\(1\) .* pruner is at epoch 0; call pruner"
-    ):
+    with pytest.raises(ValueError, match=r"set_epoch\(1\) .* pruner is at epoch 0; call pruner"):
         sampler.set_epoch(1)
     end_epoch(pruner)
     sampler.set_epoch(1)

@@ -34,8 +34,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adapruner import fast_prune
-from adapruner.checkpoint import CHECKPOINT_NAME
-from adapruner.files import read_file
+from adapruner._util.files import read_file
+from adapruner.training import CHECKPOINT_NAME
 
 torch.set_num_threads(1)
 
