@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from alternate import alternate
-from bandwidth import Bandwidth, measure_bandwidth
-from provenance import provenance
+
+from .alternate import alternate
+from .bandwidth import Bandwidth, measure_bandwidth
+from .provenance import provenance
 
 ALL = torch.get_num_threads()
 
