@@ -1,1 +1,1 @@
-"""What several tests share: sample inputs, data and small tools."""
+"""What several test files share."""

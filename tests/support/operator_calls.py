@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from linear_inputs import FEW_LINEAR, linear_sample
-from sample_inputs import (
+from support.linear_inputs import FEW_LINEAR, linear_sample
+from support.sample_inputs import (
     FEW,
     LOSSES,
     TOP_K,
