@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
 from support.linear_inputs import FEW_LINEAR, linear_sample
 from support.sample_inputs import (
     FEW,
