@@ -104,6 +104,13 @@ def measure(
     return found
 
 
+def rehearse(device: Cpu, way: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The same steps in tiny sizes. Nothing is compiled, which would take minutes on a CPU."""
+    with torch.compiler.set_stance("force_eager"):
+        return measure(device, TINY, way, seconds)
+
+
 def cases(device: Cpu, tiny: bool) -> Iterator[Case]:
     for name, way in WAYS.items():
-        yield Case(name, partial(measure, device, TINY if tiny else SIZES, way))
+        of_way = partial(rehearse, device, way) if tiny else partial(measure, device, SIZES, way)
+        yield Case(name, of_way)

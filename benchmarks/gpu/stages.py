@@ -65,7 +65,9 @@ class Check:
         return [n for n in names if not self.only or any(word in n for word in self.only)]
 
     def run(self, command: Sequence[str], seconds: float, **variables: str) -> Ended:
-        return run(command, seconds, self.results / "log.txt", variables)
+        # The sizes of a rehearsal are too small for more threads to help.
+        more = {"OMP_NUM_THREADS": "1"} if self.tiny else {}
+        return run(command, seconds, self.results / "log.txt", more | variables)
 
     def module(self, name: str, *arguments: object, seconds: float) -> Ended:
         """Run a module of this repository with the Python of this process."""
