@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from alternate import alternate
+
+from .alternate import alternate
 
 VALUES = 64_000_000  # 256 MB: far beyond every cache
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
-# Huge pages for everybody, before the first tensor: what torch allocates and what NumPy does
-# (which asks for them by itself). Without them the page faults of fresh outputs drown the rest.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Huge pages for torch, before the first tensor: NumPy asks for them by itself. Without them the
+# page faults of fresh outputs drown the rest. The tests of benchmarks/tests do without.
+if "--benchmark-only" in sys.argv:
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -16,9 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from alternate import alternate
-from bandwidth import Bandwidth, measure_bandwidth
-from provenance import provenance
+
+from .alternate import alternate
+from .bandwidth import Bandwidth, measure_bandwidth
+from .provenance import provenance
 
 ALL = torch.get_num_threads()
 

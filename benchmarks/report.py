@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from examples.digits import draw
 
 from .charts import draw_epochs, draw_growth, draw_speed
 from .gpu.tables import gpu_tables
@@ -194,9 +195,6 @@ def notes(row: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT / "examples"))
-    from digits import draw
-
     digits = load("digits")
     loader = load("loader")
     rewrite(ROOT / "README.md", {"speed": speed_table(FIRST)})

@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from inputs import OURS, generator, make_gates
 
 from adapruner import ops
 from adapruner.ops import reference
+
+from .inputs import OURS, generator, make_gates
 
 BATCH = 1024
 QUICK = 10_000_000

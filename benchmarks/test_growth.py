@@ -11,11 +11,12 @@ import time
 
 import pytest
 import torch
-from inputs import OURS, generator
 from torch import nn
 from torch.nn import functional
 
 import adapruner
+
+from .inputs import OURS, generator
 
 EPOCHS, BATCH, FEATURES = 3, 16384, 2
 QUICK = 1_000_000

@@ -1,6 +1,6 @@
 """Linear layer and masked cross entropy in one, beside the same in two: seconds and peak memory.
 
-    python benchmarks/test_linear_cross_entropy.py RIVAL ROWS FEATURES CLASSES
+    python -m benchmarks.test_linear_cross_entropy RIVAL ROWS FEATURES CLASSES
 
 prints the bytes that a step of one rival takes at most, beyond what it is given.
 """
@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from inputs import COMPILED, EAGER, OURS, generator, make_gates, masked
 from torch.nn import functional
 
 from adapruner import ops
 from adapruner.ops import reference
 
+from .inputs import COMPILED, EAGER, OURS, generator, make_gates, masked
+
+ROOT = Path(__file__).resolve().parents[1]
 PEAK = Path("/proc/self/clear_refs")
 
 
@@ -90,8 +92,11 @@ def peak_bytes(name: str, *shape: int) -> int | None:
         return None
     # Blocks over a megabyte go back to the system, so that the step before hides nothing.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}
-    command = [sys.executable, __file__, name, *map(str, shape)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.test_linear_cross_entropy", name]
+    command += map(str, shape)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     return int(done.stdout)
 
 

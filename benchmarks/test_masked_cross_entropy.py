@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from inputs import COMPILED, EAGER, OURS, generator, make_gates, masked
 from torch.nn import functional
 
 from adapruner import ops
 from adapruner.ops import reference
+
+from .inputs import COMPILED, EAGER, OURS, generator, make_gates, masked
 
 N = 50_000
 PLAIN = "plain cross entropy"

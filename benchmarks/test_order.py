@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from inputs import OURS, generator
 
 from adapruner.pruning import bitmask
 from adapruner.pruning.order import epoch_batches
+
+from .inputs import OURS, generator
 
 BATCH = 4096
 QUICK = 10_000_000

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from inputs import OURS, generator
 
 from adapruner import ops
 from adapruner.ops import reference
+
+from .inputs import OURS, generator
 
 SCALE, TURNS, KEY = 1.5, 0.5, 12345
 QUICK = 10_000_000

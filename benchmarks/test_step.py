@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from inputs import EPSILON, OURS, generator
 from torch import nn
 from torch.nn import functional
 
 import adapruner
+
+from .inputs import EPSILON, OURS, generator
 
 N = 10_000_000
 BATCH, CLASSES, POOL = 256, 100, 64

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from inputs import OURS, generator
 
 from adapruner import ops
+
+from .inputs import OURS, generator
 
 SIZES = [1_000_000, 10_000_000, 100_000_000, 1_000_000_000]
 QUICK = 10_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sample_inputs import (
+from support.sample_inputs import (
     INTEGERS,
     CrossEntropySample,
     cross_entropy_sample,

@@ -24,6 +24,7 @@ from .runner import ROOT, Ended, run
 SUITES = {"masked_cross_entropy": 3, "topk": 2, "gate_update": 1}
 STEPS = {"step": 1, "fast_prune": 2}
 LEAST = 5.0  # seconds below which nothing is started
+TESTS = ("tests", "benchmarks/tests")
 WORKERS = 8  # of pytest: each holds a CUDA context
 
 
@@ -64,7 +65,9 @@ class Check:
         return [n for n in names if not self.only or any(word in n for word in self.only)]
 
     def run(self, command: Sequence[str], seconds: float, **variables: str) -> Ended:
-        return run(command, seconds, self.results / "log.txt", variables)
+        # The sizes of a rehearsal are too small for more threads to help.
+        more = {"OMP_NUM_THREADS": "1"} if self.tiny else {}
+        return run(command, seconds, self.results / "log.txt", more | variables)
 
     def module(self, name: str, *arguments: object, seconds: float) -> Ended:
         """Run a module of this repository with the Python of this process."""
@@ -103,8 +106,6 @@ def ended(how: Ended, failures: int, text: str) -> Report:
 
 
 def smoke(check: Check, seconds: float, file: Path) -> Report:
-    if missing("pytest"):
-        check.absent.append("pytest is not installed: smoke leaves the samples of the tests out")
     how = check.module("benchmarks.gpu.smoke", check.device, file, *check.only, seconds=seconds)
     made = lines.read(file)
     counts = Counter(line["ok"] for line in made)
@@ -119,8 +120,8 @@ def smoke(check: Check, seconds: float, file: Path) -> Report:
 def tests(check: Check, seconds: float, file: Path) -> Report:
     if missing("pytest"):
         return Report("skipped", "pytest is not installed")
-    files = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").glob("test_*.py"))
-    if not (chosen := check.chosen([str(path) for path in files])):
+    files = [path for folder in TESTS for path in sorted((ROOT / folder).rglob("test_*.py"))]
+    if not (chosen := check.chosen([str(path.relative_to(ROOT)) for path in files])):
         return Report("skipped", f"no test file is named like {' or '.join(check.only)}")
     plugin = ["-p", "benchmarks.gpu.log_tests", "--line-file", file, "--test-device", check.device]
     which = ["-m", "cuda" if check.device == "cuda" else "not cuda"]
@@ -231,12 +232,17 @@ def sanitize(check: Check, seconds: float, file: Path) -> Report:
 
 
 def quality(check: Check, seconds: float, file: Path) -> Report:
-    module = "benchmarks.quality.gpu"
-    if missing(module):
-        return Report("skipped", f"{module} is not there")
+    from ..quality import cifar  # needs torch, whose absence check.py reports
+
+    if missing("PIL"):
+        return Report("skipped", "Pillow is not installed")
+    try:
+        cifar.source()
+    except FileNotFoundError as error:
+        return Report("skipped", str(error))
     options = ["--seconds", int(0.95 * seconds), "--results", file]  # the rest is for imports
     options += ["--device", check.device, "--tiny"] if check.tiny else []
-    how = check.module(module, *options, seconds=seconds)
+    how = check.module("benchmarks.quality.gpu", *options, seconds=seconds)
     return ended(how, 0, f"{len(lines.read(file))} rows")
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from benchmarks.alternate import Timing, quartiles
-
+from ..alternate import Timing, quartiles
 from .device import Call, Cpu
 
 OURS, EAGER, COMPILED = "adapruner", "eager torch", "torch.compile"

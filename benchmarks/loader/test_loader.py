@@ -11,11 +11,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import rivals
-from inputs import OURS
-from pictures import made
-from rivals import Fixed
-from usage import bytes_read, memory
+
+from ..inputs import OURS
+from . import rivals
+from .pictures import made
+from .rivals import Fixed
+from .usage import bytes_read, memory
 
 RATIOS = [1.0, 0.7, 0.5, 0.3, 0.1]
 QUICK = [1.0, 0.5]

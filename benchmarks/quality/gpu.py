@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 
+from ..provenance import provenance
 from . import cifar
 from .one import data_of
-from .run import ROOT, make_row, not_in, read_rows
+from .run import make_row, not_in, read_rows
 from .table import GPU, TINY, Run, gpu_runs
 from .trainer import Plan, train
 
@@ -116,9 +117,6 @@ def main(arguments: list[str] | None = None) -> None:
         if not args.data.exists():
             cifar.write_file(args.data, cifar.source())
         os.environ["ADAPRUNER_DATA"] = str(args.data)
-    sys.path.insert(0, str(ROOT))
-    from provenance import provenance
-
     runs = gpu_runs(TINY if args.tiny else GPU)
     left = not_in([args.results], runs)
     print(f"{len(left)} of {len(runs)} runs are left", flush=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from adapruner.pruning import bitmask
 from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.selection import keep_count
 
+from ..provenance import provenance
 from . import kept_figures, plans
 from .data import Data, load
 from .run import RESULTS, ROOT
@@ -268,9 +268,6 @@ def make(
     dataset: str, ratio: float, seeds: int, recipe: Recipe, results: Path, images: Path, points: int
 ) -> None:
     """Measure, write and draw one dataset."""
-    sys.path.insert(0, str(ROOT))
-    from provenance import provenance
-
     numbers, looks = measure(dataset, ratio, seeds, recipe)
     for folder in (results, images):
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -34,17 +33,11 @@ def cell_difference(found: Estimate | None) -> str:
 
 
 def order_of(methods: Iterable[str]) -> list[str]:
-    """Rivals as the tables of runs have them, ours, then what else there is: by name, numbers in
-    it by size."""
+    """Rivals as the tables of runs have them, then ours, then the others by name."""
     rivals = [m for m in (*STATIC_METHODS, *JOINT_METHODS) if m not in OURS]
     known = [*dict.fromkeys(rivals), *OURS, RIGHT_ONLY]
-
-    def key(method: str) -> tuple[int, list[tuple[str, float]]]:
-        parts = re.findall(r"([^\d+-]*)([+-]?\d+(?:\.\d+)?)?", method)
-        natural = [(text, float(number or 0)) for text, number in parts]
-        return (known.index(method) if method in known else len(known)), natural
-
-    return sorted(set(methods), key=key)
+    places = {method: place for place, method in enumerate(known)}
+    return sorted(set(methods), key=lambda method: (places.get(method, len(known)), method))
 
 
 def ratios_of(rows: Iterable[Row]) -> list[float]:

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.pruning.methods import METHODS
 from adapruner.pruning.selection import keep_count
 
 from . import plans
 from .data import Data, load
-from .experimental import EXPERIMENTAL, VARIANTS
 from .probe import probe_accuracy
 from .scores import record
 from .static import STATIC, generator_of
@@ -87,7 +85,7 @@ def select(run: Run, device: str) -> tuple[Tensor, dict[str, float]]:
         return plan.pruner.result().indices, _cost(trained)
     records = record(data, run.recipe, run.seed, f"{run.shared} {data.source} {device}")
     start = time.process_time()
-    kept = (STATIC | EXPERIMENTAL)[run.method](records, count, run.seed)
+    kept = STATIC[run.method](records, count, run.seed)
     spent = time.process_time() - start
     if run.method.startswith("random"):
         return kept, nothing
@@ -105,8 +103,6 @@ def _cost(trained: Trained) -> dict[str, float]:
 
 def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
     method = ADAPRUNER[run.method]
-    if method in VARIANTS:
-        METHODS[method] = VARIANTS[method]  # a Pruner takes methods by name
     return plans.Adapruner(len(data.y), run.ratio, epochs, method, run.seed, data.y.device)
 
 

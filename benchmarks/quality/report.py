@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 from statistics import mean, median
 
+from ..tables import rewrite
 from . import aims
-from .experimental import VARIANTS
 from .figures import draw_differences
 from .kept import kept_table
 from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios_of
@@ -47,11 +47,11 @@ SEEDS_TO_SHOW = 5  # in the tables over all conditions
 FIRST = dict.fromkeys(aims.DATASETS, (0.7, 0.3)) | {LARGE: WIDE}
 
 
-def runs_in(results: Path, measured_on: str) -> Rows:
+def runs_in(results: Path) -> Rows:
     """The rows of the runs in a folder of results, those of today's recipes and constants."""
     found: Rows = []
     for dataset in RECIPES:
-        file = file_of(Run(dataset, "", "", 1.0, "", 0, measured_on))
+        file = file_of(Run(dataset, "", "", 1.0, "", 0))
         found += rows_of_today(results / file)
     return found
 
@@ -291,23 +291,6 @@ def probe(rows: Rows) -> str:
     return "\n".join(parts)
 
 
-def tried(rows: Rows) -> str:
-    """What was tried on the split: the differences alone."""
-    parts = []
-    for (protocol, noise), found in group(rows, "protocol", "noise").items():
-        for rival, of in (
-            (rival_of(protocol), found),
-            ("adapruner", [r for r in found if r["method"] in (*VARIANTS, "adapruner")]),
-        ):
-            others = [row for row in of if row["method"] not in ("full", rival)]
-            if others:
-                block = Block(of, "ratio")
-                title = f"{noise}, {PROTOCOLS[protocol]}, difference to {rival}"
-                table = block.table(block.above(rival), "full", rival)
-                parts += [f"{title}, {counts(others)}:", "", *table]
-    return "\n".join([*parts, *where(rows)])
-
-
 def overall(rows: Rows) -> str:
     """Each method against random over all conditions: clean or noisy, much or little kept."""
     cells = aims.Cells(rows)
@@ -367,18 +350,15 @@ def short(rows: Rows, ratios: Mapping[str, Sequence[float]]) -> str:
 
 
 def main(results: Path = RESULTS, root: Path = ROOT) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from report import rewrite
-
-    measured, on_split = (runs_in(results, name) for name in ("test", "split"))
-    by_dataset, split_by_dataset = (group(rows, "dataset") for rows in (measured, on_split))
+    measured = runs_in(results)
+    by_dataset = group(measured, "dataset")
 
     def drawn(draw: Callable[[Rows], str], found: dict[str, Rows], prefix: str) -> dict[str, str]:
         """Of every dataset; what has no rows is empty."""
         return {f"{prefix}{d}": draw(found[d]) if d in found else "" for d in RECIPES}
 
     verdicts = aims.markdown(aims.checks(measured, rows_of_tasks(results / "tasks.jsonl")))
-    timed = group(runs_in(results / "cost", "test"), "dataset")
+    timed = group(runs_in(results / "cost"), "dataset")
     pages = {
         "docs/quality.md": drawn(sections, by_dataset, "")
         | drawn(costs, timed, "cost of ")
@@ -387,7 +367,6 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
         | {"aims": verdicts, "transfer": transfer(measured), "probe": probe(measured)}
         | {"kept": kept_table(results)},
         "docs/quality-tables.md": drawn(details, by_dataset, "")
-        | drawn(tried, split_by_dataset, "tried on ")
         | {"gpu": on_gpu(rows_of_today(results.parent / "gpu" / "quality.jsonl"))},
         "README.md": {"quality": short(measured, FIRST)},
     }

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..provenance import provenance
 from .one import make
 from .table import Run, tables
 
@@ -122,9 +123,6 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    from provenance import provenance
-
     about = {"provenance": provenance() | {"threads": 1}}
     wanted = list(dict.fromkeys(run for name in args.tables for run in tables()[name]))
     left = missing(wanted, args.results)

@@ -21,7 +21,6 @@ from .data import CACHE, Data
 from .networks import Network
 from .trainer import Plan, Recipe, train
 
-REFERENCE = 0.05  # share of the samples whose gradient the others' is compared with
 HERE = Path(__file__).parent
 # What a recorded run follows from besides its recipe.
 FILES = ("cifar", "data", "networks", "trainer")
@@ -33,7 +32,6 @@ class Records:
     """Of every epoch, as the training saw the samples."""
 
     logits: Tensor  # float16 [epochs, N, C]
-    agreement: Tensor  # float32 [epochs, N], see Recording
     features: Tensor  # float32 [N, D], of the trained network
     labels: Tensor  # int64 [N]
     samples_read: int
@@ -56,55 +54,28 @@ class Records:
 
 
 class Recording(Plan):
-    """Plain training on all samples, taking notes.
+    """Plain training on all samples that notes their logits."""
 
-    ``agreement`` is the product of a sample's gradient of the last layer's weights with the mean
-    one of samples that are evaluated at the start of the epoch, taken from all of them, evenly.
-    """
-
-    def __init__(self, data: Data, epochs: int, seed: int) -> None:
-        count = len(data.y)
-        super().__init__(torch.ones(count, dtype=torch.bool, device=data.y.device))
-        self._data = data
+    def __init__(self, data: Data, epochs: int) -> None:
+        count, device = len(data.y), data.y.device
+        super().__init__(torch.ones(count, dtype=torch.bool, device=device))
         # On the device, so that no step waits for it.
-        device = data.y.device
         self.logits = torch.zeros(epochs, count, data.classes, dtype=torch.float16, device=device)
-        self.agreement = torch.zeros(epochs, count, device=device)
-        generator = torch.Generator().manual_seed(3000 + seed)
-        order = torch.randperm(count, generator=generator)
-        self.reference = order[: max(1, round(REFERENCE * count))]
         self._epoch = 0
 
     def begin(self, epoch: int, done: float, model: Network) -> Tensor:
         self._epoch = epoch
-        model.eval()
-        with torch.no_grad():
-            x, y = self._data.x[self.reference], self._data.y[self.reference]
-            hidden = model.features(x.permute(0, 3, 1, 2)).float()
-            logits = model.head(hidden)
-            error = logits.softmax(1) - functional.one_hot(y, self._data.classes)
-            self._direction = error.T @ hidden / len(y)
-        model.train()
         return self.reads
 
-    def features(self, features: Tensor) -> None:
-        self._features = features.detach().float()
-
     def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
-        self._note(logits.detach(), self._features, targets, ids)
+        self.logits[self._epoch, ids] = logits.detach().half()
         return super().loss(logits, targets, ids)
-
-    def _note(self, logits: Tensor, hidden: Tensor, targets: Tensor, ids: Tensor) -> None:
-        error = logits.softmax(1) - functional.one_hot(targets, logits.shape[1])
-        agreement = (error * (hidden @ self._direction.T)).sum(1)
-        self.logits[self._epoch, ids] = logits.half()
-        self.agreement[self._epoch, ids] = agreement
 
 
 def record(data: Data, recipe: Recipe, seed: int, key: str) -> Records:
     """The recorded run, from the cache where ``key``, the recipe, the seed and the code that
     trains have been seen."""
-    name = json.dumps([key, asdict(recipe), seed, REFERENCE, CODE])
+    name = json.dumps([key, asdict(recipe), seed, CODE])
     path = CACHE / f"records-{hashlib.sha256(name.encode()).hexdigest()[:20]}.safetensors"
     if not path.exists():
         _make_records(data, recipe, seed, path)
@@ -116,7 +87,7 @@ def record(data: Data, recipe: Recipe, seed: int, key: str) -> Records:
 
 
 def _make_records(data: Data, recipe: Recipe, seed: int, path: Path) -> None:
-    plan = Recording(data, recipe.epochs, seed)
+    plan = Recording(data, recipe.epochs)
     trained = train(data, recipe, plan, seed, epochs=recipe.epochs)
     model = trained.model.eval()
     with torch.no_grad():
@@ -125,7 +96,6 @@ def _make_records(data: Data, recipe: Recipe, seed: int, path: Path) -> None:
         )
     tensors = {
         "logits": plan.logits.cpu(),
-        "agreement": plan.agreement.cpu(),
         "features": features.cpu().contiguous(),
         "labels": data.y.cpu(),
         "cost": torch.tensor(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from adapruner.pruning.methods import DEFAULT_METHOD, METHODS
+from adapruner.pruning.methods import find_method
 
-from .experimental import EXPERIMENTAL, KEEPING, READING, VARIANTS
+from .constants import constants_text
 from .static import STATIC
 from .trainer import Recipe
 
@@ -30,21 +30,19 @@ RECIPES = {
 }
 # Datasets whose sets another's recipe selects: does what one network keeps serve others?
 SELECTED_BY = {name: "cifar10-10000" for name in RECIPES if name.startswith("cifar10-10000 ")}
-OURS = {"adapruner as published": "adapruner", "adapruner": DEFAULT_METHOD}
 # Selects in as many epochs as read no more than this share of what training on everything reads.
 SHORT, SHORT_READS = "adapruner, short", 0.4
-# Names in the rows to those of the package's methods.
-ADAPRUNER = OURS | {SHORT: DEFAULT_METHOD} | {name: name for name in VARIANTS}
+# Methods of the package: their names in the rows, and the package's names.
+OURS = {"adapruner as published": "published", "adapruner": "sampled"}
+ADAPRUNER = OURS | {SHORT: OURS["adapruner"]}
 STATIC_METHODS = ("full", *STATIC, *OURS)
 JOINT_METHODS = ("full", "full, fewer epochs", "random each epoch", "InfoBatch", "SeTa", *OURS)
 
 
 def constants_of(method: str) -> str | None:
-    """Those of the package's method that selects, as text; None where another does."""
-    if method not in ADAPRUNER:
-        return None
-    name = ADAPRUNER[method]
-    return repr(VARIANTS[name] if name in VARIANTS else METHODS[name])
+    """The constants of a method of the package, as its rows have them; None for other methods."""
+    name = ADAPRUNER.get(method)
+    return None if name is None else constants_text(find_method(name))
 
 
 @dataclass(frozen=True)
@@ -114,19 +112,9 @@ NOISE = "symmetric 0.2"
 CLEAN_OR_NOISY = ("clean", NOISE)
 DIRT = ("symmetric 0.1", "symmetric 0.4", "asymmetric 0.2", "corrupt 0.1", "long-tail 0.05")
 ALL_RATIOS = (0.9, 0.7, 0.5, 0.3, 0.8, 0.95, 0.1)
-TRIED_AT = (0.9, 0.7, 0.3, 0.1)
 WIDE = (0.9, 0.7, 0.5, 0.3, 0.1)
 JOINT_RATIOS = (0.7, 0.5, 0.3)
 CIFAR, LARGE = "cifar10-10000", "cifar10-45000"
-STATIC_TRIES = ("random", *EXPERIMENTAL, *KEEPING, "adapruner")
-JOINT_TRIES = ("random each epoch", *READING, "adapruner")
-CIFAR_TRIES = (
-    *("random", "half hardest out", "tilt -1.5", "tilt +1.5", "top-k, w = 0.4"),
-    *(f"chance ℓ^{shape}" for shape in ("0·e^(−2ℓ)", "0.8·e^(−2ℓ)", "2·e^(−2ℓ)", "1.6·e^(−4ℓ)")),
-    *("both ends, cap 2.2", "both ends, cap 2.2, even below 1.6", "sampled, reach 0 to 1.2"),
-    *("sampled, reach −∞ to 1.4", "sampled, sharpness 10", "sampled, no farthest", "adapruner"),
-)
-CIFAR_JOINT_TRIES = (*("random each epoch", "adapruner", "sampled, reads even below 0.9"),)
 TRANSFER_METHODS = ("full", "random", "DUAL", "CCS", *OURS)
 GPU, TINY = "cifar10", "cifar10-1000 tiny"
 # The rivals that are strongest on a processor; where minutes count, those first that say most.
@@ -192,15 +180,6 @@ def tables() -> dict[str, list[Run]]:
         ),
         "cifar-dirt": distinct(
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), DIRT, five),
-        ),
-        "tried-digits": distinct(
-            grid("digits", "same epochs", STATIC_TRIES, TRIED_AT, CLEAN_OR_NOISY, ten, "split"),
-            grid("digits", "joint", JOINT_TRIES, (0.7, 0.5), CLEAN_OR_NOISY, ten, "split"),
-        ),
-        "tried-cifar": distinct(
-            grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7, 0.5), ("clean",), three, "split"),
-            grid(CIFAR, "same epochs", CIFAR_TRIES, (0.7,), (NOISE,), three, "split"),
-            grid(CIFAR, "joint", CIFAR_JOINT_TRIES, (0.7,), CLEAN_OR_NOISY, three, "split"),
         ),
         # What runs take: into a folder of its own, by one worker on a machine that is idle.
         "cost": distinct(

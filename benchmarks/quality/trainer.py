@@ -51,9 +51,6 @@ class Plan:
         """The loss of a batch, a scalar."""
         return functional.cross_entropy(logits, targets)
 
-    def features(self, features: Tensor) -> None:
-        """Look at what the last layer will see, before :meth:`loss` is asked for."""
-
     def end(self, epoch: int) -> None:
         """The epoch is over, as far as it came."""
 
@@ -119,9 +116,7 @@ def train(
             shown = _filled(ids, recipe.batch_size) if recipe.compile else ids
             batch = _augment(images, shown, guise, data.x.shape[1], recipe)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-                hidden = features(batch)[: len(ids)]
-                plan.features(hidden)
-                logits = model.head(hidden)
+                logits = model.head(features(batch)[: len(ids)])
             loss = plan.loss(logits.float(), data.y[ids], ids)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.waits import Waits
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapruner import Pruner
 from adapruner.pruning.gates import Gates
@@ -18,15 +18,6 @@ from adapruner.pruning.methods import find_method
 from adapruner.training.evaluation import sample_cross_entropy
 from adapruner.training.trainer import Trainer
 
-aten = torch.ops.aten
-WAIT = {  # what needs values on the host: to read them, or for the shape of a result
-    aten._local_scalar_dense,
-    aten.equal,
-    aten.is_nonzero,
-    aten.nonzero,
-    aten.masked_select,
-    aten._unique2,
-}
 CALLS: dict[str, Callable[[Pruner, Tensor, Tensor], Any]] = {
     "loss": lambda pruner, x, ids: pruner.loss(x, ids % 5, ids),
     "overwriting": lambda pruner, x, ids: pruner.loss(x * 2, ids % 5, ids, overwrite_logits=True),
@@ -34,24 +25,6 @@ CALLS: dict[str, Callable[[Pruner, Tensor, Tensor], Any]] = {
     "weigh": lambda pruner, x, ids: pruner.weigh(x.square().sum(1), ids),
     "observe": lambda pruner, x, ids: pruner.observe(x.detach().square().sum(1), ids),
 }
-
-
-class Waits(TorchDispatchMode):
-    """Lists the operators called that would wait for a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        by_flags = func.overloadpacket is aten.index and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if func.overloadpacket in WAIT or by_flags:
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_what_is_counted() -> None:

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import importlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from itertools import islice, product
@@ -21,13 +20,14 @@ from typing import Any
 
 import torch
 
+from ...provenance import provenance
+from ...tables import rewrite
 from ..report import cell_difference, cell_mean, group, rows_of_tasks
 from ..run import RESULTS, append, read_rows
 from ..statistics import Row, by_seed, estimate, paired
 from ..table import OURS, constants_of
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path += [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
 # Task: keep ratio, epochs, training samples at most (None: a task without a folder).
 TASKS: dict[str, tuple[float, int, int | None]] = {
@@ -49,7 +49,7 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """The ways to train for one seed, as the example has them; the rivals where asked for."""
     ratio, epochs, most = TASKS[task]
-    example = importlib.import_module(task)
+    example = importlib.import_module(f"examples.{task}")
     more = {} if most is None else {"folder": data, "most": most}
     name = OURS[method]
     ways = example.compare(keep_ratio=ratio, epochs=epochs, seed=seed, method=name, **more)
@@ -124,9 +124,6 @@ def table(made: list[Row]) -> str:
 
 
 def main() -> None:
-    from provenance import provenance
-    from report import rewrite
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--data", type=Path, default=os.environ.get("ADAPRUNER_DATA", "data"))

@@ -53,8 +53,8 @@ def test_a_rehearsal(rehearsed: Path) -> None:
     smoked = lines.read(rehearsed / "smoke.jsonl")
     assert {(line["operator"], line["ok"]) for line in smoked} == {("gate_update", True)}
     tested = lines.read(rehearsed / "tests.jsonl")
-    files = {line["test"].split("::")[0] for line in tested}
-    assert files == {"tests/test_gate_update.py", "tests/test_gate_update_errors.py"}
+    files = {Path(line["test"].split("::")[0]).name for line in tested}
+    assert files == {"test_gate_update.py", "test_gate_update_errors.py"}
     assert {line["outcome"] for line in tested} == {"passed"}
     assert len({line["test"] for line in tested}) == len(tested)
     (row,) = lines.read(rehearsed / "suites.jsonl")
@@ -203,6 +203,19 @@ def test_the_stage_of_sanitizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "1 --tool memcheck --error-exitcode 99" in text
     assert "--kernel-regex kns=adapruner" in text
     assert check.absent == []
+
+
+def test_quality_is_skipped_without_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL")
+    check, file = Check("cpu", tmp_path), tmp_path / "quality.jsonl"
+    for named in ("", str(tmp_path / "nowhere"), str(tmp_path)):
+        monkeypatch.setenv("ADAPRUNER_DATA", named)
+        report = stages.quality(check, 100, file)
+        assert report.verdict == "skipped"
+        assert report.text.endswith(f"found ADAPRUNER_DATA={named!r}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def outcome(test: str, outcome: str, text: str = "") -> dict[str, Any]:

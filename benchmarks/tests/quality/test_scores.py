@@ -1,13 +1,10 @@
 """The scores and selections of the rivals, on cases worked by hand."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
 from benchmarks.quality import scores, static
 
@@ -17,7 +14,6 @@ def records(logits, labels, features=None) -> scores.Records:
     count = logits.shape[1]
     return scores.Records(
         logits=logits,
-        agreement=torch.zeros(len(logits), count),
         features=torch.zeros(count, 2) if features is None else torch.tensor(features).float(),
         labels=torch.tensor(labels),
         samples_read=0,
@@ -128,7 +124,6 @@ def test_every_method_keeps_exactly_so_many(method, count):
     generator = torch.Generator().manual_seed(3)
     made = scores.Records(
         logits=torch.randn(8, 40, 4, generator=generator).half(),
-        agreement=torch.zeros(8, 40),
         features=torch.randn(40, 5, generator=generator),
         labels=torch.arange(40) % 4,
         samples_read=0,

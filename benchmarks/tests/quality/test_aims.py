@@ -1,11 +1,7 @@
 """The verdicts on the aims of the quality suite, against rows worked by hand."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
 from benchmarks.quality import aims
 from benchmarks.quality.statistics import Estimate, estimate

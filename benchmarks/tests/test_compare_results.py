@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "compare_results.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "compare_results.py"
 
 
 def write(folder: Path, **rows: dict[str, tuple[float, float, float]]) -> Path:

@@ -1,14 +1,11 @@
 """The quality suite: sets that train other networks, the linear probe, the short selection."""
 
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
 from benchmarks.quality import one, probe, scores, table
 from benchmarks.quality.networks import NETWORKS, Network

@@ -1,14 +1,11 @@
 """What the quality suite says of the samples that are kept."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 from benchmarks.quality import kept

@@ -1,0 +1,1 @@
+"""Speed and quality of adapruner beside its rivals: suites, tables, and their tests."""
