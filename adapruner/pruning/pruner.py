@@ -118,7 +118,7 @@ class Pruner(Run):
                 stops at the first one.
 
         Raises:
-            ValueError: the dataset has another length than N.
+            DatasetMismatchError: the dataset has another length than N.
         """
         from adapruner.data.loaders.choice import training_source
         from adapruner.data.loaders.torch_loader import PrunedLoader

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapruner._util.checks import check_whole
-from adapruner.errors import DatasetMismatchError
+from adapruner._util.checks import check_same_dataset, check_whole
 from adapruner.ops.device import check_device
 from adapruner.pruning import bitmask
 from adapruner.pruning.arguments import (
@@ -130,11 +129,12 @@ class Run:
         return [*ended, bitmask.count(self.selection.read), *later]
 
     def note_samples(self, samples: Samples) -> None:
-        """Take note of the dataset, of N samples. Each loader made for this pruner calls this."""
-        if len(samples) != self.num_samples:
-            raise ValueError(
-                f"the dataset has {len(samples)} samples; this pruner is for {self.num_samples}"
-            )
+        """Take note of the dataset, of N samples. Each loader made for this pruner calls this.
+
+        Raises:
+            DatasetMismatchError: the dataset has another length than N.
+        """
+        check_same_dataset("this pruner", "number of samples", self.num_samples, len(samples))
         self.fingerprint = samples.fingerprint()
         self.samples = samples
 
@@ -244,11 +244,8 @@ class Run:
         if missing := [name for name in _STATE if name not in state]:
             raise ValueError(f"this is not a state of a Pruner: it lacks {', '.join(missing)}")
         theirs = state["fingerprint"]
-        if theirs and self.fingerprint and theirs != self.fingerprint:
-            raise DatasetMismatchError(
-                f"the state belongs to another dataset: it was made for fingerprint {theirs}, the "
-                f"loader of this pruner is for {self.fingerprint}"
-            )
+        if theirs and self.fingerprint:
+            check_same_dataset("the state", "fingerprint", theirs, self.fingerprint)
         for name, value in self.settings.items():
             found = state["settings"].get(name)
             if (current_name(found) if name == "method" else found) != value:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -204,11 +203,7 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
         *,
         block_size: int | None = None,
     ) -> None:
-        whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-        if not whole or batch_size < 1:
-            raise ValueError(
-                f"batch_size must be a whole number of at least 1; found {batch_size!r}"
-            )
+        check_whole("batch_size", batch_size, 1)
         self.batch_size, self.drop_last = int(batch_size), drop_last
         super().__init__(pruner, self.batch_size, drop_last, block_size)
 

@@ -246,7 +246,7 @@ def test_subset_with_an_identity_that_the_user_states() -> None:
             result.subset(Numbers(5), fingerprint=fingerprint)
     # The result's own fingerprint vouches for whatever is given, but not for its length.
     assert len(result.subset((inputs, targets), fingerprint=result.fingerprint)) == 3
-    with pytest.raises(DatasetMismatchError, match="5 samples, the dataset given has 6"):
+    with pytest.raises(DatasetMismatchError, match="number of samples 5, found 6"):
         result.subset(Numbers(6), fingerprint=result.fingerprint)
 
 
@@ -261,7 +261,7 @@ def test_subset_of_a_result_without_fingerprint_compares_lengths() -> None:
     result = make_result("")
     assert len(result.subset(Numbers(5))) == 3
     assert len(result.subset((np.zeros((5, 1)), np.zeros(5)))) == 3
-    with pytest.raises(DatasetMismatchError, match="5 samples, the dataset given has 4"):
+    with pytest.raises(DatasetMismatchError, match="number of samples 5, found 4"):
         result.subset(Numbers(4))
 
 

@@ -51,7 +51,7 @@ X, Y = blobs(30)
         ((X, Y), {"keep_ratio": "most"}, TypeError, "keep_ratio must be a number"),
         ((X, Y), {"keep_ratio": 0.01}, ValueError, "keeps fewer than one sample"),
         ((X, Y), {"epochs": 0}, ValueError, "epochs must be at least 1"),
-        ((X, Y), {"batch_size": 0}, ValueError, "batch_size must be a whole number"),
+        ((X, Y), {"batch_size": 0}, ValueError, "batch_size must be at least 1; found 0"),
         ((X, Y), {"warmup_epochs": 4}, ValueError, "warmup_epochs must be less than epochs"),
         ((X, Y), {"balance": "sex"}, ValueError, "balance must be None or \"class\"; found 'sex'"),
         ((X, Y), {"precision": "fp8"}, ValueError, 'one of "fp32", "bf16"; found .fp8.'),
