@@ -1,4 +1,4 @@
-"""Checks of arguments that several places take."""
+"""Checks of arguments, shared by all layers."""
 
 from __future__ import annotations
 

@@ -293,5 +293,5 @@ class TestBadInput:
                 patched.setitem(sys.modules, module, None)
                 code, _, err = prune(images, tmp_path / "kept", *options)
             assert code == 1
-            assert f"{module} is needed here" in err
+            assert f"{module} is needed and is not installed" in err
             assert f"adapruner[{extra}]" in err

@@ -149,13 +149,13 @@ def test_other_version_is_named(saved: Path) -> None:
         metadata = handle.metadata()
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     save_file(tensors, saved, metadata=metadata | {"adapruner_format": "999"})
-    with pytest.raises(FileFormatError, match="format version 999; this adapruner reads version 1"):
+    with pytest.raises(FileFormatError, match="this adapruner reads version 1, found 999"):
         PruneResult.load(saved)
 
 
 def test_checkpoint_is_no_result(tmp_path: Path) -> None:
     write_file(tmp_path / "a", "checkpoint", {}, {})
-    with pytest.raises(FileFormatError, match="checkpoint; expected an adapruner result"):
+    with pytest.raises(FileFormatError, match="expected an adapruner result, found an adapruner checkpoint"):
         PruneResult.load(tmp_path / "a")
 
 
@@ -179,7 +179,7 @@ def test_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
 
 def test_torch_save_is_refused(tmp_path: Path) -> None:
     torch.save({"indices": torch.arange(3)}, tmp_path / "a")
-    with pytest.raises(FileFormatError, match="no other format, pickles among them"):
+    with pytest.raises(FileFormatError, match="Other formats, pickles for example, are never"):
         PruneResult.load(tmp_path / "a")
 
 
