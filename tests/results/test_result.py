@@ -155,7 +155,9 @@ def test_other_version_is_named(saved: Path) -> None:
 
 def test_checkpoint_is_no_result(tmp_path: Path) -> None:
     write_file(tmp_path / "a", "checkpoint", {}, {})
-    with pytest.raises(FileFormatError, match="expected an adapruner result, found an adapruner checkpoint"):
+    with pytest.raises(
+        FileFormatError, match="expected an adapruner result, found an adapruner checkpoint"
+    ):
         PruneResult.load(tmp_path / "a")
 
 
