@@ -181,7 +181,7 @@ class TestUnreadable:
             path.write_bytes(b"no PNG")
         code, _, err = prune(images, tmp_path / "kept", "--keep-ratio", "0.9")
         assert code == 1
-        assert re.search(r"\b45\b.* only 20 ", err)
+        assert re.search(r"needs 45 readable samples; found 20", err)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are not UTF-8")
     def test_with_a_name_that_is_not_utf8(self, prune: Run, images: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ class TestBadInput:
             (("--weights", "{tmp}/file"), "is not a safetensors file .* pickles"),
             (("--model", "resnet81"), "timm has no model 'resnet81'; did you mean"),
             (("--model", "test_vit", "--small-images"), "patches of 16x16; use .*--image-size"),
-            (("--keep-ratio", "1e-9"), "keeps fewer than one sample"),
+            (("--keep-ratio", "1e-9"), "must keep at least one sample"),
             (("--warmup-epochs", "2"), "warmup_epochs must be less than epochs"),
             (("--device", "gpu"), "device must be 'cpu' or 'cuda'; found 'gpu'"),
             (("--lr", "1e30"), "no batch of epoch 1 had a finite loss"),

@@ -60,7 +60,7 @@ def test_methods_by_name() -> None:
     published = find_method("published")
     assert published.easy_weight == published.balance == 1
     assert (published.balance_gain, published.slope) == (50, (0.1, 5.0))
-    with pytest.raises(ValueError, match="unknown method 'AdaPruner'; expected one of sampled, p"):
+    with pytest.raises(ValueError, match="must be one of sampled, published; found 'AdaPruner'"):
         find_method("AdaPruner")
 
 
