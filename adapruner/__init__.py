@@ -1,7 +1,7 @@
 """adapruner learns which samples of a training set are worth keeping.
 
-The names below are imported when they are first used: torch takes seconds to load, and
-``adapruner --help`` and ``python -m adapruner.info`` do without it.
+Each name below is imported when it is first used. torch takes seconds to load, and
+``adapruner --help`` and ``python -m adapruner.info`` work without it.
 """
 
 from importlib import import_module as _import_module
@@ -46,13 +46,13 @@ _HOMES = {
 }
 _MODULES = ("data", "ops", "report", "vision")
 
-if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of the package's
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts any name
 
     def __getattr__(name: str) -> object:
         if name in _HOMES:
             value = getattr(_import_module(_HOMES[name]), name)
         elif name in _MODULES:
-            return _import_module(f"adapruner.{name}")  # which sets the attribute
+            return _import_module(f"adapruner.{name}")  # the import sets the attribute
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value

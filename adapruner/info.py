@@ -19,7 +19,7 @@ _INSTRUCTION_SETS = {
 
 
 def describe() -> str:
-    """Versions, the native library and the extras, as lines of text; says what is broken."""
+    """Versions, the native library and the extras as lines of text, with what is broken."""
     sections = [
         ("", _versions()),
         ("native library", _native_library()),
@@ -34,9 +34,9 @@ def describe() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, torch's threads, versions and date: what a file of measurements must say.
+    """Processor, cores, torch's threads, versions and date, for files of measurements.
 
-    The processor's name takes py-cpuinfo; without it, it is the architecture.
+    The name of the processor needs py-cpuinfo. Without it, the architecture stands in its place.
     """
     torch = import_module("torch")
     try:
@@ -55,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 
 def extras() -> dict[str, list[str]]:
-    """The optional dependencies of each extra, as the installed package declares them."""
+    """The optional dependencies of each extra, as the installed package lists them."""
     found: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("adapruner") or []:
         name = re.match(r"[\w.-]+", requirement)
@@ -66,7 +66,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def version_of(distribution: str) -> str | None:
-    """The version of an installed distribution; None where it is not installed."""
+    """The version of a distribution, or None where it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -89,7 +89,7 @@ def _native_library() -> list[tuple[str, str]]:
         torch = import_module("torch")
         library: Any = import_module("adapruner._C")
     except ImportError as error:
-        return [("broken", f"it cannot be loaded: {error}")]
+        return [("broken", f"the library cannot be loaded: {error}")]
     built = library.build_info()
     chosen = built["instruction_set"]
     asked = os.environ.get("ADAPRUNER_ISA")
@@ -101,7 +101,7 @@ def _native_library() -> list[tuple[str, str]]:
         (
             "in use",
             _INSTRUCTION_SETS.get(chosen, chosen)
-            + (f"; ADAPRUNER_ISA={asked} was asked for" if asked else ""),
+            + (f"; asked for with ADAPRUNER_ISA: {asked}" if asked else ""),
         ),
         ("threads", f"{torch.get_num_threads()}, {'with' if built['openmp'] else 'no'} OpenMP"),
         ("CUDA", _cuda(built)),
@@ -110,11 +110,11 @@ def _native_library() -> list[tuple[str, str]]:
 
 def _cuda(built: dict[str, Any]) -> str:
     if built["cuda"] is None:
-        return f"no kernels: {built['no_cuda']}; everything runs on the CPU"
+        return f"no kernels: {built['no_cuda']}; all operators run on the CPU"
     kernels = f"kernels of CUDA {built['cuda']['version']} for {built['cuda']['architectures']}"
     torch = import_module("torch")
     if not torch.cuda.is_available():
-        return f"{kernels}; no device here"
+        return f"{kernels}; torch sees no GPU"
     return f"{kernels}; {torch.cuda.get_device_name()}"
 
 

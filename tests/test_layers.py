@@ -1,4 +1,4 @@
-"""Imports of the package go down: from a layer to lower ones, and never in a circle."""
+"""Imports of the package go down the layers, and never in a circle."""
 
 from __future__ import annotations
 

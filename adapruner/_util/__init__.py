@@ -1,1 +1,1 @@
-"""What every layer may use: files, checks of arguments, seeds, optional dependencies."""
+"""Helpers of every layer: files, checks of arguments, seeds, optional dependencies."""

@@ -1,4 +1,4 @@
-"""Checks of arguments that several places take."""
+"""Checks of arguments, shared by all layers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from adapruner.errors import DatasetMismatchError
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
@@ -20,6 +22,24 @@ def check_whole(name: str, value: Any, least: int) -> None:
         raise TypeError(f"{name} must be a whole number; found {reprlib.repr(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; found {value}")
+
+
+def check_same_dataset(owner: str, name: str, expected: object, found: object) -> None:
+    """Raise unless a dataset is the dataset that ``owner`` was made for.
+
+    Args:
+        owner: the result, checkpoint or state, as the message names it.
+        name: the property that is compared, "fingerprint" or "number of samples".
+        expected: the property of the dataset that ``owner`` was made for.
+        found: the property of the dataset at hand.
+
+    Raises:
+        DatasetMismatchError: the two differ.
+    """
+    if found != expected:
+        raise DatasetMismatchError(
+            f"{owner} belongs to another dataset: expected {name} {expected}, found {found}"
+        )
 
 
 def check_tensors(**named: Any) -> None:

@@ -7,10 +7,10 @@ from types import ModuleType
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import ``module``, or say which extra of adapruner brings it.
+    """Import ``module``.
 
     Raises:
-        ImportError: ``module`` is not installed; the message names the extra.
+        ImportError: ``module`` is not installed. The message names the extra that brings it.
     """
     try:
         return importlib.import_module(module)
@@ -18,6 +18,6 @@ def require(module: str, *, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise ImportError(
-            f"{module.split('.')[0]} is needed here and is not installed; "
+            f"{module.split('.')[0]} is needed and is not installed; "
             f'install it with: pip install "adapruner[{extra}]"'
         ) from error

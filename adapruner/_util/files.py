@@ -1,7 +1,7 @@
 """Files that survive a crash and cannot run code: safetensors with JSON metadata and a checksum.
 
-A file is written beside its destination, synced and renamed over it, so that at any moment the
-destination holds either the old content or the new one, whole.
+A file is written beside its destination, synced, and renamed to it. So the destination always holds
+either the whole old content or the whole new content.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ FORMAT_VERSION = 1
 def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file near ``path``, sync it, and rename it to ``path``.
 
-    The temporary file stands in a folder of its own beside ``path``, so that what ``write`` itself
-    leaves beside its file (safetensors does) goes with it. Whatever goes wrong, ``path`` keeps its
-    old content and nothing temporary stays behind (a killed process can leave its folder;
-    :func:`remove_leftovers` clears those).
+    The temporary file is alone in a temporary folder beside ``path``, because ``write`` may leave
+    other files beside its file (safetensors does). After an error ``path`` has its old content and
+    the folder is removed. A killed process can leave the folder; :func:`remove_leftovers` removes
+    it.
 
     Raises:
-        OSError: the folder is missing or cannot be written, or the disk is full.
+        OSError: the folder of ``path`` is missing or cannot be written, or the disk is full.
     """
     path = Path(path)
     if path.is_dir():
@@ -44,13 +44,13 @@ def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], Non
     if not path.parent.exists():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not path.parent.is_dir():
-        raise NotADirectoryError(f"cannot write {path}: {path.parent} is no folder")
+        raise NotADirectoryError(f"cannot write {path}: {path.parent} is not a folder")
     workplace = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary = workplace / path.name
     try:
         workplace.mkdir()
         temporary.touch()
-        # What the umask gives; a writer that makes its own file may give it to its owner alone.
+        # The umask gives this mode. A writer that makes its own file may use a stricter one.
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)
@@ -67,15 +67,18 @@ def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], Non
 
 @contextlib.contextmanager
 def new_folder(destination: Path, what: str) -> Iterator[Path]:
-    """A folder to fill, which takes the place of ``destination`` once it is whole.
+    """A temporary folder to fill. At the end of the block it is renamed to ``destination``.
+
+    Args:
+        destination: a new or an empty folder.
+        what: the content, as a message names it.
 
     Raises:
         FileExistsError: ``destination`` is a file, or a folder that is not empty.
-        FileNotFoundError: the folder above it does not exist.
+        FileNotFoundError: the parent of ``destination`` does not exist.
     """
     _check_free(destination, what)
-    # Under a temporary name until it is whole; the old folder, if any, is empty, so that rename
-    # can take its place.
+    # An old folder is empty here, so rename can replace it.
     temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir()
@@ -89,8 +92,10 @@ def new_folder(destination: Path, what: str) -> Iterator[Path]:
 
 
 def _name(error: OSError, path: Path, workplace: Path) -> None:
-    """Have the message name ``path``: not a temporary file, and not nothing, as that of a full disk
-    does."""
+    """Make the message of ``error`` name ``path``.
+
+    It would name a temporary file, or no file at all where the disk is full.
+    """
     inner = error.filename is None or str(error.filename).startswith(str(workplace))
     if error.errno is not None and error.filename2 is None and inner:
         error.filename = str(path)
@@ -112,8 +117,8 @@ def _check_free(destination: Path, what: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The file is in place by now. Some network file systems cannot sync a folder, and one that is
-    # not readable cannot be opened: that is no reason to say that nothing was written.
+    # The file is in place already, so a failure here is not an error. Some network file systems
+    # cannot sync a folder, and a folder without read permission cannot be opened.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -123,7 +128,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what killed writers of ``path`` left beside it; none may be writing it now."""
+    """Remove the temporary folders of killed writers of ``path``. No writer may be running."""
     path = Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         if leftover.is_dir():
@@ -138,14 +143,20 @@ def write_file(
     tensors: Mapping[str, Tensor],
     content: Mapping[str, Any],
 ) -> None:
-    """Write ``tensors`` and the JSON-able ``content`` as a ``kind`` of file ("result", …).
+    """Write a file of tensors and values, atomically.
+
+    Args:
+        path: the file. An old file is replaced.
+        kind: the kind of file, "result" or "checkpoint".
+        tensors: tensors by name.
+        content: values that JSON can hold.
 
     Raises:
-        OSError: the folder is missing or cannot be written, or the disk is full; the old file
+        OSError: the folder is missing or cannot be written, or the disk is full. The old file
             stays.
-        TypeError: ``content`` holds something that JSON cannot.
+        TypeError: ``content`` holds a value that JSON cannot hold.
     """
-    # A clone, because safetensors refuses tensors that share memory (tied weights do).
+    # A clone, because safetensors refuses tensors that share memory, as tied weights do.
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(content, sort_keys=True)
     metadata = {
@@ -158,19 +169,22 @@ def write_file(
     def write(temporary: Path) -> None:
         try:
             save_file(flat, temporary, metadata=metadata)
-        except SafetensorError as error:  # its wrapping of the system's error, disk full included
+        except SafetensorError as error:  # safetensors wraps errors of the system in it
             raise OSError(f"cannot write {path}: {error}") from error
 
     replace_atomically(path, write)
 
 
 def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`write_file` wrote, checked against its checksum.
+    """Read a file of :func:`write_file` and check its checksum.
+
+    Returns:
+        The tensors and the content.
 
     Raises:
-        FileNotFoundError: no file is there.
-        FileFormatError: it is no safetensors file (a pickle, say), it is cut off or altered, or it
-            is of another kind or version than expected.
+        FileNotFoundError: the file does not exist.
+        FileFormatError: the file is not a safetensors file, is cut off or altered, or is of another
+            kind or version than expected.
     """
     path = Path(path)
     if not path.is_file():
@@ -181,18 +195,19 @@ def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, UnicodeDecodeError) as error:
         raise FileFormatError(
-            f"{path} is not a whole safetensors file ({error}); expected an adapruner {kind}, "
-            "and no other format, pickles among them, is ever loaded"
+            f"{path} is not a whole safetensors file ({error}); expected an adapruner {kind}. "
+            "Other formats, pickles for example, are never loaded"
         ) from error
     found, version = metadata.get("adapruner_kind"), metadata.get("adapruner_format")
     if found != kind:
         raise FileFormatError(
-            f"{path} holds {'an adapruner ' + found if found else 'no adapruner data'}; "
-            f"expected an adapruner {kind}"
+            f"{path} is of another kind; expected an adapruner {kind}, "
+            f"found {'an adapruner ' + found if found else 'data of another program'}"
         )
     if version != str(FORMAT_VERSION):
         raise FileFormatError(
-            f"{path} has format version {version}; this adapruner reads version {FORMAT_VERSION}"
+            f"{path} has another format version; this adapruner reads version {FORMAT_VERSION}, "
+            f"found {version}"
         )
     text = metadata.get("content", "")
     if _digest(kind, tensors, text) != metadata.get("sha256"):

@@ -1,4 +1,4 @@
-"""Seeds. Every random number of a run is a function of its seed, an epoch and a named stream."""
+"""Seeds. Each random number of a run depends on its seed, an epoch and a named stream."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 
 class Stream(IntEnum):
-    """What the random numbers of an epoch are for. Each stream has a seed of its own."""
+    """The uses of random numbers in an epoch. Each use has its own seed."""
 
-    MODEL = 1  # dropout and the like
+    MODEL = 1  # dropout, for example
     EXPLORATION = 2  # which pruned samples an epoch reads
     DRAW = 3  # which samples a sampled method draws
     AUGMENTATION = 4  # windows, mirroring and the random numbers of a DALI graph
@@ -33,7 +33,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     Args:
         index: dataset index of the sample.
     """
-    # + 1, because SeedSequence takes (seed, epoch, 0) for (seed, epoch).
+    # + 1, because SeedSequence gives (seed, epoch, 0) and (seed, epoch) the same state.
     return _hashed(seed, epoch, index + 1)
 
 

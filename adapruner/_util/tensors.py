@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def to_cpu(state: Any) -> Any:
-    """A nested state with copies of its tensors on the CPU, which later steps leave alone."""
+    """A nested state with its tensors copied to the CPU."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):

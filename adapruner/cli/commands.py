@@ -1,4 +1,4 @@
-"""What the subcommands of ``adapruner`` do, once their arguments are known to be sound."""
+"""The subcommands of ``adapruner``. Their arguments are checked already."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from adapruner.vision.decoding import to_picture
 
 _UNREADABLE_SHOWN = 5
 _NEED_DATA = {
-    "paths": "the image folder that was",
-    "links": "the image folder that was",
-    "wds-index": "the shards that were",
-    "shards": "the shards that were",
+    "paths": "the image folder",
+    "links": "the image folder",
+    "wds-index": "the shards",
+    "shards": "the shards",
 }
 _EXPORTED = {
     "paths": "paths to {out}, relative to the image folder",
@@ -52,8 +52,8 @@ def prune(arguments: Namespace) -> None:
     """Train on ``arguments.data`` and write the result to ``arguments.out``.
 
     Raises:
-        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError: with a message
-            that is meant for users.
+        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError: the message is
+            for users.
     """
     if arguments.report is not None:
         for module in ("matplotlib", "jinja2"):
@@ -108,7 +108,7 @@ def report(arguments: Namespace) -> None:
     """Write the report of a result.
 
     Raises:
-        OSError, ValueError, ImportError: with a message that is meant for users.
+        OSError, ValueError, ImportError: the message is for users.
     """
     result = PruneResult.load(arguments.result)
     result.report(arguments.out, source=_given_source(arguments, result))
@@ -119,7 +119,7 @@ def export(arguments: Namespace) -> None:
     """Write the kept set of a result.
 
     Raises:
-        OSError, ValueError, ImportError: with a message that is meant for users.
+        OSError, ValueError, ImportError: the message is for users.
     """
     result = PruneResult.load(arguments.result)
     source = _given_source(arguments, result)
@@ -131,10 +131,10 @@ def export(arguments: Namespace) -> None:
 
 
 def index(arguments: Namespace) -> None:
-    """Write the indexes of ``arguments.shards``; those of broken ones are told and not written.
+    """Write the indexes of ``arguments.shards``. A broken shard is reported and gets no index.
 
     Raises:
-        OSError, ValueError: with a message that is meant for users.
+        OSError, ValueError: the message is for users.
     """
     shards = [shard for pattern in arguments.shards for shard in find_shards(pattern)]
     broken, samples = 0, 0
@@ -145,7 +145,7 @@ def index(arguments: Namespace) -> None:
             samples += len(found.lines)
         else:
             broken += 1
-            complain(f"no index of {shard}: {found.damage or 'it has no sample'}")
+            complain(f"no index of {shard}: {found.damage or 'the shard has no sample'}")
     say(f"wrote the indexes of {len(shards) - broken:,} shards, with {samples:,} samples")
     if broken:
         raise OSError(f"{broken:,} of {len(shards):,} shards have no index")
@@ -159,7 +159,7 @@ def _given_source(arguments: Namespace, result: PruneResult) -> Source | None:
 
 
 def _named(paths: list[Path]) -> Any:
-    """What the paths on the command line name, as ``as_source`` takes it."""
+    """The data at the paths of the command line, in a form that ``as_source`` takes."""
     if all(path.suffix == ".npy" for path in paths):
         return tuple(paths)
     return paths[0] if len(paths) == 1 else paths
@@ -170,15 +170,15 @@ def _check_data_known(result: PruneResult, to: str) -> None:
     try:
         source_again(result.dataset)
     except FileNotFoundError as error:
-        why = "the result does not say where it is" if root is None else f"{root} is gone"
+        why = "the result does not name its place" if root is None else f"{root} does not exist"
         raise ValueError(
-            f"export to {to} needs {_NEED_DATA[to]} pruned, and {why}: give it with --data"
+            f"export to {to} needs {_NEED_DATA[to]}, and {why}; give its place with --data"
         ) from error
 
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Show each warning as one line, without the place in the code that it comes from."""
+    """Show each warning as one line, without its place in the code."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             yield
@@ -192,8 +192,7 @@ def _sources(arguments: Namespace) -> tuple[Source, Source | None]:
     if _class_count(source) < 2:
         only = (source.class_names or ["0"])[0]
         raise ValueError(
-            f"{arguments.data[0]} has one class, {only}: there is nothing to tell it from; "
-            "expected at least two classes of images"
+            f"{arguments.data[0]} must have at least two classes of images; found one, {only}"
         )
     if arguments.validation is None:
         return source, None
@@ -202,14 +201,14 @@ def _sources(arguments: Namespace) -> tuple[Source, Source | None]:
     if bool(names) == bool(theirs) and names != theirs:
         differing = sorted(set(names) ^ set(theirs))
         raise ValueError(
-            f"{arguments.validation[0]} must have the same classes as {arguments.data[0]}; only "
-            f"one of them has {', '.join(differing[:10])}"
+            f"{arguments.validation[0]} must have the same classes as {arguments.data[0]}; "
+            f"found in only one of them: {', '.join(differing[:10])}"
         )
     count, most = _class_count(validation), _class_count(source)
     if count > most:
         raise ValueError(
-            f"{arguments.validation[0]} must have the same classes as {arguments.data[0]}; it has "
-            f"a class {count - 1}, and there is none above {most - 1}"
+            f"{arguments.validation[0]} must have the same classes as {arguments.data[0]}; "
+            f"expected classes up to {most - 1}, found class {count - 1}"
         )
     return source, validation
 
@@ -224,14 +223,16 @@ def _images(arguments: Namespace, paths: list[Path]) -> Source:
     if source.targets is None:
         raise ValueError(f"the classes in {paths[-1]} must be whole numbers, one for each image")
     if source.targets.min() < 0:
-        raise ValueError(f"classes must be at least 0, found {source.targets.min()} in {paths[-1]}")
+        raise ValueError(
+            f"the classes in {paths[-1]} must be at least 0; found {source.targets.min()}"
+        )
     if _class_count(source) > max(1000, len(source)):
         raise ValueError(
-            f"{paths[-1]} has a class {source.targets.max()} among {len(source)} images; expected "
-            "classes that are numbered from 0 on"
+            f"the classes in {paths[-1]} must be numbered from 0; found class "
+            f"{source.targets.max()} among {len(source)} images"
         )
     if source.kind == "arrays":
-        to_picture(source[0][0])  # raises where it is none
+        to_picture(source[0][0])  # raises unless it is a picture
     return source
 
 
@@ -259,11 +260,11 @@ def _announce(arguments: Namespace, model: nn.Module, source: Source, image_size
         f"{image_size} pixels; {arguments.model} with {parameters:,} parameters"
     )
     if arguments.checkpoint is not None and (arguments.checkpoint / CHECKPOINT_NAME).is_file():
-        complain(f"going on from the checkpoint in {arguments.checkpoint}")
+        complain(f"resuming from the checkpoint in {arguments.checkpoint}")
 
 
 def _settings(arguments: Namespace, image_size: int) -> dict[str, Any]:
-    """What the result is to tell of the run beyond what fast_prune knows."""
+    """Settings of the command that fast_prune does not know, for the result."""
     return {
         "model": arguments.model,
         "image_size": image_size,
@@ -282,19 +283,19 @@ def _summary(result: PruneResult, arguments: Namespace) -> list[str]:
     lines = [
         f"kept {kept:,} of {result.num_samples:,} images, written to {arguments.out}",
         f"read {read:,} images in {saved['seconds']:,.1f} s, {100 * read / full:.1f} % of the "
-        f"{full:,} of an ordinary run",
+        f"{full:,} that an ordinary run reads",
     ]
     if result.unreadable:
         lines += _unreadable(result)
     if result.not_finite:
         lines.append(
-            f"{len(result.not_finite)} images had a loss that was not finite, the first one is "
-            f"number {result.not_finite[0]}"
+            f"{len(result.not_finite)} images had a loss that was not finite; the first has the "
+            f"index {result.not_finite[0]}"
         )
     if result.forced:
         lines.append(
-            "forced: no epoch trained on as few images as this, the end cut down to the ratio; "
-            "more epochs or a higher keep ratio would let the selection settle"
+            "forced: the run ended before training at this keep ratio, so the final selection was "
+            "cut to size; use more epochs or a higher keep ratio"
         )
     return [*lines, *_next_commands(result, arguments)]
 
@@ -304,7 +305,7 @@ def _unreadable(result: PruneResult) -> list[str]:
     lines = [f"{count:,} unreadable {'image is' if count == 1 else 'images are'} not kept:"]
     lines += [f"  {reason}" for _, reason in result.unreadable[:_UNREADABLE_SHOWN]]
     if count > _UNREADABLE_SHOWN:
-        lines.append(f"  and {count - _UNREADABLE_SHOWN:,} more, which the result lists")
+        lines.append(f"  and {count - _UNREADABLE_SHOWN:,} more; the result lists all")
     return lines
 
 

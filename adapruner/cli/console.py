@@ -1,4 +1,4 @@
-"""What the command prints, and where."""
+"""Output of the command."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TextIO
 
 
 def say(text: str) -> None:
-    """Print to standard output, whatever characters its encoding lacks."""
+    """Print to standard output. Characters that its encoding lacks are escaped."""
     _write(text, sys.stdout)
 
 
 def complain(text: str) -> None:
-    """Print as one line to standard error, after the command's name."""
+    """Print one line to standard error, with the name of the command in front."""
     _write("adapruner: " + " ".join(text.splitlines()), sys.stderr)
 
 
 def _write(text: str, stream: TextIO) -> None:
-    # A file name need not be valid UTF-8, and no run is to fail for printing one.
+    # A file name may not be valid UTF-8. Printing it must not end the run.
     encoding = stream.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)

@@ -1,6 +1,6 @@
-"""The command ``adapruner``: it runs a subcommand, and tells errors in one line.
+"""The command ``adapruner``: it runs a subcommand and prints an error as one line.
 
-Nothing heavy is imported here: what is wrong with the arguments alone is told before torch loads.
+This module does not import torch, so bad arguments are reported at once.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: the arguments; those of the process where None.
+        argv: the arguments; the arguments of the process where None.
 
     Returns:
-        The exit code: 0, 1 after an error (told in one line on standard error), 130 after Ctrl-C.
+        The exit code: 0 for success, 1 after an error (one line on standard error), 130 after
+        Ctrl-C.
 
     Raises:
-        SystemExit: code 2 where the arguments are no command, 0 after help or version.
+        SystemExit: code 2 where the arguments cannot be parsed, 0 after help or version.
     """
     arguments = build_parser().parse_args(argv)
     try:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _says_all(error: Exception) -> bool:
-    """Whether it is an error that a user can mend; any other one needs its traceback."""
+    """Whether the message of an error is enough for a user. Other errors need a traceback."""
     return isinstance(
         error,
         (
@@ -66,10 +67,10 @@ def _interrupted(arguments: argparse.Namespace) -> str:
     if arguments.command != "prune":
         return "interrupted"
     if arguments.checkpoint is None:
-        return "interrupted; with --checkpoint DIR a run can go on where it was"
+        return "interrupted; with --checkpoint DIR, the same command can resume a run"
     if not (arguments.checkpoint / CHECKPOINT_NAME).is_file():
-        return f"interrupted, before the first checkpoint in {arguments.checkpoint}"
-    return f"interrupted; the same command goes on from the checkpoint in {arguments.checkpoint}"
+        return f"interrupted before the first checkpoint in {arguments.checkpoint}"
+    return f"interrupted; the same command resumes from the checkpoint in {arguments.checkpoint}"
 
 
 def _prune(arguments: argparse.Namespace) -> None:
@@ -78,7 +79,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         check_data(arguments.validation)
     if arguments.weights is not None and not arguments.weights.is_file():
         raise FileNotFoundError(f"no such file of weights: {arguments.weights}")
-    # Before hours of training, not after them.
+    # Checked now, not after hours of training.
     written = (arguments.out, arguments.report, arguments.save_model)
     check_apart(written, [*arguments.data, *(arguments.validation or ()), arguments.weights])
     for path in written:

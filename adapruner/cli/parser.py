@@ -13,11 +13,11 @@ from adapruner.pruning.methods import DEFAULT_METHOD, HOMES
 
 EXPORT_FORMATS = ("paths", "npy", "parquet", "links", "wds-index", "shards")
 
-_EPILOG = "With ADAPRUNER_TRACEBACK=1 an error shows where it comes from, instead of one line."
+_EPILOG = "Set ADAPRUNER_TRACEBACK=1 to see the full traceback of an error."
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands; ``command`` of what it parses names the subcommand."""
+    """The parser of all subcommands. It stores the name of the subcommand in ``command``."""
     parser = argparse.ArgumentParser(
         prog="adapruner",
         description="Learn which samples of a training set are worth keeping.",
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(add)
     _add_export(add)
     _add_index(add)
-    add("info", help="versions, the native library, the extras that are installed")
+    add("info", help="show versions, the native library and the installed extras")
     return parser
 
 
@@ -42,8 +42,8 @@ def _add_prune(add: _AddParser) -> None:
     parser = add(
         "prune",
         help="train a model on images and learn which of them to keep",
-        description="Train a model on images, reading less than an ordinary run does, and learn on "
-        "the way which images to keep.",
+        description="Train a model on images and learn which images to keep. The run reads fewer "
+        "images than an ordinary run.",
     )
     option = parser.add_argument
     option("data", type=Path, nargs="+", metavar="DATA", help=EXPECTED)
@@ -52,12 +52,12 @@ def _add_prune(add: _AddParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="where to write the result (safetensors); an old file is replaced",
+        help="file for the result (safetensors); an old file is replaced",
     )
     _add_run_options(parser.add_argument_group("the run"))
     _add_data_options(parser.add_argument_group("the images"))
     _add_model_options(parser.add_argument_group("the model"))
-    _add_practical_options(parser.add_argument_group("how it is carried out"))
+    _add_practical_options(parser.add_argument_group("machine and output"))
 
 
 def _add_run_options(group: argparse._ArgumentGroup) -> None:
@@ -69,12 +69,18 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         metavar="R",
         help="share of the images to keep, in (0, 1]; default %(default)s",
     )
-    option("--epochs", type=at_least(1), default=20, metavar="N", help="default %(default)s")
+    option(
+        "--epochs",
+        type=at_least(1),
+        default=20,
+        metavar="N",
+        help="epochs of the run; default %(default)s",
+    )
     option(
         "--warmup-epochs",
         type=at_least(0),
         metavar="N",
-        help="epochs at the start that read everything; default a tenth of all",
+        help="epochs at the start that read every image; default about a tenth of --epochs",
     )
     option(
         "--batch-size",
@@ -94,7 +100,7 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         type=at_least(0),
         default=0,
         metavar="N",
-        help="of the fresh weights, the order and the augmentation; default %(default)s",
+        help="seed of new weights, the order and the augmentation; default %(default)s",
     )
     option("--balance", choices=["class"], help="keep the same share of every class")
     option(
@@ -102,8 +108,8 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         type=method_name,
         default=DEFAULT_METHOD,
         metavar="{" + ",".join(HOMES) + "}",
-        help="sampled draws the kept images by learned gates; published keeps the largest gates, "
-        "as the paper does; default %(default)s",
+        help="sampled draws the kept images with chances from their gates; published keeps the "
+        "largest gate logits, as the paper does; default %(default)s",
     )
 
 
@@ -114,59 +120,58 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         type=Path,
         action="append",
         metavar="DATA",
-        help="held-out images of the same classes, in any of these forms (once for each path); "
-        "default 5%% of the images",
+        help="held-out images of the same classes, in any form of DATA; repeat the option for each "
+        "path; default 5%% of the images",
     )
     option(
         "--columns",
         nargs=2,
         metavar=("IMAGE", "CLASS"),
-        help="in shards, the extensions of the components with the image and the class (json:KEY "
-        "for a key in a component json); default the one that is an image, and cls",
+        help="shards only: extensions of the components that hold the image and the class "
+        "(json:KEY for a key of the component json); default the only image, and cls",
     )
     option(
         "--index",
         type=Path,
         metavar="DIR",
-        help="where the indexes of shards are; default beside them",
+        help="folder of the shards' indexes; default beside the shards",
     )
     option(
         "--max-pixels",
         type=at_least(1),
         default=100_000_000,
         metavar="N",
-        help="an image of more counts as unreadable; default 100 million",
+        help="an image with more pixels counts as unreadable; default 100 million",
     )
     option(
         "--on-error",
         choices=["skip", "raise"],
         default="skip",
-        help="what an unreadable image does: it is left out and listed (skip, the default), or "
-        "ends the run",
+        help="skip leaves out unreadable images and lists them; raise ends the run at the first "
+        "one; default %(default)s",
     )
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
-    option(
-        "--model", default="resnet18", metavar="NAME", help="a model of timm; default %(default)s"
-    )
+    option("--model", default="resnet18", metavar="NAME", help="model of timm; default %(default)s")
     option(
         "--weights",
         type=Path,
         metavar="FILE",
-        help="state dict to start from (safetensors); default fresh weights",
+        help="state dict to start from (safetensors); default new random weights",
     )
     option(
         "--image-size",
         type=at_least(1),
         metavar="PIXELS",
-        help="images are cropped to this size; default their own if it is at most 64, else 224",
+        help="size of the crops; default the size of the images if it is at most 64, else 224",
     )
     option(
         "--small-images",
         action=argparse.BooleanOptionalAction,
-        help="adapt the model's first layers to small images; default up to 64 pixels",
+        help="adapt the first layers of the model to small images; default for images of at most "
+        "64 pixels",
     )
 
 
@@ -175,50 +180,57 @@ def _add_practical_options(group: argparse._ArgumentGroup) -> None:
     option(
         "--device",
         metavar="DEVICE",
-        help="where to train: cpu, cuda, cuda:1, ...; default cuda where it can be used, else cpu",
+        help="device of the training: cpu, cuda, cuda:1, ...; default cuda if it can be used, else "
+        "cpu",
     )
     option(
         "--precision",
         choices=["fp32", "bf16"],
         default="fp32",
-        help="bf16 trains under torch's autocast; default %(default)s",
+        help="bf16 trains under autocast of torch; default %(default)s",
     )
     option("--compile", action="store_true", help="call the model through torch.compile")
     option(
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="write a checkpoint after each epoch, and go on from the one that is there",
+        help="write a checkpoint to DIR after each epoch, and resume from a checkpoint in DIR",
     )
     option("--report", type=Path, metavar="FILE", help="also write an HTML report")
     option(
         "--save-model",
         type=Path,
         metavar="FILE",
-        help="also write the trained model's state dict (safetensors), as --weights takes it",
+        help="also write the state dict of the trained model (safetensors), for --weights",
     )
     option(
         "--loader",
         choices=["auto", "torch", "dali"],
         default="auto",
-        help="what reads the images; auto, the default, takes DALI where it is installed and can",
+        help="loader of the images; auto uses DALI if it is installed and can read them; default "
+        "%(default)s",
     )
     option(
         "--workers",
         type=at_least(0),
         default=0,
         metavar="N",
-        help="processes that read images, default none but the one that trains; or threads of "
-        "DALI, default one per core",
+        help="extra processes that read images, default 0; with DALI, its threads, default one per "
+        "core",
     )
     option(
         "--block-size",
         type=at_least(1),
         metavar="N",
-        help="read N images that stand next to each other at about the same time, and mix 16 such "
-        "blocks: for slow disks; default all are mixed",
+        help="for slow disks: read blocks of N neighbouring images and mix 16 blocks at a time; "
+        "default all images are mixed",
     )
-    option("--threads", type=at_least(1), metavar="N", help="of computation; default all cores")
+    option(
+        "--threads",
+        type=at_least(1),
+        metavar="N",
+        help="threads of computation on the CPU; default all cores",
+    )
     option("--quiet", action="store_true", help="print warnings and errors only")
 
 
@@ -226,7 +238,7 @@ def _add_report(add: _AddParser) -> None:
     parser = add("report", help="write the HTML report of a result")
     _add_result(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the HTML file to write"
+        "--out", type=Path, required=True, metavar="FILE", help="HTML file to write"
     )
 
 
@@ -237,23 +249,24 @@ def _add_export(add: _AddParser) -> None:
         "--to",
         choices=EXPORT_FORMATS,
         required=True,
-        help="a text file of paths relative to the image folder, one per line; a .npy file of "
-        "indices; a Parquet file of both; a folder of links, itself an image folder; of shards, a "
-        "folder of DALI's indexes of the kept samples, or of new shards with these alone",
+        help="paths: text file, one path a line, relative to the image folder; npy: array of "
+        "indices; parquet: table of indices, gate logits, classes and paths; links: image "
+        "folder of symbolic links; wds-index: folder of DALI indexes of the kept samples; shards: "
+        "folder of new shards with the kept samples",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DEST", help="the file, or folder, to write"
+        "--out", type=Path, required=True, metavar="DEST", help="file or folder to write"
     )
 
 
 def _add_result(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("result", type=Path, metavar="RESULT", help="what prune has written")
+    parser.add_argument("result", type=Path, metavar="RESULT", help="result file of prune")
     parser.add_argument(
         "--data",
         type=Path,
         action="append",
         metavar="DATA",
-        help="what was pruned, where it is no longer in its place (once for each path)",
+        help="place of the pruned data, if it has moved; repeat the option for each path",
     )
 
 
@@ -261,16 +274,18 @@ def _add_index(add: _AddParser) -> None:
     parser = add(
         "index",
         help="write the indexes of WebDataset shards",
-        description="Write where the samples of WebDataset shards lie, NAME.idx for NAME.tar, as "
-        "DALI's wds2idx does; with it, a run need not read every header first.",
+        description="Write an index NAME.idx for each WebDataset shard NAME.tar, in the format of "
+        "DALI's wds2idx. A run with indexes starts without reading every header of the shards.",
     )
     option = parser.add_argument
     option("shards", nargs="+", metavar="SHARDS", help="tar files, folders of them, or patterns")
-    option("--out", type=Path, metavar="DIR", help="where to write them; default beside the shards")
+    option(
+        "--out", type=Path, metavar="DIR", help="folder for the indexes; default beside the shards"
+    )
     option(
         "--class",
         dest="column",
         default="cls",
         metavar="CLASS",
-        help="the component with the class, as in prune --columns; default %(default)s",
+        help="component that holds the class, as in prune --columns; default %(default)s",
     )

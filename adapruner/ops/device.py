@@ -1,4 +1,4 @@
-"""Where the native kernels can run."""
+"""The devices that the native kernels can run on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from adapruner.ops.native import _C
 
 
 def why_no_cuda() -> str | None:
-    """Why nothing can run on a GPU here; None where it can."""
+    """The reason why the kernels cannot run on a GPU, or None where they can."""
     built = _C.build_info()
     if built["cuda"] is None:
         return f"this build of adapruner has no CUDA kernels: {built['no_cuda']}"
@@ -16,14 +16,14 @@ def why_no_cuda() -> str | None:
 
 
 def check_device(device: torch.device | str | None) -> torch.device:
-    """The device, if the native kernels can run there; torch's default one where None.
+    """A device that the native kernels can run on; torch's default device where None.
 
     Raises:
-        ValueError: they cannot; the message says why.
+        ValueError: the kernels cannot run on the device. The message gives the reason.
     """
     try:
         found = torch.get_default_device() if device is None else torch.device(device)
-    except RuntimeError as error:  # no device that torch has heard of
+    except RuntimeError as error:  # torch does not know the device
         raise ValueError(f"device must be 'cpu' or 'cuda'; found '{device}'") from error
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda'; found '{found}'")

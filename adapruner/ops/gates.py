@@ -1,4 +1,4 @@
-"""The steps of gates."""
+"""Operators that step the gates."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ def gate_update(
     pressure: Tensor,
     sample_loss: Tensor,
 ) -> None:
-    """One visit of each distinct id, in place: m, its age, and the sums in the state. O(B).
+    """Count one visit of each distinct id, in place: step m, reset the age, update the sums. O(B).
 
     Args:
         gate_logits: m, float32 ``[N]``.
         age: epochs since the last visit, uint8 ``[N]``; :data:`NEVER_VISITED` before the first.
-        state: int64; in warm-up (its slot "resting") gates and ages stay as they are.
-        last_loss: float32 ``[N]`` that takes the last loss of every sample, or None.
-        ids: ``[B]``, any integer type; the pressures of a repeated id are summed.
-        pressure: ``[B]``, any floating type; where it is not finite the gate is left alone.
+        state: the run's state, int64. While gates are frozen (slot "resting"), gates and ages do
+            not change.
+        last_loss: float32 ``[N]``, or None. The losses of the batch are written to it.
+        ids: ``[B]``, any integer type. The pressures of a repeated id are summed.
+        pressure: ``[B]``, any floating type. A pressure that is not finite does not step its gate.
         sample_loss: ``[B]``, any floating type.
     """
     torch.ops.adapruner.gate_update(gate_logits, age, state, last_loss, ids, pressure, sample_loss)
 
 
 def first_loss_scale(pressure: Tensor, state: Tensor, sample_loss: Tensor) -> None:
-    """Bring the first batch of an epoch to the scale of its own mean loss, in place.
+    """Set the loss scale to the mean loss of an epoch's first batch, in place.
 
-    Without effect unless the state's slot "scale_running" is set and no loss has been summed since
-    the start of the epoch. The loss scale then becomes the mean of the batch's finite losses, if
-    that is above 0, and each pressure what it is at that scale. To be called before
-    :func:`gate_update`, which has the scale follow the epoch's mean from then on.
+    The operator acts only if the state's slot "scale_running" is set and the epoch has summed no
+    loss yet. Then the loss scale becomes the mean of the batch's finite losses, if that is above 0,
+    and the pressures are computed anew with it. Call it before :func:`gate_update`, which makes the
+    scale follow the mean of the epoch.
 
     Args:
-        pressure: float32 ``[B]``, contiguous; infinite for a sample all of whose rows are ignored.
-        state: int64.
+        pressure: float32 ``[B]``, contiguous; infinite for a sample with only ignored rows.
+        state: the run's state, int64.
         sample_loss: ``[B]``, any floating type.
     """
     torch.ops.adapruner.first_loss_scale(pressure, state, sample_loss)
 
 
 def gate_drift(gate_logits: Tensor, age: Tensor, state: Tensor, last_loss: Tensor) -> None:
-    """The epoch's step of every gate that it did not visit, from the sample's last loss, in place.
+    """Step each gate that the epoch did not visit, from the last loss of its sample, in place.
 
-    To be called at the end of an epoch, before a top-k (which brings the sums in the state to the
-    new gates). O(N).
+    Call it at the end of an epoch, before the top-k. The top-k then updates the sums in the state.
+    O(N).
 
     Args:
         gate_logits: m, float32 ``[N]``.
-        age: epochs since the last visit, uint8 ``[N]``, 0 for those visited in this epoch.
-        state: int64.
-        last_loss: float32 ``[N]``; where it is not finite the gate is left alone.
+        age: epochs since the last visit, uint8 ``[N]``; 0 for a sample visited in this epoch.
+        state: the run's state, int64.
+        last_loss: float32 ``[N]``. A loss that is not finite does not step its gate.
     """
     torch.ops.adapruner.gate_drift(gate_logits, age, state, last_loss)

@@ -8,10 +8,9 @@ try:
     from adapruner import _C
 except ImportError as error:
     raise ImportError(
-        f"adapruner's native library cannot be loaded ({error}). It is compiled against the torch "
-        f"that was there when adapruner was installed; this is torch {torch.__version__}. "
-        "Build it anew, in its sources: pip install --no-build-isolation --force-reinstall "
-        "--no-deps ."
+        f"the native library of adapruner cannot be loaded ({error}). It works with the torch "
+        f"version that it was built with; found torch {torch.__version__}. Build it again, in the "
+        "folder of its sources: pip install --no-build-isolation --force-reinstall --no-deps ."
     ) from error
 
 __all__ = ["_C"]

@@ -1,1 +1,1 @@
-"""What is learned of samples and what follows from it. This layer knows ids, never data."""
+"""Gates, selections and the order of an epoch. This layer knows sample ids, never data."""

@@ -1,4 +1,4 @@
-"""Checks of what a :class:`Pruner` is given."""
+"""Checks of the arguments of :class:`adapruner.Pruner`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def check_one_process() -> None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         count = distributed.get_world_size()
-        if count > 1:  # each would select by the losses that it alone has seen
+        if count > 1:  # each process would select by its own losses
             raise RuntimeError(f"adapruner does not run in several processes yet; found {count}")
 
 
 def checked_warmup(warmup_epochs: int | None, epochs: int) -> int:
-    """The epochs of the warm-up; about a tenth of ``epochs`` where None.
+    """Number of epochs of the warm-up; about a tenth of ``epochs`` where None.
 
     Raises:
         TypeError: ``warmup_epochs`` is not a whole number.
-        ValueError: it is negative, or not less than ``epochs``.
+        ValueError: ``warmup_epochs`` is negative, or not less than ``epochs``.
     """
     if warmup_epochs is None:
         return min(max(round(0.1 * epochs), 1), epochs - 1)
@@ -38,6 +38,12 @@ def checked_warmup(warmup_epochs: int | None, epochs: int) -> int:
 
 
 def check_labels(labels: Any, num_samples: int) -> Tensor:
+    """The labels as int64 ``[N]`` on the CPU.
+
+    Raises:
+        TypeError: the labels are not integers.
+        ValueError: they do not have shape ``[N]``, or a label is negative.
+    """
     tensor = torch.as_tensor(labels, device="cpu")
     if tensor.dim() != 1 or len(tensor) != num_samples:
         raise ValueError(
@@ -48,21 +54,30 @@ def check_labels(labels: Any, num_samples: int) -> Tensor:
     if tensor.numel() and int(tensor.min()) < 0:
         raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
     tensor = tensor.to(torch.int64)
-    # What is held for each class is held for those that there are.
+    # Memory grows with the largest label, so large labels are numbered anew.
     return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
 
 
 def check_held_out(held_out: Any, num_samples: int) -> Tensor:
+    """The held-out samples as int64 indices on the CPU.
+
+    Raises:
+        TypeError: the indices are not integers.
+        ValueError: an index is out of range or repeated, or all samples are held out.
+    """
     tensor = torch.as_tensor(held_out, device="cpu").flatten()
     if tensor.numel() and not _is_whole(tensor):
         raise TypeError(f"held_out must hold dataset indices, integers; found {tensor.dtype}")
     tensor = tensor.to(torch.int64)
     if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_samples:
-        raise ValueError(f"held_out must hold dataset indices in [0, {num_samples})")
-    if tensor.unique().numel() != tensor.numel():
-        raise ValueError("held_out holds an index twice")
+        raise ValueError(
+            f"held_out must hold dataset indices in [0, {num_samples}); found indices from "
+            f"{int(tensor.min())} to {int(tensor.max())}"
+        )
+    if (repeats := tensor.numel() - tensor.unique().numel()) > 0:
+        raise ValueError(f"held_out must hold each index once; found {repeats} repeats")
     if tensor.numel() >= num_samples:
-        raise ValueError("held_out leaves no sample to train on")
+        raise ValueError(f"held_out must leave a sample to train on; found all {num_samples}")
     return tensor
 
 

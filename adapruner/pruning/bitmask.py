@@ -1,7 +1,7 @@
-"""Bit masks of samples: uint8 ``[ceil(N / 8)]``, bit i % 8 of byte i / 8 for sample i, no others.
+"""Bit masks of samples: uint8 ``[ceil(N / 8)]``. Sample i is bit i % 8 of byte i / 8.
 
-A selection is stored as such a mask alone. Code that needs flags of all N samples unpacks them in
-pieces. Masks are on the CPU, whatever torch's default device is.
+Unused bits are 0. A selection is stored only as a mask. Code that needs flags of all N samples
+unpacks them in pieces. Masks are on the CPU, whatever torch's default device is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PIECE = 2**18  # samples at a time: whole bytes of a mask, and what they unfold to stays in cache
+PIECE = 2**18  # samples at a time: whole bytes of a mask, few enough to stay in cache
 
 
 def full(num_samples: int) -> Tensor:
@@ -34,14 +34,14 @@ def unpack(mask: Tensor, num_samples: int) -> np.ndarray:
 
 
 def unpack_pieces(mask: Tensor, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The same, piece by piece: the first sample of each, and its bools."""
+    """:func:`unpack` in pieces. Yields the first sample of each piece and the piece's bools."""
     for begin in range(0, num_samples, PIECE):
         end = min(begin + PIECE, num_samples)
         yield begin, unpack(mask[begin // 8 : (end + 7) // 8], end - begin)
 
 
 def pack_pieces(num_samples: int, flags: Callable[[int, int], np.ndarray]) -> Tensor:
-    """The mask of N samples of whom ``flags(begin, end)`` tells, bools ``[end - begin]``."""
+    """The mask of N samples from ``flags(begin, end)``, which gives bools ``[end - begin]``."""
     mask = torch.empty((num_samples + 7) // 8, dtype=torch.uint8, device="cpu")
     for begin in range(0, num_samples, PIECE):
         end = min(begin + PIECE, num_samples)
@@ -50,7 +50,7 @@ def pack_pieces(num_samples: int, flags: Callable[[int, int], np.ndarray]) -> Te
 
 
 def of_indices(indices: Tensor, num_samples: int) -> Tensor:
-    """The mask of distinct samples, int64."""
+    """The mask of distinct dataset indices, int64."""
     mask = np.zeros((num_samples + 7) // 8, dtype=np.uint8)
     index = indices.numpy()
     np.bitwise_or.at(mask, index // 8, np.left_shift(1, index % 8).astype(np.uint8))
@@ -58,13 +58,13 @@ def of_indices(indices: Tensor, num_samples: int) -> Tensor:
 
 
 def count(mask: Tensor) -> int:
-    """How many samples a mask holds."""
+    """Number of samples in a mask."""
     pieces = unpack_pieces(mask, 8 * len(mask))
     return sum(int(np.count_nonzero(flags)) for _, flags in pieces)
 
 
 def indices(mask: Tensor) -> Tensor:
-    """The samples that a mask holds, int64, ascending."""
+    """The samples in a mask, int64, ascending."""
     found = torch.empty(count(mask), dtype=torch.int64, device="cpu")
     end = 0
     for begin, flags in unpack_pieces(mask, 8 * len(mask)):
@@ -75,12 +75,12 @@ def indices(mask: Tensor) -> Tensor:
 
 
 def indices_between(mask: Tensor, begin: int, end: int) -> np.ndarray:
-    """The samples in [begin, end) that a mask holds, int64, ascending."""
+    """The samples in a mask with indices in [begin, end), int64, ascending."""
     first = begin // 8
     flags = np.unpackbits(mask[first : (end + 7) // 8].numpy(), bitorder="little")
     return np.flatnonzero(flags[begin - 8 * first : end - 8 * first]) + begin
 
 
 def holds_any(mask: Tensor, indices: Tensor) -> bool:
-    """Whether a mask holds any of the samples, int64."""
+    """Whether a mask holds any of the ``indices``, int64."""
     return bool((mask[indices // 8] >> (indices % 8) & 1).any())

@@ -1,4 +1,4 @@
-"""The gates of a run: one logit per sample, its age, and the small state they share."""
+"""The gates of a run: one logit and one age per sample, and a small shared state."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _SLOTS: dict[str, int] = _C.state_slots
 
 
 class Gates:
-    """Gate logits m, ages and state, on one device, stepped by the native operators.
+    """Gate logits m, ages and state on one device. The native operators step them.
 
     Args:
         num_samples: N.
-        keep_ratio: r, the ratio wanted, in (0, 1].
-        objective: its constants.
-        device: where the gates live; torch's default device where None.
-        track_losses: whether to keep the last loss of every sample (4 more bytes a sample), by
-            which gates step in epochs that do not visit them; without it, a later visit stands for
-            those epochs.
-        normalize_loss: whether losses are divided by a scale in the pressure: by their running mean
-            in the first epoch, and by the mean of the epoch before in every other one.
+        keep_ratio: r, the keep ratio of the run, in (0, 1].
+        objective: the constants of the objective.
+        device: device of the gates; torch's default device where None.
+        track_losses: keep the last loss of every sample (4 more bytes a sample). Gates then also
+            step in epochs that do not visit them. Without it, a later visit stands for those
+            epochs.
+        normalize_loss: divide losses by the loss scale in the pressure. The scale is the running
+            mean loss in the first epoch, and the mean loss of the previous epoch in later epochs.
 
     Attributes:
-        logits: m, float32 ``[N]``; 1 at the start; −inf for a sample that is excluded.
+        logits: m, float32 ``[N]``; 1 at the start, −inf for an excluded sample.
         age: epochs since the last visit, uint8 ``[N]``; 255 before the first.
-        state: int64, laid out by ``csrc/math/state.h``.
-        last_loss: float32 ``[N]``, NaN where no loss was seen, or None.
+        state: the state tensor, int64; ``csrc/math/state.h`` names its slots.
+        last_loss: float32 ``[N]``, NaN where no loss was seen; None without ``track_losses``.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Gates:
         self.set_real("pressure_cap", objective.pressure_cap)
         self.set_real("step_size", objective.step_size)
         self.set_real("loss_scale", 1.0)
-        # Gates that drift have taken the steps of the epochs between two visits.
+        # With drift, a gate has already stepped in the epochs between two visits.
         self.set_integer("age_cap", 1 if track_losses else objective.age_cap)
         self.set_integer("population", num_samples)
         self.set_integer("plain", int(not objective.weighs))
@@ -76,31 +76,33 @@ class Gates:
         return float(self._reals[_SLOTS[slot]])
 
     def slots(self, first: str, last: str) -> Tensor:
-        """Integer slots of the state from one to another, as a view: nothing is read back."""
+        """Integer slots ``first`` to ``last`` of the state, as a view on the device."""
         return self.state[_SLOTS[first] : _SLOTS[last] + 1]
 
     def set_integer(self, slot: str, value: int) -> None:
+        """Set an integer slot of the state."""
         self.state[_SLOTS[slot]] = value
 
     def set_real(self, slot: str, value: float) -> None:
+        """Set a real slot of the state."""
         self._reals[_SLOTS[slot]] = value
 
     @property
     def mean_gate(self) -> float:
-        """s̄, the mean gate over all samples that can be read."""
+        """s̄, the mean gate over all samples that are not excluded."""
         return self.integer("gate_sum") / ops.GATE_SUM_ONE / max(self.integer("population"), 1)
 
     @property
     def open_share(self) -> float:
-        """ρ, the share of samples with m > 0."""
+        """ρ, the share of samples with m > 0 among those that are not excluded."""
         return self.integer("open_count") / max(self.integer("population"), 1)
 
     def set_slope(self, slope: float) -> None:
-        """Set k and bring the sums to it, by a pass over m."""
+        """Set the slope k, and compute the sums anew in a pass over m."""
         self.use_sums(slope, ops.topk_mask(self.logits, 0, slope).sums)
 
     def use_sums(self, slope: float, sums: Tensor) -> None:
-        """Set k, with the sums that a top-k at this slope has just found."""
+        """Set the slope k, with the sums of a top-k at this slope."""
         self.set_real("slope", slope)
         self.state[_SLOTS["gate_sum"]] = sums[0]
         self.state[_SLOTS["open_count"]] = sums[1]
@@ -135,16 +137,16 @@ class Gates:
         sums.copy_(of_training)
 
     def _use_running_scale(self, running: bool) -> None:
-        # Known here too, so that no step reads it from the device.
+        # Kept on the host too, so that no step reads it from the device.
         self._scale_is_running = running
         self.set_integer("scale_running", int(running))
 
     def exclude(self, indices: Tensor) -> None:
-        """Take samples (int64) out of the running: their gates close for good. Twice is once."""
+        """Close the gates of samples (int64) for good. Excluded samples may be given again."""
         indices = indices.to(self.logits.device)
         closed = indices[self.logits[indices] != -torch.inf].unique()
         if closed.numel():
-            # The share of the sums that these few had.
+            # The part of these samples in the sums.
             gone = ops.topk_mask(self.logits[closed], 0, self.real("slope")).sums
             self.logits[closed] = -torch.inf
             self.set_integer("population", self.integer("population") - closed.numel())
@@ -157,7 +159,7 @@ class Gates:
         return self.integer("population") == len(self.logits)
 
     def readable(self) -> Tensor:
-        """The samples that were not excluded, as a bit mask."""
+        """The samples that are not excluded, as a bit mask."""
         if self.all_readable:
             return bitmask.full(len(self.logits))
         return bitmask.pack_pieces(
@@ -166,14 +168,15 @@ class Gates:
         )
 
     def check_errors(self) -> None:
-        """Raise for what kernels of a GPU have found wrong with a batch since the last check.
+        """Raise for a bad value that a GPU has found in a batch since the last check.
 
-        They cannot raise themselves, so they note the first offender of the first such batch; it
-        and others like it took no part in their batches. Reads a few bytes from the device, and
-        waits for it. Kernels of the CPU raise at once.
+        Kernels of the CPU raise at once. Kernels of a GPU cannot raise: they skip bad values and
+        note the first one in the state. The check reads a few bytes from the device and waits for
+        it.
 
         Raises:
-            IndexError: an id is no dataset index, or a target neither a class nor ``ignore_index``.
+            IndexError: an id is not a dataset index, or a target is neither a class nor
+                ``ignore_index``.
             ValueError: a given loss is negative.
         """
         noted = self.slots("error_kind", "error_latch")
@@ -192,9 +195,9 @@ class Gates:
         raise ValueError(f"sample_loss[{place}] is {loss}; expected a loss of at least 0{late}")
 
     def end_epoch(self) -> None:
-        """End an epoch: set the loss scale, step unvisited gates, age samples, start new sums.
+        """End an epoch: set the loss scale, step unvisited gates, age samples, reset loss sums.
 
-        A top-k must follow, since the sums over all gates are not kept up.
+        A top-k must follow. It updates the sums over all gates.
         """
         mean_loss = self.training_loss()
         if self._normalizes and mean_loss:
@@ -203,24 +206,24 @@ class Gates:
         if self.last_loss is not None:
             ops.gate_drift(self.logits, self.age, self.state, self.last_loss)
         for ages in self.age.split(bitmask.PIECE):
-            ages += (ages < ops.OLDEST).view(torch.uint8)  # no cast: sums of one type are fast
+            ages += (ages < ops.OLDEST).view(torch.uint8)  # a view, since a cast is slower
         self.set_real("loss_sum", 0.0)
         self.set_integer("loss_count", 0)
         self.set_integer("not_finite_count", 0)
 
     def training_loss(self) -> float | None:
-        """Mean of the finite losses since the start of the epoch; None where there was none."""
+        """Mean of the finite losses since the start of the epoch, or None without one."""
         count = self.integer("loss_count")
         return self.real("loss_sum") / count if count else None
 
     def not_finite(self) -> list[int]:
-        """Ids whose loss was not finite in this epoch: the first ones, as many as are noted."""
+        """Ids whose loss was not finite in this epoch. The state holds only the first of them."""
         count = min(self.integer("not_finite_count"), _C.not_finite_capacity)
         start = _SLOTS["not_finite_ids"]
         return sorted(set(self.state[start : start + count].tolist()))
 
     def any_unvisited(self) -> bool:
-        """Whether a sample that can be read has never been visited."""
+        """Whether a sample that is not excluded has never been visited."""
         for ages, logits in zip(
             self.age.split(bitmask.PIECE), self.logits.split(bitmask.PIECE), strict=True
         ):
@@ -231,23 +234,24 @@ class Gates:
         return False
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The tensors of the gates, not copied."""
         tensors = {"gate_logits": self.logits, "age": self.age, "state": self.state}
         if self.last_loss is not None:
             tensors["last_loss"] = self.last_loss
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Take ``tensors`` in, all of them or none.
+        """Copy ``tensors`` in. After an error nothing has changed.
 
         Raises:
-            ValueError: they are of other gates; the message says how.
+            ValueError: a tensor is missing or has another shape.
         """
         own = self.state_dict()
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 found = list(tensors[name].shape) if name in tensors else "nothing"
                 raise ValueError(
-                    f"the state to load has {found} for {name}; expected shape {list(tensor.shape)}"
+                    f"{name} of the state must have shape {list(tensor.shape)}; found {found}"
                 )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
@@ -255,10 +259,10 @@ class Gates:
 
 
 def _in_recomputation() -> bool:
-    """Whether this is activation checkpointing's second call of a forward pass that had gradients.
+    """Whether activation checkpointing is repeating a forward pass that ran with gradients.
 
-    Its recomputation runs within a backward pass. The reentrant kind alone runs the first call
-    without gradients, so that its second call is the one that counts.
+    The repetition runs within a backward pass. Reentrant checkpointing is the exception: its first
+    forward pass runs without gradients, so its repetition is the pass that counts.
     """
     if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
         return False

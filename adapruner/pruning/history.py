@@ -17,12 +17,12 @@ def entry_of(
     validation_loss: float | None,
     evaluated: int,
 ) -> dict[str, Any]:
-    """What an epoch did, as it ends; :class:`adapruner.PruneResult` explains the names.
+    """The entry of an epoch at its end. :class:`adapruner.PruneResult` explains the names.
 
     Args:
         epoch: from 0.
         warming_up: whether the epoch belongs to the warm-up.
-        gates, selection: as the epoch leaves them, before the next selection.
+        gates, selection: their state at the end of the epoch, before the next selection.
         validation_loss: mean loss on held-out data, or None.
         evaluated: number of held-out samples that were evaluated.
     """

@@ -1,4 +1,4 @@
-"""The order in which an epoch reads its samples, and how it is cut into batches."""
+"""The order in which an epoch reads its samples, and its batches."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from adapruner import ops
 from adapruner._util.seeds import epoch_seed, splitmix
 from adapruner.pruning import bitmask
 
-# Samples that are asked for at a time: enough for what a call costs to be lost among them.
+# Samples that one call of the operator returns. The fixed cost of a call is small beside them.
 STRETCH = 2**16
-# Blocks of a block order that have their samples mixed.
+# Blocks that a block order mixes at a time.
 BLOCKS_MIXED = 16
 
 
@@ -31,27 +31,26 @@ def epoch_batches(
     world_size: int = 1,
     block_size: int | None = None,
 ) -> Iterator[Tensor]:
-    """The batches of dataset indices that an epoch reads, made as they are asked for.
+    """The batches of dataset indices that an epoch reads, computed one by one.
 
-    A pure function of its arguments. Every sample of ``mask`` comes once in the batches of all
-    ranks together (but for a last batch that is dropped), in the order of
-    :func:`adapruner.ops.masked_order` or :func:`block_order`, so that a part of the samples has the
-    order that it has among all. Ranks have the same number of batches, and share each global batch
-    as evenly as it goes; a rank that has nothing of it has an empty batch.
+    The batches depend only on the arguments. All ranks together get each sample of ``mask`` once,
+    except a last batch that is dropped. The order is that of :func:`adapruner.ops.masked_order` or
+    :func:`block_order`: fewer samples keep the order that they have among all. All ranks have the
+    same number of batches and share each global batch as evenly as possible. A rank without a share
+    gets an empty batch.
 
     Args:
-        mask: bit mask of what the epoch reads, uint8 ``[ceil(N / 8)]``.
+        mask: bit mask of the samples that the epoch reads, uint8 ``[ceil(N / 8)]``.
         num_samples: N.
-        seed: of the run.
-        epoch: from 0.
-        batch_size: of one rank.
+        seed: seed of the run.
+        epoch: the epoch, from 0.
+        batch_size: samples in a batch of one rank.
         drop_last: leave out a last global batch that is not full.
-        rank: whose batches, in [0, world_size).
+        rank: the rank whose batches are wanted, in [0, world_size).
         world_size: number of ranks.
-        block_size: samples that stand next to each other in the data and are read at about the
-            same time, instead of all being mixed: see :func:`block_order`.
+        block_size: block size of a :func:`block_order`; where None, all samples are mixed.
 
-    Returns:
+    Yields:
         int64 tensors.
     """
     key = epoch_seed(seed, epoch)
@@ -77,23 +76,23 @@ def plain_order(mask: Tensor, num_samples: int, key: int) -> Iterator[Tensor]:
 
 
 def block_order(mask: Tensor, num_samples: int, key: int, block_size: int) -> Iterator[Tensor]:
-    """The samples of ``mask`` in an order that keeps near what is near in the data, in pieces.
+    """The samples of ``mask`` in an order that reads neighbouring samples together, in pieces.
 
-    The data are cut into blocks of ``block_size`` samples. Blocks come in random order, and
-    ``BLOCKS_MIXED`` at a time have their samples mixed at random. So a reader moves in 16 places,
-    and a batch is a random draw from at most 16·``block_size`` samples rather than from all N:
-    where data are sorted by class, blocks should be far smaller than a class, and
-    16·``block_size`` many times a batch. As in the plain order, which samples are read does not
-    change the order of those that are.
+    The data are cut into blocks of ``block_size`` samples. The blocks come in random order, and 16
+    blocks at a time are mixed at random. So a reader reads in 16 places of the data at a time. A
+    batch is a random draw from at most 16·``block_size`` samples, not from all N. If the data are
+    sorted by class, choose blocks that are far smaller than a class, and 16·``block_size`` many
+    times larger than a batch. As in the plain order, fewer samples keep the order that they have
+    among all.
 
     Args:
-        mask: bit mask of what is read, uint8 ``[ceil(N / 8)]``.
+        mask: bit mask of the samples to read, uint8 ``[ceil(N / 8)]``.
         num_samples: N.
-        key: of the order, in [0, 2⁶³).
-        block_size: at least 1.
+        key: key of the order, in [0, 2⁶³).
+        block_size: samples in a block, at least 1.
 
     Yields:
-        int64 tensors, some of them possibly empty.
+        int64 tensors; some may be empty.
     """
     num_blocks = -(-num_samples // block_size)
     blocks = torch.cat(list(plain_order(bitmask.full(num_blocks), num_blocks, key))).numpy()
@@ -110,10 +109,11 @@ def block_order(mask: Tensor, num_samples: int, key: int, block_size: int) -> It
 def batch_sizes(
     num_reads: int, batch_size: int, drop_last: bool = False, world_size: int = 1
 ) -> Iterator[int]:
-    """The sizes of the global batches, of all ranks together.
+    """The sizes of the global batches of all ranks together.
 
-    The last one may be smaller. A single sample left over would break batch normalisation, so where
-    a rank had fewer than two of the last one, the last two share their samples evenly:
+    The last batch may be smaller. A batch of one sample would break batch normalisation. So if a
+    rank would get fewer than two samples of the last batch, the last two batches share their
+    samples evenly:
 
     >>> list(batch_sizes(11, 4)), list(batch_sizes(9, 4)), list(batch_sizes(9, 4, drop_last=True))
     ([4, 4, 3], [4, 3, 2], [4, 4])

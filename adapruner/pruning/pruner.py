@@ -1,4 +1,4 @@
-"""Pruner: dataset pruning in a training loop of one's own."""
+"""Pruner: dataset pruning in the user's own training loop."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Pruner(Run):
             block_size: see :func:`adapruner.pruning.order.block_order`.
 
         Returns:
-            Dataset indices, int64, on the gates' device, in the order that a :meth:`loader` has.
+            Dataset indices, int64, on the gates' device, in the order of :meth:`loader`.
         """
         sampler = PrunedBatchSampler(self, batch_size, drop_last, block_size=block_size)
         return (self._on_device(ids) for ids in sampler.batches())
@@ -105,20 +105,20 @@ class Pruner(Run):
         block_size: int | None = None,
         on_error: str = "skip",
     ) -> PrunedLoader:
-        """A loader of ``(inputs, targets, ids)`` that reads the samples of the current epoch.
+        """A loader of ``(inputs, targets, ids)`` for the samples that the current epoch reads.
 
         Args:
             dataset: anything that :func:`adapruner.data.as_source` takes, of N samples.
             batch_size, num_workers, collate_fn, pin_memory, drop_last: as in
                 :class:`torch.utils.data.DataLoader`.
             transform: applied to each input. Where None, the images of a folder, of shards or of a
-                Hugging Face dataset become tensors in [0, 1]; they must then be of one size.
+                Hugging Face dataset become tensors in [0, 1] and must have one size.
             block_size: see :func:`adapruner.pruning.order.block_order`.
             on_error: "skip" leaves out unreadable samples and lists them in the result; "raise"
                 stops at the first one.
 
         Raises:
-            ValueError: the dataset has another length than N.
+            DatasetMismatchError: the dataset has another length than N.
         """
         from adapruner.data.loaders.choice import training_source
         from adapruner.data.loaders.torch_loader import PrunedLoader
@@ -150,10 +150,10 @@ class Pruner(Run):
     ) -> Tensor:
         """The training loss of a batch: cross entropy. Each call also steps the gates.
 
-        Some methods weigh the loss by the gates (the published one does); for others it is the
-        plain mean.
+        Some methods weight the loss by the gates, as the published method does. For other methods
+        the loss is the unweighted mean.
 
-        Gates step once for each call with gradients enabled, whatever becomes of the loss. They do
+        Gates step once for each call with gradients enabled, also if the loss is not used. They do
         not step under ``no_grad``, nor when activation checkpointing repeats a forward pass.
 
         Args:
@@ -244,7 +244,7 @@ class Pruner(Run):
             ids: ``[B]``, dataset indices of the samples.
 
         Returns:
-            1/B · Σ s_i·ℓ_i, scalar, with its graph; s_i is 1 where the method does not weigh.
+            1/B · Σ s_i·ℓ_i, scalar, with its graph; s_i is 1 for a method without weights.
         """
         check_tensors(sample_loss=sample_loss)
         ids = self._on_device(ids)
@@ -266,7 +266,7 @@ class Pruner(Run):
         self._evaluated += len(ids)
 
     def _on_device(self, ids: Tensor) -> Tensor:
-        """The ids on the gates' device. Loaders give them on the CPU; the device does not wait."""
+        """The ids on the gates' device. The copy does not wait for the device."""
         if not isinstance(ids, Tensor):
             ids = torch.as_tensor(ids, device="cpu")
         return ids.to(self.gates.state.device, non_blocking=True)

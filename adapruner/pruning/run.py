@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapruner._util.checks import check_whole
-from adapruner.errors import DatasetMismatchError
+from adapruner._util.checks import check_same_dataset, check_whole
 from adapruner.ops.device import check_device
 from adapruner.pruning import bitmask
 from adapruner.pruning.arguments import (
@@ -113,14 +112,14 @@ class Run:
         return bitmask.unpack(self.selection.read, self.num_samples)
 
     def read_mask(self) -> Tensor:
-        """The same as bits, uint8 ``[ceil(N / 8)]``: sample i is bit i % 8 of byte i / 8."""
+        """:meth:`reads` as bits, uint8 ``[ceil(N / 8)]``: sample i is bit i % 8 of byte i / 8."""
         return self.selection.read
 
     def planned_reads(self) -> list[int]:
         """Number of samples that each epoch of the run trains on.
 
-        For the epochs that have ended this is what they read. For later ones it is the plan, which
-        holds unless the controller pauses or samples turn out to be unreadable.
+        Epochs that have ended count what they read. Later epochs count the plan, which changes if
+        the controller pauses or samples turn out to be unreadable.
         """
         ended = [entry["samples_read"] for entry in self.history]
         if self.finished:
@@ -130,11 +129,12 @@ class Run:
         return [*ended, bitmask.count(self.selection.read), *later]
 
     def note_samples(self, samples: Samples) -> None:
-        """Take note of the dataset, of N samples. Each loader made for this pruner calls this."""
-        if len(samples) != self.num_samples:
-            raise ValueError(
-                f"the dataset has {len(samples)} samples; this pruner is for {self.num_samples}"
-            )
+        """Take note of the dataset, of N samples. Each loader made for this pruner calls this.
+
+        Raises:
+            DatasetMismatchError: the dataset has another length than N.
+        """
+        check_same_dataset("this pruner", "number of samples", self.num_samples, len(samples))
         self.fingerprint = samples.fingerprint()
         self.samples = samples
 
@@ -164,9 +164,8 @@ class Run:
 
         Args:
             validation_loss: mean loss on held-out data. Where given, the schedule pauses when the
-                loss falls behind its best, and a method that chooses the best selection does so by
-                it.
-            standard_error: standard error of that mean.
+                loss falls behind its best. A method that chooses the best selection uses the loss.
+            standard_error: standard error of ``validation_loss``.
 
         Returns:
             The epoch's entry of the history.
@@ -190,7 +189,7 @@ class Run:
         gates.end_epoch()
         if warming_up and self.epoch + 1 == self.warmup_epochs:
             gates.set_integer("resting", 0)
-        # Nothing is pruned before every sample was visited once.
+        # Pruning starts after every sample was visited once.
         pruning = not warming_up and not gates.any_unvisited()
         last = self.epoch + 1 == self.epochs
         ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
@@ -217,7 +216,7 @@ class Run:
         self.best = choose_best(self.best, validation_loss, standard_error, self.epoch, kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from the start of the current epoch: tensors and plain values."""
+        """The state at the start of the current epoch: tensors and plain values."""
         return {
             "settings": dict(self.settings),
             "fingerprint": self.fingerprint,
@@ -234,29 +233,27 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`.
+        """Continue from a :meth:`state_dict`.
 
         Raises:
             DatasetMismatchError: the state is of another dataset, where both are known.
-            ValueError: it is from a run of other settings or another number of samples; or it is
-                not a state of a Pruner.
+            ValueError: the state is of a run with other settings or another number of samples, or
+                it is not a state of a Pruner.
         """
         if missing := [name for name in _STATE if name not in state]:
-            raise ValueError(f"this is not a state of a Pruner: it lacks {', '.join(missing)}")
+            raise ValueError(f"expected the state of a Pruner; not found: {', '.join(missing)}")
         theirs = state["fingerprint"]
-        if theirs and self.fingerprint and theirs != self.fingerprint:
-            raise DatasetMismatchError(
-                f"the state belongs to another dataset: it was made for fingerprint {theirs}, the "
-                f"loader of this pruner is for {self.fingerprint}"
-            )
+        if theirs and self.fingerprint:
+            check_same_dataset("the state", "fingerprint", theirs, self.fingerprint)
         for name, value in self.settings.items():
             found = state["settings"].get(name)
             if (current_name(found) if name == "method" else found) != value:
                 raise ValueError(
-                    f"the state is from a run with {name}={found!r}; this one has {name}={value!r}"
+                    f"the state is of a run with other settings: expected {name}={value!r}, found "
+                    f"{name}={found!r}"
                 )
         if state["segments"] != self.selection.digest():
-            raise ValueError("the state is from a run with other labels or other samples held out")
+            raise ValueError("the state is of a run with other labels or other held-out samples")
         self.gates.load_state_dict(state["gates"])
         self.epoch = state["epoch"]
         self.history = [dict(entry) for entry in state["history"]]

@@ -1,4 +1,4 @@
-"""Samplers of what an epoch reads, for any DataLoader. They know how far a loader has come."""
+"""Samplers of the samples that an epoch reads, for any DataLoader. They can be resumed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -16,7 +15,7 @@ from adapruner.pruning.order import STRETCH, batch_count, epoch_batches
 
 
 class Samples(Protocol):
-    """What a pruner asks of a dataset; :class:`adapruner.data.Source` is one."""
+    """A dataset as a pruner sees it. :class:`adapruner.data.Source` follows this protocol."""
 
     targets: Any
     sizes: Any
@@ -29,7 +28,7 @@ class Samples(Protocol):
 
 
 class EpochSource(Protocol):
-    """What samplers and loaders ask of a pruner: it decides what an epoch reads."""
+    """A pruner as samplers and loaders see it. It decides which samples an epoch reads."""
 
     epoch: int
     seed: int
@@ -45,11 +44,13 @@ class EpochSource(Protocol):
 
 
 class _EpochSampler:
-    """What both samplers share: the epoch, and the place in it.
+    """The common part of both samplers: the epoch and the position in it.
 
     Args:
-        pruner: decides what an epoch reads.
-        unit: samples that are counted as one.
+        pruner: decides which samples an epoch reads.
+        unit: number of samples that count as 1 in the position and in ``len``.
+        drop_last: leave out a last unit that is not full.
+        block_size: see :func:`adapruner.pruning.order.block_order`.
     """
 
     def __init__(
@@ -66,13 +67,13 @@ class _EpochSampler:
         """Check that ``epoch`` is the pruner's. Training frameworks call this.
 
         Raises:
-            ValueError: it is not. The selection changes with :meth:`adapruner.Pruner.step`, which
-                is to be called at the end of each epoch.
+            ValueError: ``epoch`` is not the pruner's. Call :meth:`adapruner.Pruner.step` at the end
+                of each epoch, so that the pruner moves to the next one.
         """
         if epoch != self._pruner.epoch:
             raise ValueError(
-                f"set_epoch({epoch}) was called while the pruner is at epoch {self._pruner.epoch}; "
-                "call pruner.step() once at the end of each epoch"
+                f"set_epoch must get the epoch of the pruner, {self._pruner.epoch}; found {epoch}. "
+                "Call pruner.step() once at the end of each epoch"
             )
 
     @property
@@ -81,27 +82,29 @@ class _EpochSampler:
         return self._pruner.epoch
 
     def planned_samples(self) -> int:
-        """Number of samples that the whole run reads, as planned: see
-        :meth:`adapruner.Pruner.planned_reads`."""
+        """Planned number of samples of the whole run.
+
+        See :meth:`adapruner.Pruner.planned_reads`.
+        """
         return sum(self._pruner.planned_reads())
 
     def begin(self) -> None:
-        """Start on the current epoch: at its start, or at the place of a loaded state.
+        """Begin the current epoch: at its start, or at the position of a loaded state.
 
         Raises:
-            ValueError: that state is not of the current epoch.
+            ValueError: the loaded state is of another epoch.
         """
         epoch = self._pruner.epoch
         if self._resumed and epoch != self._epoch:
             raise ValueError(
-                f"this loader was at epoch {self._epoch} when its state was saved, the pruner is "
-                f"at epoch {epoch}: load the state that was saved with it"
+                f"the loader's state is of another epoch than the pruner: expected {epoch}, found "
+                f"{self._epoch}; load two states that were saved at the same time"
             )
         self._position = self._position if self._resumed else 0
         self._epoch, self._resumed = epoch, False
 
     def deliver(self, count: int = 1) -> None:
-        """Count what goes to the caller."""
+        """Count units that the caller gets."""
         self._position += count
 
     def _pieces(self, size: int) -> Iterator[torch.Tensor]:
@@ -124,7 +127,7 @@ class _EpochSampler:
         return self._count(bitmask.count(self._pruner.read_mask()))
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the epoch, counted in what was delivered; plain values."""
+        """The position in the epoch, which counts delivered units, and the settings."""
         here = self._epoch == self._pruner.epoch
         return {
             "seed": self._pruner.seed,
@@ -136,18 +139,19 @@ class _EpochSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Have the next iteration go on at the place of a saved state.
+        """Make the next iteration continue at the position of a saved state.
 
-        The pruner's state, saved at the same moment, must be loaded too.
+        The state of the pruner from the same time must be loaded too.
 
         Raises:
-            ValueError: the saved sampler had other settings than this one.
+            ValueError: the saved sampler had other settings.
         """
         own = self.state_dict()
         for name in ("seed", "batch_size", "drop_last", "block_size"):
             if state[name] != own[name]:
                 raise ValueError(
-                    f"this loader has {name} {own[name]}, the one saved had {state[name]}"
+                    f"the state is of a loader with other settings: expected {name} {own[name]}, "
+                    f"found {state[name]}"
                 )
         self._epoch, self._position, self._resumed = state["epoch"], state["position"], True
 
@@ -155,8 +159,9 @@ class _EpochSampler:
 class PrunedSampler(_EpochSampler, Sampler[int]):
     """Dataset indices of the samples that the current epoch of a pruner reads.
 
-    For the ``sampler`` of any :class:`torch.utils.data.DataLoader`. Each iteration is one epoch, in
-    the order of :meth:`adapruner.Pruner.batches`. ``len`` is that of the current epoch.
+    Use it as the ``sampler`` of any :class:`torch.utils.data.DataLoader`. Each iteration is one
+    epoch, in the order of :meth:`adapruner.Pruner.batches`. ``len`` is the number of samples of the
+    current epoch.
 
     Args:
         pruner: a :class:`adapruner.Pruner`.
@@ -186,7 +191,7 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
     """Batches of dataset indices, for the ``batch_sampler`` of any DataLoader.
 
     Each iteration is one epoch, in the batches of :meth:`adapruner.Pruner.batches`. The last two
-    batches share their samples where the last one would have a single sample. ``len`` is the number
+    batches share their samples if the last batch would have a single sample. ``len`` is the number
     of batches of the current epoch.
 
     Args:
@@ -204,23 +209,19 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
         *,
         block_size: int | None = None,
     ) -> None:
-        whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-        if not whole or batch_size < 1:
-            raise ValueError(
-                f"batch_size must be a whole number of at least 1; found {batch_size!r}"
-            )
+        check_whole("batch_size", batch_size, 1)
         self.batch_size, self.drop_last = int(batch_size), drop_last
         super().__init__(pruner, self.batch_size, drop_last, block_size)
 
     def planned_batches(self) -> int:
-        """Number of batches of the whole run, as planned: the steps of a learning rate schedule.
+        """Planned number of batches of the whole run, for learning rate schedules.
 
         See :meth:`adapruner.Pruner.planned_reads`.
         """
         return sum(map(self._count, self._pruner.planned_reads()))
 
     def batches(self) -> Iterator[torch.Tensor]:
-        """The batches of the current epoch that are still to be delivered, int64."""
+        """The batches of the current epoch that were not delivered yet, int64."""
         return islice(self._pieces(self._unit), self._position, None)
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -1,8 +1,7 @@
-"""Pruning performance controller (PPC): keeps the model good enough for its losses to count.
+"""The controller (the paper's PPC): it slows a run down when the held-out loss falls behind.
 
-It sets the pace at which the gates sharpen (slope k) and the keep ratio comes down, and holds it
-back when the held-out loss falls behind its best. Where samples are ranked, not drawn, that loss
-also says which selection to return.
+The controller sets the pace of the run: how fast the slope k rises and the keep ratio comes down.
+Methods that choose the best selection choose it by the held-out loss too.
 """
 
 from __future__ import annotations
@@ -20,17 +19,18 @@ class Controller:
 
     Args:
         epochs: epochs of the run.
-        warmup_epochs: epochs at the start in which gates rest.
+        warmup_epochs: epochs at the start in which gates are frozen.
         keep_ratio: r.
         slope: first and last k.
         descent: share of the epochs after the warm-up in which the keep ratio comes down to r. The
-            other epochs train at r, where selections can be compared.
-        tolerance: the held-out loss has fallen behind when it is above its best by more than this
-            share of it, and by more than twice its standard error.
+            other epochs train at r, so their selections can be compared.
+        tolerance: the held-out loss has fallen behind if it is above the best loss by more than
+            this share of the best loss, and by more than twice the standard error.
 
     Attributes:
-        progress: from 0 at the end of the warm-up to 1.
+        progress: 0 at the end of the warm-up, 1 at the end of the run.
         best: the lowest held-out loss so far.
+        behind: whether the held-out loss of the last epoch had fallen behind.
     """
 
     epochs: int
@@ -47,7 +47,7 @@ class Controller:
     def ratio_now(self) -> float:
         """The scheduled keep ratio, from 1 down to r."""
         share = self.progress / self.descent
-        # r itself at the end: 1 − (1 − r) is not r to the last bit, nor a sum of strides exactly ½.
+        # Rounding: 1 − (1 − r) may differ from r, and a sum of strides from 1.
         return self.keep_ratio if share > 1 - 1e-9 else 1 - (1 - self.keep_ratio) * share
 
     @property
@@ -57,20 +57,21 @@ class Controller:
         return first + (last - first) * self.progress
 
     def step(self, epoch: int, validation_loss: float | None, standard_error: float = 0.0) -> str:
-        """Take in the end of ``epoch`` and set the pace of the next one.
+        """Set the pace of the next epoch.
 
         Args:
-            epoch: the one that has ended, from 0.
-            validation_loss: mean held-out loss, or None where there is none.
-            standard_error: of that mean.
+            epoch: the epoch that has ended, from 0.
+            validation_loss: mean held-out loss, or None without held-out samples.
+            standard_error: standard error of ``validation_loss``.
 
         Returns:
-            "warm-up", "advance", "pause" (behind for the first epoch) or "back off" (still behind).
+            "warm-up", "advance", "pause" (the loss has fallen behind) or "back off" (the loss was
+            behind already in the epoch before).
         """
         was_behind, self.behind = self.behind, self._falls_behind(validation_loss, standard_error)
         if epoch < self.warmup_epochs:
             return "warm-up"
-        # The last epoch ends the way, whatever the number of them.
+        # With this stride the last epoch has progress 1.
         stride = 1.0 / max(self.epochs - self.warmup_epochs - 1, 1)
         if not self.behind:
             self.progress = min(1.0, self.progress + stride)
@@ -81,7 +82,7 @@ class Controller:
         return "back off"
 
     def planned_ratios(self, epoch: int) -> list[float]:
-        """Keep ratio of each epoch after ``epoch``, if the pace is never held back."""
+        """Keep ratio of each epoch after ``epoch``, if the run never pauses."""
         planned, ratios = replace(self), []
         for ending in range(epoch, self.epochs - 1):
             planned.step(ending, None)
@@ -107,10 +108,10 @@ class Controller:
 
 
 class Best(NamedTuple):
-    """The selection to return, as far as held-out losses tell."""
+    """The best selection so far, by the held-out loss."""
 
-    loss: float  # the lowest
-    bound: float  # one standard error above it
+    loss: float  # the lowest held-out loss
+    bound: float  # one standard error above that loss
     epoch: int
     mask: Tensor
 
@@ -118,10 +119,14 @@ class Best(NamedTuple):
 def choose_best(
     best: Best | None, loss: float, standard_error: float, epoch: int, mask: Tensor
 ) -> Best:
-    """The best one with a later selection, whose held-out loss is given.
+    """The best selection among ``best`` and a later selection.
 
-    The latest one within a standard error of the lowest loss: a difference below that is chance,
-    and a later selection has seen more.
+    The best selection is the latest one with a loss within a standard error of the lowest loss. A
+    smaller difference is chance, and a later selection has seen more losses.
+
+    Args:
+        best: the best selection so far, or None.
+        loss, standard_error, epoch, mask: the later selection and its held-out loss.
     """
     if best is None or loss < best.loss:
         return Best(loss, loss + standard_error, epoch, mask)

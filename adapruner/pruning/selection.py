@@ -1,9 +1,9 @@
-"""Adaptive dataset pruning (ADP): which samples the next epoch reads, and which are kept.
+"""Selections (the paper's ADP): the samples that are kept, and the samples that an epoch reads.
 
 A selection keeps exactly ``keep_count(ratio, N)`` samples: those with the largest gate logits, or
-with the largest keys of the method (:mod:`adapruner.pruning.methods`). Of equal ones it keeps the
-lower index. Balanced classes each keep their own share. Samples held out of the training data
-compete among themselves for their own share. An unreadable sample (m = −inf) is never kept.
+with the largest keys of the method (:mod:`adapruner.pruning.methods`). Of equal values the lower
+index wins. With balanced classes, each class keeps its own share. Held-out samples compete among
+themselves for their own share. An unreadable sample (m = −inf) is never kept.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from adapruner.pruning.gates import Gates
 
 
 def keep_count(ratio: float, num_samples: int) -> int:
-    """K = ⌊ratio·N + ½⌋, in float64: the one place where a ratio becomes a count."""
+    """K = ⌊ratio·N + ½⌋, in float64. All code turns a ratio into a count with this function."""
     return math.floor(float(ratio) * num_samples + 0.5)
 
 
 def check_keep_ratio(keep_ratio: float, num_samples: int) -> float:
-    """The ratio as a float, if it is one and keeps at least one sample.
+    """The keep ratio as a float.
 
     Raises:
-        TypeError: it is no real number.
-        ValueError: it is not in (0, 1], or less than one sample would be kept.
+        TypeError: ``keep_ratio`` is not a real number.
+        ValueError: ``keep_ratio`` is not in (0, 1], or it keeps fewer than one sample.
     """
     if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float, np.floating)):
         raise TypeError(f"keep_ratio must be a number in (0, 1]; found {keep_ratio!r}")
@@ -42,27 +42,31 @@ def check_keep_ratio(keep_ratio: float, num_samples: int) -> float:
         )
     if keep_count(keep_ratio, num_samples) < 1:
         raise ValueError(
-            f"keep_ratio {keep_ratio} of {num_samples} samples keeps fewer than one sample"
+            f"keep_ratio must keep at least one sample; found {keep_ratio} of {num_samples} samples"
         )
     return float(keep_ratio)
 
 
 def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """``total`` dealt out in proportion to ``sizes``, none beyond ``available``; int64.
+    """``total`` divided in proportion to ``sizes``, with at most ``available`` each; int64.
 
-    The largest remainders get the seats that rounding down leaves, equal ones the lower index
-    first; what a full one cannot take goes on to the others in the same way.
+    Shares are rounded down. The rest goes to the largest remainders; of equal remainders the lower
+    index wins. If a share is above ``available``, the excess is divided among the others in the
+    same way.
 
     >>> largest_remainder(7, np.array([5, 3, 2]), np.array([5, 3, 2]))
     array([4, 2, 1])
     """
     if total > available.sum():
-        raise ValueError(f"{total} samples are to be kept and only {available.sum()} can be read")
+        raise ValueError(
+            f"expected at least {total} readable samples, the number to keep; found "
+            f"{available.sum()}"
+        )
     dealt = np.zeros(len(sizes), dtype=np.int64)
     while (left := total - int(dealt.sum())) > 0:
         open_ = dealt < available
         weight = np.where(open_, sizes, 0)
-        # Whole numbers throughout (Python's, of any size): an exact tie stays one.
+        # Python's integers have any size, so a tie is exact.
         share = [left * int(w) for w in weight]
         whole = sum(int(w) for w in weight)
         gain = np.array([s // whole for s in share], dtype=np.int64)
@@ -77,7 +81,7 @@ def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> n
 def _largest_remainder_within(
     total: int, sizes: np.ndarray, least: np.ndarray, most: np.ndarray
 ) -> np.ndarray:
-    """The same with ``least`` or more each: who would get less gets that, the others the rest."""
+    """:func:`largest_remainder` with at least ``least`` and at most ``most`` each."""
     raised = np.zeros(len(sizes), dtype=bool)
     while True:
         free = np.where(raised, 0, 1)
@@ -89,22 +93,23 @@ def _largest_remainder_within(
 
 
 class Selection:
-    """The samples to read in an epoch: an exact top-k of the gates, and some of the pruned.
+    """The samples that an epoch reads: an exact top-k of the gates, and some pruned samples.
 
-    Masks are on the CPU, where samples are read, wherever the gates are.
+    Masks are on the CPU, where samples are read, also if the gates are on a GPU.
 
     Args:
         num_samples: N.
-        keep_ratio: r, the ratio wanted in the end.
-        seed: orders the exploration of samples that have waited equally long.
-        labels: int64 ``[N]``; given, every class keeps its proportional share.
+        keep_ratio: r, the final keep ratio.
+        seed: orders samples of equal age in the exploration.
+        labels: int64 ``[N]``. If given, every class keeps its proportional share.
         held_out: int64 indices that are never trained on.
-        explore: share of N of pruned samples to read in each epoch, in [0, 1].
+        explore: pruned samples to read in each epoch, as a share of N in [0, 1].
 
     Attributes:
-        kept: bit mask of the samples that the last top-k kept (all at the start).
-        read: bit mask of those that the epoch trains on: kept and explored, nothing held out.
-        held_out: bit mask, or None where nothing is held out.
+        kept: bit mask of the samples that the last top-k kept; all at the start.
+        read: bit mask of the samples that the epoch trains on: the kept and explored samples,
+            without the held-out samples.
+        held_out: bit mask, or None without held-out samples.
     """
 
     def __init__(
@@ -130,20 +135,20 @@ class Selection:
 
     @property
     def kept_count(self) -> int:
-        """How many samples are kept."""
+        """Number of kept samples."""
         return bitmask.count(self.kept)
 
     @property
     def held_out_count(self) -> int:
-        """How many samples are held out."""
+        """Number of held-out samples."""
         return 0 if self.held_out is None else bitmask.count(self.held_out)
 
     def explored(self) -> Tensor:
-        """Bit mask of the pruned samples that the epoch reads besides."""
+        """Bit mask of the pruned samples that the epoch reads."""
         return self.read & ~self.kept
 
     def digest(self) -> str:
-        """A hash of the classes and of what is held out."""
+        """A hash of the classes and of the held-out samples."""
         found = hashlib.blake2b(digest_size=16)
         for tensor in (self._of_class, self.held_out):
             found.update(b"" if tensor is None else tensor.numpy().data)
@@ -153,8 +158,10 @@ class Selection:
         return self.kept if self.held_out is None else self.kept & ~self.held_out
 
     def _class_segments(self, labels: Tensor) -> Tensor:
-        """The segment of every sample, in as few bytes as do: the class, or as many more of them
-        for one that is held out."""
+        """The segment of every sample in the narrowest dtype.
+
+        The segment is the class, plus the number of classes for a held-out sample.
+        """
         segments = np.empty(self.num_samples, np.min_scalar_type(-2 * self._classes))
         np.copyto(segments, labels.numpy(), casting="unsafe")  # no label is larger
         if self.held_out is not None:
@@ -163,10 +170,10 @@ class Selection:
         return torch.from_numpy(segments)
 
     def _segments(self) -> Tensor | None:
-        """Integers ``[N]``, or None where all are one segment."""
+        """The segments, integers ``[N]``; None where all samples are in one segment."""
         if self._of_class is not None or self.held_out is None:
             return self._of_class
-        # Two segments are held as bits.
+        # Two segments are stored as bits.
         return torch.from_numpy(bitmask.unpack(self.held_out, self.num_samples).view(np.uint8))
 
     def _segment_sizes(self) -> np.ndarray:
@@ -175,27 +182,27 @@ class Selection:
         return self._count(piece.numpy() for piece in self._of_class.split(bitmask.PIECE))
 
     def _count(self, pieces: Iterable[np.ndarray]) -> np.ndarray:
-        """How often each segment comes in all pieces, int64 ``[2·classes]``."""
+        """Size of each segment over all pieces, int64 ``[2·classes]``."""
         counts = np.zeros(2 * self._classes, dtype=np.int64)
         for piece in pieces:
             counts += np.bincount(piece, minlength=len(counts))
         return counts
 
     def select(self, gates: Gates, ratio: float, slope: float, keys: Tensor | None = None) -> None:
-        """Keep the exact top-k at ``ratio``, and bring the gates' sums to ``slope``.
+        """Keep the exact top-k at ``ratio``, and set the slope of the gates.
 
         Args:
-            gates: those of the run.
-            ratio: share to keep.
-            slope: the next k.
-            keys: float32 ``[N]``, −inf for an unreadable sample; where given, they rank the samples
+            gates: the gates of the run.
+            ratio: keep ratio of the selection.
+            slope: the next slope k.
+            keys: float32 ``[N]``, −inf for an unreadable sample. If given, they rank the samples
                 instead of the gate logits.
 
         Raises:
-            ValueError: fewer samples can be read than are to be kept in the end.
+            ValueError: fewer samples are readable than the run must keep.
         """
         segments = self._segments()
-        # The pass that ranks gate logits also takes their sums; a pass over keys cannot.
+        # The pass that ranks gate logits also computes their sums. A pass over keys cannot.
         ranked, summed = (gates.logits, slope) if keys is None else (keys, None)
         if segments is None:
             readable = gates.integer("population")
@@ -213,7 +220,7 @@ class Selection:
             gates.set_slope(slope)
 
     def _quotas(self, gates: Gates, ratio: float, segments: Tensor) -> np.ndarray:
-        """How many of each segment a selection at ``ratio`` keeps, int64 ``[2·classes]``."""
+        """Quota of each segment for a selection at ``ratio``, int64 ``[2·classes]``."""
         available = self._sizes
         if not gates.all_readable:
             both = zip(
@@ -226,7 +233,7 @@ class Selection:
         count = self._clip(keep_count(ratio, self.num_samples), int(available.sum()))
         trained, held_out = self._sizes[:half], self._sizes[half:]
         of_class = largest_remainder(count, trained + held_out, available[:half] + available[half:])
-        # What the readable training samples of a class cannot fill, those held out must.
+        # Held-out samples fill the share of a class that has too few readable training samples.
         least = np.maximum(of_class - available[:half], 0)
         most = np.minimum(of_class, available[half:])
         share = keep_count(ratio, int(held_out.sum()))
@@ -235,12 +242,12 @@ class Selection:
         return np.concatenate([of_class - of_held_out, of_held_out])
 
     def _clip(self, count: int, readable: int) -> int:
-        """A count on the way down is cut to what can be read; the final one must be met."""
+        """``count``, cut to the number of readable samples. The final count must be available."""
         wanted = keep_count(self.keep_ratio, self.num_samples)
         if wanted > readable:
             raise ValueError(
-                f"keep_ratio {self.keep_ratio} of {self.num_samples} samples asks for {wanted}, "
-                f"and only {readable} of them can be read"
+                f"keep_ratio {self.keep_ratio} of {self.num_samples} samples needs {wanted} "
+                f"readable samples; found {readable}"
             )
         return min(count, readable)
 
@@ -258,9 +265,9 @@ class Selection:
         return int(self.explore * self.num_samples)
 
     def explore_pruned(self, gates: Gates, epoch: int) -> None:
-        """Choose the pruned samples that the coming epoch reads: those unvisited the longest.
+        """Choose the pruned samples that the next epoch reads: those with the largest age.
 
-        A seeded hash orders equal ones.
+        A seeded hash orders samples of equal age.
         """
         pruned = gates.readable() & ~self.kept
         if self.held_out is not None:

@@ -57,26 +57,15 @@ def find_source(result: PruneResult, source: Any | None) -> Found:
         TypeError, ValueError: ``source`` is nothing that ``as_source`` takes.
     """
     if source is not None:
-        return Found(_checked(result, as_source(source)))
+        given = as_source(source)
+        result.check_dataset(given)
+        return Found(given)
     if result.source is not None:
         return Found(result.source)
     root = result.dataset.get("root")
     if not root:
         return Found(None, "no dataset was given, and the result does not say where its own is")
     return _original(result, root)
-
-
-def _checked(result: PruneResult, source: Source) -> Source:
-    from adapruner.errors import DatasetMismatchError
-
-    if result.fingerprint:  # a Pruner that never saw its dataset leaves none
-        result.check_dataset(source.fingerprint())
-    if len(source) != result.num_samples:
-        raise DatasetMismatchError(
-            f"this result belongs to a dataset of {result.num_samples} samples, "
-            f"the dataset given has {len(source)}"
-        )
-    return source
 
 
 def _original(result: PruneResult, root: str) -> Found:

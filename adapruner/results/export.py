@@ -66,7 +66,7 @@ def export(
         raise ValueError(f"to must be one of {', '.join(_FORMATS)}, got {to!r}")
     found = _find_source(result, source, needed=to)
     if found is not None:
-        _check(result, found)
+        result.check_dataset(found)
     write(result, Path(destination), found)
 
 
@@ -81,18 +81,6 @@ def _find_source(result: PruneResult, source: Any | None, needed: str) -> Source
         return source_again(result.dataset)
     except FileNotFoundError:
         return None
-
-
-def _check(result: PruneResult, source: Source) -> None:
-    from adapruner.errors import DatasetMismatchError
-
-    if result.fingerprint:
-        result.check_dataset(source.fingerprint())
-    if len(source) != result.num_samples:
-        raise DatasetMismatchError(
-            f"this result belongs to a dataset of {result.num_samples} samples, "
-            f"the dataset given has {len(source)}"
-        )
 
 
 def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[Source, list[str]]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from adapruner._util.checks import check_same_dataset
 from adapruner._util.files import read_file, write_file
-from adapruner.errors import DatasetMismatchError, FileFormatError
+from adapruner.errors import FileFormatError
 
 if TYPE_CHECKING:
     from adapruner.data.sources.base import Source
@@ -87,13 +88,23 @@ class PruneResult:
             f"keep_ratio={self.keep_ratio}, fingerprint={self.fingerprint[:12]})"
         )
 
-    def check_dataset(self, fingerprint: str) -> None:
-        """Raise :class:`DatasetMismatchError` unless ``fingerprint`` is this result's."""
-        if fingerprint != self.fingerprint:
-            raise DatasetMismatchError(
-                "this result belongs to another dataset: it was made for fingerprint "
-                f"{self.fingerprint}, the dataset given has {fingerprint}"
-            )
+    def check_dataset(self, dataset: Source | str) -> None:
+        """Raise unless ``dataset`` is the dataset that was pruned.
+
+        Args:
+            dataset: a fingerprint, or a Source. The length of a Source is compared, and its
+                fingerprint unless the result has none.
+
+        Raises:
+            DatasetMismatchError: it is another dataset.
+        """
+        owner = "this result"
+        if isinstance(dataset, str):
+            check_same_dataset(owner, "fingerprint", self.fingerprint, dataset)
+            return
+        if self.fingerprint:  # a Pruner that never saw its dataset leaves none
+            check_same_dataset(owner, "fingerprint", self.fingerprint, dataset.fingerprint())
+        check_same_dataset(owner, "number of samples", self.num_samples, len(dataset))
 
     def subset(self, dataset: Any, fingerprint: str | None = None) -> Subset[Any]:
         """The kept samples of ``dataset`` as a :class:`torch.utils.data.Subset`.
@@ -112,13 +123,7 @@ class PruneResult:
         from adapruner.data.sources.find import as_source
 
         source = as_source(dataset, fingerprint=fingerprint)
-        if self.fingerprint:
-            self.check_dataset(source.fingerprint())
-        if len(source) != self.num_samples:
-            raise DatasetMismatchError(
-                f"this result belongs to a dataset of {self.num_samples} samples, "
-                f"the dataset given has {len(source)}"
-            )
+        self.check_dataset(source)
         is_data = isinstance(dataset, (str, os.PathLike, tuple))
         return Subset(source if is_data else dataset, self.indices.tolist())
 

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from adapruner._util.checks import check_same_dataset
 from adapruner._util.tensors import to_cpu
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
-from adapruner.errors import DatasetMismatchError
 from adapruner.pruning.pruner import Pruner
 from adapruner.training.batches import memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
@@ -226,17 +226,13 @@ class Trainer:
         state = load_checkpoint(folder)
         if state is None:
             return
-        if state["fingerprint"] != self.pruner.fingerprint:
-            raise DatasetMismatchError(
-                f"the checkpoint in {os.fspath(folder)} belongs to another dataset: it was made "
-                f"for fingerprint {state['fingerprint']}, the dataset given has "
-                f"{self.pruner.fingerprint}"
-            )
+        owner = f"the checkpoint in {os.fspath(folder)}"
+        check_same_dataset(owner, "fingerprint", state["fingerprint"], self.pruner.fingerprint)
         for name, value in settings.items():
             if state["settings"].get(name) != value:
                 raise ValueError(
-                    f"the checkpoint in {os.fspath(folder)} was made with another {name}; remove "
-                    "it to start anew, or choose another folder"
+                    f"{owner} was made with another {name}; remove it to start anew, or choose "
+                    "another folder"
                 )
         self.pruner.load_state_dict(state["pruner"])
         self.model.load_state_dict(state["model"])

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from adapruner._util.checks import check_whole
 from adapruner._util.extras import require
 
 # torchvision's IMG_EXTENSIONS, repeated so that listing a folder does not need torchvision.
@@ -125,10 +126,7 @@ def check_mode(mode: str | None) -> None:
 
 def check_max_pixels(max_pixels: int) -> None:
     """Raise unless ``max_pixels`` is a whole number of at least 1."""
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, (int, np.integer)):
-        raise TypeError(f"max_pixels must be a whole number, got {max_pixels!r}")
-    if max_pixels < 1:
-        raise ValueError(f"max_pixels must be at least 1, got {max_pixels}")
+    check_whole("max_pixels", max_pixels, 1)
 
 
 def is_pil_image(value: Any) -> bool:

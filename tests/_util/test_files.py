@@ -88,14 +88,14 @@ def test_other_kind_is_named(tmp_path: Path, kind: str) -> None:
     other = {"result": "checkpoint", "checkpoint": "result"}[kind]
     write_file(tmp_path / "a", other, {}, {})
     with pytest.raises(
-        FileFormatError, match=f"an adapruner {other}; expected an adapruner {kind}"
+        FileFormatError, match=f"expected an adapruner {kind}, found an adapruner {other}"
     ):
         read_file(tmp_path / "a", kind)
 
 
 def test_foreign_safetensors_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(FileFormatError, match="no adapruner data; expected an adapruner result"):
+    with pytest.raises(FileFormatError, match="adapruner result, found data of another"):
         read_file(tmp_path / "model.safetensors", "result")
 
 
@@ -122,7 +122,7 @@ def test_pickles_are_refused_and_never_run(tmp_path: Path) -> None:
     ("name", "error", "message"),
     [
         ("missing/a", FileNotFoundError, "the folder .*missing does not exist"),
-        ("file/a", NotADirectoryError, "file is no folder"),
+        ("file/a", NotADirectoryError, "file is not a folder"),
         ("folder", IsADirectoryError, "it is a folder"),
         ("x" * 300, OSError, "too long"),
     ],

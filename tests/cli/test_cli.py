@@ -55,7 +55,7 @@ class TestPrune:
         assert result.config["model"] == "test_resnet"
         assert result.config["image_size"] == 16
         assert f"kept 35 of 50 images, written to {file}\n" in out
-        assert "of the 100 of an ordinary run" in out
+        assert "of the 100 that an ordinary run reads" in out
         assert "50 images of 2 classes, at 16 x 16 pixels; test_resnet" in err
         assert "epoch   2/2" in err
         assert listing(tmp_path) == sorted(["kept.safetensors", "images", *(
@@ -181,7 +181,7 @@ class TestUnreadable:
             path.write_bytes(b"no PNG")
         code, _, err = prune(images, tmp_path / "kept", "--keep-ratio", "0.9")
         assert code == 1
-        assert re.search(r"\b45\b.* only 20 ", err)
+        assert re.search(r"needs 45 readable samples; found 20", err)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are not UTF-8")
     def test_with_a_name_that_is_not_utf8(self, prune: Run, images: Path, tmp_path: Path) -> None:
@@ -199,32 +199,35 @@ class TestBadInput:
         ("options", "message"),
         [
             (("{tmp}/nothing",), "no such folder: {tmp}/nothing; expected an image folder"),
-            (("{tmp}/file",), "{tmp}/file is no folder"),
+            (("{tmp}/file",), "{tmp}/file is not a folder"),
             (("{tmp}/empty",), "has no class folder: found 0 files"),
             (("{tmp}/images/cat",), "has no class folder: found 30 files, 30 of them images"),
-            (("{tmp}/one",), "has one class, cat: there is nothing to tell it from"),
+            (("{tmp}/one",), "must have at least two classes of images; found one, cat"),
             (("{tmp}/imageless",), "has no image: found 2 class folders"),
             (("--out", "{tmp}/nowhere/kept"), "the folder {tmp}/nowhere does not exist"),
             (("--out", "{tmp}/empty"), "cannot write {tmp}/empty: it is a folder"),
-            (("--out", "{tmp}/file/kept"), "{tmp}/file is no folder"),
-            (("--out", "/dev/null"), "cannot write /dev/null: it is no regular file"),
+            (("--out", "{tmp}/file/kept"), "{tmp}/file is not a folder"),
+            (("--out", "/dev/null"), "cannot write /dev/null: it is not a regular file"),
             (("--report", "{tmp}/nowhere/r.html"), "{tmp}/nowhere does not exist"),
             (("--checkpoint", "{tmp}/file"), "cannot write {tmp}/file"),
-            (("--checkpoint", "{tmp}/file/deep/er"), "{tmp}/file is no folder"),
+            (("--checkpoint", "{tmp}/file/deep/er"), "{tmp}/file is not a folder"),
             (("--validation", "{tmp}/nothing"), "no such folder: {tmp}/nothing"),
-            (("--validation", "{tmp}/three"), "must have the same classes .* has owl"),
+            (("--validation", "{tmp}/three"), "must have the same classes .* one of them: owl"),
             (("--weights", "{tmp}/nothing"), "no such file of weights"),
             (("--weights", "{tmp}/file"), "is not a safetensors file .* pickles"),
             (("--model", "resnet81"), "timm has no model 'resnet81'; did you mean"),
             (("--model", "test_vit", "--small-images"), "patches of 16x16; use .*--image-size"),
-            (("--keep-ratio", "1e-9"), "keeps fewer than one sample"),
+            (("--keep-ratio", "1e-9"), "must keep at least one sample"),
             (("--warmup-epochs", "2"), "warmup_epochs must be less than epochs"),
             (("--device", "gpu"), "device must be 'cpu' or 'cuda'; found 'gpu'"),
             (("--lr", "1e30"), "no batch of epoch 1 had a finite loss"),
-            (("--report", "{tmp}/kept"), "cannot write {tmp}/kept: something else is to be"),
-            (("--save-model", "{tmp}/./kept"), "something else is to be written there"),
-            (("{tmp}/x.npy", "{tmp}/y.npy", "--out", "{tmp}/x.npy"), "x.npy: it is to be read"),
-            (("--weights", "{tmp}/file", "--out", "{tmp}/file"), "file: it is to be read, and wo"),
+            (("--report", "{tmp}/kept"), "cannot write {tmp}/kept: the command also writes"),
+            (("--save-model", "{tmp}/./kept"), "the command also writes another file there"),
+            (("{tmp}/x.npy", "{tmp}/y.npy", "--out", "{tmp}/x.npy"), "x.npy: the command reads it"),
+            (
+                ("--weights", "{tmp}/file", "--out", "{tmp}/file"),
+                "file: the command reads it, and it w",
+            ),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )
@@ -252,7 +255,7 @@ class TestBadInput:
     def test_folder_that_cannot_be_written(self, run: Run, images: Path) -> None:
         code, _, err = run("prune", images, "--out", "/proc/kept", *TINY)
         assert code == 1
-        assert "cannot write /proc/kept: nothing can be made in /proc (" in err
+        assert "cannot write /proc/kept: no file can be made in /proc (" in err
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -293,5 +296,5 @@ class TestBadInput:
                 patched.setitem(sys.modules, module, None)
                 code, _, err = prune(images, tmp_path / "kept", *options)
             assert code == 1
-            assert f"{module} is needed here" in err
+            assert f"{module} is needed and is not installed" in err
             assert f"adapruner[{extra}]" in err

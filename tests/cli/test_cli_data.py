@@ -117,7 +117,7 @@ class TestShards:
         command = ("export", file, "--to", "shards", "--out", tmp_path / "again")
         code, _, err = run(*command)
         assert code == 1
-        assert f"needs the shards that were pruned, and {shards} is gone" in err
+        assert f"needs the shards, and {shards} does not exist" in err
         assert run(*command, "--data", tmp_path / "moved").code == 0
 
     def test_many_paths_and_a_folder_of_indexes(
@@ -133,7 +133,7 @@ class TestShards:
         assert result.dataset["index_folder"] == str(tmp_path / "indexes")
         code, _, err = run("export", file, "--to", "wds-index", "--out", tmp_path / "out")
         assert code == 1
-        assert "the result does not say where it is: give it with --data" in err
+        assert "the result does not name its place; give its place with --data" in err
         data = [option for tar in tars for option in ("--data", tar)]
         command = ("export", file, "--to", "wds-index", "--out", tmp_path / "out")
         assert run(*command, *data).code == 0
@@ -173,11 +173,11 @@ class TestShards:
         one = write_tar(tmp_path / "one.tar", members)
         code, _, err = run("prune", one, "--out", tmp_path / "kept", *TINY)
         assert code == 1
-        assert "has one class, 0: there is nothing to tell it from" in err
+        assert "must have at least two classes of images; found one, 0" in err
         members[1] = ("0.cls", b"123456789")
         code, _, err = run("prune", write_tar(one, members), "--out", tmp_path / "kept", *TINY)
         assert code == 1
-        assert "has a class 123456789 among 1 images" in err
+        assert "found class 123456789 among 1 images" in err
 
 
 class TestArrays:
@@ -204,7 +204,7 @@ class TestArrays:
         options = ("--validation", arrays[0], "--validation", tmp_path / "more.npy")
         code, _, err = run("prune", *arrays, "--out", tmp_path / "kept", *TINY, *options)
         assert code == 1
-        assert "it has a class 3, and there is none above 2" in err
+        assert "expected classes up to 2, found class 3" in err
 
     @pytest.mark.parametrize(
         ("images", "classes", "said"),
@@ -212,7 +212,7 @@ class TestArrays:
             (np.zeros((4, 8, 8, 3)), [0, 1, 0, 1], r"uint8 .* found float64 \[8, 8, 3\]"),
             (np.zeros((4, 8, 8, 4), np.uint8), [0, 1, 0, 1], r"found uint8 \[8, 8, 4\]"),
             (np.zeros((4, 8, 8), np.uint8), [0, 1, 0], "as many rows as each other"),
-            (np.zeros((4, 8, 8), np.uint8), [0, -1, 0, 1], "at least 0, found -1"),
+            (np.zeros((4, 8, 8), np.uint8), [0, -1, 0, 1], "at least 0; found -1"),
             (np.zeros((4, 8, 8), np.uint8), [0.5, 1, 0, 1], "must be whole numbers"),
         ],
     )
@@ -230,10 +230,10 @@ class TestArrays:
 
     def test_one_array_or_a_mixture(self, run: Run, arrays: tuple[Path, Path]) -> None:
         for paths, said in (
-            (arrays[:1], "expected two arrays, of images and classes, got 1"),
-            ((*arrays, "x.tar"), "images.npy cannot be joined with other data"),
-            (("a", "b"), "a cannot be joined with other data; expected an image folder"),
-            (("x.tar", "b"), "b cannot be joined with other data"),
+            (arrays[:1], "expected two arrays, of images and of classes; found 1"),
+            ((*arrays, "x.tar"), "images.npy cannot be combined with other data"),
+            (("a", "b"), "a cannot be combined with other data; expected one image folder"),
+            (("x.tar", "b"), "b cannot be combined with other data"),
         ):
             code, _, err = run("prune", *paths, "--out", "kept")
             assert code == 1

@@ -65,7 +65,7 @@ def test_a_result_is_not_written_over(run: Run, pruned: Pruned, command: tuple[s
     name, *options = command
     code, _, err = run(name, pruned.file, *options, "--out", pruned.file)
     assert code == 1
-    assert f"cannot write {pruned.file}: it is to be read, and would be lost" in err
+    assert f"cannot write {pruned.file}: the command reads it, and it would be lost" in err
     assert pruned.file.read_bytes() == before
 
 
@@ -112,7 +112,7 @@ class TestExport:
         arguments = ("export", file, "--to", "paths", "--out", tmp_path / "kept.txt")
         code, _, err = run(*arguments)
         assert code == 1
-        assert f"{images} is gone: give it with --data" in err
+        assert f"{images} does not exist; give its place with --data" in err
         assert run(*arguments, "--data", moved).code == 0
         assert len((tmp_path / "kept.txt").read_text().splitlines()) == 35
 
@@ -136,12 +136,12 @@ class TestBadResults:
         code, _, err = run(command, tmp_path / "pickle.pt", *out)
         assert code == 1
         assert "is not a whole safetensors file" in err
-        assert "pickles among them" in err
+        assert "pickles for example" in err
         assert err.count("\n") == 1
         save_file({"indices": torch.arange(3)}, tmp_path / "weights")
         code, _, err = run(command, tmp_path / "weights", *out)
         assert code == 1
-        assert "no adapruner data" in err
+        assert "found data of another program" in err
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("command", ["report", "export"])
@@ -188,11 +188,11 @@ class TestErrors:
         assert run(*command) == (
             130,
             "",
-            "adapruner: interrupted; with --checkpoint DIR a run can go on where it was\n",
+            "adapruner: interrupted; with --checkpoint DIR, the same command can resume a run\n",
         )
         code, _, err = run(*command, "--checkpoint", tmp_path / "c")
         assert code == 130
-        assert f"before the first checkpoint in {tmp_path / 'c'}" in err
+        assert f"interrupted before the first checkpoint in {tmp_path / 'c'}" in err
 
     def test_output_that_lacks_characters(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,7 +219,7 @@ class TestInfo:
 
     def test_library_that_does_not_load(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "adapruner._C", None)
-        assert "broken         it cannot be loaded" in describe()
+        assert "broken         the library cannot be loaded" in describe()
 
     def test_missing_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
@@ -291,13 +291,13 @@ class TestProcess:
             process.send_signal(signal.SIGINT)
             _, err = process.communicate()
         assert process.returncode == 130
-        message = f"interrupted; the same command goes on from the checkpoint in {checkpoints}"
+        message = f"interrupted; the same command resumes from the checkpoint in {checkpoints}"
         assert err.splitlines()[-1] == f"adapruner: {message}"
         assert "Traceback" not in err
         assert not file.exists()
         outcome = run(*command)
         assert outcome.code == 0
-        assert f"going on from the checkpoint in {checkpoints}" in outcome.err
+        assert f"resuming from the checkpoint in {checkpoints}" in outcome.err
         assert "epoch   1/25" not in outcome.err
         result = PruneResult.load(file)
         assert [entry["epoch"] for entry in result.history] == list(range(25))

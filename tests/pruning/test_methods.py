@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.training_data import convolutional, digits
+from support.training_data import blobs, convolutional, digits, drive
 from torch.nn import functional
 
-from adapruner import fast_prune
-from adapruner.pruning.methods import find_method
+from adapruner import Pruner, fast_prune
+from adapruner.pruning.methods import HOMES, find_method
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -60,5 +60,36 @@ def test_methods_by_name() -> None:
     published = find_method("published")
     assert published.easy_weight == published.balance == 1
     assert (published.balance_gain, published.slope) == (50, (0.1, 5.0))
-    with pytest.raises(ValueError, match="unknown method 'AdaPruner'; expected one of sampled, p"):
+    with pytest.raises(ValueError, match="must be one of sampled, published; found 'AdaPruner'"):
         find_method("AdaPruner")
+
+
+@pytest.fixture
+def third(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a method that is one module and one line of the table."""
+    monkeypatch.setitem(HOMES, "largest losses", "support.third_method")
+    return "largest losses"
+
+
+def test_pruner_runs_with_a_third_method(third: str) -> None:
+    losses = torch.rand(101)
+    pruner = Pruner(101, 0.3, epochs=5, method=third)
+    pruner.exclude([(int(losses.argmax()), "unreadable")])
+    drive(pruner, lambda epoch: losses)
+    result = pruner.result()
+    wanted = losses.argsort(descending=True)[1:31]  # without the unreadable sample
+    assert result.indices.tolist() == sorted(wanted.tolist())
+    assert result.config["method"] == third
+    assert result.gate_logits[wanted].equal(losses[wanted])
+
+
+def test_fast_prune_runs_with_a_third_method(third: str) -> None:
+    data = blobs(120)
+    model = torch.nn.Linear(data[0].shape[1], 3)
+    result = fast_prune(model, data, 0.4, 4, method=third, progress=False)
+    assert result.sample_losses is not None
+    losses = result.sample_losses
+    pruned = torch.ones(120, dtype=torch.bool)
+    pruned[result.indices] = False
+    assert len(result.indices) == 48
+    assert losses[result.indices].min() >= losses[pruned].max()

@@ -46,7 +46,11 @@ def saved_lists(result: Any) -> list[Any]:
         ({"warmup_epochs": -1}, ValueError, "warmup_epochs must be at least 0; found -1"),
         ({"seed": -1}, ValueError, "seed must be at least 0; found -1"),
         ({"seed": "0"}, TypeError, "seed must be a whole number; found '0'"),
-        ({"method": "magic"}, ValueError, "unknown method 'magic'; expected one of sampled, pub"),
+        (
+            {"method": "magic"},
+            ValueError,
+            "method must be one of .*; found 'magic'",
+        ),
         ({"explore": 1.5}, ValueError, r"explore must be a share in \[0, 1\]; found 1.5"),
         ({"explore": float("nan")}, ValueError, "found nan"),
         ({"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda'; found 'meta'"),
@@ -59,8 +63,8 @@ def saved_lists(result: Any) -> list[Any]:
         ({"held_out": [-1]}, ValueError, r"held_out must hold dataset indices in \[0, 10\)"),
         ({"held_out": [0.5, 1.9]}, TypeError, "dataset indices, integers; found torch.float32"),
         ({"held_out": [True] * 9}, TypeError, "dataset indices, integers; found torch.bool"),
-        ({"held_out": [3, 3]}, ValueError, "held_out holds an index twice"),
-        ({"held_out": range(10)}, ValueError, "held_out leaves no sample to train on"),
+        ({"held_out": [3, 3]}, ValueError, "held_out must hold each index once; found 1 repeats"),
+        ({"held_out": range(10)}, ValueError, "must leave a sample to train on; found all 10"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -144,7 +148,7 @@ def test_state_of_other_segments_or_another_dataset_is_refused() -> None:
     state = started(x, labels, [3, 4]).state_dict()
     started(x, labels, [3, 4]).load_state_dict(state)
     for others in ((labels, [3, 5]), (labels[::-1], [3, 4])):
-        with pytest.raises(ValueError, match="other labels or other samples held out"):
+        with pytest.raises(ValueError, match="other labels or other held-out samples"):
             started(x, *others).load_state_dict(state)
     with pytest.raises(DatasetMismatchError, match="the state belongs to another dataset"):
         started(x + 1, labels, [3, 4]).load_state_dict(state)
@@ -155,7 +159,7 @@ def test_state_of_other_segments_or_another_dataset_is_refused() -> None:
 
 @pytest.mark.parametrize("state", [{}, {"settings": {}, "epoch": 0}])
 def test_what_is_no_state_is_refused(state: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"this is not a state of a Pruner: it lacks .*gates"):
+    with pytest.raises(ValueError, match=r"expected the state of a Pruner; not found: .*gates"):
         Pruner(30, 0.5, epochs=4).load_state_dict(state)
 
 
@@ -164,17 +168,17 @@ def test_state_of_other_settings_is_refused_and_changes_nothing() -> None:
     drive(pruner, frozen(30))
     state = pruner.state_dict()
     others: list[tuple[str, int, dict[str, Any]]] = [
-        ("keep_ratio=0.5; this one has keep_ratio=0.6", 30, {"keep_ratio": 0.6}),
-        ("epochs=4; this one has epochs=5", 30, {"epochs": 5}),
-        ("warmup_epochs=0; this one has warmup_epochs=1", 30, {"warmup_epochs": 1}),
-        ("method='sampled'; this one has method='published'", 30, {"method": "published"}),
-        ("seed=0; this one has seed=1", 30, {"seed": 1}),
-        ("balance=None; this one has balance='class'", 30, {"labels": [0] * 30}),
-        ("explore=0.02; this one has explore=0.0", 30, {"explore": 0.0}),
-        ("normalize_loss=False; this one has normalize_loss=True", 30, {"normalize_loss": True}),
-        ("held_out=0; this one has held_out=2", 30, {"held_out": [1, 2]}),
-        (r"\[30\] for gate_logits; expected shape \[31\]", 31, {}),
-        ("track_losses=True; this one has track_losses=False", 30, {"track_losses": False}),
+        ("expected keep_ratio=0.6, found keep_ratio=0.5", 30, {"keep_ratio": 0.6}),
+        ("expected epochs=5, found epochs=4", 30, {"epochs": 5}),
+        ("expected warmup_epochs=1, found warmup_epochs=0", 30, {"warmup_epochs": 1}),
+        ("expected method='published', found method='sampled'", 30, {"method": "published"}),
+        ("expected seed=1, found seed=0", 30, {"seed": 1}),
+        ("expected balance='class', found balance=None", 30, {"labels": [0] * 30}),
+        ("expected explore=0.0, found explore=0.02", 30, {"explore": 0.0}),
+        ("expected normalize_loss=True, found normalize_loss=False", 30, {"normalize_loss": True}),
+        ("expected held_out=2, found held_out=0", 30, {"held_out": [1, 2]}),
+        (r"gate_logits of the state must have shape \[31\]; found \[30\]", 31, {}),
+        ("expected track_losses=False, found track_losses=True", 30, {"track_losses": False}),
     ]
     for message, num_samples, arguments in others:
         settings = {"keep_ratio": 0.5, "epochs": 4, "warmup_epochs": 0, **arguments}

@@ -67,7 +67,7 @@ def test_keep_count_of_any_ratio(ratio: float, num_samples: int) -> None:
         ("0.7", TypeError, "must be a number.*found '0.7'"),
         (None, TypeError, "must be a number.*found None"),
         ([0.7], TypeError, r"must be a number.*found \[0.7\]"),
-        (0.004, ValueError, "keep_ratio 0.004 of 100 samples keeps fewer than one sample"),
+        (0.004, ValueError, "must keep at least one sample; found 0.004 of 100 samples"),
     ],
 )
 def test_keep_ratios_that_are_none(ratio: object, error: type[Exception], message: str) -> None:
@@ -157,7 +157,7 @@ def test_what_a_full_one_cannot_take_goes_on_in_proportion() -> None:
 
 
 def test_more_than_there_is_is_refused() -> None:
-    with pytest.raises(ValueError, match="9 samples are to be kept and only 8 can be read"):
+    with pytest.raises(ValueError, match=r"expected at least 9 readable samples, .* found 8"):
         largest_remainder(9, np.array([5, 5]), np.array([4, 4]))
 
 
@@ -207,7 +207,7 @@ def test_fewer_readable_than_to_be_kept_is_an_error(balanced: bool) -> None:
     gates.exclude(torch.tensor([20]))
     with pytest.raises(
         ValueError,
-        match=r"keep_ratio 0.7 of 40 samples asks for 28, and only 27 of them can be read",
+        match=r"keep_ratio 0.7 of 40 samples needs 28 readable samples; found 27",
     ):
         selection.select(gates, 1.0, 1.0)
 

@@ -264,7 +264,7 @@ def test_another_dataset_is_refused(tmp_path):
     (tmp_path / "report.html").write_text("old")
     with pytest.raises(DatasetMismatchError, match="another dataset"):
         write(tmp_path, make(), Pictures(fingerprint="others"))
-    with pytest.raises(DatasetMismatchError, match="60 samples, the dataset given has 4"):
+    with pytest.raises(DatasetMismatchError, match="number of samples 60, found 4"):
         write(tmp_path, make(fingerprint=""), (torch.zeros(4), torch.zeros(4)))
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "old"

@@ -22,15 +22,15 @@ OLD_NAMES = {"adapruner": "published"}
 
 
 def current_name(name: str) -> str:
-    """The name of a method today: that of 0.1 was another one."""
+    """The current name of a method. Version 0.1 used another name for "published"."""
     return OLD_NAMES.get(name, name)
 
 
 def find_method(name: str) -> Method:
-    """The method of that name.
+    """The method with a name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no method has this name.
 
     Warns:
         DeprecationWarning: the name is an old one.
@@ -41,6 +41,6 @@ def find_method(name: str) -> Method:
         )
     home = HOMES.get(current_name(name))
     if home is None:
-        raise ValueError(f"unknown method {name!r}; expected one of {', '.join(HOMES)}")
+        raise ValueError(f"method must be one of {', '.join(HOMES)}; found {name!r}")
     method: Method = import_module(home).METHOD
     return method

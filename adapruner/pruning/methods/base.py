@@ -1,4 +1,4 @@
-"""What a method of pruning decides: what drives gates, and what follows from their logits."""
+"""The interface of a pruning method: it drives the gates and ranks the samples."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ class Method(Objective, ABC):
 
     @abstractmethod
     def scores(self, gates: Gates, history: History) -> Tensor:
-        """Ranking score of each sample: the larger, the more wanted.
+        """Ranking score of each sample. A larger score is better.
 
         Args:
-            gates: those of the run, after an epoch that visited all and was not a warm-up.
+            gates: the gates of the run. Every sample was visited, and the warm-up is over.
             history: the epochs so far.
 
         Returns:
-            Float32 ``[N]`` on the gates' device. −inf for an excluded sample,
-            :data:`NEVER_FINITE` for one that never had a finite loss.
+            Float32 ``[N]`` on the gates' device: −inf for an excluded sample, :data:`NEVER_FINITE`
+            for a sample that never had a finite loss.
         """
 
     @abstractmethod
     def keys(self, gates: Gates, history: History, seed: int, final: bool) -> Tensor | None:
-        """What the next selection ranks samples by.
+        """Keys of the next selection, which keeps the samples with the largest keys.
 
         Args:
             gates, history: as in :meth:`scores`.
-            seed: of the run.
-            final: whether the selection is the kept set, rather than what an epoch reads.
+            seed: seed of the run.
+            final: whether the selection is the kept set of the result. Otherwise it is the read set
+                of an epoch.
 
         Returns:
-            Float32 ``[N]`` on the gates' device, or None where gate logits rank the samples as
-            they are.
+            Float32 ``[N]`` on the gates' device, or None if the gate logits are the keys.
         """

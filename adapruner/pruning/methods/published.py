@@ -10,7 +10,7 @@ from adapruner.pruning.methods.base import NEVER_FINITE, History, Method
 
 
 class Published(Method):
-    """Samples are ranked by their gate logits, and gates weigh the training loss."""
+    """Gate logits rank the samples, and gates weight the training loss."""
 
     def scores(self, gates: Gates, history: History) -> Tensor:
         return gates.logits if _all_stepped(gates) else _ranked(gates)
@@ -20,7 +20,7 @@ class Published(Method):
 
 
 def _all_stepped(gates: Gates) -> bool:
-    """Whether every gate has left its start, 1."""
+    """Whether every gate has left its start value, 1."""
     return not any((part == 1).any() for part in gates.logits.split(bitmask.PIECE))
 
 

@@ -19,24 +19,24 @@ from adapruner.pruning.methods.base import NEVER_FINITE, History, Method
 class Sampled(Method):
     """Samples are drawn without replacement, with chances in proportion to e^(−β·d).
 
-    d is the distance of the mean pressure on a sample's gate from the target range; it is 0 within.
-    The gates have one slope, no balance term and no weight in the training loss. So a gate logit
-    is a sum of pressures, and tells their mean.
+    d is the distance of a sample's mean pressure from the target range, and 0 inside the range. The
+    slope is constant, there is no balance term, and gates do not weight the training loss. So a
+    gate logit is a sum of pressures and gives their mean.
 
     Attributes:
         sharpness: β.
-        target_range: the least and the greatest mean pressure of samples that a model learns from.
-            The model has long fitted samples below; it does not fit samples above.
+        target_range: smallest and largest mean pressure of samples that a model learns from. The
+            model fits samples below the range early, and does not fit samples above it.
         easy_side_weight: factor of distances below the range.
-        distance_cap: larger distances count as this one.
-        read_distance_floor: for what an epoch reads, smaller distances count as this one, so that
-            an epoch reads evenly all samples that are not far from the range.
-        rotation: for what an epoch reads, chances also grow with this power of the epochs since the
-            last visit, so that samples take turns.
-        small_keep_ratio: below this keep ratio, distances below the range count for less, by the
-            fourth power of the ratio over this one: small sets need easy samples too.
-        full_step_epochs: with more epochs than this, gates take shorter steps. A gate logit tells
-            the sum of its pressures only while it is not far from its start.
+        distance_cap: largest distance. Larger distances count as this value.
+        read_distance_floor: smallest distance in the draw of a read set. Smaller distances count as
+            this value, so an epoch reads all samples near the range evenly.
+        rotation: power of the age in the draw of a read set. Samples that were not read for long
+            get larger weights.
+        small_keep_ratio: below this keep ratio, the easy side weight is multiplied by the fourth
+            power of keep ratio / ``small_keep_ratio``. Small sets need easy samples too.
+        full_step_epochs: runs with more epochs take shorter steps, in proportion. A gate logit is
+            a sum of pressures only while it is near its start value.
     """
 
     sharpness: float = 6.0
@@ -58,9 +58,9 @@ class Sampled(Method):
         )
 
     def logit_per_pressure(self, history: History) -> float:
-        """How far a gate has gone down from 1 for each unit of the mean pressure on it.
+        """Fall of a gate logit below 1 for each unit of mean pressure.
 
-        Found from a pressure of 1 in every epoch of ``history`` that was not a warm-up.
+        Computed with a pressure of 1 in every epoch of ``history`` after the warm-up.
         """
         logit = 1.0
         for entry in history:
@@ -92,8 +92,8 @@ class Sampled(Method):
         )
 
 
-# A loss of 4 has a pressure of 3, a loss of 0.01 one of −1.8. The target range is that of losses
-# from 0.38 to 1.3.
+# A loss of 4 has a pressure of 3, and a loss of 0.01 a pressure of −1.8. Losses from 0.38 to 1.3
+# are in the target range.
 METHOD = Sampled(
     easy_weight=-0.4,
     pressure_cap=3.0,

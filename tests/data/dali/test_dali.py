@@ -264,7 +264,7 @@ def test_state_of_another_run_is_refused(folder: Path) -> None:
     loader = DaliLoader(folder, followed, 8)
     next(iter(loader))
     state = loader.state_dict()
-    with pytest.raises(ValueError, match="batch_size 4, the one saved had 8"):
+    with pytest.raises(ValueError, match="expected batch_size 4, found 8"):
         DaliLoader(folder, followed, 4).load_state_dict(state)
     loader.load_state_dict(state)
     followed.epoch = 1

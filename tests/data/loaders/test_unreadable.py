@@ -130,5 +130,5 @@ def test_too_few_readable_samples_are_an_error() -> None:
     loader = pruner.loader(Counted(100, bad=range(40, 61)), batch_size=16)
     for inputs, _, ids in loader:
         pruner.weigh(inputs[:, 0], ids)
-    with pytest.raises(ValueError, match="asks for 80, and only 79 of them can be read"):
+    with pytest.raises(ValueError, match="needs 80 readable samples; found 79"):
         pruner.step()
