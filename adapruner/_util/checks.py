@@ -11,8 +11,8 @@ from torch import Tensor
 from adapruner.errors import DatasetMismatchError
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raise unless ``value`` is a whole number of at least ``least``.
+def checked_whole(name: str, value: Any, least: int) -> int:
+    """``value`` as an int, if it is a whole number of at least ``least``; NumPy's too.
 
     Raises:
         TypeError: ``value`` is not a whole number.
@@ -22,6 +22,22 @@ def check_whole(name: str, value: Any, least: int) -> None:
         raise TypeError(f"{name} must be a whole number; found {reprlib.repr(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; found {value}")
+    return int(value)
+
+
+def checked_real(name: str, value: Any, expected: str) -> float:
+    """``value`` as a float, if it is a number; NumPy's too.
+
+    Args:
+        expected: what the number must be, as a message says it.
+
+    Raises:
+        TypeError: ``value`` is not a number.
+    """
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if isinstance(value, bool) or not number:
+        raise TypeError(f"{name} must be {expected}; found {reprlib.repr(value)}")
+    return float(value)
 
 
 def check_same_dataset(owner: str, name: str, expected: object, found: object) -> None:

@@ -7,7 +7,6 @@ either the whole old content or the whole new content.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -45,7 +44,7 @@ def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], Non
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not path.parent.is_dir():
         raise NotADirectoryError(f"cannot write {path}: {path.parent} is not a folder")
-    workplace = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    workplace = _temporary(path)
     temporary = workplace / path.name
     try:
         workplace.mkdir()
@@ -79,7 +78,7 @@ def new_folder(destination: Path, what: str) -> Iterator[Path]:
     """
     _check_free(destination, what)
     # An old folder is empty here, so rename can replace it.
-    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(destination)
     try:
         temporary.mkdir()
         yield temporary
@@ -89,6 +88,16 @@ def new_folder(destination: Path, what: str) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A new place beside ``path``. Its name is short, however long that of ``path`` is."""
+    return path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
+
+
+def _prefix(path: Path) -> str:
+    name = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    return f".adapruner.{name}."
 
 
 def _name(error: OSError, path: Path, workplace: Path) -> None:
@@ -130,7 +139,7 @@ def _sync_folder(folder: Path) -> None:
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Remove the temporary folders of killed writers of ``path``. No writer may be running."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+    for leftover in path.parent.glob(f"{_prefix(path)}{'[0-9a-f]' * 8}.tmp"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

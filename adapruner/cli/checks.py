@@ -92,6 +92,12 @@ def check_data(paths: Sequence[Path]) -> None:
 
 def check_destination(path: Path) -> None:
     """Raise OSError unless a file can be written to ``path``. Nothing is left behind."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long, say
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
     if path.exists() and not path.is_file():

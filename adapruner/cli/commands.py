@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -95,13 +96,27 @@ def prune(arguments: Namespace) -> None:
             progress=not arguments.quiet,
         )
     result = replace(result, config=result.config | _settings(arguments, image_size))
-    result.save(arguments.out)
+    _save(result, arguments.out)
     if arguments.save_model is not None:
         replace_atomically(arguments.save_model, lambda path: save_model(model, str(path)))
     if not arguments.quiet:
         say("\n".join(_summary(result, arguments)))
     if arguments.report is not None:
         result.report(arguments.report, source=source)
+
+
+def _save(result: PruneResult, path: Path) -> None:
+    """Write the result to ``path``, or to a temporary folder where that fails.
+
+    Raises:
+        OSError: ``path`` cannot be written. The message names the other file.
+    """
+    try:
+        result.save(path)
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix="adapruner-")) / "result.safetensors"
+        result.save(other)
+        raise OSError(f"{error}; the result is in {other}") from error
 
 
 def report(arguments: Namespace) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner._util.checks import check_whole
+from adapruner._util.checks import checked_whole
 
 
 def check_one_process() -> None:
@@ -28,7 +28,7 @@ def checked_warmup(warmup_epochs: int | None, epochs: int) -> int:
     """
     if warmup_epochs is None:
         return min(max(round(0.1 * epochs), 1), epochs - 1)
-    check_whole("warmup_epochs", warmup_epochs, 0)
+    warmup_epochs = checked_whole("warmup_epochs", warmup_epochs, 0)
     if warmup_epochs >= epochs:
         raise ValueError(
             f"warmup_epochs must be less than epochs ({epochs}), so that gates learn; "

@@ -51,7 +51,6 @@ class Gates:
             torch.full((num_samples,), float("nan"), device=device) if track_losses else None
         )
         self.state = torch.zeros(_C.state_size, dtype=torch.int64, device=device)
-        self._reals = self.state.view(torch.float64)  # the same memory
         self.set_real("keep_ratio", keep_ratio)
         self.set_real("balance", objective.balance)
         self.set_real("balance_gain", objective.balance_gain)
@@ -66,6 +65,11 @@ class Gates:
         self.set_slope(objective.slope[0])
         self._normalizes = normalize_loss
         self._use_running_scale(normalize_loss)
+
+    @property
+    def _reals(self) -> Tensor:
+        # Made anew each time: a copy or a pickle of a stored view would have memory of its own.
+        return self.state.view(torch.float64)
 
     def integer(self, slot: str) -> int:
         """An integer slot of the state."""

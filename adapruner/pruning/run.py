@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapruner._util.checks import check_same_dataset, check_whole
+from adapruner._util.checks import check_same_dataset, checked_real, checked_whole
 from adapruner.ops.device import check_device
 from adapruner.pruning import bitmask
 from adapruner.pruning.arguments import (
@@ -56,13 +56,15 @@ class Run:
         device: torch.device | str | None = None,
     ) -> None:
         check_one_process()
-        check_whole("num_samples", num_samples, 1)
-        check_whole("epochs", epochs, 1)
-        check_whole("seed", seed, 0)
+        num_samples = checked_whole("num_samples", num_samples, 1)
+        epochs = checked_whole("epochs", epochs, 1)
+        seed = checked_whole("seed", seed, 0)
         keep_ratio = check_keep_ratio(keep_ratio, num_samples)
         warmup_epochs = checked_warmup(warmup_epochs, epochs)
+        explore = checked_real("explore", explore, "a share in [0, 1]")
         if not 0 <= explore <= 1:
             raise ValueError(f"explore must be a share in [0, 1]; found {explore}")
+        normalize_loss, track_losses = bool(normalize_loss), bool(track_losses)
         device = check_device(device)
         self.num_samples = num_samples
         self.keep_ratio = keep_ratio

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Sampler
 
-from adapruner._util.checks import check_whole
+from adapruner._util.checks import checked_whole
 from adapruner.pruning import bitmask
 from adapruner.pruning.order import STRETCH, batch_count, epoch_batches
 
@@ -57,7 +57,7 @@ class _EpochSampler:
         self, pruner: EpochSource, unit: int, drop_last: bool, block_size: int | None
     ) -> None:
         if block_size is not None:
-            check_whole("block_size", block_size, 1)
+            block_size = checked_whole("block_size", block_size, 1)
         self._pruner = pruner
         self._unit, self._drop_last, self._block_size = unit, drop_last, block_size
         self._epoch, self._position = pruner.epoch, 0
@@ -209,8 +209,8 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
         *,
         block_size: int | None = None,
     ) -> None:
-        check_whole("batch_size", batch_size, 1)
-        self.batch_size, self.drop_last = int(batch_size), drop_last
+        batch_size = checked_whole("batch_size", batch_size, 1)
+        self.batch_size, self.drop_last = batch_size, drop_last
         super().__init__(pruner, self.batch_size, drop_last, block_size)
 
     def planned_batches(self) -> int:

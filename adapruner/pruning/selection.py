@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adapruner import ops
+from adapruner._util.checks import checked_real
 from adapruner._util.seeds import Stream, stream_seed
 from adapruner.pruning import bitmask
 from adapruner.pruning.gates import Gates
@@ -34,8 +35,7 @@ def check_keep_ratio(keep_ratio: float, num_samples: int) -> float:
         TypeError: ``keep_ratio`` is not a real number.
         ValueError: ``keep_ratio`` is not in (0, 1], or it keeps fewer than one sample.
     """
-    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float, np.floating)):
-        raise TypeError(f"keep_ratio must be a number in (0, 1]; found {keep_ratio!r}")
+    keep_ratio = checked_real("keep_ratio", keep_ratio, "a number in (0, 1]")
     if not 0 < keep_ratio <= 1:
         raise ValueError(
             f"keep_ratio must be in (0, 1], the share of samples to keep; found {keep_ratio}"
@@ -44,7 +44,7 @@ def check_keep_ratio(keep_ratio: float, num_samples: int) -> float:
         raise ValueError(
             f"keep_ratio must keep at least one sample; found {keep_ratio} of {num_samples} samples"
         )
-    return float(keep_ratio)
+    return keep_ratio
 
 
 def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from adapruner._util.checks import check_whole
+from adapruner._util.checks import checked_real, checked_whole
 from adapruner._util.seeds import Stream, stream_seed
 from adapruner.data.loaders.choice import (
     choose_loader,
@@ -149,8 +149,15 @@ def fast_prune(
         raise ValueError(f'balance must be None or "class"; found {balance!r}')
     if learning_rate is not None and optimizer is not None:
         raise ValueError("learning_rate is for the default optimiser; optimizer sets its own")
-    if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be a number above 0; found {learning_rate}")
+    if learning_rate is not None:
+        learning_rate = checked_real("learning_rate", learning_rate, "a number above 0")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a number above 0; found {learning_rate}")
+    seed, batch_size = checked_whole("seed", seed, 0), checked_whole("batch_size", batch_size, 1)
+    num_workers = checked_whole("num_workers", num_workers, 0)
+    if block_size is not None:
+        block_size = checked_whole("block_size", block_size, 1)
+    compile = bool(compile)
     where = check_device(_device_of(model) if device is None else device)
     source = training_source(data, transform, collate_fn, fingerprint)
     if balance == "class" and source.targets is None:
@@ -158,7 +165,6 @@ def fast_prune(
             'balance="class" needs the classes without reading the samples: give the dataset a '
             "`targets` attribute"
         )
-    check_whole("seed", seed, 0)
     held_out = None if validation_data is not None else _hold_out(len(source), seed)
     pruner = Pruner(
         len(source),

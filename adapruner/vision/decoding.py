@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from adapruner._util.checks import check_whole
+from adapruner._util.checks import checked_whole
 from adapruner._util.extras import require
 
 # torchvision's IMG_EXTENSIONS, repeated so that listing a folder does not need torchvision.
@@ -126,7 +126,7 @@ def check_mode(mode: str | None) -> None:
 
 def check_max_pixels(max_pixels: int) -> None:
     """Raise unless ``max_pixels`` is a whole number of at least 1."""
-    check_whole("max_pixels", max_pixels, 1)
+    max_pixels = checked_whole("max_pixels", max_pixels, 1)
 
 
 def is_pil_image(value: Any) -> bool:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adapruner._util.checks import check_whole
+from adapruner._util.checks import checked_whole
 from adapruner._util.extras import require
 from adapruner.vision.transforms import SMALL_IMAGE, USUAL_IMAGE
 
@@ -62,12 +62,9 @@ def create_model(
         torch.Size([2, 10])
     """
     timm = require("timm", extra="vision")
-    for what, value in (
-        ("num_classes", num_classes),
-        ("image_size", image_size),
-        ("in_chans", in_chans),
-    ):
-        check_whole(what, value, 1)
+    num_classes = checked_whole("num_classes", num_classes, 1)
+    image_size = checked_whole("image_size", image_size, 1)
+    in_chans = checked_whole("in_chans", in_chans, 1)
     _check_name(timm, name)
     probe = torch.zeros(2, in_chans, image_size, image_size)
     settings = {"num_classes": num_classes, "in_chans": in_chans}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapruner._util.checks import check_whole
+from adapruner._util.checks import checked_whole
 from adapruner._util.extras import require
 from adapruner.vision.augmentation import Crop, Zoom
 from adapruner.vision.decoding import is_pil_image, to_picture
@@ -87,7 +87,7 @@ def training_transform(image_size: int) -> ImageTransform:
         ImportError: torchvision is not installed.
         TypeError, ValueError: ``image_size`` is not a whole number of at least 1.
     """
-    check_whole("image_size", image_size, 1)
+    image_size = checked_whole("image_size", image_size, 1)
     if image_size <= SMALL_IMAGE:
         return ImageTransform(Crop(image_size, image_size, margin=image_size // 8))
     return ImageTransform(Zoom(image_size))
@@ -103,7 +103,7 @@ def evaluation_transform(image_size: int) -> ImageTransform:
         ImportError: torchvision is not installed.
         TypeError, ValueError: ``image_size`` is not a whole number of at least 1.
     """
-    check_whole("image_size", image_size, 1)
+    image_size = checked_whole("image_size", image_size, 1)
     resized = image_size if image_size <= SMALL_IMAGE else round(image_size * 8 / 7)
     return ImageTransform(Crop(image_size, resized))
 

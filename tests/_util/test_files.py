@@ -16,7 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from support.small_disk import small_disk
 
-from adapruner._util.files import read_file, remove_leftovers, replace_atomically, write_file
+from adapruner._util.files import (
+    new_folder,
+    read_file,
+    remove_leftovers,
+    replace_atomically,
+    write_file,
+)
 from adapruner.errors import FileFormatError
 
 TENSORS = {
@@ -238,9 +244,9 @@ def test_any_error_of_the_writer_passes_and_cleans_up(tmp_path: Path) -> None:
 
 
 def test_killed_writer_leaves_the_old_file_and_its_leftovers_can_be_removed(tmp_path: Path) -> None:
-    path = tmp_path / "a[1].x"  # brackets mean something else in a glob pattern
+    path = tmp_path / "a[1].x"
     path.write_text("old")
-    kept = [tmp_path / name for name in (".a1.x.00000000.tmp", ".a[1].x.notes.tmp", "b")]
+    kept = [tmp_path / name for name in (".a[1].x.00000000.tmp", ".adapruner.notes.tmp", "b")]
     for other in kept:
         other.write_text("not ours")
     child = os.fork()
@@ -250,6 +256,20 @@ def test_killed_writer_leaves_the_old_file_and_its_leftovers_can_be_removed(tmp_
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert path.read_text() == "old"
     assert len(os.listdir(tmp_path)) == len(kept) + 2
-    (tmp_path / ".a[1].x.0123abcd.tmp").write_text("a file by an older version")
+    remove_leftovers(tmp_path / "another")
+    assert len(os.listdir(tmp_path)) == len(kept) + 2
     remove_leftovers(path)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, path])
+
+
+@pytest.mark.parametrize("name", ["a", "n" * 255, "ä" * 127, "." + "x" * 254])
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path, name: str) -> None:
+    path, folder = tmp_path / name, tmp_path / "folders" / name
+    folder.parent.mkdir()
+    for text in ("first", "second"):
+        replace_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+        assert path.read_text() == text
+    with new_folder(folder, "things") as temporary:
+        (temporary / "inside").write_text("whole")
+    assert (folder / "inside").read_text() == "whole"
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "folders"])

@@ -103,9 +103,11 @@ class TestPrune:
             "--method", "published", "--warmup-epochs", "0", "--lr", "0.01", "--seed", "7",
             "--workers", "1", "--on-error", "raise", "--checkpoint", tmp_path / "a" / "b",
             "--report", tmp_path / "report.html", "--threads", threads, "--device", "cpu",
+            "--precision", "bf16",
         )  # fmt: skip
         assert code == 0
         result = PruneResult.load(tmp_path / "kept")
+        assert (result.config["precision"], result.config["compile"]) == ("bf16", False)
         assert result.targets is not None
         assert np.bincount(result.targets[result.indices].numpy()).tolist() == [15, 10]
         assert all(entry["validation_loss"] is not None for entry in result.history)

@@ -15,6 +15,7 @@ from support.training_data import Stop, blobs, checkpointed
 from torch import nn
 
 from adapruner import DatasetMismatchError, FileFormatError
+from adapruner._util.files import replace_atomically
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -40,9 +41,11 @@ def stopped(tmp_path: Path) -> Path:
 
 
 def test_leftovers_of_killed_writers_are_removed(stopped: Path) -> None:
-    leftover = stopped / f".{CHECKPOINT_NAME}.0123abcd.tmp"
-    leftover.mkdir()
-    (leftover / CHECKPOINT_NAME).write_bytes(b"half of it")
+    child = os.fork()
+    if child == 0:  # a writer that dies half way
+        replace_atomically(stopped / CHECKPOINT_NAME, lambda temporary: os._exit(9))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(os.listdir(stopped)) == 2
     (stopped / "notes.txt").write_text("mine")
     checkpointed(stopped)
     assert sorted(os.listdir(stopped)) == [CHECKPOINT_NAME, "notes.txt"]
