@@ -1,1 +1,1 @@
-"""Losses of other libraries' models, sample by sample. Each module needs the library it is for."""
+"""Per-sample losses for models of other libraries. Each module needs its library."""

@@ -1,8 +1,8 @@
-"""Object detection with torchvision: the loss of each image, where torchvision gives the batch's.
+"""Object detection with torchvision: the loss of each image of a batch.
 
-torchvision's detectors reduce their losses over the batch as they compute them. Backbone and head
-run once for the batch here; only the matching of boxes and the loss itself, which cost little
-beside them, are computed image by image, by the detector's own ``compute_loss``.
+torchvision's detectors compute one loss for the whole batch. Here backbone and head run once for
+the batch. Matching of boxes and loss, which cost little in comparison, run for each image, with the
+``compute_loss`` of the detector.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ def image_losses(
 ) -> Tensor:
     """The loss of each image of a batch, for :meth:`adapruner.Pruner.weigh`.
 
-    The sum of the detector's losses (classification, boxes, for FCOS centerness) for that image
-    alone. torchvision's loss of the batch is their mean for RetinaNet, and for FCOS their mean
-    weighted by the number of locations that an image's boxes are matched to.
+    The loss of an image is the sum of the detector's losses (classification, boxes, and for FCOS
+    centerness) for this image alone. torchvision's loss of a batch is the mean of these losses for
+    RetinaNet. For FCOS it is their mean weighted by the number of locations that are matched to
+    boxes of the image.
 
-    In training mode and in evaluation mode, where the losses of held-out images are wanted.
+    The function works in training mode, and in evaluation mode for held-out images.
 
     Args:
         model: a :class:`torchvision.models.detection.FCOS` or
-            :class:`torchvision.models.detection.RetinaNet`, or of a class derived from one.
+            :class:`torchvision.models.detection.RetinaNet`, or an instance of a subclass.
         images: B images ``[3, H, W]``, float in [0, 1], of any sizes.
-        targets: for each image "boxes", float ``[n, 4]`` as x1, y1, x2, y2 in pixels, and "labels",
-            int64 ``[n]``; n may be 0.
+        targets: for each image a dict of "boxes", float ``[n, 4]`` as x1, y1, x2, y2 in pixels,
+            and "labels", int64 ``[n]``; n may be 0.
 
     Returns:
         ℓ, float ``[B]``, with its graph.
 
     Raises:
-        TypeError: the model is another one.
-        ValueError: there are not as many targets as images, or none, or a box is not as it should
-            be; the message says which.
+        TypeError: the model is another detector.
+        ValueError: there are no images, or not as many targets as images, or boxes have a wrong
+            shape or are empty. The message names the target.
     """
     detection = require("torchvision.models.detection", extra="detection")
     if not isinstance(model, (detection.FCOS, detection.RetinaNet)):
@@ -59,7 +60,7 @@ def image_losses(
     levels = [features] if isinstance(features, Tensor) else list(features.values())
     outputs = model_any.head(levels)
     anchors = model_any.anchor_generator(batch, levels)
-    # FCOS has to be told the levels: by their size, an anchor is responsible for boxes of a range.
+    # FCOS needs the sizes of the levels, because each level is for boxes of a range of sizes.
     more = [[x.shape[-2] * x.shape[-1] for x in levels]] * isinstance(model, detection.FCOS)
     losses = []
     for i, target in enumerate(scaled):
@@ -70,7 +71,7 @@ def image_losses(
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
-    """(image, target) pairs as a list of images and a list of targets, the form of torchvision."""
+    """Make a batch in torchvision's form, a list of images and a list of targets."""
     return [image for image, _ in samples], [target for _, target in samples]
 
 

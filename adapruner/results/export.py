@@ -1,4 +1,4 @@
-"""The kept set in the formats that other tools read."""
+"""Exports of the kept set for other tools."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ def export(
     to: str,
     source: Any | None = None,
 ) -> None:
-    """Write the kept samples of ``result`` to ``destination``; an old file is replaced whole.
+    """Write the kept samples of ``result`` to ``destination``. An old file is replaced atomically.
 
     ``to`` is one of
 
-    - "paths": text, UTF-8, one path per line, relative to the root of the image folder, in the
-      order of the dataset. The root stands nowhere in it, so that the list holds wherever the
-      folder is.
+    - "paths": a UTF-8 text file with one path per line, relative to the root of the image folder,
+      in the order of the dataset. The file does not contain the root, so the folder can move.
     - "npy": the kept indices, int64 ``[K]``, ascending.
     - "parquet": one row per kept sample: ``index`` int64, ``gate_logit`` float32, and where known
-      ``target`` int64 and ``path`` string (relative to the image folder, or SHARD.tar/MEMBER);
-      ``keep_ratio`` and ``fingerprint`` stand in the schema's metadata.
-    - "links": a folder CLASS/…/IMAGE of symbolic links with absolute targets, itself an image
-      folder. Every class has its folder, so that class numbers stay. ``destination`` must not
-      exist or be empty.
-    - "wds-index": a folder with an index NAME.idx for each shard NAME.tar that has kept samples, in
-      the format of DALI's ``fn.readers.webdataset``, which reads the kept samples alone by it.
+      ``target`` int64 and ``path`` string (relative to the image folder, or SHARD.tar/MEMBER). The
+      metadata of the schema hold ``keep_ratio`` and ``fingerprint``.
+    - "links": an image folder CLASS/…/IMAGE of symbolic links with absolute targets. Classes
+      without kept samples have folders too, so the class numbers stay. ``destination`` must be new
+      or empty.
+    - "wds-index": a folder with an index NAME.idx for each shard NAME.tar that has kept samples.
+      DALI's ``fn.readers.webdataset`` reads only the kept samples with these indexes.
     - "shards": a folder of new shards kept-NNNNNN.tar with the kept samples in their order, and
-      their indexes. The old shards are read once, as a stream; a terminal sees the progress.
+      their indexes. The old shards are read once, from beginning to end, with a progress bar on a
+      terminal.
 
     Args:
-        result: what :func:`adapruner.fast_prune` or ``PruneResult.load`` gave.
-        destination: the file, or for "links" the folder, to write.
+        result: a result of :func:`adapruner.fast_prune` or ``PruneResult.load``.
+        destination: file or folder to write.
         to: the format.
-        source: the dataset that was pruned, as a Source or as anything that
-            :func:`adapruner.data.as_source` takes. Where None, the result's own, else the image
-            folder or the shards that it was made from, if these are still in their place.
+        source: the dataset that was pruned, as a Source or in any form that
+            :func:`adapruner.data.as_source` takes. Where None, the dataset of ``result``, or else
+            the image folder or the shards at the place that ``result`` names.
 
     Raises:
-        ValueError: ``to`` is unknown, or it needs paths and the dataset has none.
-        DatasetMismatchError: the dataset is another one than the one pruned.
+        ValueError: ``to`` is unknown, or it needs paths or shards and the dataset has none.
+        DatasetMismatchError: the dataset is not the dataset that was pruned.
         FileExistsError: the folder to write is not empty.
         OSError: the destination cannot be written, or the disk is full.
-        ImportError: "parquet" without pyarrow.
+        ImportError: pyarrow, which "parquet" needs, is not installed.
     """
     write = _FORMATS.get(to)
     if write is None:
-        raise ValueError(f"to must be one of {', '.join(_FORMATS)}, got {to!r}")
+        raise ValueError(f"to must be one of {', '.join(_FORMATS)}; found {to!r}")
     found = _find_source(result, source, needed=to)
     if found is not None:
         result.check_dataset(found)
@@ -73,7 +73,7 @@ def export(
 def _find_source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
     if source is not None:
         return as_source(source)
-    if needed == "npy":  # indices say all by themselves: no dataset is read for them
+    if needed == "npy":  # indices need no dataset
         return None
     if result.source is not None:
         return result.source
@@ -84,34 +84,34 @@ def _find_source(result: PruneResult, source: Any | None, needed: str) -> Source
 
 
 def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[Source, list[str]]:
-    """The source and its kept paths, or ValueError where there are none."""
+    """The source and the paths of its kept samples. Raises ValueError without paths."""
     if source is None:
         raise ValueError(f'export to "{to}" needs the image folder, {_why_not_found(result)}')
     if source.paths is None:
         raise ValueError(
-            f'export to "{to}" needs a dataset whose samples are files; '
-            f'this one is of kind "{source.kind}"; "npy" and "parquet" are open to any'
+            f'export to "{to}" needs a dataset whose samples are files; found one of kind '
+            f'"{source.kind}". "npy" and "parquet" work for every dataset'
         )
     return source, [source.paths[index] for index in result.indices.tolist()]
 
 
 def _why_not_found(result: PruneResult) -> str:
     root = result.dataset.get("root")
-    why = "this result does not know its dataset" if root is None else f"{root} is gone"
-    return f"and {why}: pass source="
+    why = "the result does not name its place" if root is None else f"{root} does not exist"
+    return f"and {why}; give the dataset with source="
 
 
 def _write_paths(result: PruneResult, destination: Path, source: Source | None) -> None:
     _, paths = _with_paths(result, source, "paths")
     broken = next((path for path in paths if "\n" in path or "\r" in path), None)
     if broken is not None:
-        raise ValueError(f"a path with a line break cannot stand in a list of lines: {broken!r}")
+        raise ValueError(f"paths must not contain line breaks; found {broken!r}")
     # fsencode, because a file name need not be valid UTF-8.
     _write_bytes(destination, b"".join(os.fsencode(path) + b"\n" for path in paths))
 
 
 def _write_npy(result: PruneResult, destination: Path, source: Source | None) -> None:
-    # Through memory: np.save appends .npy to a name, and of a full disk gives no reason.
+    # Through memory: np.save appends .npy to a name, and its error of a full disk has no reason.
     content = io.BytesIO()
     np.save(content, result.indices.cpu().numpy().astype(np.int64), allow_pickle=False)
     _write_bytes(destination, content.getvalue())
@@ -157,9 +157,7 @@ def _as_utf8(paths: Iterable[str]) -> list[str]:
         try:
             path.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"a file name that is not UTF-8 cannot stand in Parquet: {path!r}"
-            ) from error
+            raise ValueError(f"file names in Parquet must be UTF-8; found {path!r}") from error
     return listed
 
 
@@ -170,8 +168,8 @@ def _write_links(result: PruneResult, destination: Path, source: Source | None) 
     destination = Path(os.path.realpath(destination))
     if os.path.commonpath([root, destination]) == root:
         raise ValueError(
-            f"{destination} lies in the image folder {root} itself: links there would change "
-            "the dataset; choose a folder outside it"
+            f"{destination} is in the image folder {root}; links there would change the dataset. "
+            "Choose a folder outside it"
         )
     with new_folder(destination, "links") as folder:
         for name in {os.path.dirname(path) for path in paths} | _class_folders(source):
@@ -181,7 +179,7 @@ def _write_links(result: PruneResult, destination: Path, source: Source | None) 
 
 
 def _class_folders(source: Source) -> set[str]:
-    """First parts of all paths; with the folders of empty classes, where names are folders."""
+    """The class folders, with those of empty classes if class names are folder names."""
     assert source.paths is not None
     folders = {path.split("/", 1)[0] for path in source.paths}
     names = set(source.class_names or ())
@@ -201,7 +199,7 @@ def _of_shards(result: PruneResult, source: Source | None, to: str) -> ShardSour
         raise ValueError(f'export to "{to}" needs the shards, {_why_not_found(result)}')
     if not isinstance(source, ShardSource):
         raise ValueError(
-            f'export to "{to}" needs WebDataset shards; this dataset is of kind "{source.kind}"'
+            f'export to "{to}" needs WebDataset shards; found a dataset of kind "{source.kind}"'
         )
     return source
 

@@ -1,4 +1,4 @@
-"""The result of a pruner's run."""
+"""Makes the result of a run from its pruner."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def result_of(pruner: Pruner) -> PruneResult:
     """
     if not pruner.finished:
         raise RuntimeError(
-            f"the run has {pruner.epochs - pruner.epoch} of {pruner.epochs} epochs to go; call "
-            "step() at the end of each"
+            f"a run has a result after its last epoch; found {pruner.epoch} of {pruner.epochs} "
+            "epochs ended. Call step() at the end of each epoch"
         )
     mask, selected_epoch = pruner.selection.kept, None
     if pruner.best is not None:
         selected_epoch, mask = pruner.best.epoch, pruner.best.mask
     indices = bitmask.indices(mask)
-    # False where the schedule was held back to the end: no epoch has trained at the ratio wanted.
+    # False if no epoch trained at the final keep ratio.
     target = keep_count(pruner.keep_ratio, pruner.num_samples)
     at_target = any(e["phase"] == "prune" and e["kept"] == target for e in pruner.history)
     samples = pruner.samples
@@ -62,7 +62,7 @@ def result_of(pruner: Pruner) -> PruneResult:
 
 
 def _saved(pruner: Pruner, indices: np.ndarray) -> dict[str, Any]:
-    """What the kept set saves: see :class:`PruneResult`."""
+    """The savings of the kept set; see :class:`adapruner.PruneResult`."""
     read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in pruner.history)
     full = pruner.epochs * pruner.num_samples
     seconds = sum(entry["seconds"] for entry in pruner.history)

@@ -1,4 +1,4 @@
-"""What a pruning run leaves: the kept indices, the gate logits, and how they came about."""
+"""The result of a pruning run: kept indices, gate logits, and the record of the run."""
 
 from __future__ import annotations
 
@@ -24,33 +24,35 @@ class PruneResult:
 
     Attributes:
         indices: kept dataset indices, int64 ``[K]``, ascending.
-        gate_logits: gate logit of every sample at the end, float32 ``[N]``; larger is more wanted,
-            ``-inf`` marks a sample that could not be read, −1000 one that never had a finite loss.
-            Of a method that draws: what it would be had each epoch pressed by the distance of the
-            mean pressure from the reach, 1 within it (docs/method.md).
-        keep_ratio: the ratio asked for; ``K = floor(keep_ratio * N + 0.5)``.
-        fingerprint: SHA-256 over what identifies the dataset's samples.
+        gate_logits: ranking score of every sample at the end, float32 ``[N]``; larger is better.
+            The method "published" uses the gate logits. The method "sampled" uses 1 minus a scaled
+            distance between the sample's mean pressure and the target range (docs/method.md).
+            −inf marks an unreadable sample, −1000 a sample that never had a finite loss.
+        keep_ratio: the keep ratio of the run; ``K = floor(keep_ratio * N + 0.5)``.
+        fingerprint: SHA-256 over what identifies the samples of the dataset.
         config: the settings of the run.
-        dataset: kind, number of samples, and where known root folder and class names.
+        dataset: kind and number of samples; root folder and class names where known.
         history: one entry per epoch, in order: ``epoch``, ``phase`` ("warm-up" or "prune"),
-            ``samples_read`` (training samples read), ``samples_evaluated`` (held out), ``kept``,
-            ``explored``, ``keep_ratio`` (scheduled), ``slope``, ``mean_gate``, ``open_share``
-            (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or None),
-            ``decision`` (the controller's: "warm-up", "advance", "pause", "back off"), ``seconds``.
-        selected_epoch: the epoch whose selection was chosen on held-out data; None where the last
-            one was taken: the top-k of ``gate_logits``, or a draw by them.
-        forced: True where no epoch trained at the ratio wanted (the controller held the pace back
-            to the end, or there were too few epochs) and the last selection forced K.
-        sample_losses: last seen loss of every sample, float32 ``[N]``, NaN where none was seen.
+            ``samples_read`` (training samples read), ``samples_evaluated`` (held-out samples),
+            ``kept``, ``explored``, ``keep_ratio`` (scheduled), ``slope``, ``mean_gate``,
+            ``open_share`` (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or
+            None), ``decision`` of the controller ("warm-up", "advance", "pause", "back off"),
+            ``seconds``.
+        selected_epoch: the epoch whose selection was chosen on held-out data. None if the last
+            selection was taken: the top-k of ``gate_logits``, or a draw by them.
+        forced: whether the run ended before it trained an epoch at the keep ratio, so that the last
+            selection was cut to size. The controller paused too often, or there were too few
+            epochs.
+        sample_losses: last loss of every sample, float32 ``[N]``, NaN where no loss was seen.
         targets: class of every sample, int64 ``[N]``, where known.
-        unreadable: (index, reason) of the samples that could not be read; never kept.
-        not_finite: indices of samples that had a loss that was not finite (the first ones).
-        saved: what the kept set saves: ``samples``, ``bytes`` (on disk, where known),
-            ``samples_read`` and ``samples_read_full`` (the run's, and those of an ordinary run of
-            as many epochs), ``seconds`` and ``seconds_full`` (likewise; the second one is
-            estimated from the run's own seconds per sample).
-        versions: of adapruner, torch and Python.
-        source: the dataset itself where the result was made in this process; never saved.
+        unreadable: (index, reason) of the unreadable samples. They are never kept.
+        not_finite: indices of the first samples that had a loss that was not finite.
+        saved: savings of the kept set and of the run: ``samples``, ``bytes`` (on disk, where
+            known); ``samples_read`` of the run and ``samples_read_full`` of an ordinary run with as
+            many epochs; ``seconds`` of the run and ``seconds_full``, an estimate for an ordinary
+            run from the run's seconds per sample.
+        versions: versions of adapruner, torch and Python.
+        source: the dataset, if the result was made in this process. It is never saved.
     """
 
     indices: Tensor
@@ -110,15 +112,16 @@ class PruneResult:
         """The kept samples of ``dataset`` as a :class:`torch.utils.data.Subset`.
 
         Args:
-            dataset: the dataset that was pruned, with any transforms, or another form of it with
-                the same fingerprint (a path, a tuple of arrays: those are read as a Source).
-            fingerprint: states what ``dataset`` is where its content does not say it: the string
-                that the run was given, or ``result.fingerprint`` to vouch for the samples.
+            dataset: the dataset that was pruned, with any transforms. Another form of it with the
+                same fingerprint works too: a path or a tuple of arrays is read as a Source.
+            fingerprint: identifies ``dataset`` if its content does not: the string that was given
+                to the run, or ``result.fingerprint`` if you know that the samples are the same.
 
         Raises:
-            DatasetMismatchError: ``dataset`` has another fingerprint than the one pruned, or
-                another length.
-            TypeError, ValueError: it is no dataset; see :func:`adapruner.data.as_source`.
+            DatasetMismatchError: ``dataset`` has another fingerprint or another length than the
+                dataset that was pruned.
+            TypeError, ValueError: ``dataset`` is not a dataset; see
+                :func:`adapruner.data.as_source`.
         """
         from adapruner.data.sources.find import as_source
 
@@ -142,16 +145,18 @@ class PruneResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruneResult:
-        """Read a result written by :meth:`save`.
+        """Read a result that :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: no file is there.
-            FileFormatError: the file is cut off, altered, of another version, or no result.
+            FileNotFoundError: the file does not exist.
+            FileFormatError: the file is cut off, altered, of another version, or not a result.
         """
         tensors, content = read_file(path, "result")
         missing = {"indices", "gate_logits"} - set(tensors) | set(_IN_JSON) - set(content)
         if missing:
-            raise FileFormatError(f"{path} lacks {', '.join(sorted(missing))}")
+            raise FileFormatError(
+                f"{path} is not a whole result; not found: {', '.join(sorted(missing))}"
+            )
         content["unreadable"] = [(index, reason) for index, reason in content["unreadable"]]
         return cls(
             indices=tensors["indices"],

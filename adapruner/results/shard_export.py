@@ -1,4 +1,4 @@
-"""The kept samples of shards: as filtered indexes, and as new shards."""
+"""Exports of the kept samples of shards: filtered indexes and new shards."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from adapruner.data.sources.shards import ShardSource, index_path
 
 
 def write_kept_indexes(source: ShardSource, kept: IntArray, destination: Path) -> None:
-    """Write an index NAME.idx of the kept samples for each shard NAME.tar that has some.
+    """Write an index NAME.idx for each shard NAME.tar that has kept samples.
 
     Raises:
         ValueError: two shards have the same name.
         FileExistsError: ``destination`` is a file, or a folder that is not empty.
-        OSError: it cannot be written, or a shard was changed.
+        OSError: ``destination`` cannot be written, or a shard was changed.
     """
     names = [index_path(shard).name for shard in source.shards]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise ValueError(f"two shards have the same name, and would have one index: {double}")
+        raise ValueError(f"shards must have different names; found two indexes {double}")
     with new_folder(destination, "indexes") as folder:
         for shard, positions in _by_shard(source, kept):
             index, path = source.shard_index(shard), source.shards[shard]
@@ -41,14 +41,14 @@ def write_kept_indexes(source: ShardSource, kept: IntArray, destination: Path) -
 
 
 def write_kept_shards(source: ShardSource, kept: IntArray, destination: Path) -> None:
-    """Write new shards kept-NNNNNN.tar of the kept samples, in their order, with their indexes.
+    """Write new shards kept-NNNNNN.tar with the kept samples in their order, and their indexes.
 
-    Each takes as many samples as the largest of the old shards has. The old ones are read once,
-    from beginning to end, and of no sample more than one component is held in memory.
+    A new shard holds as many samples as the largest old shard. The old shards are read once, from
+    beginning to end, with one component in memory at a time.
 
     Raises:
         FileExistsError: ``destination`` is a file, or a folder that is not empty.
-        OSError: it cannot be written, the disk is full, or a shard was changed.
+        OSError: ``destination`` cannot be written, the disk is full, or a shard was changed.
     """
     most = max(source.samples_in_shard)
     with (
@@ -59,7 +59,7 @@ def write_kept_shards(source: ShardSource, kept: IntArray, destination: Path) ->
         try:
             for shard, positions in _by_shard(source, kept):
                 lines = source.shard_index(shard).lines
-                # By place: names in an index are not always those in the shard.
+                # By offset, because names in an index can differ from the names in the shard.
                 sample_of = {
                     component.offset: position
                     for position in positions.tolist()
@@ -77,7 +77,7 @@ def write_kept_shards(source: ShardSource, kept: IntArray, destination: Path) ->
 
 
 class _Writer:
-    """Members into shards of at most ``most`` samples."""
+    """Writes members to shards of at most ``most`` samples."""
 
     def __init__(self, folder: Path, most: int) -> None:
         self._folder, self._most = folder, most
@@ -86,14 +86,14 @@ class _Writer:
         self._tar: tarfile.TarFile | None = None
 
     def add(self, key: tuple[int, int], member: tarfile.TarInfo, content: bytes) -> bool:
-        """Write a member of the sample ``key``; returns whether it is the sample's first."""
+        """Write a member of the sample ``key``. Returns whether it is the first of the sample."""
         first = key != self._last
         if first and self._count % self._most == 0:
             self.close()
             path = self._folder / f"kept-{self._count // self._most:06d}.tar"
             self._tar = tarfile.open(path, "w", encoding="utf-8")  # noqa: SIM115
         self._count, self._last = self._count + first, key
-        info = tarfile.TarInfo(member.name)  # of the old one nothing else: no owner, no mode
+        info = tarfile.TarInfo(member.name)  # without the owner and the mode of the old member
         info.size, info.mtime = member.size, int(member.mtime)
         assert self._tar is not None
         self._tar.addfile(info, io.BytesIO(content))
@@ -105,7 +105,7 @@ class _Writer:
 
 
 def _by_shard(source: ShardSource, kept: IntArray) -> Iterator[tuple[int, IntArray]]:
-    """Of each shard that has kept samples its number, and their positions in it."""
+    """Number and positions of the kept samples, for each shard that has kept samples."""
     starts = np.cumsum([0, *source.samples_in_shard])
     cuts = np.searchsorted(kept, starts)
     for shard, (begin, end) in enumerate(pairwise(cuts)):

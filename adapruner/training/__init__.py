@@ -1,3 +1,3 @@
-"""One call that trains a model and prunes its data: :func:`adapruner.fast_prune`."""
+"""Training a model and pruning its data in one call: :func:`adapruner.fast_prune`."""
 
 CHECKPOINT_NAME = "checkpoint.safetensors"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def memory_format_of(model: nn.Module) -> torch.memory_format:
-    """The memory format that 4-D inputs are to have: that of the model's 4-D weights."""
+    """The memory format of the model's 4-D weights, which 4-D inputs should have too."""
     weights = [weight for weight in model.parameters() if weight.dim() == 4]
     last = all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     plain = all(weight.is_contiguous() for weight in weights)
@@ -23,7 +23,7 @@ def to_device(
     """Tensors in ``value``, nested as collate functions nest them, on ``device``.
 
     Args:
-        memory_format: of tensors of four dimensions.
+        memory_format: format of tensors with four dimensions.
     """
     if isinstance(value, Tensor):
         form = memory_format if value.dim() == 4 else torch.preserve_format

@@ -1,4 +1,4 @@
-"""Checkpoints: nested states of models and optimisers as tensors and JSON, never as pickles."""
+"""Checkpoints: nested states of models and optimisers, as tensors and JSON, without pickles."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from adapruner.training import CHECKPOINT_NAME
 
 
 def save_checkpoint(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Replace the checkpoint in ``folder`` (made if it is missing) by ``state``, atomically.
+    """Write ``state`` as the checkpoint in ``folder``, atomically.
 
     Args:
-        folder: where the checkpoint lives.
+        folder: folder of the checkpoint; made if it is missing.
         state: nested dicts, lists and tuples of tensors, strings, numbers, booleans and None.
 
     Raises:
-        TypeError: ``state`` holds something else; the message says where.
-        OSError: the folder cannot be written, or the disk is full; the old checkpoint stays.
+        TypeError: ``state`` holds a value of another type. The message names its place.
+        OSError: the folder cannot be written, or the disk is full. The old checkpoint stays.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -32,10 +32,10 @@ def save_checkpoint(folder: str | os.PathLike[str], state: dict[str, Any]) -> No
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The state in ``folder``'s checkpoint, or None where there is none.
+    """The state in the checkpoint of ``folder``, or None without a checkpoint.
 
     Raises:
-        FileFormatError: the file is cut off, altered, of another version, or no checkpoint.
+        FileFormatError: the file is cut off, altered, of another version, or not a checkpoint.
     """
     path = Path(folder) / CHECKPOINT_NAME
     remove_leftovers(path)
@@ -45,7 +45,7 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         tensors, content = read_file(path, "checkpoint")
     except FileFormatError as error:
         raise FileFormatError(
-            f"cannot resume from the checkpoint; remove it to start anew, or choose another "
+            f"cannot resume from the checkpoint; remove it to start again, or choose another "
             f"folder: {error}"
         ) from error
     state: dict[str, Any] = _restore(content["structure"], tensors)
@@ -53,21 +53,27 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _flatten(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` with tensors moved into ``tensors`` and every container tagged with its type."""
+    """``value`` with its tensors moved to ``tensors`` and the type of each container noted."""
     if isinstance(value, Tensor):
         tensors[where] = value
         return {"tensor": where}
     if isinstance(value, dict):
         items = [[key, _flatten(v, f"{where}.{key}", tensors)] for key, v in value.items()]
         if not all(isinstance(key, (str, int)) for key, _ in items):
-            raise TypeError(f"{where} has keys that are neither strings nor whole numbers")
+            found = sorted({type(key).__name__ for key, _ in items} - {"str", "int"})
+            raise TypeError(
+                f"keys of {where} must be strings or whole numbers; found {', '.join(found)}"
+            )
         return {"dict": items}
     if isinstance(value, (list, tuple)):
         items = [_flatten(v, f"{where}.{i}", tensors) for i, v in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
+    raise TypeError(
+        f"a checkpoint holds tensors, strings, numbers, booleans and None; found "
+        f"{type(value).__name__} at {where}"
+    )
 
 
 def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -83,6 +89,6 @@ def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def describe(module: torch.nn.Module) -> list[list[Any]]:
-    """Name and shape of every parameter and buffer: what a checkpoint's model must agree with."""
-    # Extra states of modules of one's own may be anything.
+    """Name and shape of every parameter and buffer, to compare with a checkpoint's model."""
+    # The extra state of a module may be anything.
     return [[name, list(getattr(v, "shape", ()))] for name, v in module.state_dict().items()]

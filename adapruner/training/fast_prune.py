@@ -1,4 +1,4 @@
-"""fast_prune: train a model once, and know which samples are worth keeping."""
+"""fast_prune: train a model once and learn which samples are worth keeping."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from adapruner.results.result import PruneResult
 from adapruner.training.checkpoint import describe
 from adapruner.training.trainer import OptimizerFactory, SampleLoss, Trainer
 
-# Held out of the training data for the controller: this share, between these numbers of samples.
+# The controller's held-out samples: a share of the training data, and limits of their number.
 HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST = 0.05, 20, 5000
 
 
@@ -69,72 +69,77 @@ def fast_prune(
 ) -> PruneResult:
     """Train ``model`` on ``data`` and learn which samples to keep, in one run.
 
-    ``model`` is trained in place, from the weights it comes with, on ever fewer samples, and holds
-    the weights of the last epoch at the end. The run reads less than an ordinary one of as many
-    epochs: everything in the warm-up, then from all down to ``keep_ratio`` of the samples, and in
-    each epoch up to 2 % of the pruned ones, so that these can come back.
+    The run trains ``model`` in place, from its current weights, on fewer samples in each epoch. At
+    the end ``model`` has the weights of the last epoch. The run reads fewer samples than an
+    ordinary run with as many epochs: the warm-up reads all of them, and later epochs read from all
+    down to ``keep_ratio`` of them. Each epoch also reads pruned samples, up to 2 % of N, so that
+    they can return.
 
     Args:
-        model: takes a batch of inputs, gives logits ``[B, C]`` or ``[B, C, ...]`` (or an object
-            with them as ``.logits``), or with ``loss`` whatever that takes. Where its weights are
-            in ``torch.channels_last``, the images of a batch are given to it in that format.
-        data: a map-style dataset of (input, target), an image folder's path, WebDataset shards,
-            (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset; see
-            :func:`adapruner.data.as_source`.
+        model: takes a batch of inputs and returns logits ``[B, C]`` or ``[B, C, ...]``, or an
+            object with the logits as ``.logits``, or with ``loss`` any outputs that ``loss`` takes.
+            If its weights are in ``torch.channels_last``, batches of images are in that format too.
+        data: a map-style dataset of (input, target), the path of an image folder, WebDataset
+            shards, (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset;
+            see :func:`adapruner.data.as_source`.
         keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
-        epochs: epochs of the run. What is kept shows in a run that fits most of the data; a model
-            that starts afresh wants ten or more.
+        epochs: epochs of the run. A run selects well if it fits most of the data. A new model needs
+            ten epochs or more.
         batch_size: samples in a batch.
-        seed: of the order, the held-out part, the augmentation and the model's own dropout.
-        device: where to train: "cpu" or a CUDA device; where the model is, if None.
-        loader: what reads the samples. "torch": a DataLoader. "dali": NVIDIA DALI, which decodes
-            images of a folder or of shards, takes uint8 arrays as they are, and does what a
-            transform of :mod:`adapruner.vision` does, in native threads. "auto": DALI where it is
-            installed and can read these samples. The result's ``config`` says which it was and why,
-            and which one evaluated.
-        num_workers: processes that read samples; with DALI its threads, one per core where 0.
-        block_size: samples that stand next to each other in the data and are read at about the
-            same time, for slow disks: see :func:`adapruner.pruning.order.block_order`. All are
-            mixed where None.
+        seed: seed of the order, the held-out part, the augmentation and the model's dropout.
+        device: "cpu" or a CUDA device; the device of the model where None.
+        loader: "torch" is a DataLoader. "dali" is NVIDIA DALI: its native threads decode images of
+            folders and shards, take uint8 arrays, and apply the transforms of
+            :mod:`adapruner.vision`. "auto" is DALI if it is installed and can read the samples, and
+            else "torch". The result's ``config`` holds the loader, the reason, and the loader of
+            the evaluation.
+        num_workers: processes that read samples. With DALI, its threads; one per core where 0.
+        block_size: for slow disks, the size of blocks of neighbouring samples that are read
+            together; see :func:`adapruner.pruning.order.block_order`. Where None, all samples are
+            mixed.
         transform: applied to each input of the training data. Where None, the images of a folder,
-            of shards or of a Hugging Face dataset become tensors in [0, 1]; they must then be of
-            one size.
-        evaluation_transform: applied instead where the model is evaluated, on the held-out part and
-            ``validation_data``.
-        validation_data: held-out data, of any form that ``data`` can have. Where None, 5 % of
-            ``data`` (at most 5,000 samples) is held out of the training: those samples are ranked
-            by their evaluations and kept by their own share. Below 20 such samples, nothing is.
-        learning_rate: highest learning rate of AdamW where ``optimizer`` is None; 2e-3 where None.
-        optimizer: called with the model's parameters; gives an optimiser, or an optimiser and a
-            learning rate scheduler that is stepped once per epoch. Where None, AdamW with a
-            one-cycle learning rate. On a GPU, give one made with ``fused=True``: any other makes
-            the host wait for the GPU in every step.
+            of shards or of a Hugging Face dataset become tensors in [0, 1] and must have one size.
+        evaluation_transform: applied instead to the held-out samples and to ``validation_data``;
+            ``transform`` where None.
+        validation_data: held-out data, in any form of ``data``. Where None, 5 % of ``data`` (at
+            most 5,000 samples) is held out of the training. These samples are ranked by their
+            losses in the evaluations, and kept by their own share. If 5 % is below 20 samples,
+            nothing is held out.
+        learning_rate: highest learning rate of the default optimiser; 2e-3 where None.
+        optimizer: function of the model's parameters. It returns an optimiser, or an optimiser and
+            a learning rate scheduler, which is stepped once per epoch. Where None, AdamW with a
+            one-cycle learning rate. On a GPU, make the optimiser with ``fused=True``: with any
+            other optimiser, the host waits for the GPU in every step.
         precision: "fp32", or "bf16" for the model and the losses under :class:`torch.autocast`.
-        compile: whether the model is called through :func:`torch.compile`.
-        loss: called with (outputs, targets); gives the loss of each sample, ``[B]``, at least 0,
-            unreduced. Where None, cross entropy.
-        normalize_loss: for losses that are not on the scale of cross entropy: see :class:`Pruner`.
-        balance: "class" keeps the same share of every class, exactly. Without it, rare classes that
-            the model does not get to fit are kept less.
-        method: "sampled", or "adapruner", the published objective.
+        compile: call the model through :func:`torch.compile`.
+        loss: function of (outputs, targets). It returns the loss of each sample, ``[B]``, at least
+            0, unreduced. Where None, cross entropy.
+        normalize_loss: for losses that are not on the scale of cross entropy; see
+            :class:`adapruner.Pruner`.
+        balance: "class" keeps exactly the same share of every class. Without it, fewer samples are
+            kept of rare classes that the model does not fit.
+        method: "sampled" draws samples by their gates; "published" keeps the largest gate logits,
+            as the paper does.
         warmup_epochs: epochs before the gates start; 0 for a model that is trained already. About a
             tenth of ``epochs`` where None.
-        collate_fn: makes a batch of a list of (input, target).
-        fingerprint: a string that identifies the dataset, instead of what is found out from it.
-        checkpoint_dir: where to write a checkpoint after each epoch; one that is there is resumed.
-        on_error: "skip" leaves out samples that cannot be read, lists them in the result and never
-            keeps them; "raise" stops at the first one.
-        progress: whether to show it, on standard error.
+        collate_fn: makes a batch from a list of (input, target).
+        fingerprint: a string that identifies the dataset, in place of its content.
+        checkpoint_dir: folder for a checkpoint after each epoch. A checkpoint that is already there
+            is resumed.
+        on_error: "skip" leaves out unreadable samples, lists them in the result and never keeps
+            them; "raise" stops at the first one.
+        progress: show the progress on standard error.
 
     Returns:
-        The kept indices, the gate logits and how they came about.
+        The kept indices, the gate logits, and the record of the run.
 
     Raises:
-        TypeError, ValueError: an argument is not what it should be; the message says how.
+        TypeError, ValueError: an argument has a wrong type or value.
         IndexError: a target is out of range for the model's logits.
         DatasetMismatchError: the checkpoint belongs to another dataset.
-        UnreadableSampleError: a sample cannot be read and ``on_error="raise"``, or none can.
-        FloatingPointError: in a whole epoch no batch had a finite loss.
+        UnreadableSampleError: a sample is unreadable and ``on_error="raise"``, or no sample is
+            readable.
+        FloatingPointError: no batch of an epoch had a finite loss.
 
     Example:
         >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
@@ -148,7 +153,10 @@ def fast_prune(
     if balance not in (None, "class"):
         raise ValueError(f'balance must be None or "class"; found {balance!r}')
     if learning_rate is not None and optimizer is not None:
-        raise ValueError("learning_rate is for the default optimiser; optimizer sets its own")
+        raise ValueError(
+            "expected learning_rate or optimizer; found both (learning_rate is for the default "
+            "optimiser)"
+        )
     if learning_rate is not None:
         learning_rate = checked_real("learning_rate", learning_rate, "a number above 0")
         if not 0 < learning_rate < math.inf:
@@ -162,8 +170,8 @@ def fast_prune(
     source = training_source(data, transform, collate_fn, fingerprint)
     if balance == "class" and source.targets is None:
         raise ValueError(
-            'balance="class" needs the classes without reading the samples: give the dataset a '
-            "`targets` attribute"
+            'balance="class" needs the classes of all samples before the run; found a dataset '
+            "without a `targets` attribute"
         )
     held_out = None if validation_data is not None else _hold_out(len(source), seed)
     pruner = Pruner(
@@ -259,12 +267,12 @@ def fast_prune(
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    """Where the model is, by the first of its parameters; the default device if it has none."""
+    """The device of the model's first parameter; the default device without parameters."""
     return next((p.device for p in model.parameters()), torch.get_default_device())
 
 
 def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
-    """A seeded part of the indices for the controller, ascending; None where it is too small."""
+    """The held-out indices, drawn by a seed, ascending; None where they would be too few."""
     count = min(int(HELD_OUT_SHARE * num_samples), HELD_OUT_MOST)
     if count < HELD_OUT_LEAST:
         return None
@@ -282,7 +290,7 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
 
 @contextmanager
 def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Give an epoch (its dropout) a seed of its own, and the caller its generators back."""
+    """Seed torch's generators for an epoch (for dropout), and restore them at the end."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(stream_seed(seed, epoch, Stream.MODEL))

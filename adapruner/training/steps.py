@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# A GPU is asked once in so many batches what became of them.
+# The host asks a GPU about its batches once in this number of batches.
 LOOK_EVERY = 64
 
 
@@ -17,14 +17,14 @@ class LeftOut(NamedTuple):
     """A batch whose step was left out.
 
     Attributes:
-        ids: dataset indices of those of its samples whose input is not finite.
+        ids: dataset indices of the samples in it whose input is not finite.
     """
 
     ids: list[int]
 
 
 class _Queued(NamedTuple):
-    """What a batch leaves on the device."""
+    """The tensors of a batch that stay on the device until the host looks at them."""
 
     finite: Tensor  # bool scalar: whether its loss is finite
     broken: Tensor  # bools [B]: samples whose input is not finite
@@ -32,32 +32,32 @@ class _Queued(NamedTuple):
 
 
 class Steps:
-    """The steps of an optimiser. A step whose loss is not finite would ruin the weights for good.
+    """The steps of an optimiser, without steps whose loss is not finite.
 
-    A fused optimiser can leave out a step on the device, as :class:`torch.amp.GradScaler` has it
-    do. Then the host queues batch after batch, and :meth:`look` says what became of them. With any
-    other optimiser the host waits for each loss.
+    Such a step would spoil the weights for good. A fused optimiser can leave out a step on the
+    device, as with :class:`torch.amp.GradScaler`. The host then queues batches, and :meth:`look`
+    returns the batches that were left out. With any other optimiser the host waits for each loss.
 
     Args:
-        optimizer: of the model.
-        device: where the losses are.
+        optimizer: optimiser of the model.
+        device: device of the losses.
 
     Attributes:
-        finite: batches whose loss was finite, as far as was looked.
+        finite: number of batches with a finite loss, up to the last look.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
         self.optimizer = optimizer
         self.device = device
         self.finite = 0
-        # The host decides on the first step: torch's fused SGD takes up momentum in its first step
-        # even if that step is left out, from memory that nothing was written to.
+        # The host decides about the first step. torch's fused SGD sets its momentum in the first
+        # step even if that step is left out, and would read memory that was never written.
         self._begun = False
         self._queue: list[_Queued] = []
 
     @property
     def full(self) -> bool:
-        """Whether it is time to look."""
+        """Whether the queue is full, so that :meth:`look` is due."""
         return len(self._queue) >= (LOOK_EVERY if self._fused and self._begun else 1)
 
     @property
@@ -65,7 +65,7 @@ class Steps:
         return all(group.get("fused") for group in self.optimizer.param_groups)
 
     def take(self, loss: Tensor, inputs: Any, ids: Tensor) -> None:
-        """The backward pass and the step of a batch, unless its loss is not finite.
+        """Run the backward pass and the step of a batch, if its loss is finite.
 
         Args:
             loss: scalar, with its graph.
@@ -91,7 +91,7 @@ class Steps:
         self._queue.append(_Queued(finite, _not_finite(inputs, len(ids), self.device), ids))
 
     def look(self) -> list[LeftOut]:
-        """The batches left out since the last look. Waits for the device."""
+        """The batches that were left out since the last look. Waits for the device."""
         if not self._queue:
             return []
         told = [batch.finite[None] for batch in self._queue]
@@ -112,7 +112,7 @@ def _may_not_be_finite(value: Any) -> bool:
 
 
 def _not_finite(inputs: Any, count: int, device: torch.device) -> Tensor:
-    """Bools ``[count]``: the samples of the batch with a value in ``inputs`` that is not finite."""
+    """The samples of a batch with a value in ``inputs`` that is not finite, bools ``[count]``."""
     found = torch.zeros(count, dtype=torch.bool, device=device)
     if isinstance(inputs, Mapping):
         inputs = list(inputs.values())

@@ -1,9 +1,10 @@
-"""The training of one run: its model, optimiser and pruner, through the epochs."""
+"""The training of a run: model, optimiser and pruner through the epochs."""
 
 from __future__ import annotations
 
 import math
 import os
+import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,16 +30,16 @@ SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
 OptimizerFactory: TypeAlias = Callable[[Any], Any]
 
 _OPTIMIZER = (
-    "optimizer must be a function of the parameters that gives a torch optimiser, or an optimiser "
-    "and a scheduler; {}"
+    "optimizer must be a function of the parameters that returns a torch optimiser, or an "
+    "optimiser and a scheduler; found {}"
 )
 
-# Names of the arithmetic, and what autocast is asked for.
+# Each precision and the dtype of its autocast.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 class Loader(Protocol):
-    """Yields (inputs, targets, ids), and says how many batches the epoch has."""
+    """Yields (inputs, targets, ids). ``len`` is the number of batches of the epoch."""
 
     def __len__(self) -> int: ...
 
@@ -46,7 +47,15 @@ class Loader(Protocol):
 
 
 class Trainer:
-    """The model, its optimiser and the pruner, through the epochs."""
+    """Trains a model through the epochs of a pruner.
+
+    :func:`adapruner.fast_prune` documents the arguments.
+
+    Attributes:
+        highest_rate: highest learning rate of the one-cycle schedule; None with the user's
+            optimiser.
+        steps_left_out: number of steps left out because their loss was not finite.
+    """
 
     def __init__(
         self,
@@ -74,16 +83,15 @@ class Trainer:
         self.device = pruner.gates.logits.device
         self.scheduler: Any = None
         self.steps_left_out = 0
-        # Of the one-cycle schedule; None where the optimiser is the user's.
         self.highest_rate = None if optimizer else learning_rate or LEARNING_RATE
         if optimizer is not None and not callable(optimizer):
-            raise TypeError(_OPTIMIZER.format(f"found {type(optimizer).__name__}"))
+            raise TypeError(_OPTIMIZER.format(type(optimizer).__name__))
         made = (
             torch.optim.AdamW(
                 model.parameters(),
                 lr=LEARNING_RATE,
                 weight_decay=WEIGHT_DECAY,
-                fused=self.device.type == "cuda",  # so that no step waits for the GPU
+                fused=self.device.type == "cuda",  # then no step waits for the GPU
             )
             if optimizer is None
             else optimizer(model.parameters())
@@ -91,12 +99,16 @@ class Trainer:
         if isinstance(made, (tuple, list)) and len(made) == 2:
             made, self.scheduler = made
         if not isinstance(made, Optimizer):
-            raise TypeError(_OPTIMIZER.format(f"it gave {type(made).__name__}"))
+            raise TypeError(_OPTIMIZER.format(f"a function that returns {type(made).__name__}"))
         self.optimizer: Optimizer = made
         self._steps = Steps(made, self.device)
 
     def train(self, loader: Loader) -> None:
-        """One epoch over what the pruner has it read."""
+        """Train one epoch on the samples of ``loader``.
+
+        Raises:
+            FloatingPointError: no batch had a finite loss.
+        """
         self.model.train()
         pruner, batches = self.pruner, len(loader)
         self._steps.finite = 0
@@ -105,7 +117,7 @@ class Trainer:
             total=batches,
             desc=f"epoch {pruner.epoch + 1}/{pruner.epochs}",
             leave=False,
-            # None: where standard error is no terminal there is no bar, only a line per epoch.
+            # None: tqdm shows the bar only if standard error is a terminal.
             disable=None if self.progress else True,
         )
         for position, (inputs, targets, ids) in enumerate(bar):
@@ -125,12 +137,13 @@ class Trainer:
         self._look()
         if not self._steps.finite:
             raise FloatingPointError(
-                f"no batch of epoch {pruner.epoch} had a finite loss; the samples concerned start "
-                f"with {pruner.gates.not_finite()[:5]}; check the learning rate and the inputs"
+                f"no batch of epoch {pruner.epoch} had a finite loss; the first samples without a "
+                f"finite loss are {pruner.gates.not_finite()[:5]}; check the learning rate and the "
+                "inputs"
             )
 
     def _look(self) -> None:
-        """Take note of the batches that were left out, and raise what a GPU has found wrong."""
+        """Note the batches that were left out, and raise errors that a GPU has found."""
         self.pruner.gates.check_errors()
         for batch in self._steps.look():
             self.steps_left_out += 1
@@ -139,27 +152,32 @@ class Trainer:
             self.pruner.exclude(refused)
 
     def warn_of_what_was_left_out(self) -> None:
-        """One warning of the samples, one of the steps; to be called by fast_prune."""
+        """Warn of unreadable samples, and of steps that were left out. fast_prune calls this."""
         if unreadable := self.pruner.unreadable:
             index, reason = unreadable[0]
             warnings.warn(
                 f"{len(unreadable)} of {self.pruner.num_samples} samples cannot be read and are "
-                f"not kept; the first one, sample {index}: {reason}",
+                f"not kept; the first is sample {index}: {reason}",
                 stacklevel=3,
             )
         if self.steps_left_out:
             warnings.warn(
-                f"steps left out, since the loss of their batch was not finite: "
-                f"{self.steps_left_out}; the result lists the samples concerned as not_finite",
+                f"steps left out because the loss of their batch was not finite: "
+                f"{self.steps_left_out}; the result lists their samples as not_finite",
                 stacklevel=3,
             )
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any], observe: bool) -> Tensor:
-        """Losses of the held-out samples, float64; the gates take them in where they have some."""
+        """Losses of the held-out samples, float64.
+
+        Args:
+            batches: (batch, ids, unreadable samples).
+            observe: whether the samples are part of the training data, so that their gates step.
+        """
         self.model.eval()
         losses = [torch.zeros(0, dtype=torch.float64, device=self.device)]
-        outside: list[Tensor] = []  # (whether any target is no class, the first one, classes)
+        outside: list[Tensor] = []  # targets out of range, for check_targets
         for batch, ids, unreadable in batches:
             if unreadable:
                 self._leave_out(unreadable, observe)
@@ -188,13 +206,15 @@ class Trainer:
             sample, reason = unreadable[0]
             warnings.warn(
                 f"{len(unreadable)} samples of the validation data cannot be read and are left "
-                f"out; the first one, sample {sample}: {reason}",
+                f"out; the first is sample {sample}: {reason}",
                 stacklevel=4,
             )
 
     def end_epoch(self, held_out_losses: Tensor) -> None:
+        """Step the scheduler and the pruner, with the mean of the held-out losses."""
         finite = held_out_losses[held_out_losses.isfinite()]
-        # A broken sample is listed and left out; where most are broken the model is, and is behind.
+        # Few losses that are not finite come from broken samples, and are left out. If most losses
+        # are not finite, the model is broken; the mean must show it.
         if 2 * len(finite) > len(held_out_losses):
             held_out_losses = finite
         count = len(held_out_losses)
@@ -210,6 +230,7 @@ class Trainer:
             tqdm.write(describe_epoch(entry, self.pruner.epochs), file=sys.stderr)
 
     def checkpoint(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+        """Write a checkpoint of the run."""
         state = {
             "settings": settings,
             "fingerprint": self.pruner.fingerprint,
@@ -221,7 +242,14 @@ class Trainer:
         save_checkpoint(folder, to_cpu(state))
 
     def resume(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
-        # Made now: a place that cannot be written is to be known before the first epoch.
+        """Load the checkpoint in ``folder``, if it has one.
+
+        Raises:
+            DatasetMismatchError: the checkpoint belongs to another dataset.
+            ValueError: the checkpoint was made with other settings.
+            OSError: the folder cannot be made.
+        """
+        # Made now, so that a bad place shows before the first epoch.
         os.makedirs(folder, exist_ok=True)
         state = load_checkpoint(folder)
         if state is None:
@@ -229,10 +257,10 @@ class Trainer:
         owner = f"the checkpoint in {os.fspath(folder)}"
         check_same_dataset(owner, "fingerprint", state["fingerprint"], self.pruner.fingerprint)
         for name, value in settings.items():
-            if state["settings"].get(name) != value:
+            if (found := state["settings"].get(name)) != value:
                 raise ValueError(
-                    f"{owner} was made with another {name}; remove it to start anew, or choose "
-                    "another folder"
+                    f"{owner} was made with another {name}: expected {reprlib.repr(value)}, found "
+                    f"{reprlib.repr(found)}; remove it to start again, or choose another folder"
                 )
         self.pruner.load_state_dict(state["pruner"])
         self.model.load_state_dict(state["model"])
@@ -254,14 +282,14 @@ class Trainer:
             outputs = getattr(outputs, "logits", outputs)
             if not isinstance(outputs, Tensor):
                 raise TypeError(
-                    "the model must give logits as a tensor, or an object with them as .logits; it "
-                    f"gave {type(outputs).__name__} (other outputs need loss=)"
+                    "the model must return logits as a tensor, or an object with .logits; found "
+                    f"{type(outputs).__name__} (other outputs need loss=)"
                 )
         return outputs
 
 
 def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:
-    """An epoch of the history as one line of text."""
+    """One line of text about an epoch of the history."""
 
     def number(name: str) -> str:
         return "   -  " if entry[name] is None else f"{entry[name]:6.3f}"

@@ -1,4 +1,4 @@
-"""gate_drift against adapruner.reference in float64, and its errors."""
+"""gate_drift against adapruner.ops.reference in float64, and its errors."""
 
 from __future__ import annotations
 

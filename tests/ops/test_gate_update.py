@@ -1,4 +1,4 @@
-"""gate_update against adapruner.reference in float64, and the sums in the state."""
+"""gate_update against adapruner.ops.reference in float64, and the sums in the state."""
 
 from __future__ import annotations
 

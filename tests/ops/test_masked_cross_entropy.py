@@ -1,4 +1,4 @@
-"""masked_cross_entropy and its gradient, against adapruner.reference in float64."""
+"""masked_cross_entropy and its gradient, against adapruner.ops.reference in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""masked_linear_cross_entropy against adapruner.reference in float64, and its memory."""
+"""masked_linear_cross_entropy against adapruner.ops.reference in float64, and its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""masked_loss against adapruner.reference in float64, its derivatives and its errors."""
+"""masked_loss against adapruner.ops.reference in float64, its derivatives and its errors."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_labels_of_any_integer_type(labels: Any) -> None:
 
 def test_result_before_the_end_and_step_after_it_are_refused() -> None:
     pruner = Pruner(20, 0.5, epochs=3)
-    with pytest.raises(RuntimeError, match=r"3 of 3 epochs to go; call step\(\)"):
+    with pytest.raises(RuntimeError, match=r"found 0 of 3 epochs ended\. Call step\(\)"):
         pruner.result()
     drive(pruner, frozen(20))
     before = saved_lists(pruner.result())

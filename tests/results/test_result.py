@@ -163,7 +163,7 @@ def test_checkpoint_is_no_result(tmp_path: Path) -> None:
 
 def test_result_that_lacks_entries(tmp_path: Path) -> None:
     write_file(tmp_path / "a", "result", {"indices": torch.zeros(1)}, {"keep_ratio": 1})
-    with pytest.raises(FileFormatError, match=r"lacks config, .*gate_logits"):
+    with pytest.raises(FileFormatError, match=r"not found: config, .*gate_logits"):
         PruneResult.load(tmp_path / "a")
 
 

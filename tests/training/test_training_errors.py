@@ -66,8 +66,8 @@ X, Y = blobs(30)
         ((X, Y), {"transform": 3}, TypeError, "transform must be callable"),
         ((X, Y), {"optimizer": torch.optim.SGD([X], 0.1)}, TypeError, "function of.*found SGD"),
         ((X, Y), {"seed": -1}, ValueError, "seed must be at least 0; found -1"),
-        ((X, Y), {"optimizer": lambda p: None}, TypeError, "optimizer must be .*gave NoneType"),
-        ((X, Y), {"optimizer": lambda p: [1, 2]}, TypeError, "optimizer must be .*gave int"),
+        ((X, Y), {"optimizer": lambda p: None}, TypeError, "optimizer must be .*returns NoneType"),
+        ((X, Y), {"optimizer": lambda p: [1, 2]}, TypeError, "optimizer must be .*returns int"),
         ((X, Y), {"loss": nn.CrossEntropyLoss()}, ValueError, "sample_loss"),
         ((X, Y), {"loss": lambda o, t: -o.square().sum(1)}, ValueError, "a loss of at least 0"),
         ((X, Y[:29]), {}, ValueError, "30 inputs and 29 targets"),
@@ -87,7 +87,7 @@ X, Y = blobs(30)
             (X, Y),
             {"validation_data": (X, Y + 1)},
             IndexError,
-            "a held-out sample has the target 3; expected a class that the logits have, at most 2",
+            "must be a class of the logits, at most 2, or -100; found 3",
         ),
         (far_targets(), {}, IndexError, r"target.* is 3"),
         ((X, Y - 1), {}, IndexError, r"target.* is -1"),
@@ -114,7 +114,7 @@ def test_model_must_give_logits() -> None:
         def forward(self, inputs: Tensor) -> Any:
             return super().forward(inputs), 0
 
-    with pytest.raises(TypeError, match=r"must give logits as a tensor.*gave tuple.*need loss="):
+    with pytest.raises(TypeError, match=r"must return logits as a tensor.*found tuple.*need loss="):
         prune((X, Y), Pair(5, 3))
 
 
@@ -186,10 +186,10 @@ def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
         assert result.unreadable == [(broken, "its input is not finite")]
         assert result.gate_logits[broken] == -torch.inf
         assert [str(warning.message) for warning in caught] == [
-            f"1 of 420 samples cannot be read and are not kept; the first one, sample {broken}: "
+            f"1 of 420 samples cannot be read and are not kept; the first is sample {broken}: "
             "its input is not finite",
-            "steps left out, since the loss of their batch was not finite: 1; the result lists the "
-            "samples concerned as not_finite",
+            "steps left out because the loss of their batch was not finite: 1; the result lists "
+            "their samples as not_finite",
         ]
     assert result.gate_logits.isfinite().sum() == 419 + held_out
     # And nothing is held back because of it.

@@ -268,7 +268,7 @@ def test_state_of_another_run_is_refused(folder: Path) -> None:
         DaliLoader(folder, followed, 4).load_state_dict(state)
     loader.load_state_dict(state)
     followed.epoch = 1
-    with pytest.raises(ValueError, match=r"at epoch 0 .* at epoch 1"):
+    with pytest.raises(ValueError, match="expected 1, found 0"):
         next(iter(loader))
 
 
