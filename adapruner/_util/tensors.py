@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -14,5 +15,12 @@ def to_cpu(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: to_cpu(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(to_cpu(value) for value in state)
+        return rebuilt(state, map(to_cpu, state))
     return state
+
+
+def rebuilt(like: Any, parts: Iterable[Any]) -> Any:
+    """A list, tuple or namedtuple of the type of ``like``, with other parts."""
+    if hasattr(like, "_fields"):
+        return type(like)(*parts)
+    return type(like)(parts)

@@ -20,7 +20,7 @@ from adapruner._util.checks import check_same_dataset
 from adapruner._util.tensors import to_cpu
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
 from adapruner.pruning.pruner import Pruner
-from adapruner.training.batches import memory_format_of, to_device
+from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 from adapruner.training.evaluation import check_targets, sample_cross_entropy
 from adapruner.training.learning_rate import LEARNING_RATE, WEIGHT_DECAY, set_learning_rate
@@ -125,13 +125,14 @@ class Trainer:
                 done = (pruner.epoch + position / batches) / pruner.epochs
                 set_learning_rate(self.optimizer, self.highest_rate, done)
             inputs, targets = self._on_device(inputs), to_device(targets, self.device)
-            with self._autocast():
-                outputs = self._forward(inputs)
-                if self.loss is None:
-                    loss = pruner.loss(outputs, targets, ids)
-                else:
-                    loss = pruner.weigh(self.loss(outputs, targets), ids)
-            self._steps.take(loss, inputs, ids)
+            with batch_norms_for(self.model, len(ids)):
+                with self._autocast():
+                    outputs = self._forward(inputs)
+                    if self.loss is None:
+                        loss = pruner.loss(outputs, targets, ids)
+                    else:
+                        loss = pruner.weigh(self.loss(outputs, targets), ids)
+                self._steps.take(loss, inputs, ids)
             if self._steps.full:
                 self._look()
         self._look()
