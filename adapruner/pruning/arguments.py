@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,16 +45,15 @@ def check_labels(labels: Any, num_samples: int) -> Tensor:
         TypeError: the labels are not integers.
         ValueError: they do not have shape ``[N]``, or a label is negative.
     """
-    tensor = torch.as_tensor(labels, device="cpu")
+    tensor = _whole_numbers("labels", labels)
+    if tensor.dim() == 2 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
     if tensor.dim() != 1 or len(tensor) != num_samples:
         raise ValueError(
             f"labels must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
         )
-    if not _is_whole(tensor):
-        raise TypeError(f"labels must be integers; found {tensor.dtype}")
     if tensor.numel() and int(tensor.min()) < 0:
         raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
-    tensor = tensor.to(torch.int64)
     # Memory grows with the largest label, so large labels are numbered anew.
     return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
 
@@ -65,10 +65,7 @@ def check_held_out(held_out: Any, num_samples: int) -> Tensor:
         TypeError: the indices are not integers.
         ValueError: an index is out of range or repeated, or all samples are held out.
     """
-    tensor = torch.as_tensor(held_out, device="cpu").flatten()
-    if tensor.numel() and not _is_whole(tensor):
-        raise TypeError(f"held_out must hold dataset indices, integers; found {tensor.dtype}")
-    tensor = tensor.to(torch.int64)
+    tensor = _whole_numbers("held_out", held_out).flatten()
     if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_samples:
         raise ValueError(
             f"held_out must hold dataset indices in [0, {num_samples}); found indices from "
@@ -81,5 +78,27 @@ def check_held_out(held_out: Any, num_samples: int) -> Tensor:
     return tensor
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+def _whole_numbers(name: str, values: Any) -> Tensor:
+    """``values`` as int64 on the CPU: a tensor, an array or a sequence, of any integer type.
+
+    Floats are taken where all of them are whole numbers, as pandas gives them.
+
+    Raises:
+        TypeError: the values are not whole numbers.
+        ValueError: a value is larger than int64 holds.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    array = np.asarray(values)
+    if array.size == 0:
+        return torch.zeros(array.shape, dtype=torch.int64, device="cpu")
+    whole = array.dtype.kind in "iu"
+    if array.dtype.kind == "f":
+        whole = bool((np.isfinite(array) & (array == np.floor(array))).all())
+    if not whole:
+        raise TypeError(f"{name} must hold integers; found {array.dtype}")
+    if array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must be less than 2**63; found {array.max()}")
+    # A copy: of any strides and byte order, and no longer the caller's.
+    return torch.from_numpy(array.astype(np.int64, order="C"))

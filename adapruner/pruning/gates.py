@@ -48,7 +48,9 @@ class Gates:
         self.logits = torch.ones(num_samples, dtype=torch.float32, device=device)
         self.age = torch.full((num_samples,), ops.NEVER_VISITED, dtype=torch.uint8, device=device)
         self.last_loss = (
-            torch.full((num_samples,), float("nan"), device=device) if track_losses else None
+            torch.full((num_samples,), float("nan"), dtype=torch.float32, device=device)
+            if track_losses
+            else None
         )
         self.state = torch.zeros(_C.state_size, dtype=torch.int64, device=device)
         self.set_real("keep_ratio", keep_ratio)

@@ -55,14 +55,14 @@ def saved_lists(result: Any) -> list[Any]:
         ({"explore": float("nan")}, ValueError, "found nan"),
         ({"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda'; found 'meta'"),
         ({"labels": [0, 1]}, ValueError, r"labels must have shape \[10\].*found \[2\]"),
-        ({"labels": np.zeros((10, 1), int)}, ValueError, r"found \[10, 1\]"),
-        ({"labels": [0.0] * 10}, TypeError, "labels must be integers; found torch.float32"),
-        ({"labels": [True] * 10}, TypeError, "labels must be integers; found torch.bool"),
+        ({"labels": np.zeros((10, 2), int)}, ValueError, r"found \[10, 2\]"),
+        ({"labels": [0.5] * 10}, TypeError, "labels must hold integers; found float64"),
+        ({"labels": [True] * 10}, TypeError, "labels must hold integers; found bool"),
         ({"labels": [0] * 9 + [-1]}, ValueError, "labels must be at least 0; found -1"),
         ({"held_out": [10]}, ValueError, r"held_out must hold dataset indices in \[0, 10\)"),
         ({"held_out": [-1]}, ValueError, r"held_out must hold dataset indices in \[0, 10\)"),
-        ({"held_out": [0.5, 1.9]}, TypeError, "dataset indices, integers; found torch.float32"),
-        ({"held_out": [True] * 9}, TypeError, "dataset indices, integers; found torch.bool"),
+        ({"held_out": [0.5, 1.9]}, TypeError, "held_out must hold integers; found float64"),
+        ({"held_out": [True] * 9}, TypeError, "held_out must hold integers; found bool"),
         ({"held_out": [3, 3]}, ValueError, "held_out must hold each index once; found 1 repeats"),
         ({"held_out": range(10)}, ValueError, "must leave a sample to train on; found all 10"),
     ],
@@ -70,15 +70,6 @@ def saved_lists(result: Any) -> list[Any]:
 def test_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Pruner(**{"num_samples": 10, "keep_ratio": 0.5, "epochs": 5, **arguments})
-
-
-@pytest.mark.parametrize(
-    "labels", [[0, 1] * 5, np.array([0, 1] * 5, np.uint8), torch.tensor([0, 1] * 5).int()]
-)
-def test_labels_of_any_integer_type(labels: Any) -> None:
-    pruner = Pruner(10, 0.4, epochs=4, labels=labels)
-    drive(pruner, lambda epoch: torch.linspace(0, 2, 10))
-    assert torch.bincount(pruner.result().indices % 2).tolist() == [2, 2]
 
 
 def test_result_before_the_end_and_step_after_it_are_refused() -> None:

@@ -28,9 +28,10 @@ def packed() -> PackedSequence:
     return pack_sequence([torch.arange(3.0), torch.arange(2.0)])
 
 
-@pytest.mark.parametrize(
-    "move", [lambda value: to_device(value, CPU), to_cpu], ids=["batch", "cpu"]
-)
+MOVES = {"batch": lambda value: to_device(value, CPU), "copy": to_cpu}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 def test_structures_keep_their_types(move: Any) -> None:
     value = {"a": [torch.ones(2), (torch.zeros(1), "x")], "b": Pair(torch.ones(3), 4), "c": None}
     found = move(value)
