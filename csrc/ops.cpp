@@ -85,17 +85,13 @@ TORCH_LIBRARY(adapruner, m) {
   m.def("gate_drift(Tensor(a!) gate_logits, Tensor age, Tensor state, Tensor last_loss) -> ()");
 
   // The k largest of gate_logits: exact; +0 and −0 equal; equal values to the lower index; NaN is a
-  // ValueError naming the first. mask [ceil(N / 8)] uint8, bit i % 8 of byte i / 8; indices [k]
-  // int64 ascending; sums [2] int64: Σ gate_fixed(slope, m), of σ(slope·m)·2³⁰, and the number of
+  // ValueError naming the first. mask [ceil(N / 8)] uint8, bit i % 8 of byte i / 8;
+  // sums [2] int64: Σ gate_fixed(slope, m), of σ(slope·m)·2³⁰, and the number of
   // m > 0; empty [0] without a slope. A slope that is not finite is a ValueError.
   // Memory besides input and results: 8 MB, and at most a quarter of a byte per value from N = 10⁸
-  // on (a half below; 2 where the sample that brackets the threshold misleads); for indices 1/8
-  // byte per value more. An input that is not contiguous is copied, and, on a GPU, one that is not
+  // on (a half below; 2 where the sample that brackets the threshold misleads). An input that is not contiguous is copied, and, on a GPU, one that is not
   // aligned to 16 bytes.
   m.def("topk_mask(Tensor gate_logits, int k, float? slope=None) -> (Tensor mask, Tensor sums)");
-  m.def(
-      "topk_indices(Tensor gate_logits, int k, float? slope=None) "
-      "-> (Tensor indices, Tensor sums)");
 
   // The same with quotas [S] int64 for segments [N] of any integer type: the quotas[j] largest of
   // those in segment j; −1: in no segment, never kept. Memory: see csrc/cpu/segmented_topk.cpp.

@@ -16,24 +16,30 @@ class Order(NamedTuple):
 
 
 def masked_order(mask: Tensor, num_samples: int, key: int, position: int, count: int) -> Order:
-    """The next samples of an epoch's order, which is computed as it goes and stored nowhere.
+    """The next samples of an epoch's order. The order is computed as it goes and never stored.
 
-    A permutation of all N samples that ``key`` fixes, without those that ``mask`` leaves out: each
-    sample comes once, and the order of a part is a subsequence of that of all. The same at any
-    number of threads, and however it is cut into calls.
+    ``key`` fixes a permutation of all N samples. The order is this permutation without the samples
+    that ``mask`` leaves out. Each sample comes once, and the order of a part is a subsequence of
+    the order of all. The order is the same at any number of threads, and however it is cut into
+    calls. It is computed on the CPU, where samples are read.
 
     Args:
-        mask: bit mask of the samples to come, uint8 ``[ceil(N / 8)]``.
+        mask: bit mask of the samples to read, uint8 ``[ceil(N / 8)]``, on the CPU.
         num_samples: N.
         key: in [0, 2⁶³).
-        position: place to go on from in the permutation of all N, in [0, N]; 0 at the start.
-        count: how many samples are wanted.
+        position: place in the permutation of all N at which to begin, in [0, N]; 0 at the start.
+        count: number of samples to give.
 
     Returns:
-        ``indices``, int64 ``[count]`` or fewer at the order's end, and the ``position`` after them.
+        ``indices``, int64 ``[count]``, fewer at the end of the order, and the ``position`` after
+        them.
 
     Raises:
-        ValueError: the mask has not the shape of N samples, or a number is out of range.
+        TypeError: the mask is not uint8.
+        ValueError: the mask is not on the CPU or does not have the shape for N samples, or a number
+            is out of range.
     """
+    if mask.device.type != "cpu":
+        raise ValueError(f"mask must be on the CPU; found {mask.device}")
     indices, after = torch.ops.adapruner.masked_order(mask, num_samples, key, position, count)
     return Order(indices, int(after))

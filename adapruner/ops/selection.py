@@ -16,12 +16,11 @@ DIGIT_ROUNDS = 3
 
 
 class TopK(NamedTuple):
-    """A selection, and what the same pass tells of the gates at the slope given.
+    """A selection, and sums over the gates at the given slope, from the same pass.
 
-    ``selected`` is uint8 ``[ceil(N / 8)]``, bit i % 8 of byte i // 8, from :func:`topk_mask` and
-    :func:`segmented_topk`, int64 ``[k]`` from :func:`topk_indices`. ``sums`` is int64 ``[2]``: the
-    sum of the gates σ(slope·m), each rounded to a multiple of 2⁻³⁰ (:data:`GATE_SUM_ONE` is one
-    gate of 1), and the number of m > 0; it is empty where no slope was given.
+    ``selected`` is a bit mask, uint8 ``[ceil(N / 8)]``: bit i % 8 of byte i // 8 is sample i.
+    ``sums`` is int64 ``[2]``: the sum of the gates σ(slope·m), each rounded to a multiple of 2⁻³⁰
+    (:data:`GATE_SUM_ONE` is one gate of 1), and the number of m > 0. It is empty without a slope.
     """
 
     selected: Tensor
@@ -47,11 +46,6 @@ def topk_mask(gate_logits: Tensor, k: int, slope: float | None = None) -> TopK:
         tensor([3], dtype=torch.uint8)
     """
     return TopK(*torch.ops.adapruner.topk_mask(gate_logits, k, slope))
-
-
-def topk_indices(gate_logits: Tensor, k: int, slope: float | None = None) -> TopK:
-    """The same as ascending int64 indices ``[k]``; arguments and errors are :func:`topk_mask`'s."""
-    return TopK(*torch.ops.adapruner.topk_indices(gate_logits, k, slope))
 
 
 def segmented_topk(
@@ -184,7 +178,7 @@ def sampling_keys(
         >>> import torch
         >>> m, age = torch.tensor([0.5, -torch.inf, 1.0]), torch.ones(3, dtype=torch.uint8)
         >>> keys = sampling_keys(m, age, scale=2.0, turns=1.0, key=7)
-        >>> topk_indices(keys, k=2).selected  # of those that are not excluded
-        tensor([0, 2])
+        >>> topk_mask(keys, k=2).selected  # samples 0 and 2; sample 1 is excluded
+        tensor([5], dtype=torch.uint8)
     """
     return torch.ops.adapruner.sampling_keys(gate_logits, age, scale, turns, key, ceiling)

@@ -320,37 +320,8 @@ std::tuple<at::Tensor, at::Tensor> topk_mask_cpu(const at::Tensor& gate_logits, 
   return {mask, sums};
 }
 
-std::tuple<at::Tensor, at::Tensor> topk_indices_cpu(const at::Tensor& gate_logits, int64_t k,
-                                                    std::optional<double> slope) {
-  const auto [mask, sums] = topk_mask_cpu(gate_logits, k, slope);
-  at::Tensor indices = at::empty({k}, sums.options());
-  advise_huge_pages(indices);
-  const uint8_t* bits = mask.const_data_ptr<uint8_t>();
-  int64_t* out = indices.mutable_data_ptr<int64_t>();
-  const Partition partition(gate_logits.numel());
-  std::vector<int64_t> start(partition.tasks() + 1, 0);
-  const auto run = [&](int64_t task) {
-    const int64_t first = partition.begin(task) / 8;
-    return std::pair{first, (partition.end(task) + 7) / 8 - first};
-  };
-  partition.each_task([&](int64_t task) {
-    const auto [first, bytes] = run(task);
-    start[task + 1] = ADAPRUNER_DISPATCH(count_bits, bits + first, bytes);
-  });
-  for (int64_t task = 0; task < partition.tasks(); ++task) start[task + 1] += start[task];
-  partition.each_task([&](int64_t task) {
-    const auto [first, bytes] = run(task);
-    ADAPRUNER_DISPATCH(expand_bits, bits + first, bytes, 8 * first, out + start[task],
-                       start[task + 1] - start[task]);
-  });
-  return {indices, sums};
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapruner, CPU, m) {
-  m.impl("topk_mask", topk_mask_cpu);
-  m.impl("topk_indices", topk_indices_cpu);
-}
+TORCH_LIBRARY_IMPL(adapruner, CPU, m) { m.impl("topk_mask", topk_mask_cpu); }
 
 }  // namespace adapruner::cpu

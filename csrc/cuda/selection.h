@@ -26,9 +26,4 @@ struct SegmentedErrors {
   int64_t quota = -1;    // the first segment whose quota is out of range
 };
 
-struct OrderEnd {
-  int64_t kept;      // indices written
-  int64_t position;  // where the order goes on
-};
-
 }  // namespace adapruner::cuda

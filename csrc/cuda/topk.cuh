@@ -13,7 +13,7 @@
 // indices: the result does not depend on the order of blocks.
 #pragma once
 
-#include "compact.cuh"
+#include "selection.h"
 #include "topk_kernels.cuh"
 
 namespace adapruner::cuda {
@@ -184,13 +184,6 @@ int64_t topk_mask(const float* values, int64_t n, int64_t k, double slope, uint3
     return topk.run(slope, sums);
   };
   return n <= int64_t{1} << 32 ? select(uint64_t{}) : select(uint128_t{});
-}
-
-void mask_indices(const uint32_t* mask, int64_t n, int64_t* indices, int multiprocessors,
-                  const Scratch& scratch, cudaStream_t stream) {
-  if (n == 0) return;
-  compact(Bits{mask, n}, CompactScratch(scratch, n), SamePlace{}, n, indices, multiprocessors,
-          stream);
 }
 
 }  // namespace adapruner::cuda

@@ -12,9 +12,4 @@ namespace adapruner::cuda {
 int64_t topk_mask(const float* values, int64_t n, int64_t k, double slope, uint32_t* mask,
                   int64_t* sums, int multiprocessors, const Scratch& scratch, cudaStream_t stream);
 
-// indices ← the places, ascending, of the bits set among the first n of a mask of 32-bit words;
-// they are not waited for.
-void mask_indices(const uint32_t* mask, int64_t n, int64_t* indices, int multiprocessors,
-                  const Scratch& scratch, cudaStream_t stream);
-
 }  // namespace adapruner::cuda

@@ -7,6 +7,8 @@
 
 namespace adapruner::cuda {
 
+constexpr int kScanThreads = 1024;
+
 // Values that are equal to a bound of the bracket, in a tile.
 struct TileTies {
   uint16_t high;

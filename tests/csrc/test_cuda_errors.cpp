@@ -48,17 +48,17 @@ void the_first_of_a_call_is_told() {
   state.is(kBadTarget, 3, -9);
   state.call({{kBadTarget, 4, 5}});  // of the same batch
   state.is(kBadTarget, 3, -9);
-  state.call({{kNegativeLoss, 0, bits_of(-1.5)}, {kBadId, 900, 17}});
+  state.call({{kNegativeLoss, 0, std::bit_cast<int64_t>(-1.5)}, {kBadId, 900, 17}});
   state.is(kBadId, 900, 17);
 }
 
 void a_sealed_error_stays() {
   State state;
-  state.call({{kNegativeLoss, 5, bits_of(-2.0)}});
+  state.call({{kNegativeLoss, 5, std::bit_cast<int64_t>(-2.0)}});
   state.end_batch();
-  state.call({{kBadId, 0, -1}, {kNegativeLoss, 0, bits_of(-3.0)}});
+  state.call({{kBadId, 0, -1}, {kNegativeLoss, 0, std::bit_cast<int64_t>(-3.0)}});
   state.end_batch();
-  state.is(kNegativeLoss, 5, bits_of(-2.0));
+  state.is(kNegativeLoss, 5, std::bit_cast<int64_t>(-2.0));
   CHECK_EQUAL(read_double(state.slots, kErrorValue), -2.0);
 }
 

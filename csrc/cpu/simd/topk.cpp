@@ -128,31 +128,4 @@ int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t
   return kept;
 }
 
-int64_t count_bits(const uint8_t* mask, int64_t bytes) {
-  int64_t count = 0;
-  for (int64_t b = 0; b < bytes; b += 8) {
-    count += __builtin_popcountll(read_word(mask, 8 * b, 8 * bytes));
-  }
-  return count;
-}
-
-void expand_bits(const uint8_t* mask, int64_t bytes, int64_t first, int64_t* indices,
-                 int64_t count) {
-  int64_t done = 0, b = 0;
-#if defined(__AVX512F__)
-  // Eight indices are written for every byte, so stop before there is no room for that.
-  const __m512i lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-  for (; b < bytes && done + 8 <= count; ++b) {
-    const __m512i places = _mm512_add_epi64(_mm512_set1_epi64(first + 8 * b), lanes);
-    _mm512_storeu_si512(indices + done, _mm512_maskz_compress_epi64(mask[b], places));
-    done += __builtin_popcount(mask[b]);
-  }
-#endif
-  for (; b < bytes; ++b) {
-    for (unsigned rest = mask[b]; rest != 0; rest &= rest - 1) {
-      indices[done++] = first + 8 * b + __builtin_ctz(rest);
-    }
-  }
-}
-
 }  // namespace adapruner::ADAPRUNER_ISA

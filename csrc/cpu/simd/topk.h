@@ -39,8 +39,6 @@ struct TieCounts {
 // count_ties     values with a larger key than the given one, and with that key.
 // rank_ties      of the values with that key the first `keep` are set in mask, the others cleared.
 //                Returns the number set.
-// count_bits     number of bits set.
-// expand_bits    indices[0, count) ← first + the places of the `count` bits set, ascending.
 #define ADAPRUNER_DECLARE(isa)                                                             \
   namespace isa {                                                                          \
   int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset, \
@@ -48,9 +46,6 @@ struct TieCounts {
   void sum_gates(const float* x, int64_t n, double slope, int64_t* sums);                  \
   void count_ties(const float* x, int64_t n, uint32_t key, TieCounts& counts);             \
   int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t* mask); \
-  int64_t count_bits(const uint8_t* mask, int64_t bytes);                                  \
-  void expand_bits(const uint8_t* mask, int64_t bytes, int64_t first, int64_t* indices,    \
-                   int64_t count);                                                         \
   }
 ADAPRUNER_FOR_EACH_ISA(ADAPRUNER_DECLARE)
 #undef ADAPRUNER_DECLARE
