@@ -10,8 +10,8 @@ namespace {
 
 constexpr int64_t kWord = 64;
 
-// f(values, i, valid) for the 64 values from each i on; `valid` has the bits of those that exist.
-// The last, short word is read from a copy, so that no read leaves x.
+// Calls f(values, i, valid) for each run of 64 values, from i on. `valid` has a bit for each value
+// that exists. The last, short run is read from a copy, so that no read is outside x.
 template <typename F>
 void each_word(const float* x, int64_t n, const F& f) {
   int64_t i = 0;
@@ -23,7 +23,7 @@ void each_word(const float* x, int64_t n, const F& f) {
   }
 }
 
-// The bits of test(lanes) over the 64 values at x.
+// The results of test(lanes) for the 64 values at x, as bits.
 template <typename Test>
 inline uint64_t word_of(const float* x, const Test& test) {
   uint64_t word = 0;
@@ -34,7 +34,7 @@ inline uint64_t word_of(const float* x, const Test& test) {
 
 inline int64_t bytes_at(int64_t i, int64_t n) { return n - i < kWord ? (n - i + 7) / 8 : 8; }
 
-// The bits of values i … i + 63 of the n that a mask is for.
+// The bits of values i … i + 63 of a mask of n values.
 inline uint64_t read_word(const uint8_t* mask, int64_t i, int64_t n) {
   uint64_t word = 0;
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -79,7 +79,8 @@ int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t
       appended += rest != 0;
       rest &= rest - 1;
     };
-    // Whether a word has one or two cannot be foretold, so it is not asked; few have more.
+    // A branch on whether there are one or two entries could not be predicted, so two are always
+    // written. Few words have more.
     append();
     append();
     while (rest != 0) append();
