@@ -33,13 +33,13 @@ struct TieCounts {
 };
 
 // scan_bracket   mask ← key ≥ high; adds to counts; appends the values strictly between the bounds
-//                to band, with offsets from `offset` on. band has room for n + 2 more. Sets `nan` if
-//                a value is NaN. Returns the number appended.
+//                to band, with offsets from `offset` on. band has room for n + 2 more. Sets `nan`
+//                if a value is NaN. Returns the number appended.
 // sum_gates      sums[0] += Σ gate_fixed(slope, x), sums[1] += the number of x > 0, for n < 2³¹
 //                values.
 // count_ties     counts the values with a larger key, and the values with this key.
-// rank_ties      sets the mask bits of the first `keep` values with this key and clears those of the
-//                others with this key. Returns the number set.
+// rank_ties      sets the mask bits of the first `keep` values with this key, and clears those of
+//                the others with this key. Returns the number set.
 #define ADAPRUNER_DECLARE(isa)                                                             \
   namespace isa {                                                                          \
   int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset, \
