@@ -54,7 +54,7 @@ def test_a_rehearsal(rehearsed: Path) -> None:
     assert {(line["operator"], line["ok"]) for line in smoked} == {("gate_update", True)}
     tested = lines.read(rehearsed / "tests.jsonl")
     files = {line["test"].split("::")[0] for line in tested}
-    assert files == {"tests/ops/test_gate_update.py", "tests/ops/test_gate_update_errors.py"}
+    assert files == {"tests/test_gate_update.py", "tests/test_gate_update_errors.py"}
     assert {line["outcome"] for line in tested} == {"passed"}
     assert len({line["test"] for line in tested}) == len(tested)
     (row,) = lines.read(rehearsed / "suites.jsonl")

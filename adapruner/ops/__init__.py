@@ -1,8 +1,8 @@
-"""The native operators: one typed wrapper each.
+"""Typed wrappers of the native operators.
 
-Loading this package loads the native library, which registers ``torch.ops.adapruner.*`` with their
-CPU kernels and autograd. Their contracts are in ``csrc/ops.cpp``. B is the size of a batch, N the
-number of samples.
+Importing this package loads the native library, which registers ``torch.ops.adapruner.*`` with
+their kernels and autograd. The contract of each operator is in ``csrc/ops.cpp``. B is the size of a
+batch, N the number of samples.
 """
 
 from adapruner.ops import fake_kernels  # noqa: F401  (registers them)

@@ -1,6 +1,6 @@
-"""What the native operators give, by shape and dtype alone: how ``torch.compile`` traces them.
+"""Shapes and dtypes of the native operators' results, with which ``torch.compile`` traces them.
 
-Imported by :mod:`adapruner.ops`, once the native library has registered the operators.
+:mod:`adapruner.ops` imports this module after the native library has registered the operators.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _(  # type: ignore[no-untyped-def]
         and logits.dtype != torch.float64
         and logits.numel() > logits.shape[0] * logits.shape[1]
     ):
-        gradient = logits.new_empty(logits.shape)  # rows side by side are left so
+        gradient = logits.new_empty(logits.shape)  # the kernel keeps the layout of such logits
     else:
         gradient = logits.new_empty(logits.movedim(1, -1).shape).movedim(-1, 1)
     return (

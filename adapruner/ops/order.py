@@ -1,4 +1,4 @@
-"""The order in which an epoch reads its samples."""
+"""The random order in which an epoch reads its samples."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from torch import Tensor
 
 
 class Order(NamedTuple):
-    """A stretch of an epoch's order."""
+    """A part of an epoch's order."""
 
     indices: Tensor  # int64
-    position: int  # where the order goes on
+    position: int  # where the order continues
 
 
 def masked_order(mask: Tensor, num_samples: int, key: int, position: int, count: int) -> Order:
-    """The next samples of an epoch's order. The order is computed as it goes and never stored.
+    """The next samples of an epoch's order. The order is computed as needed and never stored.
 
     ``key`` fixes a permutation of all N samples. The order is this permutation without the samples
-    that ``mask`` leaves out. Each sample comes once, and the order of a part is a subsequence of
-    the order of all. The order is the same at any number of threads, and however it is cut into
-    calls. It is computed on the CPU, where samples are read.
+    outside ``mask``, so the order of fewer samples is a subsequence of the order of all. It does
+    not depend on the number of threads, nor on the sizes of the calls. It is computed on the CPU,
+    where samples are read.
 
     Args:
         mask: bit mask of the samples to read, uint8 ``[ceil(N / 8)]``, on the CPU.
         num_samples: N.
         key: in [0, 2⁶³).
-        position: place in the permutation of all N at which to begin, in [0, N]; 0 at the start.
-        count: number of samples to give.
+        position: place in the permutation of all N to start from, in [0, N].
+        count: number of samples wanted.
 
     Returns:
-        ``indices``, int64 ``[count]``, fewer at the end of the order, and the ``position`` after
-        them.
+        ``indices``, int64 ``[count]``, fewer at the end of the order; and the next ``position``.
 
     Raises:
         TypeError: the mask is not uint8.
-        ValueError: the mask is not on the CPU or does not have the shape for N samples, or a number
+        ValueError: the mask is not on the CPU or does not have the shape of N samples, or a number
             is out of range.
     """
     if mask.device.type != "cpu":

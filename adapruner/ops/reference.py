@@ -1,6 +1,6 @@
-"""The slow, plain, float64 version of every operator: the oracle of tests and benchmarks.
+"""A slow and simple float64 version of every operator: the oracle of tests and benchmarks.
 
-Written from docs/method.md alone, one sample at a time where that is clearer, sharing no code with
+It follows docs/method.md, works one sample at a time where that is clearer, and shares no code with
 the native core.
 """
 
@@ -20,7 +20,7 @@ EPSILON = 1e-5
 
 @dataclass
 class ReferenceGates:
-    """Gates in float64; the names are those of docs/method.md.
+    """Gates in float64, with the names of docs/method.md.
 
     Attributes:
         m: gate logits, float64 ``[N]``.
@@ -64,15 +64,17 @@ class ReferenceGates:
         return 2 * weight * (self.mean_gate - self.keep_ratio)
 
     def pressure(self, sample_loss: Tensor) -> Tensor:
-        """min(ℓ' − w·log(ℓ' + ε), cap) + 2λ·(s̄ − r), float64 ``[B]``; NaN where ℓ is not
-        finite."""
+        """min(ℓ' − w·log(ℓ' + ε), cap) + 2λ·(s̄ − r), float64 ``[B]``.
+
+        NaN where ℓ is not finite.
+        """
         scaled = sample_loss.detach().double() / self.loss_scale
         value = scaled - self.easy_weight * torch.log(scaled + EPSILON)
         value = value.clamp(max=self.pressure_cap) + self.balance_term()
         return torch.where(scaled.isfinite(), value, torch.nan)
 
     def update(self, ids: list[int], pressure: list[float]) -> None:
-        """One visit of each distinct id, from the values before the call."""
+        """One visit of each distinct id. Steps use the values before the call."""
         if self.resting:
             return
         m, s = self.m.clone(), self.gates
@@ -88,7 +90,7 @@ class ReferenceGates:
             self.age[i] = 0
 
     def drift(self, last_loss: list[float]) -> None:
-        """The epoch's step of the gates that it did not visit, from their last losses."""
+        """Step the gates that the epoch did not visit, from the last losses of their samples."""
         if self.resting:
             return
         m, s = self.m.clone(), self.gates
@@ -110,7 +112,7 @@ def sample_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """ℓ float64 ``[B]``, and whether a sample has any row that is not ignored, bool ``[B]``."""
+    """ℓ, float64 ``[B]``; and whether a sample has a row that is not ignored, bool ``[B]``."""
     loss = functional.cross_entropy(
         logits.double(),
         target.long(),
@@ -136,7 +138,7 @@ def masked_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (with its graph on the logits), ℓ and pressure, all float64."""
+    """Loss (with its graph on the logits), ℓ and pressures, all float64."""
     sample_loss, any_row = sample_cross_entropy(
         logits, target, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing
     )
@@ -157,7 +159,7 @@ def masked_linear_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of the logits of a linear layer; the loss has its graph on all that it takes."""
+    """:func:`masked_cross_entropy` of a linear layer. The loss has its graph on all arguments."""
     bias = None if linear_bias is None else linear_bias.double()
     logits = functional.linear(input.double(), linear_weight.double(), bias)
     return masked_cross_entropy(
@@ -179,7 +181,7 @@ def masked_loss(gates: ReferenceGates, sample_loss: Tensor, ids: Tensor) -> Tens
 
 
 def largest(m: Tensor, k: int) -> Tensor:
-    """The k largest, equal ones to the lower index, as ascending int64 indices."""
+    """The k largest as ascending int64 indices. Of equal values the lower index wins."""
     values = (m.double() + 0.0).tolist()
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))
     return torch.tensor(sorted(order[:k]), dtype=torch.int64)
@@ -195,13 +197,16 @@ def segmented_topk(m: Tensor, segments: Tensor, quotas: list[int]) -> Tensor:
 
 
 def order_key(x: float) -> int:
-    """The integer that a float32 is compared as: 2³¹ for zero, one more for each next number."""
+    """The key of a float32, an integer: 2³¹ for zero, and 1 more for each next larger number."""
     (bits,) = struct.unpack("<i", struct.pack("<f", x))
     return 2**31 + (bits if bits >= 0 else -(bits & 0x7FFFFFFF))
 
 
 def digit_histogram(m: Tensor, low: int, high: int) -> list[int]:
-    """Values with keys in [low, high] by 11 bits of their distance to low; then larger ones."""
+    """Counts of values with keys in [low, high], by 11 bits of their distance to low.
+
+    The last entry counts the values with larger keys.
+    """
     shift = max((high - low).bit_length() - 11, 0)
     counts = [0] * (2**11 + 1)
     for key in map(order_key, m[~m.isnan()].tolist()):
@@ -223,15 +228,15 @@ def _mixed(x: int) -> int:
 
 
 def sample_hash(i: int, key: int) -> int:
-    """64 bits for sample i under a key."""
+    """The 64-bit hash of sample i under a key."""
     return _mixed(i * 0x9E3779B97F4A7C15 + key & _LONG)
 
 
 def permutation(num_samples: int, key: int) -> Callable[[int], int]:
-    """π of the key: from a position in [0, N) to the sample there.
+    """The permutation π of a key: a function from a position in [0, N) to the sample there.
 
-    A generalised Feistel network (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002)
-    on a grid of at least N cells, walked until it comes to one below N.
+    It is a generalised Feistel network (Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
+    2002) on a grid of at least N cells, applied until the cell is below N.
     """
     rows = math.isqrt(num_samples - 1) + 1
     columns = -(-num_samples // rows)
@@ -257,13 +262,13 @@ def permutation(num_samples: int, key: int) -> Callable[[int], int]:
 
 
 def masked_order(kept: list[bool], key: int) -> list[int]:
-    """The whole order of the samples that are kept."""
+    """The whole order of the kept samples."""
     pi = permutation(len(kept), key)
     return [i for i in map(pi, range(len(kept))) if kept[i]]
 
 
 def oldest(candidates: list[int], age: list[int], count: int, key: int) -> list[int]:
-    """The ``count`` candidates with the largest age, equal ones by their hash, ascending."""
+    """The ``count`` candidates with the largest age, ascending. The hash orders equal ages."""
 
     def rank(i: int) -> tuple[int, int]:
         return -age[i], sample_hash(i, key)
@@ -279,7 +284,7 @@ def sampling_keys(
     key: int,
     ceiling: float = math.inf,
 ) -> Tensor:
-    """scale·min(m, ceiling) + turns·log(max(age, 1)) + noise of the hash, float64 ``[N]``."""
+    """scale·min(m, ceiling) + turns·log(max(age, 1)) + noise from the hash, float64 ``[N]``."""
 
     def one(i: int) -> float:
         if m[i] == -math.inf:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from support.operator_calls import CPU_ONLY, calls_on
 
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.methods import find_method
@@ -46,9 +47,7 @@ def calls() -> list[Call]:
 
 
 def samples() -> Iterator[Call]:
-    """The sample inputs of the tests, for the operators with a CUDA kernel."""
-    from support.operator_calls import CPU_ONLY, calls_on
-
+    """The sample inputs of the tests, in tests/support, for the operators with a CUDA kernel."""
     for title, (operator, arguments, options) in calls_on("cpu").items():
         if operator in CPU_ONLY:
             continue
@@ -77,6 +76,7 @@ def larger() -> Iterator[Call]:
         yield Call("gate_drift", f"of {n}", partial(_gate_drift, n), 9 * n)
     for batch in BATCHES:
         yield Call("gate_update", f"{batch} of 2**20", partial(_gate_update, batch), 9 * 2**20)
+        yield Call("first_loss_scale", f"{batch}", partial(_first_loss_scale, batch), 8 * batch)
 
 
 def beyond_32_bits() -> Iterator[Call]:
@@ -159,3 +159,12 @@ def _gate_update(batch: int) -> Arguments:
     pressure = torch.randn(batch, generator=_random(9))
     arguments = (gates.logits, gates.age, gates.state, gates.last_loss, ids, pressure)
     return (*arguments, pressure.abs()), {}
+
+
+def _first_loss_scale(batch: int) -> Arguments:
+    """Losses of another task, far from the scale of cross entropy."""
+    gates = _gates(batch)
+    gates.set_integer("scale_running", 1)
+    sample_loss = 40 * torch.rand(batch, generator=_random(10))
+    pressure = torch.randn(batch, generator=_random(11))
+    return (pressure, gates.state, sample_loss), {}

@@ -41,7 +41,7 @@ class PerKernel {
     const std::lock_guard lock(mutex_);
     const auto found = known_.find(key);
     if (found != known_.end()) return found->second;
-    return known_.emplace(key, find(device)).first->second;
+    return known_.emplace(key, find()).first->second;
   }
 
  private:
@@ -49,18 +49,24 @@ class PerKernel {
   std::map<std::tuple<const void*, int, int, size_t>, int> known_;
 };
 
+// Bytes of shared memory that a block of the current device can have.
+inline int most_block_shared() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
 // Allows the blocks of a kernel to use all shared memory there is. So the limit is set once. If it
 // were set at each launch, another thread of the host could lower it before the launch.
 inline void allow_shared_memory(const void* kernel, size_t bytes) {
   constexpr size_t kUnasked = 40 * 1024;  // always allowed: 48 KB with static shared memory
   if (bytes <= kUnasked) return;
   static PerKernel limits;
-  limits(kernel, 0, 0, [&](int device) {
-    int most = 0;
+  limits(kernel, 0, 0, [&] {
     cudaFuncAttributes of{};
-    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     check(cudaFuncGetAttributes(&of, kernel));
-    most -= static_cast<int>(of.sharedSizeBytes);
+    const int most = most_block_shared() - static_cast<int>(of.sharedSizeBytes);
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     return most;
   });
@@ -72,7 +78,7 @@ int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_by
   const auto* const address = reinterpret_cast<const void*>(kernel);
   allow_shared_memory(address, shared_bytes);
   static PerKernel blocks;
-  return blocks(address, threads, shared_bytes, [&](int) {
+  return blocks(address, threads, shared_bytes, [&] {
     int found = 0;
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found, kernel, threads, shared_bytes));
     return std::max(found, 1);

@@ -27,15 +27,18 @@ struct SegmentedPlan {
 };
 
 // Number of counters in shared memory: 32 KB of them, or 96 KB, of which a multiprocessor can hold
-// two. The larger number is used if a block has enough values to make use of it.
-constexpr int64_t shared_counters(int64_t n, int multiprocessors) {
-  constexpr int64_t kUsual = 8192, kMost = 3 * kUsual, kValuesEach = 4;
-  return n / (2 * multiprocessors) >= kValuesEach * kMost ? kMost : kUsual;
+// two. The larger number is used if the device has room and a block has enough values to make use
+// of it.
+constexpr int64_t shared_counters(int64_t n, int multiprocessors, int64_t block_shared) {
+  constexpr int64_t kUsual = 8192, kMost = 3 * kUsual, kValuesEach = 4, kStatic = 2048;
+  const bool fit = kMost * static_cast<int64_t>(sizeof(unsigned)) + kStatic <= block_shared;
+  return fit && n / (2 * multiprocessors) >= kValuesEach * kMost ? kMost : kUsual;
 }
 
-inline SegmentedPlan plan_segmented(int64_t n, int64_t rows, int multiprocessors) {
+inline SegmentedPlan plan_segmented(int64_t n, int64_t rows, int multiprocessors,
+                                    int64_t block_shared) {
   constexpr int64_t kInCache = int64_t{1} << 20, kMost = int64_t{1} << 24;
-  const int64_t in_shared = shared_counters(n, multiprocessors);
+  const int64_t in_shared = shared_counters(n, multiprocessors, block_shared);
   int bits = 4;
   while (bits < 9 && rows << (bits + 1) <= std::min(kInCache, 4 * n)) ++bits;
   // One bit less if the counters then fit shared memory.
@@ -56,7 +59,7 @@ class SegmentedTopk {
         multiprocessors_(multiprocessors),
         scratch_(scratch),
         stream_(stream),
-        plan_(plan_segmented(n, segments.count + 1, multiprocessors)),
+        plan_(plan_segmented(n, segments.count + 1, multiprocessors, most_block_shared())),
         counters_((segments.count + 1) << plan_.bits),
         state_(scratch_array<SegmentedState>(scratch, 1)),
         found_(scratch_array<SegmentedState>(scratch, 1, Memory::kPinned)),

@@ -139,7 +139,7 @@ void histograms_fit_their_memory() {
   for (const int64_t rows :
        {int64_t{2}, int64_t{17}, int64_t{33}, int64_t{1001}, int64_t{1} << 20, int64_t{1} << 30}) {
     for (const int64_t n : {int64_t{10}, int64_t{1000000}, int64_t{1} << 33}) {
-      const SegmentedPlan plan = plan_segmented(n, rows, 132);
+      const SegmentedPlan plan = plan_segmented(n, rows, 132, 227 << 10);
       CHECK(plan.bits >= 1 && plan.bits <= 9);
       CHECK(rows << plan.bits <= int64_t{1} << 24 || plan.bits == 1);
       const bool large = n > int64_t{132} * 2 * 4 * 24576;  // enough values for each counter
@@ -147,9 +147,10 @@ void histograms_fit_their_memory() {
       CHECK(1 + digit_rounds(32 + 40, plan.bits) <= kMostRounds);
     }
   }
-  CHECK_EQUAL(plan_segmented(100000000, 1001, 132).bits, 9);
-  CHECK(plan_segmented(100000000, 95, 132).shared);
-  CHECK(!plan_segmented(10000000, 95, 132).shared);
+  CHECK_EQUAL(plan_segmented(100000000, 1001, 132, 227 << 10).bits, 9);
+  CHECK(plan_segmented(100000000, 95, 132, 227 << 10).shared);
+  CHECK(!plan_segmented(100000000, 95, 132, 64 << 10).shared);
+  CHECK(!plan_segmented(10000000, 95, 132, 227 << 10).shared);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Calls of every operator, made from the sample inputs."""
+"""A call of every operator with each of its sample inputs: for opcheck, and beside a GPU."""
 
 from __future__ import annotations
 
@@ -89,6 +89,5 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
 
 @functools.cache
 def calls_on(device: str) -> dict[str, tuple[Any, ...]]:
-    """All calls by their names: operator, arguments and options, with tensors on ``device``."""
     with torch.device(device):
         return {f"{operator}: {name}": (operator, *rest) for operator, name, *rest in calls()}
