@@ -43,7 +43,6 @@ SUMMARY = {
     "masked_linear_cross_entropy[(2048, 64, 50257)]": "linear layer and loss, 2,048 × 64 to 50,257",
     "masked_linear_cross_entropy[(512, 512, 32000)]": "linear layer and loss, 512 × 512 to 32,000",
     "topk_mask[1e+07]": "exact top-k of 10⁷, as a mask",
-    "topk_indices[1e+07]": "exact top-k of 10⁷, as sorted indices",
     "segmented_topk[1e+07]": "top-k in each of 1,000 classes of 10⁷",
     "gate_update[1e+08-other samples each time]": "gate update, 1,024 new ids of 10⁸",
     "order[1e+08-keep 0.7]": "order of an epoch, 0.7 of 10⁸ kept",

@@ -67,26 +67,6 @@ def test_topk_mask(compare, threads, bandwidth, full, n):
     compare(rivals, read=m.nbytes, read_bandwidth=bandwidth.read)
 
 
-@pytest.mark.parametrize("n", SIZES, ids=lambda n: f"{n:.0e}")
-def test_topk_indices(compare, threads, full, n):
-    if n > QUICK and not full:
-        pytest.skip("part of --full")
-    m, k = gate_logits(n), round(SHARE * n)
-    indices = ops.topk_indices(m, k).selected
-    mask = np.zeros(n, dtype=np.uint8)
-    mask[indices.numpy()] = 1
-    check(m, k, torch.from_numpy(np.packbits(mask, bitorder="little")))
-    assert (indices[1:] > indices[:-1]).all()
-    del indices, mask
-    rivals = {OURS: lambda: ops.topk_indices(m, k)}
-    if n <= RIVALS_TO:
-        rivals |= {
-            "torch.topk, sort": lambda: torch.topk(m, k, sorted=False).indices.sort(),
-            "numpy.argpartition, sort": lambda: np.sort(np.argpartition(-m.numpy(), k)[:k]),
-        }
-    compare(rivals)
-
-
 @pytest.mark.parametrize("n", [1_000_000, 10_000_000, 100_000_000], ids=lambda n: f"{n:.0e}")
 def test_segmented_topk(compare, threads, full, n):
     """A quota for each of 1000 classes."""

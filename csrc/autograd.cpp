@@ -1,5 +1,5 @@
-// Autograd of the operators. Gradients are formed in the forward pass; backward applies the
-// upstream gradient, and nothing else of the gates is in the graph. Operators hand out an alias of a
+// Autograd of the operators. The forward pass computes the gradients. The backward pass multiplies
+// them by the upstream gradient. Gates are not part of the graph. Operators return an alias of a
 // gradient that the graph holds, so that the backward pass can tell whether anyone else holds its
 // memory.
 #include <ATen/SavedTensorHooks.h>
@@ -46,7 +46,7 @@ void refuse_second_derivative() {
               "torch.nn.functional.cross_entropy(..., reduction=\"none\") instead");
 }
 
-// False for a tensor that is traced or wrapped: by torch.compile, by a subclass, by vmap.
+// False for a tensor that is traced or wrapped by torch.compile, a tensor subclass or vmap.
 bool is_plain(const Tensor& tensor) {
   constexpr c10::DispatchKeySet kWrapped(
       {c10::DispatchKey::Python, c10::DispatchKey::Functionalize, c10::DispatchKey::Batched,
@@ -54,13 +54,13 @@ bool is_plain(const Tensor& tensor) {
   return !tensor.key_set().has_any(kWrapped);
 }
 
-// Of a tensor on a GPU it is not known here.
+// True if the upstream gradient is known to be 1. The value of a tensor on a GPU is not known here.
 bool is_plain_one(const Tensor& upstream) {
   return upstream.is_cpu() && is_plain(upstream) && upstream.item<double>() == 1.0;
 }
 
-// A gradient that the graph holds times a factor. It is written over where this backward pass is
-// the last to need it, and no tensor of the caller or of a hook shares its memory.
+// A gradient that the graph holds, times a factor. The result overwrites the gradient if this
+// backward pass is the last to need it and no tensor of the caller or of a hook shares its memory.
 Tensor scaled(const Tensor& held, const Tensor& factor) {
   static auto scale =
       find_operator<Tensor(const Tensor&, const Tensor&)>("adapruner::scale_gradient");
@@ -74,9 +74,9 @@ Tensor scaled(const Tensor& held, const Tensor& factor) {
   return gradient;
 }
 
-// Arguments of the cross entropy operators beside the logits. Handed on as one, and results beside
-// the loss taken back through a reference: autograd's bookkeeping for a tensor that never has a
-// gradient costs as much as a small batch.
+// Arguments of the cross entropy operators other than the logits. autograd::Function receives them
+// as one object and returns results other than the loss through a reference. Its bookkeeping for
+// tensors without a gradient costs as much as a small batch.
 struct CrossEntropyArguments {
   const Tensor& target;
   const Tensor& ids;
@@ -87,12 +87,12 @@ struct CrossEntropyArguments {
   double label_smoothing;
 };
 
-// Under hooks, a saved tensor may come back computed anew: activation checkpointing calls the
-// forward pass again, and by then the gates have stepped. So the weights of the first call are kept
-// where no hook reaches, in saved_data.
+// With hooks, a saved tensor may be computed a second time: activation checkpointing runs the
+// forward pass again. The gates have been updated by then. So the weights of the first call are
+// kept in saved_data, which hooks do not see.
 bool hooks_are_active() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
 
-// Saves a gradient [B, C, ...], and under hooks the weights s_i/B that it was formed with.
+// Saves a gradient [B, C, ...]. With hooks it also saves the weights s_i/B of the gradient.
 void save_gradient(AutogradContext* ctx, const Tensor& gradient, const Tensor& sample_loss,
                    const CrossEntropyArguments& with) {
   if (!hooks_are_active()) return ctx->save_for_backward({gradient});
@@ -105,7 +105,7 @@ void save_gradient(AutogradContext* ctx, const Tensor& gradient, const Tensor& s
   ctx->save_for_backward({gradient, weights});
 }
 
-// The gradient at the weights of the first call.
+// The saved gradient, with the weights of the first call.
 Tensor saved_gradient(AutogradContext* ctx) {
   const variable_list saved = ctx->get_saved_variables();
   if (saved.size() == 1) return saved[0];
@@ -116,7 +116,7 @@ Tensor saved_gradient(AutogradContext* ctx) {
   return at::mul(saved[0], ratio).to(saved[0].scalar_type());
 }
 
-// What the stored gradient [B, C, ...] is to be multiplied by.
+// The factor for the stored gradient [B, C, ...].
 Tensor factor_of(const Tensor& gradient, const Tensor& upstream) {
   return gradient.scalar_type() == at::kHalf ? at::div(upstream, kHalfGradientScale) : upstream;
 }
@@ -125,7 +125,7 @@ bool needs_gradient(const Tensor& logits) {
   return at::GradMode::is_enabled() && logits.requires_grad();
 }
 
-// The same operator below autograd: loss, sample_loss, pressure, gradient.
+// Calls the same operator below autograd. Returns loss, sample_loss, pressure and gradient.
 using CrossEntropyResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 CrossEntropyResults cross_entropy_below(const Tensor& logits, const CrossEntropyArguments& with,
                                         bool compute_gradient) {
@@ -183,7 +183,7 @@ class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEn
                         CrossEntropyInPlaceResults& results) {
     results = cross_entropy_below_(logits, with);
     const auto& [loss, sample_loss, pressure] = results;
-    // Whatever saved these logits for its own backward pass must see that they are gone.
+    // The logits are overwritten. An earlier operation that saved them must see this.
     torch::autograd::impl::bump_version(logits);
     save_gradient(ctx, logits.detach(), sample_loss, with);
     ctx->set_materialize_grads(false);
@@ -222,7 +222,8 @@ class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCr
     ctx->saved_data["computed"] = std::vector<bool>{of_input, of_weight, of_bias};
     ctx->saved_data["inputs"] = linear_bias.has_value() ? 3 : 2;
     const variable_list gradients{input_gradient, weight_gradient, bias_gradient};
-    // Sums over samples: not to be brought to other weights afterwards, so no hook gets them.
+    // These gradients are sums over samples, so new weights cannot be applied later. Hooks do not
+    // see them.
     if (hooks_are_active()) {
       ctx->saved_data["gradients"] = gradients;
     } else {
@@ -245,7 +246,8 @@ class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCr
     const auto kept = ctx->saved_data.find("gradients");
     const variable_list saved =
         kept == ctx->saved_data.end() ? ctx->get_saved_variables() : kept->second.toTensorVector();
-    // Unlike saved variables these are not freed by autograd, and may now be written over.
+    // Autograd does not free these tensors as it frees saved variables. They can be overwritten
+    // from here on.
     const bool is_last = !torch::autograd::get_current_graph_task_keep_graph();
     if (kept != ctx->saved_data.end() && is_last) ctx->saved_data.erase(kept);
     for (int64_t i = 0; i < ctx->saved_data["inputs"].toInt(); ++i) {
@@ -283,7 +285,8 @@ class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
     const auto kept = ctx->saved_data.find("gradient");
     const Tensor gradient =
         kept == ctx->saved_data.end() ? ctx->get_saved_variables()[0] : kept->second.toTensor();
-    // Linear in the losses, so that this product is all there is to second derivatives.
+    // The loss is linear in the sample losses, so this product is all that a second derivative
+    // needs.
     return {at::mul(gradient, upstream[0]), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -330,8 +333,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_e
   return {out[0], out[1], out[2], out[3], out[4], out[5]};
 }
 
-// Under autocast the products are in its dtype, as those of torch.nn.functional.linear are: its
-// casts are below this and part of the graph.
+// With autocast the products are in the autocast dtype, as those of torch.nn.functional.linear are.
+// The casts are below this operator and are part of the graph.
 template <at::DeviceType kDevice>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_entropy_autocast(
     const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,

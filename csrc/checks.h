@@ -1,5 +1,5 @@
-// Argument checks of the operators, once, for every device. What depends on values that live on the
-// device (labels, ids) is checked by the device's own code.
+// Argument checks of the operators, the same for every device. Values that are on the device
+// (labels, ids) are checked by the code of that device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -44,7 +44,7 @@ inline void check_state(const at::Tensor& state) {
                     state.sizes());
 }
 
-// ids [B], gate_logits [N] and state, as every operator on a batch takes them.
+// Checks ids [B], gate_logits [N] and state of an operator on a batch.
 inline void check_gates(const at::Tensor& ids, int64_t batch, const at::Tensor& gate_logits,
                         const at::Tensor& state) {
   check_integers(ids, "ids");
@@ -54,8 +54,8 @@ inline void check_gates(const at::Tensor& ids, int64_t batch, const at::Tensor& 
   check_state(state);
 }
 
-// The arguments of a cross entropy beside its first one, `like`, whose shape without its `without`
-// the targets have.
+// Checks the arguments of a cross entropy other than its first one, `like`. The targets must have
+// shape `expected`, which messages call the shape of `without`.
 inline void check_labels(const at::Tensor& target, at::IntArrayRef expected, const char* without,
                          const at::Tensor& like, int64_t classes, const at::Tensor& ids,
                          const at::Tensor& gate_logits, const at::Tensor& state,
@@ -150,7 +150,7 @@ inline void check_age(const at::Tensor& gate_logits, const at::Tensor& age) {
   check_device(age, gate_logits, "age");
 }
 
-// age [N] and last_loss [N] beside the gates that are written in place.
+// Checks age [N] for operators that update the gates in place.
 inline void check_age_in_place(const at::Tensor& gate_logits, const at::Tensor& age) {
   check_age(gate_logits, age);
   TORCH_CHECK_VALUE(gate_logits.is_contiguous() && age.is_contiguous(),
@@ -223,7 +223,7 @@ inline void check_topk(const at::Tensor& gate_logits, int64_t k,
                     "], the number of gates; found ", k);
 }
 
-// What kernels find to be wrong with values; none of it where an index is −1.
+// Errors in values that kernels have found. An index of −1 means no error.
 inline void check_no_nan(int64_t first_nan) {
   TORCH_CHECK_VALUE(first_nan < 0, "gate_logits[", first_nan,
                     "] is NaN; a gate logit must be a number");
@@ -282,7 +282,7 @@ inline void check_segmented_topk(const at::Tensor& gate_logits, const at::Tensor
                     "; found shape ", quotas.sizes());
 }
 
-// A bit mask of n samples: bit i % 8 of byte i / 8 for sample i.
+// Checks a bit mask of n samples. Bit i % 8 of byte i / 8 stands for sample i.
 inline void check_mask(const at::Tensor& mask, int64_t n, const char* name) {
   TORCH_CHECK_TYPE(mask.scalar_type() == at::kByte, name, " must be uint8; found ",
                    mask.scalar_type());

@@ -1,4 +1,4 @@
-// Tensors of integers (ids, targets, segments, quotas) in a dtype that loops and kernels read.
+// Tensors of integers (ids, targets, segments, quotas) in a dtype that loops and kernels can read.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,20 +9,20 @@
 
 namespace adapruner {
 
-// The same integers as int64, contiguous. Numbers of uint64 beyond int64 become its largest one,
-// which is neither an index nor a label. They would turn negative otherwise, and −1 or an
+// The same integers as contiguous int64. uint64 values beyond int64 become the largest int64, which
+// is neither an index nor a label. Otherwise they would become negative, and −1 or a negative
 // ignore_index has a meaning.
 inline at::Tensor as_int64(const at::Tensor& integers) {
-  // Asking torch for a conversion takes as long as the losses of a few rows, even where there is
-  // nothing to do.
+  // A conversion in torch takes as long as the losses of a few rows, even if there is nothing to
+  // convert.
   if (integers.scalar_type() == at::kLong) return integers.contiguous();
   const at::Tensor result = integers.to(at::kLong).contiguous();
   if (integers.scalar_type() != at::kUInt64) return result;
   return at::where(at::lt(result, 0), std::numeric_limits<int64_t>::max(), result);
 }
 
-// The same integers, contiguous, in uint8, int8, int16, int32 or int64: uint16, uint32 and uint64
-// as int64.
+// The same integers, contiguous, as uint8, int8, int16, int32 or int64. uint16, uint32 and uint64
+// become int64.
 inline at::Tensor native_integers(const at::Tensor& integers) {
   return integers.scalar_type() <= at::kLong ? integers.contiguous() : as_int64(integers);
 }

@@ -1,7 +1,7 @@
-// The products of masked_linear_cross_entropy, for every device: chunks of rows whose logits are
-// made in one scratch, overwritten with their gradient, and taken by the two products that need it
-// before the next chunk comes. Chunks follow one another, so that sums over rows have a fixed
-// order.
+// The matrix products of masked_linear_cross_entropy, for every device. The logits of a chunk of
+// rows are computed in one scratch tensor. Their gradient overwrites them. The two products that
+// need the gradient run before the next chunk begins. Chunks run one after another, so that sums
+// over rows have a fixed order.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,8 +22,9 @@ class LinearProducts {
     bool any() const { return input || weight || bias; }
   };
 
-  // input [M, H] contiguous, linear_weight [C, H], linear_bias [C]; products are of dtype `type`,
-  // sums over rows of `sum_type`. prepare: what is done to large tensors before their first use.
+  // input [M, H] contiguous, linear_weight [C, H], linear_bias [C]. Products have dtype `type`, and
+  // sums over rows have dtype `sum_type`. `prepare` is called on large tensors before their first
+  // use.
   LinearProducts(const at::Tensor& input, const at::Tensor& linear_weight,
                  const std::optional<at::Tensor>& linear_bias, at::ScalarType type,
                  at::ScalarType sum_type, void (*prepare)(const at::Tensor&))
@@ -32,12 +33,13 @@ class LinearProducts {
         type_(type),
         sum_type_(sum_type),
         prepare_(prepare) {
-    // Else every product of every chunk would copy it.
+    // Otherwise every product of every chunk would copy it.
     if (!weight_.is_contiguous() && !weight_.t().is_contiguous()) weight_ = weight_.contiguous();
     if (linear_bias.has_value()) bias_ = linear_bias->to(type).contiguous();
   }
 
-  // For `chunks` of at most `rows`; every_row: between them they have all rows of the input.
+  // Allocates for `chunks` chunks of at most `rows` rows. every_row: the chunks together contain
+  // all rows of the input.
   void allocate(int64_t chunks, int64_t rows, Wanted wanted, bool every_row) {
     const auto options = input_.options();
     logits_ = large({rows, weight_.size(0)}, type_);
@@ -48,21 +50,21 @@ class LinearProducts {
     if (wanted.weight) {
       const auto type = input_.scalar_type();
       if (type_ != sum_type_ || type != sum_type_) rounded_ = large(weight_.sizes(), type);
-      // The only chunk's product needs no sum.
+      // A single product needs no sum.
       if (type_ == sum_type_ || chunks > 1) weight_gradient_ = large(weight_.sizes(), sum_type_);
       if (chunks == 0) (weight_gradient_.defined() ? weight_gradient_ : rounded_).zero_();
     }
     if (wanted.bias) bias_gradient_ = at::zeros({weight_.size(0)}, options.dtype(sum_type_));
   }
 
-  // Logits [n, C] of x [n, H], of dtype `type`, in the scratch.
+  // Logits [n, C] of x [n, H], both of dtype `type`, in the scratch tensor.
   at::Tensor logits(const at::Tensor& x) {
     at::Tensor out = logits_.narrow(0, 0, x.size(0));
     if (bias_.defined()) return at::addmm_out(out, bias_, x, weight_.t());
     return at::mm_out(out, x, weight_.t());
   }
 
-  // The rows [begin, begin + n) of the input have this gradient on their logits.
+  // `gradient` [n, C] is the gradient of the logits of rows [begin, begin + n) of the input.
   void add_input_gradient(const at::Tensor& gradient, int64_t begin) {
     if (!input_gradient_.defined()) return;
     at::Tensor part = input_gradient_.narrow(0, begin, gradient.size(0));
@@ -73,22 +75,22 @@ class LinearProducts {
     }
   }
 
-  // The same for rows at `places`, int64 [n].
+  // The same for the rows at `places`, int64 [n].
   void add_input_gradient(const at::Tensor& gradient, const at::Tensor& places) {
     if (!input_gradient_.defined()) return;
     input_gradient_.index_copy_(0, places,
                                 at::mm(gradient, weight_).to(input_gradient_.scalar_type()));
   }
 
-  // x: the rows of the input that the gradient [n, C] belongs to, of dtype `type`.
+  // x has the rows of the input that the gradient [n, C] belongs to, in dtype `type`.
   void add_weight_gradient(const at::Tensor& gradient, const at::Tensor& x, bool first) {
     if (bias_gradient_.defined()) bias_gradient_.add_(at::sum(gradient, 0, false, sum_type_));
     if (!wants_weight()) return;
     const at::Tensor transposed = gradient.t();
     if (type_ != sum_type_) {
-      // Each chunk's product is rounded to `type`, their sum is not.
+      // The product of each chunk is rounded to `type`. The sum over chunks is not.
       at::mm_out(rounded_, transposed, x);
-      if (!weight_gradient_.defined()) return;  // it is the sum
+      if (!weight_gradient_.defined()) return;  // a single chunk: the product is the sum
       if (first) {
         weight_gradient_.copy_(rounded_);
       } else {
@@ -103,8 +105,8 @@ class LinearProducts {
 
   bool wants_weight() const { return rounded_.defined() || weight_gradient_.defined(); }
 
-  // After the last chunk, in the dtype of the input, that of the input in its sizes; each empty [0]
-  // where it is not wanted.
+  // The gradients after the last chunk, in the dtype of the input. A gradient that is not wanted is
+  // empty [0]. The gradient of the input has shape `sizes`.
   at::Tensor input_gradient(at::IntArrayRef sizes) const {
     return input_gradient_.defined() ? input_gradient_.view(sizes) : none();
   }
@@ -128,10 +130,10 @@ class LinearProducts {
   at::Tensor input_, weight_, bias_;
   at::ScalarType type_, sum_type_;
   void (*prepare_)(const at::Tensor&);
-  at::Tensor logits_;  // the scratch
+  at::Tensor logits_;  // the scratch tensor
   at::Tensor input_gradient_, weight_gradient_, bias_gradient_;
-  at::Tensor
-      rounded_;  // the gradient of the weight in the dtype of the input, where sums have another
+  // The gradient of the weight in the dtype of the input, if sums have another dtype.
+  at::Tensor rounded_;
 };
 
 }  // namespace adapruner

@@ -1,4 +1,4 @@
-// The Python module: loading it registers the operators; beside them it tells how it was built.
+// The Python module. Loading it registers the operators. build_info() tells how it was built.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -36,7 +36,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return info;
   });
 
-  // csrc/math/state.h, so that the layout of the state tensor stands once.
+  // The slots of csrc/math/state.h, so that Python does not repeat the layout of the state tensor.
   py::dict slots;
   slots["slope"] = int(adapruner::kSlope);
   slots["gate_sum"] = int(adapruner::kGateSum);

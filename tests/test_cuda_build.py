@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.operator_calls import CPU_ONLY
 
 from adapruner import _C, info
 
@@ -27,7 +28,7 @@ def operators(key: str) -> set[str]:
 @pytest.mark.parametrize(("there", "also"), [("CPU", "CUDA"), ("AutocastCPU", "AutocastCUDA")])
 def test_every_operator_has_a_cuda_kernel(there: str, also: str) -> None:
     assert operators(there)
-    assert operators(there) - operators(also) == set()
+    assert operators(there) - operators(also) <= {f"adapruner::{name}" for name in CPU_ONLY}
 
 
 def test_info_says_what_of_cuda_there_is() -> None:

@@ -25,7 +25,6 @@ from adapruner.ops.selection import (
     oldest_mask,
     sampling_keys,
     segmented_topk,
-    topk_indices,
     topk_mask,
 )
 
@@ -51,6 +50,5 @@ __all__ = [
     "oldest_mask",
     "sampling_keys",
     "segmented_topk",
-    "topk_indices",
     "topk_mask",
 ]

@@ -113,11 +113,6 @@ def _(gate_logits, k, slope=None):  # type: ignore[no-untyped-def]
     return _fake_mask(gate_logits, slope)
 
 
-@torch.library.register_fake("adapruner::topk_indices")
-def _(gate_logits, k, slope=None):  # type: ignore[no-untyped-def]
-    return gate_logits.new_empty(k, dtype=torch.int64), _fake_sums(gate_logits, slope)
-
-
 @torch.library.register_fake("adapruner::segmented_topk")
 def _(gate_logits, segments, quotas, slope=None):  # type: ignore[no-untyped-def]
     return _fake_mask(gate_logits, slope)

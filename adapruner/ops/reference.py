@@ -180,7 +180,7 @@ def masked_loss(gates: ReferenceGates, sample_loss: Tensor, ids: Tensor) -> Tens
     return weighted.sum() / max(len(ids), 1)
 
 
-def topk_indices(m: Tensor, k: int) -> Tensor:
+def largest(m: Tensor, k: int) -> Tensor:
     """The k largest as ascending int64 indices. Of equal values the lower index wins."""
     values = (m.double() + 0.0).tolist()
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))
@@ -192,7 +192,7 @@ def segmented_topk(m: Tensor, segments: Tensor, quotas: list[int]) -> Tensor:
     chosen: list[int] = []
     for segment, quota in enumerate(quotas):
         members = torch.nonzero(segments == segment).flatten()
-        chosen += members[topk_indices(m[members], quota)].tolist()
+        chosen += members[largest(m[members], quota)].tolist()
     return torch.tensor(sorted(chosen), dtype=torch.int64)
 
 

@@ -19,8 +19,7 @@ class TopK(NamedTuple):
     """A selection, and sums over all gates from the same pass.
 
     Attributes:
-        selected: bit mask, uint8 ``[ceil(N / 8)]``, bit i % 8 of byte i // 8; from
-            :func:`topk_indices` indices, int64 ``[k]``.
+        selected: bit mask, uint8 ``[ceil(N / 8)]``, bit i % 8 of byte i // 8.
         sums: int64 ``[2]``: the sum of the gates σ(slope·m), each rounded to a multiple of 2⁻³⁰
             (:data:`GATE_SUM_ONE` stands for a gate of 1), and the number of m > 0. Empty where no
             slope was given.
@@ -49,11 +48,6 @@ def topk_mask(gate_logits: Tensor, k: int, slope: float | None = None) -> TopK:
         tensor([3], dtype=torch.uint8)
     """
     return TopK(*torch.ops.adapruner.topk_mask(gate_logits, k, slope))
-
-
-def topk_indices(gate_logits: Tensor, k: int, slope: float | None = None) -> TopK:
-    """:func:`topk_mask` with the selection as ascending int64 indices ``[k]``."""
-    return TopK(*torch.ops.adapruner.topk_indices(gate_logits, k, slope))
 
 
 def segmented_topk(
@@ -192,7 +186,7 @@ def sampling_keys(
         >>> import torch
         >>> m, age = torch.tensor([0.5, -torch.inf, 1.0]), torch.ones(3, dtype=torch.uint8)
         >>> keys = sampling_keys(m, age, scale=2.0, turns=1.0, key=7)
-        >>> topk_indices(keys, k=2).selected  # never the excluded sample
-        tensor([0, 2])
+        >>> topk_mask(keys, k=2).selected  # samples 0 and 2, never the excluded one
+        tensor([5], dtype=torch.uint8)
     """
     return torch.ops.adapruner.sampling_keys(gate_logits, age, scale, turns, key, ceiling)

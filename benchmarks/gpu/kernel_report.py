@@ -133,7 +133,10 @@ def is_hot(kernel: str) -> bool:
 def main() -> int:
     built = _C.build_info()
     if built["cuda"] is None:
-        print(f"no CUDA kernels in this build: {built['no_cuda']}")
+        print(
+            f"this build has no CUDA kernels ({built['no_cuda']}); build them with: "
+            "make cuda-report CUDA=on"
+        )
         return 0
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:

@@ -1,4 +1,4 @@
-"""Calls of every operator that the smoke stage makes: small ones first, then large ones.
+"""The calls of the smoke stage, for every operator with a CUDA kernel: small ones, then large ones.
 
 The small ones are the sample inputs of the tests. The large ones take other kernels or more blocks
 than the samples do; the last ones pass 2³¹ elements, so that an index of 32 bits would show.
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from support.operator_calls import calls_on
+from support.operator_calls import CPU_ONLY, calls_on
 
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.methods import find_method
@@ -47,8 +47,10 @@ def calls() -> list[Call]:
 
 
 def samples() -> Iterator[Call]:
-    """The sample inputs of the tests, in tests/support."""
+    """The sample inputs of the tests, in tests/support, for the operators with a CUDA kernel."""
     for title, (operator, arguments, options) in calls_on("cpu").items():
+        if operator in CPU_ONLY:
+            continue
         size = sum(x.nbytes for x in (*arguments, *options.values()) if torch.is_tensor(x))
         made = partial(tuple, (arguments, options))
         yield Call(operator, title.removeprefix(f"{operator}: "), made, size)
@@ -66,11 +68,9 @@ def larger() -> Iterator[Call]:
         for k in (0, 1, n // 3, n):
             yield Call("topk_mask", f"{k} of {n}", partial(_topk, n, k), 4 * n)
         yield Call("topk_mask", f"{n // 2} of {n} equal", partial(_topk_of_equal, n), 4 * n)
-        yield Call("topk_indices", f"{n // 2} of {n}", partial(_topk, n, n // 2), 4 * n)
         for classes in (10, 1000):
             make = partial(_segmented_topk, n, classes)
             yield Call("segmented_topk", f"{n} in {classes} segments", make, 6 * n)
-        yield Call("masked_order", f"of {n}", partial(_masked_order, n), n)
         yield Call("oldest_mask", f"{n // 9} of {n}", partial(_oldest_mask, n), n)
         yield Call("sampling_keys", f"of {n}", partial(_sampling_keys, n), 5 * n)
         yield Call("gate_drift", f"of {n}", partial(_gate_drift, n), 9 * n)
@@ -138,10 +138,6 @@ def _mask(n: int) -> torch.Tensor:
 
 def _age(n: int) -> torch.Tensor:
     return torch.randint(5, (n,), generator=_random(7)).to(torch.uint8)
-
-
-def _masked_order(n: int) -> Arguments:
-    return (_mask(n), n, 7, n // 5, n // 3), {}
 
 
 def _oldest_mask(n: int) -> Arguments:

@@ -1,4 +1,4 @@
-// What the loss operators share on the CPU: the ids of a batch and the dtype of its losses.
+// Ids and dtypes that the loss operators share on the CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,7 +7,7 @@
 
 namespace adapruner::cpu {
 
-// A contiguous int64 version of ids, checked against the number of gates.
+// The ids as contiguous int64. An id that is not in [0, gates) is an IndexError.
 inline at::Tensor checked_ids(const at::Tensor& ids, int64_t gates) {
   const at::Tensor result = as_int64(ids);
   const int64_t* values = result.const_data_ptr<int64_t>();
@@ -18,7 +18,7 @@ inline at::Tensor checked_ids(const at::Tensor& ids, int64_t gates) {
   return result;
 }
 
-// The dtype of the losses of a tensor of this dtype.
+// The dtype of the losses for a tensor of this dtype.
 inline at::ScalarType loss_type(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }

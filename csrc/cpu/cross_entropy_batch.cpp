@@ -9,7 +9,7 @@
 namespace adapruner::cpu {
 namespace {
 
-// Targets checked, and the number of rows of each sample that are not ignored.
+// Checks the targets. Returns the number of rows of each sample that are not ignored.
 std::vector<int64_t> count_rows(const CrossEntropyBatch& batch) {
   const int64_t* target = batch.target.const_data_ptr<int64_t>();
   std::vector<int64_t> counts(batch.samples, 0);

@@ -1,5 +1,5 @@
-// What the cross entropy operators share on the CPU: what is known of a batch before there are
-// logits, the loop over rows of logits, and what becomes of the rows' losses.
+// Code that the cross entropy operators share on the CPU: the facts about a batch that need no
+// logits, the loop over rows of logits, and the results from the losses of the rows.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -13,26 +13,26 @@
 
 namespace adapruner::cpu {
 
-// Of B samples with R rows each and C classes, checked and contiguous.
+// A batch of B samples with R rows each and C classes. Its tensors are checked and contiguous.
 struct CrossEntropyBatch {
   int64_t samples, rows, classes;  // B, R, C
   at::Tensor target;               // [B·R] int64
   at::Tensor state;
-  at::Tensor class_weight;  // [C] of the dtype of the losses; undefined for ones
+  at::Tensor class_weight;  // [C] in the dtype of the losses; undefined if all are 1
   double total_weight;      // sum of the class weights
   double label_smoothing;
   int64_t ignore_index;
   std::vector<int64_t> counts;  // [B]: rows that are not ignored
   std::vector<double> weights;  // [B]: s_i
 
-  // Factor of the gradient of a row of sample b.
+  // Factor of the gradient of each row of sample b.
   double row_scale(int64_t b) const {
     return weights[b] / static_cast<double>(samples * std::max<int64_t>(counts[b], 1));
   }
 };
 
-// type: the dtype of the losses. The arguments are those of the operators, whose shapes
-// have been checked; targets and ids out of range raise IndexError here.
+// type: the dtype of the losses. The other arguments are those of the operators. Their shapes have
+// been checked. A target or an id out of range is an IndexError.
 CrossEntropyBatch make_batch(at::ScalarType type, int64_t classes, const at::Tensor& target,
                              const at::Tensor& ids, const at::Tensor& gate_logits,
                              const at::Tensor& state, const std::optional<at::Tensor>& weight,
@@ -42,14 +42,15 @@ struct Losses {
   at::Tensor loss, sample_loss, pressure;
 };
 
-// sums [B]: over the rows of each sample that are not ignored. A: float or double, the dtype of the
-// losses.
+// sums [B]: the sum of the losses of each sample's rows that are not ignored. A: float or double,
+// the dtype of the losses.
 template <typename A>
 Losses losses_of(const CrossEntropyBatch& batch, const std::vector<double>& sums);
 
-// Losses of n rows, in parallel, and their gradient where that is not null (it may be the logits).
-// T: the dtype of the logits. columns: 0 where the classes are last in memory, as always for
-// double; else the rows of a sample, which lie side by side, class after class.
+// Losses of n rows, in parallel. Their gradient is written too, unless it is null. It may overwrite
+// the logits. T is the dtype of the logits. columns is 0 if the classes are last in memory, as they
+// always are for double. Otherwise it is the number of rows of a sample, which lie side by side,
+// class after class.
 template <typename T>
 void each_row(const CrossEntropyBatch& batch, const T* logits, const int64_t* targets,
               const Acc<T>* row_scale, int64_t n, int64_t columns, Acc<T>* row_loss, T* gradient) {
@@ -65,7 +66,7 @@ void each_row(const CrossEntropyBatch& batch, const T* logits, const int64_t* ta
   work.columns = columns;
   work.row_loss = row_loss;
   work.gradient = gradient;
-  constexpr int64_t kGrain = 16384;  // elements worth a thread
+  constexpr int64_t kGrain = 16384;  // elements that are worth a thread
   if constexpr (!std::is_same_v<T, double>) {
     if (columns > 0) {
       const int64_t strips = n / columns * strips_of_sample(batch.classes, columns);

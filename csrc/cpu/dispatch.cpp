@@ -9,8 +9,8 @@ namespace {
 
 Isa best_isa() {
 #ifdef ADAPRUNER_X86_64
-  // The sets that x86-64-v3 and -v4 add and that compilers use; the rest of each level comes with
-  // them.
+  // These are the parts of x86-64-v3 and -v4 that compilers use. Every processor that has them has
+  // the rest of the level.
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -15,8 +15,8 @@
 namespace adapruner::cpu {
 namespace {
 
-// The distinct ids of a batch in order of first appearance, each with the sum of its pressures in
-// batch order. A hash table with linear probing: O(B), whatever N.
+// The distinct ids of a batch, in the order of their first appearance, each with the sum of its
+// pressures in batch order. A hash table with linear probing. Takes O(B) time and memory for any N.
 class Visits {
  public:
   struct Visit {
@@ -47,7 +47,7 @@ class Visits {
   const std::vector<Visit>& visits() const { return visits_; }
 
  private:
-  std::vector<int64_t> slots_;  // −1, or a place in visits_
+  std::vector<int64_t> slots_;  // −1, or an index of visits_
   std::vector<Visit> visits_;
 };
 
@@ -56,7 +56,7 @@ void note_not_finite(int64_t* state, int64_t id) {
   if (count < kNotFiniteCapacity) state[kNotFiniteIds + count] = id;
 }
 
-// Not where every row is ignored.
+// False for a sample that has ignored rows only.
 bool has_loss(double pressure) { return std::fabs(pressure) != HUGE_VAL; }
 
 struct LossSum {
@@ -64,7 +64,7 @@ struct LossSum {
   int64_t count;
 };
 
-// Of a batch's finite losses.
+// Sums the finite losses of a batch.
 template <typename Pressure>
 LossSum sum_losses(const Pressure* pressure, const double* loss, int64_t samples) {
   double lanes[kLossLanes] = {};
@@ -84,8 +84,8 @@ LossSum sum_losses(const Pressure* pressure, const double* loss, int64_t samples
   return {lanes[0], count};
 }
 
-// Losses of the epoch: their sum, the loss scale where it follows them, the last one of each
-// sample.
+// Adds the losses to the sums of the epoch, updates the loss scale if it follows them, and notes
+// the last loss of each sample.
 void note_losses(const int64_t* id, const double* pressure, const double* loss, int64_t samples,
                  int64_t* state, float* last_loss) {
   for (int64_t b = 0; last_loss != nullptr && b < samples; ++b) {
@@ -127,8 +127,8 @@ void step_gates(const std::vector<Visits::Visit>& visits, float* m, uint8_t* age
   state[kOpenCount] += after[1] - before[1];
 }
 
-// Every id's gate, age and last loss are likely in no cache. Asked for together, they come
-// together.
+// The gate, age and last loss of an id are rarely in a cache. Requesting all of them first lets the
+// memory accesses overlap.
 void prefetch(const int64_t* id, int64_t samples, const float* m, const uint8_t* ages,
               const float* last_loss) {
   for (int64_t b = 0; b < samples; ++b) {

@@ -1,4 +1,4 @@
-// Large results that are written once: most of their cost is the page faults of the first touch.
+// Large results are written once. Most of the cost is page faults at the first write.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,8 +11,8 @@
 
 namespace adapruner::cpu {
 
-// Asks for huge pages under a tensor of several of them, before its first use. Only advice: where
-// the system has none, nothing changes.
+// Asks for huge pages for a large tensor, before its first use. This is only advice: nothing
+// changes on a system without huge pages.
 inline void advise_huge_pages(const at::Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;

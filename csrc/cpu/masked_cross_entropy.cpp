@@ -15,8 +15,8 @@
 namespace adapruner::cpu {
 namespace {
 
-// Losses of a batch from contiguous logits, [B, ..., C] or with `columns` [B, C, ...], and the
-// gradient into `gradient` (of the same layout; may be the logits; null: not wanted).
+// Losses of a batch from contiguous logits [B, ..., C], or [B, C, ...] with `columns`. Writes the
+// gradient in the same layout, unless `gradient` is null. It may overwrite the logits.
 template <typename T>
 Losses compute(const CrossEntropyBatch& batch, const at::Tensor& logits, bool columns,
                T* gradient) {
@@ -86,7 +86,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_cross_entropy__cpu(
       prepare(logits, target, ids, gate_logits, state, weight, ignore_index, label_smoothing);
   const bool columns = has_columns(logits);
   const at::Tensor last = columns ? logits : classes_last(logits);
-  const at::Tensor rows = last.contiguous();  // the same memory where it can be
+  const at::Tensor rows = last.contiguous();  // no copy if it is contiguous
   Losses out;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, logits.scalar_type(), "masked_cross_entropy_",

@@ -17,16 +17,16 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The logits of a chunk take at most so many bytes, or so many rows where these take more: below
-// that the products spend their time on reading the weight and its gradient once a chunk.
+// The logits of a chunk take at most kScratchBytes, or have kLeastRows rows if these take more.
+// With smaller chunks the products would spend their time on reading the weight and its gradient
+// for each chunk.
 constexpr int64_t kScratchBytes = int64_t{32} << 20;
 constexpr int64_t kLeastRows = 64;
 
-// Loss by loss of the rows that are not ignored: all others are left out of everything. Threads are
-// those of the products and of the rows of a chunk.
-// T: dtype of the products. float for float16 input, because processors without float16 arithmetic
-// take many times longer for its products, and because its range loses the gradients of small
-// probabilities.
+// The loss over chunks of the rows that are not ignored. Ignored rows are left out of everything.
+// Threads run inside the products and over the rows of a chunk. T is the dtype of the products. It
+// is float for float16 input: processors without float16 arithmetic take many times longer for
+// float16 products, and float16 rounds the gradients of small probabilities to 0.
 template <typename T>
 class LinearCrossEntropy {
  public:
@@ -67,7 +67,7 @@ class LinearCrossEntropy {
   }
 
   void chunk(int64_t begin, int64_t n, bool wanted) {
-    // Places in [0, M) of the rows; undefined where every row counts.
+    // Places of the rows in [0, M). Undefined if no row is ignored.
     const Tensor places =
         every_row_ ? Tensor() : at::from_blob(rows_.data() + begin, {n}, at::kLong);
     const Tensor x = (every_row_ ? input_.narrow(0, begin, n) : input_.index_select(0, places))
@@ -77,7 +77,7 @@ class LinearCrossEntropy {
     each_row<T>(batch_, values, targets_.data() + begin, scales_.data() + begin, n, 0,
                 row_losses_.data(), wanted ? values : nullptr);
     for (int64_t j = 0; j < n; ++j) sums_[samples_[begin + j]] += row_losses_[j];
-    // From here on, `logits` holds their gradient.
+    // From here on `logits` holds the gradient.
     if (every_row_) {
       products_.add_input_gradient(logits, begin);
     } else {
@@ -89,11 +89,11 @@ class LinearCrossEntropy {
   const CrossEntropyBatch& batch_;
   Tensor input_;
   LinearProducts& products_;
-  std::vector<int64_t> targets_, samples_;  // of the rows that count
+  std::vector<int64_t> targets_, samples_;  // of the rows that are not ignored
   std::vector<int64_t> rows_;               // their places in [0, M)
-  bool every_row_ = false;                  // no row is ignored
+  bool every_row_ = false;                  // true if no row is ignored
   std::vector<A> scales_, row_losses_;
-  std::vector<double> sums_;  // [B] losses
+  std::vector<double> sums_;  // [B]: losses
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_entropy_cpu(

@@ -14,7 +14,8 @@
 namespace adapruner::cpu {
 namespace {
 
-// keep_permuted by several threads: each writes where it would if all before were kept.
+// Runs keep_permuted in several threads. Each thread writes where it would write if the threads
+// before it kept every sample. Then the parts are moved together.
 int64_t keep_in_parallel(const Permutation& p, int64_t position, int64_t n, const uint8_t* mask,
                          int64_t* indices) {
   const Partition partition(n);
@@ -41,8 +42,8 @@ std::tuple<at::Tensor, at::Tensor> masked_order_cpu(const at::Tensor& mask, int6
   const at::Tensor indices = at::empty({std::min(count, num_samples - position)}, at::kLong);
   int64_t* out = indices.mutable_data_ptr<int64_t>();
   int64_t kept = 0;
-  // No stretch is longer than what is still asked for: none can find too many, so that the order
-  // goes on exactly where the last one ends.
+  // A stretch is never longer than the number of samples still wanted, so it cannot find too many.
+  // The next position is therefore the end of the stretch.
   while (kept < count && position < num_samples) {
     const int64_t stretch = std::min(count - kept, num_samples - position);
     kept += keep_in_parallel(p, position, stretch, bits.const_data_ptr<uint8_t>(), out + kept);

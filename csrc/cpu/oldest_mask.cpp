@@ -1,7 +1,7 @@
-// The samples that have waited the longest, as a bit mask. A histogram of the ages says which age
-// is cut. Of the samples of that age a share is to be chosen, by a hash: those of a hash well below
-// that share are, those around it are stored and ranked. No two samples have the same hash, so that
-// the outcome is exact.
+// The oldest samples as a bit mask. A histogram of the ages gives the age at which the cut lies. Of
+// the samples of that age, the ones with the smallest hashes are taken. Hashes well below the
+// expected threshold are taken at once. Hashes around it are stored and ranked. No two samples have
+// the same hash, so the result is exact.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -20,7 +20,8 @@
 namespace adapruner::cpu {
 namespace {
 
-// f(i) for the bits set in [begin, begin + size), ascending; begin is a multiple of 8.
+// Calls f(i) for each set bit in [begin, begin + size), in ascending order. begin is a multiple of
+// 8.
 template <typename F>
 void each_bit(const uint8_t* mask, int64_t begin, int64_t size, const F& f) {
   for (int64_t i = begin; i < begin + size; i += 64) {
@@ -38,7 +39,7 @@ class OldestSelection {
                   uint8_t* mask)
       : candidates_(candidates), age_(age), key_(key), mask_(mask), partition_(n) {}
 
-  // Writes the mask of `count` candidates, or of all where there are no more.
+  // Writes the mask of `count` candidates, or of all candidates if there are no more.
   void run(int64_t count) const {
     const std::array<int64_t, 256> ages = histogram();
     int cut = 255;
@@ -46,7 +47,7 @@ class OldestSelection {
     if (cut < 0) count = 0;
     const double equal = cut < 0 ? 1.0 : static_cast<double>(ages[cut]);
     const double share = static_cast<double>(count) / equal;
-    // Three standard deviations: the cut lies outside for a few keys in a thousand.
+    // Three standard deviations. The threshold is outside for a few keys in a thousand.
     double margin = 3 * std::sqrt(share * (1 - share) / equal);
     while (!choose(cut, count, share - margin, share + margin)) margin *= 8;
   }
@@ -56,9 +57,9 @@ class OldestSelection {
 
   void set(int64_t i) const { mask_[i / 8] = static_cast<uint8_t>(mask_[i / 8] | 1u << (i % 8)); }
 
-  // The candidates of each age.
+  // The number of candidates of each age.
   std::array<int64_t, 256> histogram() const {
-    // Several, because a count just raised is slow to be raised again.
+    // Several counters for each age, because a counter is slow to increment twice in a row.
     std::vector<std::array<std::array<int64_t, 256>, 4>> counts(partition_.tasks());
     partition_.each_task([&](int64_t task) {
       auto& mine = counts[task];
@@ -76,8 +77,9 @@ class OldestSelection {
     return total;
   }
 
-  // Writes those older than `cut` and, of those of that age, the `count` with the smallest hash:
-  // false where its bound does not lie between two shares of the range of hashes.
+  // Writes the candidates older than `cut`, and the `count` candidates of age `cut` with the
+  // smallest hashes. Returns false if their threshold is not between the two shares of the hash
+  // range.
   bool choose(int cut, int64_t count, double low_share, double high_share) const {
     const uint64_t low = bound(low_share), high = bound(high_share);
     struct Found {
@@ -113,7 +115,7 @@ class OldestSelection {
     return true;
   }
 
-  // A share of the range of hashes, or the end of the range that it lies beyond.
+  // The hash at a share of the hash range. The share is clamped to [0, 1].
   static uint64_t bound(double share) {
     if (share <= 0) return 0;
     return share >= 1 ? ~uint64_t{0} : static_cast<uint64_t>(std::ldexp(share, 64));

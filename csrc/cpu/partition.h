@@ -1,4 +1,5 @@
-// A range of indices cut into blocks that fit a core's cache, and the blocks into one run per task.
+// Cuts a range of indices into blocks that fit a core's cache, and the blocks into one run for each
+// task.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -8,15 +9,17 @@
 
 namespace adapruner::cpu {
 
-// Whole bytes and words of a bit mask: two tasks never write the same one.
+// A block covers whole bytes and words of a bit mask. So two tasks never write the same one.
 constexpr int64_t kBlock = 4096;
 
 class Partition {
  public:
-  // At most `most` tasks, unless a run would exceed 2³¹ indices: offsets in a run fit 32 bits.
+  // At most `most` tasks. There are more if a run would have more than 2³¹ indices, so that offsets
+  // in a run fit 32 bits.
   explicit Partition(int64_t n, int64_t most = at::get_num_threads())
       : n_(n), blocks_((n + kBlock - 1) / kBlock) {
-    constexpr int64_t kWorthwhile = 8;  // blocks: below, waking a thread costs more than it saves
+    // For fewer blocks, waking a thread costs more than it saves.
+    constexpr int64_t kWorthwhile = 8;
     constexpr int64_t kLongest = (int64_t{1} << 31) / kBlock;
     const int64_t wanted = std::min(most, blocks_ / kWorthwhile);
     tasks_ = std::max({wanted, (blocks_ + kLongest - 1) / kLongest, int64_t{1}});
@@ -26,8 +29,8 @@ class Partition {
   int64_t begin(int64_t task) const { return std::min(n_, blocks_ * task / tasks_ * kBlock); }
   int64_t end(int64_t task) const { return begin(task + 1); }
 
-  // f(task) for every task, in parallel unless there is too little to do. Every wait for other
-  // threads can cost a time slice where the processor is shared.
+  // Calls f(task) for every task, in parallel if that is worthwhile. Waiting for other threads can
+  // cost a time slice on a shared processor.
   template <typename F>
   void each_task(const F& f, bool worthwhile = true) const {
     if (!worthwhile) {
@@ -39,7 +42,7 @@ class Partition {
     });
   }
 
-  // f(begin, size) for the blocks of a task in ascending order.
+  // Calls f(begin, size) for each block of a task, in ascending order.
   template <typename F>
   void each_block(int64_t task, const F& f) const {
     const int64_t last = end(task);

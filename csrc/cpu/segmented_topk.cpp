@@ -1,13 +1,15 @@
-// Exact top-k with a quota per segment, without a sort and without a loop over segments that reads
-// the values again. A histogram per segment, over bins of values, tells in which bin each segment's
-// threshold lies. Where all those bins together hold few values, one more pass writes the mask for
-// what lies outside them and stores what lies inside, by segment, to be decided exactly; otherwise
-// histograms of ever narrower ranges of keys come first. Bins that are down to one value are never
-// stored: their ties are ranked in that last pass.
+// Exact top-k with a quota for each segment, without a sort, and without reading the values once
+// for each segment. A histogram for each segment, over bins of values, tells which bin contains the
+// segment's threshold. If these bins together contain few values, one more pass writes the mask for
+// all values outside these bins, stores the values inside by segment, and decides them exactly.
+// Otherwise histograms of smaller and smaller key ranges come first. A bin of a single value is
+// never stored. Its ties are ranked in the last pass.
 //
-// Memory beyond the results: histograms of at most 64 MB for all threads together or, with more
-// than 8 million segments, 8 bytes per segment; some 40 bytes per segment and 8 more per thread;
-// bands of at most 2 bytes per value (0.16 where 1 % is in them) or 1 MB.
+// Memory beyond the results:
+//   histograms    at most 64 MB for all threads together, or 8 bytes per segment with more than
+//                 8 million segments
+//   per segment   about 40 bytes, and 8 more per thread
+//   bands         at most 2 bytes per value (0.16 if they contain 1 % of the values) or 1 MB
 #include "simd/segmented_topk.h"
 
 #include <ATen/core/Tensor.h>
@@ -32,10 +34,10 @@ namespace adapruner::cpu {
 namespace {
 
 struct Segments {
-  at::Tensor tensor;  // [N], contiguous, of one of the types of load_rows
+  at::Tensor tensor;  // [N], contiguous, a dtype of load_rows
   int64_t count;
 
-  // As load_rows for the values from `begin` on.
+  // load_rows for the values from `begin` on.
   bool rows(int64_t begin, int64_t n, uint32_t* out) const {
     switch (tensor.scalar_type()) {
       case at::kByte:
@@ -58,7 +60,8 @@ struct Segments {
   }
 };
 
-// Digits of the histograms, and tasks that have one each, within the memory that they may take.
+// Number of bits of a digit, and number of tasks. Each task has a histogram, and all histograms
+// together have limited memory.
 struct Layout {
   Layout(int64_t n, int64_t rows) {
     constexpr int64_t kCached = int64_t{1} << 18, kMost = int64_t{1} << 24;
@@ -71,7 +74,7 @@ struct Layout {
   int64_t tasks = 1;
 };
 
-// Bounds that most values lie between, for the bins of the first histogram.
+// Bins between two bounds that contain most values, for the first histogram.
 ValueBins sampled_bins(const float* values, int64_t n, int bins) {
   const int64_t size = std::min<int64_t>(n, 4096);
   std::vector<float> sample;
@@ -124,7 +127,7 @@ class SegmentedSelection {
 
   int digits() const { return 1 << layout_.bits; }
   int64_t band_limit() const { return std::max<int64_t>(n_ / 8, int64_t{1} << 16); }
-  // Whether the threshold of a row lies in a range of more than one key.
+  // True if the threshold of a row is in a range of more than one key.
   bool undecided(int64_t row) const { return ranges_[row].low < ranges_[row].high; }
 
   int64_t band_size() const {
@@ -133,7 +136,7 @@ class SegmentedSelection {
     return size;
   }
 
-  // Asks memory for the values and segments i … i + 63 while the processor is busy with others.
+  // Requests the values and segments i … i + 63 from memory while the processor works on others.
   void prefetch(int64_t i) const {
     if (i + 64 > n_) return;
     constexpr int kLine = 64, kSecondLevel = 2;
@@ -147,7 +150,7 @@ class SegmentedSelection {
     ask(segments_.tensor.const_data_ptr(), segments_.tensor.element_size());
   }
 
-  // f(begin, size, rows) for the blocks of a task.
+  // Calls f(begin, size, rows, good) for each block of a task. good: all segments are valid.
   template <typename F>
   void each_block(int64_t task, const F& f) const {
     uint32_t rows[kBlock];
@@ -204,7 +207,7 @@ class SegmentedSelection {
     return -1;
   }
 
-  // Sums of a row's histograms over the tasks.
+  // Sums the histograms of a row over all tasks.
   void merge(int64_t row, std::vector<int64_t>& histogram) const {
     histogram.assign(digits(), 0);
     for (const auto& counts : counts_) {
@@ -213,7 +216,7 @@ class SegmentedSelection {
     }
   }
 
-  // f(row, its histogram), in parallel.
+  // Calls f(row, histogram of the row), in parallel.
   template <typename F>
   void each_row(const F& f) const {
     at::parallel_for(1, rows_, 256, [&](int64_t first, int64_t last) {
@@ -263,7 +266,7 @@ class SegmentedSelection {
     });
   }
 
-  // All keys of the row from `key` ≥ 1 on are kept, and none is a candidate.
+  // Keeps all values of the row with a key of at least `key` ≥ 1. No value is left to decide.
   void keep_from(int64_t row, uint32_t key) { ranges_[row] = {key, key - 1}; }
 
   void narrow(int64_t row, const std::vector<int64_t>& histogram, const DigitRank& found,
@@ -301,8 +304,8 @@ class SegmentedSelection {
     for (int64_t row = 0; row < rows_; ++row) {
       starts[row + 1] = starts[row] + (undecided(row) ? inside_[row] : 0);
     }
-    // Candidates by segment, in the order of their indices; the order among equal keys is part of
-    // `order`, so that it alone decides.
+    // Candidates by segment, in the order of their indices. `order` combines the key and the rank
+    // of a candidate, so that it also decides among equal keys.
     const std::unique_ptr<uint64_t[]> order(new uint64_t[starts[rows_]]);
     const std::unique_ptr<int64_t[]> indices(new int64_t[starts[rows_]]);
     partition_.each_task([&](int64_t task) {
@@ -356,14 +359,14 @@ class SegmentedSelection {
   Partition partition_;
   ValueBins bins_{};
   std::vector<std::vector<uint32_t>> counts_;  // [tasks][rows << bits]
-  // Of each row: the keys among which the threshold lies, larger ones being kept; the shift of its
-  // digits; the threshold's rank among the values in the range; how many those are.
+  // For each row: the range of keys that contains the threshold (larger keys are kept), the shift
+  // of its digits, the rank of the threshold among the values in the range, and their number.
   std::vector<KeyRange> ranges_;
   std::vector<uint8_t> shifts_;
   std::vector<int64_t> ranks_;
   std::vector<int64_t> inside_;
-  std::vector<int64_t>
-      earlier_;  // [tasks, rows]: how many of those are in the runs of earlier tasks
+  // [tasks, rows]: the number of these values in the runs of earlier tasks.
+  std::vector<int64_t> earlier_;
 };
 
 std::tuple<at::Tensor, at::Tensor> segmented_topk_cpu(const at::Tensor& gate_logits,

@@ -1,8 +1,9 @@
-// Exact top-k without a sort. A sample of the gate logits brackets the threshold; one pass writes
-// the mask for what lies outside the bracket and stores what lies inside, the band, some 0.4–2 % of
-// all; the band is then decided exactly by digit histograms. Where the sample misled, digit
-// histograms over all values give a bracket that holds, and the pass is done again. Ties at a bound
-// of the bracket, which may be most of the data, are ranked by one more pass and never stored.
+// Exact top-k without a sort. A sample of the gate logits brackets the threshold. One pass writes
+// the mask for all values outside the bracket and stores the values inside it. The stored values
+// are called the band. The band has about 0.4–2 % of all values. Histograms of digits decide it
+// exactly. If the threshold is outside the bracket, histograms of digits over all values give a
+// bracket that contains it, and the pass runs again. Values equal to a bound of the bracket, which
+// may be most of the data, are not stored. One more pass ranks them.
 #include "../math/topk.h"
 
 #include <ATen/core/Tensor.h>
@@ -23,10 +24,10 @@
 namespace adapruner::cpu {
 namespace {
 
-constexpr int kSampleBits = 12;  // sign, exponent, 3 bits more
+constexpr int kSampleBits = 12;  // sign, exponent and 3 more bits
 using Histogram = std::vector<int64_t>;
 
-// Entries of a band in the order of their indices; not initialised where nothing was appended.
+// Entries of a band in the order of their indices. The memory is not initialised.
 class Band {
  public:
   BandEntry* begin() { return entries_.get(); }
@@ -34,7 +35,7 @@ class Band {
   int64_t size() const { return size_; }
   void resize(int64_t size) { size_ = size; }
 
-  // Room for `more` at the end.
+  // Makes room for `more` entries at the end.
   BandEntry* reserve(int64_t more) {
     if (size_ + more > capacity_) {
       capacity_ = std::max(2 * capacity_, size_ + more);
@@ -51,7 +52,7 @@ class Band {
   int64_t capacity_ = 0;
 };
 
-// What one task finds in its run of the values. A cache line apart from the next task's.
+// Results of one task for its run of the values. Each task has its own cache lines.
 struct alignas(64) Scan {
   BracketCounts counts;
   TieCounts ties;
@@ -81,20 +82,21 @@ class Selection {
   }
 
  private:
-  // From the sample, where there is one; open on both sides for few values.
+  // The bracket from the sample. If there are too few values for a sample, it is open on both
+  // sides.
   Bracket first_bracket() const {
     constexpr uint32_t kBelowAll = kLowestKey - 1, kAboveAll = kHighestKey + 1;
     if (k_ == 0) return {kAboveAll, kAboveAll};
     if (k_ == n_) return {kBelowAll, kBelowAll};
     const int64_t size = sample_size(n_);
     if (size == 0) return {kBelowAll, kAboveAll};
-    // Keys of the sample, and a histogram of their leading bits, for each task.
+    // The keys of the sample, and a histogram of their leading bits for each task.
     constexpr int kShift = 32 - kSampleBits;
     const Partition strata(size);
     std::vector<uint32_t> sample(size);
     const Histogram histogram = count_digits(strata, kSampleBits, [&](int64_t task, auto& counts) {
       strata.each_block(task, [&](int64_t begin, int64_t length) {
-        // Places first: memory answers many requests at a time.
+        // Places first, so that memory can answer many requests at a time.
         int64_t places[kBlock];
         for (int64_t i = 0; i < length; ++i) {
           places[i] = sample_index(begin + i, size, n_);
@@ -116,7 +118,7 @@ class Selection {
       }
       const auto nth = same.begin() + found.rank - 1;
       std::nth_element(same.begin(), nth, end, std::greater<uint32_t>());
-      return std::min(std::max(*nth, kBelowAll), kAboveAll);  // NaN has keys beyond
+      return std::min(std::max(*nth, kBelowAll), kAboveAll);  // keys of NaN are outside
     };
     Bracket bracket{kBelowAll, kAboveAll};
     if (ranks.high >= 1) bracket.high = largest(ranks.high);
@@ -124,7 +126,7 @@ class Selection {
     return bracket;
   }
 
-  // A bracket around the threshold that leaves a band within its limit.
+  // A bracket that contains the threshold and leaves a band within its limit.
   Bracket sure_bracket() const {
     KeyRange range{kLowestKey, kHighestKey};
     int64_t rank = k_, inside = n_;
@@ -146,7 +148,8 @@ class Selection {
     return {range.low, range.high};
   }
 
-  // Entries of bands, of 8 bytes each, altogether: a byte per value at most.
+  // Limit of the number of entries in all bands. An entry takes 8 bytes, so they take at most a
+  // byte per value.
   int64_t band_limit() const { return std::max<int64_t>(n_ / 8, int64_t{1} << 16); }
 
   template <bool kFirst>
@@ -162,7 +165,7 @@ class Selection {
         const int64_t appended = ADAPRUNER_DISPATCH(
             scan_bracket, values_ + begin, size, bracket, static_cast<uint32_t>(begin - run),
             mask_ + begin / 8, found.band.reserve(size + 2), found.counts, nan);
-        // A band over its limit is of no use: stop storing, go on counting.
+        // A band over its limit is useless. So entries are no longer stored, but counting goes on.
         if (stored.fetch_add(appended, std::memory_order_relaxed) <= band_limit()) {
           found.band.resize(found.band.size() + appended);
         }
@@ -177,8 +180,8 @@ class Selection {
     return i;
   }
 
-  // Finishes the mask after a scan; false if the threshold is not in the bracket, or the band was
-  // over its limit.
+  // Finishes the mask after a scan. Returns false if the threshold is not in the bracket, or if the
+  // band was over its limit.
   bool resolve(const Bracket& bracket) {
     BracketCounts total;
     int64_t stored = 0;
@@ -202,8 +205,8 @@ class Selection {
     return resolve_ties(bracket.low);
   }
 
-  // Keeps the first of those with the given key, so many that k are kept, where every larger one is
-  // kept and no smaller one; false if the threshold is another one.
+  // Keeps the first values with the given key, so that k are kept in all. All larger values are
+  // kept already, and no smaller one. Returns false if this key is not the threshold.
   bool resolve_ties(uint32_t key) {
     if (key < kLowestKey || key > kHighestKey) return false;
     partition_.each_task([&](int64_t task) {
@@ -233,7 +236,7 @@ class Selection {
     return true;
   }
 
-  // Keeps the `rank` largest of the `size` entries of the band, whose keys are all in range.
+  // Keeps the `rank` largest of the `size` entries of the band. All their keys are in `range`.
   void resolve_band(KeyRange range, int64_t rank, int64_t size) {
     for (;;) {
       const bool worthwhile = size >= 1 << 16;
@@ -253,7 +256,7 @@ class Selection {
         Band& band = scans_[task].band;
         BandEntry* undecided = band.begin();
         uint8_t* const mask = mask_of(task);
-        for (const BandEntry entry : band) {  // no branch: about half are kept, in no order
+        for (const BandEntry entry : band) {  // no branch: about half are kept
           const uint32_t its = digit_of(entry.key, range.low, shift);
           keep(mask, entry, its >= lowest_kept);
           *undecided = entry;
@@ -266,7 +269,7 @@ class Selection {
       range = digit_range(range, shift, digit);
       if (shift == 0) break;
     }
-    for (int64_t task = 0; task < partition_.tasks(); ++task) {  // equal: the first ones
+    for (int64_t task = 0; task < partition_.tasks(); ++task) {  // equal keys: keep the first
       for (const BandEntry& entry : scans_[task].band) {
         if (rank-- <= 0) return;
         keep(mask_of(task), entry);
@@ -281,7 +284,7 @@ class Selection {
     byte = static_cast<uint8_t>(byte | unsigned{kept} << (entry.offset % 8));
   }
 
-  // The sum of the histograms of digits of so many bits that count(task, histogram) makes.
+  // Sums the histograms that count(task, histogram) makes, of digits of `bits` bits.
   template <typename F>
   static Histogram count_digits(const Partition& partition, int bits, const F& count,
                                 bool worthwhile = true) {
@@ -320,37 +323,8 @@ std::tuple<at::Tensor, at::Tensor> topk_mask_cpu(const at::Tensor& gate_logits, 
   return {mask, sums};
 }
 
-std::tuple<at::Tensor, at::Tensor> topk_indices_cpu(const at::Tensor& gate_logits, int64_t k,
-                                                    std::optional<double> slope) {
-  const auto [mask, sums] = topk_mask_cpu(gate_logits, k, slope);
-  at::Tensor indices = at::empty({k}, sums.options());
-  advise_huge_pages(indices);
-  const uint8_t* bits = mask.const_data_ptr<uint8_t>();
-  int64_t* out = indices.mutable_data_ptr<int64_t>();
-  const Partition partition(gate_logits.numel());
-  std::vector<int64_t> start(partition.tasks() + 1, 0);
-  const auto run = [&](int64_t task) {
-    const int64_t first = partition.begin(task) / 8;
-    return std::pair{first, (partition.end(task) + 7) / 8 - first};
-  };
-  partition.each_task([&](int64_t task) {
-    const auto [first, bytes] = run(task);
-    start[task + 1] = ADAPRUNER_DISPATCH(count_bits, bits + first, bytes);
-  });
-  for (int64_t task = 0; task < partition.tasks(); ++task) start[task + 1] += start[task];
-  partition.each_task([&](int64_t task) {
-    const auto [first, bytes] = run(task);
-    ADAPRUNER_DISPATCH(expand_bits, bits + first, bytes, 8 * first, out + start[task],
-                       start[task + 1] - start[task]);
-  });
-  return {indices, sums};
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapruner, CPU, m) {
-  m.impl("topk_mask", topk_mask_cpu);
-  m.impl("topk_indices", topk_indices_cpu);
-}
+TORCH_LIBRARY_IMPL(adapruner, CPU, m) { m.impl("topk_mask", topk_mask_cpu); }
 
 }  // namespace adapruner::cpu

@@ -1,5 +1,5 @@
-// What the ATen side of every CUDA operator needs: the device of its tensors made current, its
-// stream, its size.
+// The device, stream and size that every CUDA operator needs. A Context makes the device of a
+// tensor current.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,7 +26,7 @@ class Context {
   c10::cuda::CUDAGuard guard_;
 };
 
-// Of a dtype that check_floats lets pass.
+// The type of a tensor whose dtype check_floats accepts.
 inline Type type_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kDouble:

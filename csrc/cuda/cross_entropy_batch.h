@@ -1,4 +1,4 @@
-// What the kernels of the losses know of a batch: plain data, for host and device.
+// Plain data about a batch, for the kernels of the losses and for the host.
 #pragma once
 
 #include "../math/cross_entropy.h"
@@ -6,48 +6,50 @@
 
 namespace adapruner::cuda {
 
-// Found before the rows are read, where a sample has more of them than a block at one time.
+// Facts about a sample that are computed before its rows are read, if it has more rows than a block
+// processes at a time.
 struct SampleRows {
   double weight;  // s; negative: the sample takes no part
   double scale;   // factor of the gradient of its rows
-  int64_t count;  // rows that count
-  unsigned done;  // blocks that have counted some
+  int64_t count;  // rows that are not ignored
+  unsigned done;  // number of blocks that have counted their rows
 };
 
-// B samples and what becomes of them. A is the dtype of the losses: float, or double for float64.
+// A batch of B samples, and where its results go. A is the dtype of the losses: double for float64,
+// otherwise float.
 struct LossBatch {
   int64_t samples;  // B
   Integers ids;     // [B]
   const float* gate_logits;
   int64_t gates;   // N
-  int64_t* state;  // errors are noted there
-  // Written.
+  int64_t* state;  // errors are written here
+  // Results.
   void* loss;         // A
   void* sample_loss;  // A [B]
   float* pressure;    // [B]
   // Scratch.
-  int64_t units;    // of work, all of which add to the loss
+  int64_t units;    // units of work; each adds to the loss
   double* partial;  // [units]
-  unsigned* done;   // units that are; 0 before the first. Null where there is but one
+  unsigned* done;   // finished units, 0 at the start; null if there is one unit
 };
 
-constexpr int kLossThreads = 256;  // samples of a unit, where losses are given
+constexpr int kLossThreads = 256;  // samples of a unit of masked_loss
 
-// With R rows of C classes for each sample.
+// A batch with R rows of C classes for each sample.
 struct CrossEntropyBatch : LossBatch {
   int64_t rows, classes;  // R, C
   Integers target;        // [B·R]
   int64_t ignore_index;
   const void* class_weight;     // A [C]; null: ones
-  const void* total_weight;     // A, their sum; read where there is smoothing
-  RowTerms<double> unit_terms;  // of a row whose target has a weight of 1; total_weight apart
-  double unit_scale;            // factor of the gradient of a sample of one row whose weight is 1
-  SampleRows* sample_rows;      // [B]; scratch of plans that are prepared
+  const void* total_weight;     // A, sum of the class weights; read with smoothing only
+  RowTerms<double> unit_terms;  // of a row whose target has weight 1, without total_weight
+  double unit_scale;            // gradient factor of a sample with one row and weight 1
+  SampleRows* sample_rows;      // [B]; scratch of prepared plans
 };
 
-// Where the logits of a row are and where its gradient goes, in elements.
+// Strides of the logits of a row, or of its gradient, in elements.
 struct Strides {
-  int64_t sample, row, one;  // one: from class to class
+  int64_t sample, row, one;  // one: from one class to the next
 };
 
 template <typename T>
@@ -55,7 +57,7 @@ struct CrossEntropyRows {
   const T* logits;
   T* gradient;  // null: not wanted; may be the logits
   Strides logit_strides, gradient_strides;
-  int64_t origin;  // flat number of the row that the pointers point to
+  int64_t origin;  // number of the row that the pointers point to
 };
 
 }  // namespace adapruner::cuda

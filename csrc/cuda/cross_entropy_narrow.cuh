@@ -1,4 +1,4 @@
-// Rows of few classes: lanes of a warp share a row, whose values stay in registers.
+// Rows of few classes. Several lanes of a warp share a row. Its values stay in registers.
 #pragma once
 
 #include "cross_entropy_rows.cuh"
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kBlockThreads, kRowBlocks)
     leader.sums = sums;
     if (t == 0 && row.there) part += leader.end(batch, plan);
     const RowFactors<A> factors = of_first_lane(leader.factors, width);
-    __syncwarp();  // the leader has read what another lane may write now
+    __syncwarp();  // the leader has read the target logit, which another lane may overwrite now
     if (rows.gradient == nullptr || !row.there) continue;
     T* out = row.in(rows.gradient, rows.gradient_strides, rows.origin);
     const RowGradient<kSmoothing, A> gradient(sums, factors, batch);

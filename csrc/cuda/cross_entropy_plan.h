@@ -1,15 +1,17 @@
-// How the rows of a cross entropy are cut into units of work, a block of threads for each.
+// How a cross entropy cuts its rows into units of work. A unit is processed by one block of
+// threads.
 //
-// A row is what one softmax is over. Three ways to have one:
-//   narrow   classes side by side, at most 256: some lanes of a warp, the values in registers
-//   wide     classes side by side, more: one or more warps. Each thread keeps kHeldPacks packs of
-//            16 bytes in registers. The rest of the row goes into shared memory. Where that is full,
-//            the rest is read a second time.
-//   strided  rows side by side, as in images [B, C, H, W]: a lane for each of 32 rows, whose classes
-//            are dealt to one or more warps
-// A unit is the rows that a block has at one time, where every sample is one row, else a stretch of
-// the rows of one sample. Then the rows that count in each sample are counted beforehand
-// ("prepared").
+// A row has one softmax. There are three kinds of rows:
+//   narrow   The classes lie side by side, at most 256. Some lanes of a warp share a row and keep
+//            its values in registers.
+//   wide     The classes lie side by side, and there are more. One or more warps share a row. Each
+//            thread keeps kHeldPacks packs of 16 bytes in registers. The rest of the row goes into
+//            shared memory. If that is full, the rest is read twice.
+//   strided  The rows lie side by side, as in images [B, C, H, W]. Each lane has one of 32 rows.
+//            One or more warps share the classes.
+// If every sample has one row, a unit is the rows that a block processes at a time. Otherwise a
+// unit is a run of rows of one sample. Then the rows of each sample that are not ignored are
+// counted first ("prepared").
 #pragma once
 
 #include "plan.h"
@@ -18,39 +20,39 @@ namespace adapruner::cuda {
 
 struct DeviceSize {
   int multiprocessors;
-  int64_t block_shared;  // bytes of shared memory that a block can have
+  int64_t block_shared;  // shared memory that a block can have, in bytes
 };
 
 struct CrossEntropyPlan {
   enum class Kernel { kNarrow, kWide, kStrided };
 
   Kernel kernel;
-  int threads;       // of a block
-  int row_threads;   // that share a row, a power of two; strided: warps that share 32 rows
-  int row_shift;     // its logarithm
-  int block_rows;    // that a block has at a time
-  int shared_packs;  // of a row, kept in shared memory
+  int threads;       // threads of a block
+  int row_threads;   // threads that share a row, a power of two; strided: warps that share 32 rows
+  int row_shift;     // log₂ of row_threads
+  int block_rows;    // rows that a block processes at a time
+  int shared_packs;  // packs of a row that are kept in shared memory
   bool prepared;
-  int64_t unit_rows;  // of a unit, at most
-  int64_t parts;      // units of a sample, where prepared; else 1
+  int64_t unit_rows;  // most rows of a unit
+  int64_t parts;      // units of a sample if prepared, otherwise 1
   int64_t units;
 };
 
-// Rows of a unit: they follow one another. `first` counts from the first row of `sample`.
+// Consecutive rows of a unit. `first` counts from the first row of `sample`.
 struct UnitRows {
   int64_t sample, first, rows;
 };
 
 constexpr int kWarp = 32;
-constexpr int kBlockThreads = 256;  // of a block, at most, but for long wide rows
-constexpr int kRowBlocks = 3;       // of narrow or strided rows, that a multiprocessor has at least
-constexpr int kMostThreads = 1024;  // of any
-constexpr int kNarrowValues = 8;    // of a row that a lane keeps, at most
-constexpr int kHeldPacks = 8;       // of a row that a thread keeps
+constexpr int kBlockThreads = 256;  // most threads of a block, except for long wide rows
+constexpr int kRowBlocks = 3;       // narrow or strided: blocks that a multiprocessor must hold
+constexpr int kMostThreads = 1024;  // most threads of any block
+constexpr int kNarrowValues = 8;    // most values of a row that a lane keeps
+constexpr int kHeldPacks = 8;       // packs of a row that a thread keeps
 constexpr int kPackBytes = 16;
-constexpr int kStridedValues = 16;   // of a row that a lane reads in each pass, at least
-constexpr int kStaticShared = 4096;  // bytes of shared memory that a block takes besides, at most
-constexpr int kUnitsPerMultiprocessor = 16;  // so that the last ones to end leave few idle
+constexpr int kStridedValues = 16;           // least values of a row that a lane reads in each pass
+constexpr int kStaticShared = 4096;          // most bytes of static shared memory of a block
+constexpr int kUnitsPerMultiprocessor = 16;  // so that few multiprocessors are idle at the end
 
 ADAPRUNER_HD inline UnitRows rows_of(const CrossEntropyPlan& plan, int64_t samples, int64_t rows,
                                      int64_t unit) {
@@ -60,7 +62,7 @@ ADAPRUNER_HD inline UnitRows rows_of(const CrossEntropyPlan& plan, int64_t sampl
   return {sample, first, rest < plan.unit_rows ? rest : plan.unit_rows};
 }
 
-// Threads of a wide row, at most: fewer where each takes more than 64 registers.
+// Most threads of a wide row. There are fewer if a thread needs more than 64 registers.
 constexpr int most_row_threads(size_t bytes, bool smoothing) {
   return bytes == 8 || smoothing ? kMostThreads / 2 : kMostThreads;
 }
@@ -81,17 +83,18 @@ inline void plan_wide(CrossEntropyPlan& plan, int64_t all_rows, int64_t row_byte
                       const DeviceSize& device) {
   plan.kernel = CrossEntropyPlan::Kernel::kWide;
   const int64_t packs = row_bytes / kPackBytes;
-  const auto over = [&](int threads) {  // what registers do not take
+  const auto over = [&](int threads) {  // packs that do not fit the registers
     return std::max<int64_t>(packs - int64_t{threads} * kHeldPacks, 0);
   };
   int& threads = plan.row_threads;
   for (threads = 32; threads < 512 && over(threads) > 0;) threads *= 2;
-  // More threads for each row, where rows are too few to fill the device.
+  // More threads for each row if there are too few rows to fill the device.
   while (threads < 512 && threads * 2 <= packs &&
          all_rows * threads * 2 <= int64_t{device.multiprocessors} * 1024) {
     threads *= 2;
   }
-  // Two blocks on a multiprocessor, so that one reads while the other writes; else one large one.
+  // Two blocks on a multiprocessor, so that one reads while the other writes. If they do not fit,
+  // one large block.
   if (over(threads) * kPackBytes > device.block_shared / 2 - kStaticShared) threads = most_threads;
   const int64_t room = (device.block_shared - kStaticShared) / kPackBytes;
   plan.shared_packs = static_cast<int>(std::min(over(threads), room));
@@ -103,8 +106,9 @@ inline void plan_strided(CrossEntropyPlan& plan, int64_t classes) {
   plan.row_threads = power_of_two_from(std::min<int64_t>(warps, kBlockThreads / kWarp));
 }
 
-// B samples of R rows of C classes, of so many bytes each; none of the numbers is 0. `strided`: not
-// the classes are side by side but the rows. The units are for so many launches of about as many.
+// The plan for B samples of R rows of C classes of `bytes` bytes each. No number is 0. `strided`:
+// the rows lie side by side, not the classes. The units are shared among `launches` launches of
+// about the same size.
 inline CrossEntropyPlan plan_cross_entropy(int64_t samples, int64_t rows, int64_t classes,
                                            int bytes, bool strided, bool smoothing,
                                            const DeviceSize& device, int64_t launches = 1) {

@@ -1,5 +1,5 @@
-// What the kernels of the cross entropy share: a row's sums, its factors, and the ends of units.
-// Formulas: csrc/math/cross_entropy.h.
+// Code that the cross entropy kernels share: the sums of a row, its factors, and the end of a unit.
+// The formulas are in csrc/math/cross_entropy.h.
 #pragma once
 
 #include "../math/cross_entropy.h"
@@ -9,9 +9,9 @@
 
 namespace adapruner::cuda {
 
-// exp(x) of x ≤ 0, of what csrc/math/exp.h has for the CPU: relative error ≤ 2⁻²² + |x|·1e−7, below
-// 2⁻¹²⁶ it is 0, NaN gives NaN. One instruction of its own unit, where a polynomial would make long
-// rows wait for arithmetic instead of memory.
+// exp(x) for x ≤ 0, with a relative error of at most 2⁻²² + |x|·1e−7. Results below 2⁻¹²⁶ are 0.
+// NaN gives NaN. The CPU's version is in csrc/math/exp.h. This one is one instruction of a special
+// function unit. With a polynomial, long rows would wait for arithmetic instead of memory.
 __device__ inline float exp_of(float x) {
   float y;
 #ifdef ADAPRUNER_EMULATE
@@ -32,24 +32,24 @@ __device__ inline double larger(double a, double b) { return fmax(a, b); }
 template <typename A>
 constexpr A kNegativeInfinity = -std::numeric_limits<A>::infinity();
 
-// Of some of a row's values. Without constructors, as all that goes into shared memory.
+// Sums over some values of a row. It has no constructors, because it is put into shared memory.
 template <typename A>
 struct RowSums {
   A most;      // their maximum
-  A sum;       // Σ exp(x − most); 0 while there is nothing but −inf
-  A weighted;  // Σ w·(x − reference), where there is smoothing
+  A sum;       // Σ exp(x − most); 0 if all values are −inf
+  A weighted;  // Σ w·(x − reference), with smoothing only
 
-  // What exponentials are to be taken of the difference to.
+  // The number to subtract in exponents.
   __device__ A shift() const { return most == kNegativeInfinity<A> ? A(0) : most; }
 
-  // To a new maximum, at least the old one.
+  // Raises the maximum to `to`, which is at least the old maximum.
   __device__ void raise(A to) {
     if (to == most) return;
     sum *= exp_of(most - to);
     most = to;
   }
 
-  // x of class c, with `most` raised already. reference: see reference_of.
+  // Adds value x of class c. `most` must be at least x. reference: see reference_of.
   template <bool kSmoothing>
   __device__ void add(A x, int c, A reference, const CrossEntropyBatch& batch) {
     sum += exp_of(x - shift());
@@ -65,7 +65,8 @@ __device__ RowSums<A> no_sums() {
   return {kNegativeInfinity<A>, A(0), A(0)};
 }
 
-// Of `width` lanes' values, a power of two; all of them get the result, with the same bits.
+// Reduces the sums of `width` lanes, a power of two. All of these lanes get the result, with the
+// same bits.
 template <bool kSmoothing, typename A>
 __device__ RowSums<A> reduce_lanes(RowSums<A> sums, int width) {
   A most = sums.most;
@@ -82,8 +83,8 @@ __device__ RowSums<A> reduce_lanes(RowSums<A> sums, int width) {
   return sums;
 }
 
-// What differences are taken to, near the target's logit. Where that is infinite the loss is not
-// finite, whatever it is.
+// The reference of differences: the target's logit, or 0 if that is not finite. The loss is then
+// not finite for any reference.
 template <typename A>
 __device__ A reference_of(A target_logit) {
   return target_logit - target_logit == 0 ? target_logit : A(0);
@@ -100,16 +101,16 @@ __device__ RowTerms<A> terms_of(const CrossEntropyBatch& batch, int64_t target) 
           static_cast<A>(batch.unit_terms.smooth_weight), total};
 }
 
-// What is the same for a whole row, times what its gradient is scaled by.
+// Factors that are the same for a whole row, times the scale of its gradient.
 template <typename A>
 struct RowFactors {
-  A softmax;    // A of csrc/math/cross_entropy.h; divided by Σ exp once that is known
+  A softmax;    // A in csrc/math/cross_entropy.h; divided by Σ exp later
   A smoothing;  // α / C
   A target;     // (1 − α)·w_y
-  bool counts;  // else they are 0, and so is the gradient
+  bool counts;  // false: all factors are 0, and so is the gradient
 };
 
-// Those of the first of each `width` lanes.
+// The factors of the first of each `width` lanes.
 template <typename A>
 __device__ RowFactors<A> of_first_lane(const RowFactors<A>& factors, int width) {
   return {__shfl_sync(kFullWarp, factors.softmax, 0, width),
@@ -118,7 +119,7 @@ __device__ RowFactors<A> of_first_lane(const RowFactors<A>& factors, int width) 
           __shfl_sync(kFullWarp, int{factors.counts}, 0, width) != 0};
 }
 
-// The gradient of a row's values, once its sums and factors are known.
+// The gradient of a row's values, from its sums and factors.
 template <bool kSmoothing, typename A>
 struct RowGradient {
   A shift, softmax, smoothing, target;
@@ -134,7 +135,7 @@ struct RowGradient {
         counts(factors.counts),
         class_weight(static_cast<const A*>(batch.class_weight)) {}
 
-  // Of x of class c, in a row that counts; what is taken off at the target is not yet.
+  // The gradient for value x of class c in a row that counts, without the term of the target.
   __device__ A before_target(A x, int c) const {
     const A g = exp_of(x - shift) * softmax;
     if constexpr (!kSmoothing) return g;
@@ -148,7 +149,8 @@ struct RowGradient {
   }
 };
 
-// Whether a row counts. A target out of range is noted where `tell`, and does not.
+// True if a row counts: its target is a class. An invalid target is an error, which is written into
+// the state if `tell`.
 __device__ inline bool row_counts(const CrossEntropyBatch& batch, int64_t row, int64_t target,
                                   bool tell) {
   if (target == batch.ignore_index) return false;
@@ -163,8 +165,8 @@ __device__ inline SampleRows sample_rows(const CrossEntropyBatch& batch, int64_t
   return {weight, count > 1 ? scale / static_cast<double>(count) : scale, count, 0};
 }
 
-// Rows that count in each sample, `parts` blocks for each. With more than one, sample_rows begin as
-// zeros.
+// Counts the rows of each sample that are not ignored, with `parts` blocks for each sample. If
+// parts > 1, sample_rows must be zeros.
 __global__ void __launch_bounds__(kMostThreads)
     prepare_samples_kernel(CrossEntropyBatch batch, int parts) {
   const int64_t b = blockIdx.x / parts, part = blockIdx.x - b * parts;
@@ -186,9 +188,9 @@ __global__ void __launch_bounds__(kMostThreads)
   if (b == 0 && batch.done != nullptr) *batch.done = 0;
 }
 
-// A row as all of its threads know it, `place` in its unit.
+// Facts about a row that all its threads know. `place` is its place in the unit.
 struct Row {
-  int64_t sample, number, target;  // number: among the rows of the sample
+  int64_t sample, number, target;  // number: of the row in its sample
   bool there, counts;
 
   __device__ Row(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan, const UnitRows& unit,
@@ -210,7 +212,8 @@ struct Row {
   }
 };
 
-// What one thread of a row, its leader, finds out while the others read it, and makes of the sums.
+// Facts that one thread of a row, its leader, looks up while the other threads read the row, and
+// the results that it computes from the sums.
 template <typename A>
 struct Leader {
   int64_t sample;
@@ -234,7 +237,7 @@ struct Leader {
                scale * terms.target_weight, true};
   }
 
-  // The row's part of what its block leaves.
+  // The row's part of the sum of its block.
   __device__ double end(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan) const {
     double loss = 0;
     if (factors.counts) {
@@ -245,8 +248,8 @@ struct Leader {
   }
 };
 
-// The end of a unit's losses, by every thread with its part of the sum; true, for all of the block
-// after its next barrier, in `last` if it was the last unit of all.
+// Ends a unit. Every thread calls it with its part of the sum. After the next barrier, `last` tells
+// all threads whether this was the last unit.
 template <typename A>
 __device__ void leave_unit(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan,
                            int64_t unit, double part, bool& last) {
@@ -259,14 +262,14 @@ __device__ void leave_unit(const CrossEntropyBatch& batch, const CrossEntropyPla
   last = leave(batch, unit, sum);
 }
 
-// By the last block to leave.
+// Called by all threads of the block of the last unit.
 template <typename A>
 __device__ void finish_units(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan) {
   if (plan.parts == 1) {
     finish_loss<A>(batch, sum_left(batch.partial, threadIdx.x, batch.units, blockDim.x));
     return;
   }
-  // A warp for the parts of a sample, then a thread for each sample.
+  // First a warp adds the parts of each sample, then a thread finishes each sample.
   for (int64_t b = warp(); b < batch.samples; b += blockDim.x / kWarpSize) {
     const double* parts = batch.partial + b * plan.parts;
     const double sum = warp_reduce<Sum>(sum_left(parts, lane(), plan.parts, kWarpSize));

@@ -1,13 +1,13 @@
-// Rows side by side, as those of images [B, C, H, W]: a warp's lanes have a row each, so that they
-// load neighbours; its classes are dealt to one or more warps. Logits are read twice, the second
-// time from a cache where the classes are few.
+// Rows that lie side by side, as in images [B, C, H, W]. Each lane of a warp has a row, so that the
+// lanes load neighbours. One or more warps share the classes. Logits are read twice, the second
+// time from a cache if there are few classes.
 #pragma once
 
 #include "cross_entropy_rows.cuh"
 
 namespace adapruner::cuda {
 
-constexpr int kStridedUnroll = 8;  // values that a lane waits for at a time
+constexpr int kStridedUnroll = 8;  // values that a lane loads at a time
 
 template <typename T, bool kSmoothing>
 __global__ void __launch_bounds__(kBlockThreads, kRowBlocks)
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kBlockThreads, kRowBlocks)
     Leader<A> leader{};
     if (row.there) leader.template look_up<kSmoothing>(batch, plan, row, x, apart);
 
-    // Of all warps of a row, in their order.
+    // Reduces over the warps of a row, in their order.
     shared[threadIdx.x] = sums;
     __syncthreads();
     const RowSums<A>* of_row = shared + (warp() - first_class) * kWarpSize + lane();
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kBlockThreads, kRowBlocks)
       sums.sum += other.sum;
       sums.weighted += other.weighted;
     }
-    __syncthreads();  // `shared` may now be written again
+    __syncthreads();  // `shared` can be written again
 
     leader.sums = sums;
     if (first_class == 0 && row.there) part += leader.end(batch, plan);

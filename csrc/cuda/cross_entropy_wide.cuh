@@ -1,6 +1,6 @@
-// Rows of many classes: one or more warps share a row, which is read from memory once: packs of 16
-// bytes stay in registers, those beyond in shared memory. Of a row that is longer still the rest is
-// read again, from the cache if that is large enough.
+// Rows of many classes. One or more warps share a row and read it from memory once. Packs of 16
+// bytes stay in registers, and further packs in shared memory. If a row is even longer, the rest is
+// read twice, the second time from the cache if it is large enough.
 #pragma once
 
 #include "cross_entropy_rows.cuh"
@@ -8,10 +8,10 @@
 
 namespace adapruner::cuda {
 
-constexpr int kUnroll = 4;  // packs that a thread waits for at a time, of those it does not hold
-constexpr int kMostSlots = kBlockThreads / kWarpSize;  // rows of a block, at most
+constexpr int kUnroll = 4;  // packs that a thread loads at a time, except those it holds
+constexpr int kMostSlots = kBlockThreads / kWarpSize;  // most rows of a block
 
-// A row in memory: `head` values up to the first 16-byte boundary, packs, and a rest.
+// A row in memory: `head` values up to the first 16-byte boundary, then packs, then `rest` values.
 template <typename T>
 struct Cut {
   static constexpr int kSize = Words<T>::kSize;
@@ -25,14 +25,14 @@ struct Cut {
     rest = classes - head - packs * kSize;
   }
 
-  // The class outside the packs that thread t has to do with, or −1.
+  // The class outside the packs that thread t processes, or −1.
   __device__ int edge(int t) const {
     if (t < head) return t;
     return t >= kSize && t - kSize < rest ? head + packs * kSize + t - kSize : -1;
   }
 };
 
-// Adds the first `count` packs, those of classes c, c + step, …, to a thread's sums.
+// Adds the first `count` packs, of classes c, c + step, …, to the sums of a thread.
 template <bool kSmoothing, int kPacks, typename T, typename A>
 __device__ void add_packs(RowSums<A>& sums, Words<T> (&packs)[kPacks], int count, int c, int step,
                           A reference, const CrossEntropyBatch& batch) {
@@ -56,8 +56,8 @@ __device__ void add_packs(RowSums<A>& sums, Words<T> (&packs)[kPacks], int count
   }
 }
 
-// Of all of a row's threads: first of each warp, then of its warps, through `shared`, where those
-// of the row follow one another.
+// Reduces the sums of all threads of a row: first within each warp, then over the warps through
+// `shared`, where the warps of a row are consecutive.
 template <bool kSmoothing, typename A>
 __device__ RowSums<A> reduce_row(const RowSums<A>& sums, int t, int warps, RowSums<A>* shared) {
   const RowSums<A> of_warp = reduce_lanes<kSmoothing>(sums, kWarpSize);
@@ -66,7 +66,7 @@ __device__ RowSums<A> reduce_row(const RowSums<A>& sums, int t, int warps, RowSu
   return reduce_lanes<kSmoothing>(shared[t & (warps - 1)], warps);
 }
 
-// Writes the gradient of a row, by each thread of what it has.
+// Writes the gradient of a row. Each thread writes the values that it has.
 template <typename T, bool kSmoothing>
 struct GradientWriter {
   using A = Accumulator<T>;
@@ -75,7 +75,7 @@ struct GradientWriter {
   const RowGradient<kSmoothing, A> gradient;
   T* out;
   int target;
-  bool aligned;  // the row's packs are aligned there as in the logits
+  bool aligned;  // the packs of the gradient are aligned as those of the logits
 
   __device__ void operator()(const Words<T>& x, int c) const {
     A g[kSize];
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing), 1)
   // Two of each: one may still be read while the next turn writes the other.
   __shared__ RowSums<A> warp_sums[2][kMostThreads / kWarpSize];
   __shared__ Leader<A> leaders[2][kMostSlots];
-  __shared__ double parts[kMostSlots];  // of what the block leaves, by slots
+  __shared__ double parts[kMostSlots];  // by slot: the rows' parts of the block's sum
   P* kept = dynamic_shared<P>();
 
   const int step = plan.row_threads * kSize;  // classes from a thread's pack to its next
@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing), 1)
     const int packs = row.counts ? cut.packs : 0;
     const int held_packs = std::min(packs, kHeldPacks << plan.row_shift);
     const int kept_packs = std::min(packs - held_packs, plan.shared_packs);
-    const int begin = cut.head + t * kSize;        // class of the thread's first pack
-    const auto count = [&](int packs, int from) {  // of the thread's, of `packs` from one on
+    const int begin = cut.head + t * kSize;        // first class of the thread's first pack
+    const auto count = [&](int packs, int from) {  // of the thread, among `packs` from `from` on
       return (packs - from - t + plan.row_threads - 1) >> plan.row_shift;
     };
     const T* first = x + begin;
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(most_row_threads(sizeof(T), kSmoothing), 1)
       sums.template add<kSmoothing>(edge_value, edge, reference, batch);
     }
     add_packs<kSmoothing>(sums, held, held_count, begin, step, reference, batch);
-    // Found anew, so that no register is taken by them while packs are held.
+    // Computed again, so that they take no registers while packs are held.
     const int late = thread_now(), late_t = late & (plan.row_threads - 1);
     const int late_slot = late >> plan.row_shift, warps = plan.row_threads / kWarpSize;
     Leader<A>& leader = leaders[parity][late_slot];

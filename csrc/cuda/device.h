@@ -1,4 +1,4 @@
-// What kernels share: numbers, 16-byte loads, reductions in a fixed order.
+// Code that all kernels share: numbers, 16-byte loads, reductions in a fixed order.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace adapruner::cuda {
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// The dynamic shared memory of a block, 16-byte aligned.
+// The dynamic shared memory of a block, aligned to 16 bytes.
 template <typename T>
 __device__ T* dynamic_shared() {
 #ifdef ADAPRUNER_EMULATE
@@ -26,7 +26,7 @@ __device__ T* dynamic_shared() {
 
 // --- numbers ---------------------------------------------------------------------------------
 
-// What arithmetic on a T is done in.
+// The type of arithmetic on a T.
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -35,7 +35,7 @@ __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float widen(__half x) { return __half2float(x); }
 
-// To the nearest T, ties to even.
+// Rounds to the nearest T, ties to even.
 template <typename T>
 __device__ T narrow(Accumulator<T> x) {
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
@@ -47,7 +47,7 @@ __device__ T narrow(Accumulator<T> x) {
   }
 }
 
-// Calls `work` with a value of the type.
+// Calls `work` with a value of the C++ type.
 template <typename Work>
 void dispatch(Type type, Work work) {
   switch (type) {
@@ -62,7 +62,7 @@ void dispatch(Type type, Work work) {
   }
 }
 
-// Atomics on what csrc/math/ and tensors call int64_t, for which CUDA has other names.
+// Atomics on int64_t, for which CUDA uses other types.
 __device__ inline void atomic_add(int64_t* at, int64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
 }
@@ -75,7 +75,7 @@ __device__ inline int64_t atomic_max(int64_t* at, int64_t value) {
 
 // --- memory ----------------------------------------------------------------------------------
 
-// Several neighbours, loaded and stored as one.
+// Several neighbours that are loaded and stored together.
 template <typename T, int kSize = 16 / sizeof(T)>
 struct alignas(sizeof(T) * kSize) Pack {
   static constexpr int size = kSize;
@@ -85,7 +85,7 @@ struct alignas(sizeof(T) * kSize) Pack {
   __device__ const T& operator[](int i) const { return values[i]; }
 };
 
-// Through what a T of that many bytes is moved in one instruction.
+// A type of kBytes bytes that one instruction loads or stores.
 template <size_t kBytes>
 struct Word;
 template <>
@@ -105,7 +105,7 @@ struct Word<2> {
   using type = unsigned short;
 };
 
-// p: aligned to the size of a pack.
+// Loads a pack. p is aligned to the size of a pack.
 template <typename P, typename T>
 __device__ P load(const T* p) {
   using W = typename Word<sizeof(P)>::type;
@@ -115,7 +115,7 @@ __device__ P load(const T* p) {
   return pack;
 }
 
-// The same for what is read once: it is the first to leave the cache.
+// As load, for data that are read once. They leave the cache first.
 template <typename P, typename T>
 __device__ P load_once(const T* p) {
   using W = typename Word<sizeof(P)>::type;
@@ -133,7 +133,7 @@ __device__ void store(T* p, const P& pack) {
   *reinterpret_cast<W*>(p) = word;
 }
 
-// The same for what nobody reads soon.
+// As store, for data that are not read soon.
 template <typename P, typename T>
 __device__ void store_once(T* p, const P& pack) {
   using W = typename Word<sizeof(P)>::type;
@@ -165,7 +165,7 @@ struct Minimum {
   }
 };
 
-// threadIdx.x, read anew: what is found from it need not stay in a register until then.
+// threadIdx.x, read again. Values computed from it need not stay in registers until then.
 __device__ inline int thread_now() {
 #ifdef ADAPRUNER_EMULATE
   return static_cast<int>(threadIdx.x);
@@ -179,21 +179,21 @@ __device__ inline int thread_now() {
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 __device__ inline int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
 
-// Of a whole warp's values, in the same order every time; every lane gets the result.
+// Reduces the values of a warp, always in the same order. Every lane gets the result.
 template <typename Op, typename T>
 __device__ T warp_reduce(T value, Op op = {}) {
 #pragma unroll
   for (int apart = kWarpSize / 2; apart > 0; apart /= 2) {
-    // The lower lane's value first, so that every lane has the same bits.
+    // The value of the lower lane comes first, so that every lane has the same bits.
     const T other = __shfl_xor_sync(kFullWarp, value, apart);
     value = (threadIdx.x & apart) == 0 ? op(value, other) : op(other, value);
   }
   return value;
 }
 
-// Of a one-dimensional block of whole warps; every thread calls it and gets the result. `identity`
-// stands for warps that are not there. Barriers of the block before and after: shared memory
-// written before is readable after.
+// Reduces the values of a one-dimensional block of whole warps. Every thread calls it and gets the
+// result. `identity` stands for missing warps. It has a barrier before and after, so shared memory
+// written before the call can be read after it.
 template <typename Op, typename T>
 __device__ T block_reduce(T value, T identity, Op op = {}) {
   __shared__ T partial[kWarpSize];
@@ -202,7 +202,7 @@ __device__ T block_reduce(T value, T identity, Op op = {}) {
   __syncthreads();
   value = lane() < static_cast<int>(blockDim.x) / kWarpSize ? partial[lane()] : identity;
   value = warp_reduce(value, op);
-  __syncthreads();  // partial may now be written again
+  __syncthreads();  // `partial` can be written again
   return value;
 }
 

@@ -1,12 +1,12 @@
-// Histograms of digits for ranks that search for a threshold together.
+// Histograms of digits, for several ranks that search for a threshold together.
 #pragma once
 
 #include "digits.cuh"
 
 namespace adapruner::cuda {
 
-// histogram [kDigits + 1], zeros before: of the keys in the range by their digits and, last, of
-// those beyond it.
+// histogram [kDigits + 1], zeros before the launch: the number of keys in the range for each digit,
+// and last the number of larger keys.
 static __global__ void __launch_bounds__(kDigitThreads)
     digit_histogram_kernel(Values values, const int64_t* key_range, Count* histogram) {
   __shared__ unsigned mine[kDigits];
@@ -29,7 +29,7 @@ static __global__ void __launch_bounds__(kDigitThreads)
   if (lane() == 0 && beyond != 0) atomicAdd(&histogram[kDigits], beyond);
 }
 
-// One block. A rank that the histogram has not leaves the range as it is.
+// One block. If the rank is larger than the number of counted keys, the range stays as it is.
 static __global__ void __launch_bounds__(kDigitThreads)
     narrowed_range_kernel(const int64_t* key_range, const Count* histogram, int64_t* narrower) {
   if (threadIdx.x < 3) narrower[threadIdx.x] = key_range[threadIdx.x];

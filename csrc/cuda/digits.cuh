@@ -1,7 +1,7 @@
-// Histograms of digits, and searches by them: each round counts the keys of a range by their next
-// digit and narrows the range to the digit of the rank that is sought. The block that is done last
-// decides, so that rounds follow one another without the host; a search that is decided makes the
-// rounds that are left return at once.
+// Histograms of digits, and searches with them. Each round counts the keys of a range by their next
+// digit and narrows the range to the digit that contains the rank. The last block to finish narrows
+// the range, so that rounds follow one another without the host. Once a search is decided, its
+// remaining rounds return at once.
 #pragma once
 
 #include "../math/topk.h"
@@ -11,20 +11,20 @@ namespace adapruner::cuda {
 
 constexpr int kDigitThreads = 256;
 
-// Rounds after which a search among keys of so many bits is decided for certain.
+// Number of rounds after which a search among keys of `bits` bits is always decided.
 constexpr int digit_rounds(int bits, int digit_bits = kDigitBits) {
   return ceil_div(bits, digit_bits);
 }
 
-// Blocks for a pass over n values, `per_thread` for each thread at a time. No block has 2³² values,
-// so that its own counts fit 32 bits.
+// Number of blocks for a pass over n values. Each thread processes `per_thread` values at a time.
+// No block has 2³² values, so that its counts fit 32 bits.
 inline unsigned digit_blocks(int64_t n, int per_thread, int multiprocessors, int resident) {
   const unsigned usual =
       strided_blocks(n, int64_t{kDigitThreads} * per_thread, multiprocessors, resident);
   return std::max(usual, static_cast<unsigned>(ceil_div(n, int64_t{1} << 31)));
 }
 
-// Launches such a pass.
+// Launches a pass with digit_blocks.
 template <typename... Parameters, typename... Arguments>
 void launch_digits(void (*kernel)(Parameters...), int64_t n, int per_thread, int multiprocessors,
                    size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
@@ -33,7 +33,7 @@ void launch_digits(void (*kernel)(Parameters...), int64_t n, int per_thread, int
          shared_bytes, stream, arguments...);
 }
 
-// Values to be counted by their keys. NaN has none.
+// Values to count by their keys. NaN is skipped.
 struct Values {
   const float* values;  // [n], aligned to 16 bytes
   int64_t n;
@@ -57,7 +57,7 @@ struct Values {
   }
 };
 
-// Keys as they are.
+// Keys to count.
 template <typename Key>
 struct Keys {
   const Key* keys;
@@ -72,8 +72,8 @@ struct Keys {
   }
 };
 
-// The digit and rank of the rank-th largest, found by a whole block; the one thread that has it
-// calls f(found). None does where the rank is not one of the `digits` counts' sum.
+// Finds the digit and rank of the rank-th largest key, with a whole block. The one thread that
+// finds it calls f(found). If the rank is not in [1, sum of the counts], no thread does.
 template <typename T, typename F>
 __device__ void find_digit_in_block(const T* counts, int digits, int64_t rank, const F& f) {
   const int each = ceil_div(digits, static_cast<int>(blockDim.x));
@@ -88,8 +88,8 @@ __device__ void find_digit_in_block(const T* counts, int digits, int64_t rank, c
   }
 }
 
-// Counts a key by the next digit of every search that it is in the range of. counts: kDigits for
-// each search, in shared memory.
+// Counts a key by the next digit of every search whose range contains it. counts [kSearches ·
+// kDigits] is in shared memory.
 template <int kSearches, typename Key>
 __device__ void count_digits(const Search<Key>* searches, Key key, unsigned* counts) {
 #pragma unroll
@@ -101,7 +101,7 @@ __device__ void count_digits(const Search<Key>* searches, Key key, unsigned* cou
 }
 
 // One round of kSearches searches among the same keys. `counts` [kSearches · kDigits] is 0 before
-// and after.
+// and after it.
 template <int kSearches, typename Key, typename Source>
 __global__ void __launch_bounds__(kDigitThreads)
     search_digits_kernel(Source source, Search<Key>* searches, Count* counts, unsigned* arrived) {
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kDigitThreads)
   for (int d = threadIdx.x; d < kSearches * kDigits; d += blockDim.x) counts[d] = 0;
 }
 
-// All rounds of kSearches searches, which are in shared memory, among keys [n], by one block.
+// All rounds of kSearches searches among keys [n], by one block. The searches are in shared memory.
 template <int kSearches, typename Key>
 __device__ void search_in_block(const Key* keys, int64_t n, Search<Key>* searches) {
   __shared__ unsigned counts[kSearches * kDigits];

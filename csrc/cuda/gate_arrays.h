@@ -4,7 +4,7 @@
 
 namespace adapruner::cuda {
 
-// What gate_update and gate_drift work on, all on the device.
+// The arrays of gate_update and gate_drift, all on the device.
 struct GateArrays {
   float* m;          // [N]
   uint8_t* age;      // [N]

@@ -10,7 +10,7 @@ namespace adapruner::cuda {
 namespace {
 
 GateArrays arrays_of(at::Tensor& gate_logits, const at::Tensor& age, const at::Tensor& state) {
-  // gate_drift writes neither of the two it takes as const.
+  // gate_drift does not write age and state, which it takes as const.
   return {gate_logits.mutable_data_ptr<float>(),
           const_cast<uint8_t*>(age.const_data_ptr<uint8_t>()),
           const_cast<int64_t*>(state.const_data_ptr<int64_t>()), nullptr, gate_logits.numel()};

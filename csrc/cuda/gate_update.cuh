@@ -1,10 +1,12 @@
-// One visit of each distinct id of a batch, and the step of the gates that an epoch did not visit.
+// One visit of each distinct id of a batch, and the update of the gates that an epoch did not
+// visit.
 //
-// Batch: block 0 sums its losses and lists what is not finite. The other blocks share out the ids
-// by a hash, so that no two of them touch the same gate or wait for one another: each goes through
-// the whole batch in order, adds up the pressures of its own ids in a table, and steps their gates.
-// Sums of one id are in the order of the batch, all other sums are of integers: the same bits as
-// the CPU's, whatever the order of blocks and threads.
+// Batch: block 0 sums the losses and lists the visits that are not finite. The other blocks share
+// the ids by a hash, so that no two of them write the same gate or wait for one another. Each of
+// them goes through the whole batch in order, adds up the pressures of its own ids in a table, and
+// updates their gates. The pressures of an id are added in batch order, and all other sums are sums
+// of integers. So the results have the same bits as the CPU's, whatever the order of blocks and
+// threads.
 #pragma once
 
 #include "../math/gate.h"
@@ -15,9 +17,9 @@
 
 namespace adapruner::cuda {
 
-constexpr int kUpdateThreads = 1024;  // tests take fewer, as kThreads
+constexpr int kUpdateThreads = 1024;  // tests use fewer (kThreads)
 constexpr int kTableSlots = 1024;
-constexpr int kExpectedIds = 256;  // in a table, so that there is seldom a second probe
+constexpr int kExpectedIds = 256;  // in a table, so that second probes are rare
 constexpr int kMostProbes = 128;
 constexpr unsigned long long kNoId = ~0ull;
 
@@ -33,7 +35,7 @@ struct GateBatch {
     double pressure;
   };
 
-  // id −1 beyond the end.
+  // The id is −1 beyond the end.
   __device__ Visit visit(int64_t b) const {
     return b < size ? Visit{ids[b], static_cast<double>(pressure[b])} : Visit{-1, 0.0};
   }
@@ -41,8 +43,8 @@ struct GateBatch {
 
 // --- the batch as a whole --------------------------------------------------------------------
 
-// The sum of a batch's losses, tile by tile in the order of csrc/math/gate.h: thread i of the first
-// kLossLanes has that of lane i. Every thread calls it with its loss of a tile.
+// Adds the losses of a tile to the lanes of csrc/math/gate.h. Thread i of the first kLossLanes has
+// the sum of lane i. Every thread calls it with its loss.
 template <int kThreads>
 __device__ void add_to_lanes(double& lane_sum, double loss) {
   static_assert(kLossLanes == kWarpSize && kThreads % kLossLanes == 0);
@@ -55,7 +57,7 @@ __device__ void add_to_lanes(double& lane_sum, double loss) {
   __syncthreads();
 }
 
-// Of all lanes, by the first warp; thread 0 gets it.
+// The sum of all lanes, by the first warp. Thread 0 gets it.
 __device__ inline double sum_of_lanes(double lane_sum) {
   for (int half = kLossLanes / 2; half > 0; half /= 2) {
     lane_sum += __shfl_down_sync(kFullWarp, lane_sum, half);
@@ -63,8 +65,8 @@ __device__ inline double sum_of_lanes(double lane_sum) {
   return lane_sum;
 }
 
-// The ids of a tile's `count` visits that were not finite, in the order of the batch, as far as
-// there is room.
+// Lists the ids of a tile's `count` visits that were not finite, in batch order, until the list is
+// full.
 __device__ inline void note_not_finite(int64_t* state, const int64_t* ids, const bool* not_finite,
                                        int count) {
   int64_t noted = state[kNotFiniteCount];
@@ -116,7 +118,7 @@ __device__ void note_batch(const GateBatch<Real>& batch, const GateArrays& gates
 
 // --- a share of its ids ----------------------------------------------------------------------
 
-// The ids whose hash begins with the `length` bits of `prefix`.
+// The ids whose hash starts with the `length` bits of `prefix`.
 struct Share {
   uint64_t prefix;
   int length;
@@ -127,17 +129,17 @@ struct Share {
 template <int kThreads>
 struct VisitTable {
   unsigned long long ids[kTableSlots];
-  double pressure[kTableSlots];  // the sum of the finite ones
+  double pressure[kTableSlots];  // sum of the finite pressures
   long long last[kTableSlots];   // place in the batch of the last visit with a loss; −1: none
-  int turn[kTableSlots];         // the thread that is to add its pressure next
-  bool finite[kTableSlots];      // whether any pressure was
+  int turn[kTableSlots];         // thread that adds its pressure next
+  bool finite[kTableSlots];      // true if any pressure was finite
   int used[kTableSlots];         // slots, in any order
   int count;
 
   __device__ void clear() {
     for (int slot = threadIdx.x; slot < kTableSlots; slot += kThreads) {
       ids[slot] = kNoId;
-      pressure[slot] = -0.0;  // which changes nothing that is added to it
+      pressure[slot] = -0.0;  // changes nothing that is added to it
       last[slot] = -1;
       turn[slot] = kThreads;
       finite[slot] = false;
@@ -145,7 +147,7 @@ struct VisitTable {
     if (threadIdx.x == 0) count = 0;
   }
 
-  // The slot of an id, new or not; −1: there is none for it.
+  // The slot of an id, which may be new, or −1 if there is no slot for it.
   __device__ int find(int64_t id, uint64_t hash) {
     const auto wanted = static_cast<unsigned long long>(id);
     for (int probe = 0; probe < kMostProbes; ++probe) {
@@ -157,7 +159,8 @@ struct VisitTable {
     return -1;
   }
 
-  // Adds the pressures of a block's threads, those of a slot in the order of the threads.
+  // Adds the pressures of all threads of a block. For each slot, they are added in the order of the
+  // threads.
   __device__ void add(int slot, double value, bool pending) {
     const int thread = static_cast<int>(threadIdx.x);
     for (bool more = true; more;) {
@@ -176,7 +179,7 @@ struct VisitTable {
   }
 };
 
-// Fills the table with a share of the batch. False: it has no room for so many ids.
+// Fills the table with a share of the batch. Returns false if the table has no room for all ids.
 template <int kThreads, typename Real>
 __device__ bool gather(VisitTable<kThreads>& table, const GateBatch<Real>& batch, int64_t gates,
                        const Share& share) {
@@ -184,7 +187,7 @@ __device__ bool gather(VisitTable<kThreads>& table, const GateBatch<Real>& batch
   for (int64_t begin = 0; begin < batch.size; begin += kThreads) {
     const int64_t b = begin + threadIdx.x;
     const auto visit = next;
-    next = batch.visit(b + kThreads);  // on its way while this one is dealt with
+    next = batch.visit(b + kThreads);  // loads while this tile is processed
     const uint64_t hash = mixed(static_cast<uint64_t>(visit.id));
     const bool own = visit.id >= 0 && visit.id < gates && share.holds(hash);
     const int slot = own ? table.find(visit.id, hash) : -1;
@@ -197,7 +200,8 @@ __device__ bool gather(VisitTable<kThreads>& table, const GateBatch<Real>& batch
   return true;
 }
 
-// The visit of every id of the table; `fixed` and `open` take in what becomes of the sums.
+// Visits the gates of all ids in the table. Adds the changes of the gate sum and the open count to
+// `fixed` and `open`.
 template <int kThreads, typename Real>
 __device__ void visit_gates(const VisitTable<kThreads>& table, const Real* loss,
                             const GateArrays& gates, int64_t& fixed, int64_t& open) {
@@ -229,7 +233,7 @@ template <int kThreads, typename Real>
 __device__ void visit_share(const GateBatch<Real>& batch, const GateArrays& gates, Share share) {
   __shared__ VisitTable<kThreads> table;
   int64_t fixed = 0, open = 0;
-  // Where the table is too small for a share, it is cut in two, and those that follow as well.
+  // If the table is too small for a share, the share is cut in two, and so are those that follow.
   const int length = share.length;
   const uint64_t next = share.prefix + 1;
   while (share.prefix < next << (share.length - length)) {
@@ -252,7 +256,7 @@ __device__ void visit_share(const GateBatch<Real>& batch, const GateArrays& gate
   }
 }
 
-// 1 + 2^share_bits blocks.
+// Launched with 1 + 2^share_bits blocks.
 template <int kThreads, typename Real>
 __global__ void __launch_bounds__(kThreads)
     gate_update_kernel(GateBatch<Real> batch, GateArrays gates, int share_bits) {
@@ -263,7 +267,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// So that the ids of a share are expected to fill a quarter of a table. At least one bit: a hash is
+// The ids of a share are expected to fill a quarter of a table. At least one bit, so that a hash is
 // never shifted by 64.
 constexpr int share_bits(int64_t batch) {
   int bits = 1;
@@ -281,7 +285,7 @@ void gate_update(const GateBatch<Real>& batch, const GateArrays& gates, cudaStre
 
 // --- the first batch of an epoch whose losses are brought to a scale ---------------------------
 
-// One block.
+// Launched with one block.
 template <int kThreads, typename Real>
 __global__ void __launch_bounds__(kThreads)
     first_loss_scale_kernel(float* pressure, const Real* loss, int64_t batch, int64_t* state) {

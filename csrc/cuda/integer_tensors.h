@@ -1,4 +1,4 @@
-// The ATen side of csrc/cuda/integers.h.
+// csrc/cuda/integers.h for tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,7 +8,7 @@
 
 namespace adapruner::cuda {
 
-// tensor: of native_integers.
+// tensor: a result of native_integers.
 inline Integers integers_of(const at::Tensor& tensor) {
   using Type = Integers::Type;
   switch (tensor.scalar_type()) {
@@ -21,7 +21,7 @@ inline Integers integers_of(const at::Tensor& tensor) {
     case at::kInt:
       return {tensor.const_data_ptr(), Type::kInt32};
     default:
-      return {tensor.const_data_ptr<int64_t>(), Type::kInt64};  // raises for any other dtype
+      return {tensor.const_data_ptr<int64_t>(), Type::kInt64};  // throws for any other dtype
   }
 }
 

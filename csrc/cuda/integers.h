@@ -1,5 +1,4 @@
-// Integers as kernels read them, in the dtype that they are in, so that none are copied to int64
-// first.
+// Integers that kernels read in their own dtype, so that no copy as int64 is needed.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +13,7 @@ struct Integers {
   const void* data;
   Type type;
 
-  // read(p), p being `data` as a pointer to its type.
+  // Calls read(p), where p is `data` as a pointer to its type.
   template <typename Read>
   ADAPRUNER_HD auto as_typed(const Read& read) const {
     switch (type) {

@@ -1,6 +1,6 @@
-// The launch of kernels, and how many blocks of one a device has at a time. nvcc compiles it. Under
-// ADAPRUNER_EMULATE any C++ compiler does, with an emulator of CUDA that it finds on its include
-// path.
+// Launches of kernels, and the number of blocks of a kernel that a device runs at a time. nvcc
+// compiles this file. With ADAPRUNER_EMULATE any C++ compiler does, with the emulator of CUDA on
+// its include path.
 #pragma once
 
 #ifdef ADAPRUNER_EMULATE
@@ -22,15 +22,15 @@
 
 namespace adapruner::cuda {
 
-// Throws std::runtime_error for an error, and clears it: torch asks for the last error after its own
-// launches, and would report this one as theirs.
+// Throws std::runtime_error for an error, and clears it. Otherwise torch, which reads the last
+// error after its own launches, would report it as its own.
 inline void check(cudaError_t error, const char* what = "a call of the CUDA runtime failed") {
   if (error == cudaSuccess) return;
   cudaGetLastError();
   throw std::runtime_error(std::string("adapruner: ") + what + ": " + cudaGetErrorString(error));
 }
 
-// Numbers that the runtime is asked for once for a kernel, a device and a block.
+// A number for each kernel, device and block size. The runtime is asked for it once.
 class PerKernel {
  public:
   template <typename Find>
@@ -57,10 +57,10 @@ inline int most_block_shared() {
   return bytes;
 }
 
-// Lets blocks of a kernel have all the shared memory that there is, so that a limit is set once. A
-// limit set for each launch could be lowered by another thread of the host before the launch.
+// Allows the blocks of a kernel to use all shared memory there is. So the limit is set once. If it
+// were set at each launch, another thread of the host could lower it before the launch.
 inline void allow_shared_memory(const void* kernel, size_t bytes) {
-  constexpr size_t kUnasked = 40 * 1024;  // without asking: 48 KB with the static kind
+  constexpr size_t kUnasked = 40 * 1024;  // always allowed: 48 KB with static shared memory
   if (bytes <= kUnasked) return;
   static PerKernel limits;
   limits(kernel, 0, 0, [&] {
@@ -72,7 +72,7 @@ inline void allow_shared_memory(const void* kernel, size_t bytes) {
   });
 }
 
-// Blocks of a kernel that a multiprocessor has at a time.
+// Number of blocks of a kernel that a multiprocessor runs at a time.
 template <typename... Parameters>
 int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes = 0) {
   const auto* const address = reinterpret_cast<const void*>(kernel);
@@ -85,8 +85,8 @@ int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_by
   });
 }
 
-// Launches, with nothing to launch for an empty grid. Every launch goes through here. Throws
-// std::runtime_error where CUDA refuses it.
+// Launches a kernel. All launches go through here. An empty grid launches nothing. Throws
+// std::runtime_error if CUDA refuses the launch.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, Arguments... arguments) {
@@ -106,8 +106,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   check(error, "a CUDA kernel was not launched");
 }
 
-// Launches as many blocks as `units` of work need, `per_block` of them at a time, but no more than
-// the device has at a time: each block goes on in strides of the grid.
+// Launches as many blocks as `units` of work need, with `per_block` units at a time, but not more
+// than the device runs at a time. Each block goes on in strides of the grid.
 template <typename... Parameters, typename... Arguments>
 void launch_strided(void (*kernel)(Parameters...), int64_t units, int64_t per_block,
                     int multiprocessors, int threads, cudaStream_t stream, Arguments... arguments) {

@@ -1,6 +1,6 @@
-// Samples of a batch: their weights, what becomes of their losses, and the sum of it all, in the
-// launch that finds the losses: the last block to end adds up what the others left, in the order of
-// their numbers.
+// Samples of a batch: their weights, their losses and pressures, and the loss of the batch. The
+// loss is computed in the launch that computes the sample losses. The last block to finish adds the
+// sums of all blocks, in the order of their numbers.
 #pragma once
 
 #include "../math/gate.h"
@@ -13,7 +13,7 @@ namespace adapruner::cuda {
 
 constexpr double kNoPart = -1.0;  // weight of a sample that takes no part
 
-// s of sample b. An id out of range is noted.
+// s of sample b. An id out of range is written into the state as an error.
 __device__ inline double weight_of(const LossBatch& batch, int64_t b) {
   const int64_t id = batch.ids[b];
   if (id < 0 || id >= batch.gates) {
@@ -23,8 +23,8 @@ __device__ inline double weight_of(const LossBatch& batch, int64_t b) {
   return sample_weight(batch.state, batch.gate_logits[id]);
 }
 
-// Writes ℓ and the pressure of sample b from the sum of the losses of its `count` rows, and gives
-// its part of the sum for the loss.
+// Writes ℓ and the pressure of sample b, from the sum of the losses of its `count` rows. Returns
+// its part of the loss of the batch.
 template <typename A>
 __device__ double finish_sample(const LossBatch& batch, int64_t b, double weight, double sum,
                                 int64_t count) {
@@ -36,13 +36,13 @@ __device__ double finish_sample(const LossBatch& batch, int64_t b, double weight
   return any_row ? weight * loss : 0.0;
 }
 
-// Leaves the sum of a unit, by one thread; true if it was the last of all.
+// Stores the sum of a unit. Called by one thread. Returns true if this was the last unit.
 __device__ inline bool leave(const LossBatch& batch, int64_t unit, double sum) {
   batch.partial[unit] = sum;
   return batch.units == 1 || is_last(batch.done, static_cast<unsigned>(batch.units));
 }
 
-// By every thread of the last block, with its part of the sum of all units.
+// Called by every thread of the last block, with its part of the sum over all units.
 template <typename A>
 __device__ void finish_loss(const LossBatch& batch, double sum) {
   sum = block_reduce<Sum>(sum, 0.0);
@@ -51,7 +51,7 @@ __device__ void finish_loss(const LossBatch& batch, double sum) {
   }
 }
 
-// Of what other blocks have left, the places begin, begin + step, ….
+// Adds the stored sums at the places begin, begin + step, ….
 __device__ inline double sum_left(const double* partial, int64_t begin, int64_t end, int64_t step) {
   double sum = 0;
 #pragma unroll 4

@@ -1,5 +1,5 @@
-// The ATen side of the losses: outputs and scratch of a call, and the plain batch of pointers that
-// its kernels get.
+// Outputs and scratch tensors of a call of a loss operator, and the batch of plain pointers for its
+// kernels.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,13 +27,13 @@ inline at::ScalarType loss_type(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// Launches number their blocks in 31 bits.
+// A launch has fewer than 2³¹ blocks.
 inline void check_units(int64_t units) {
   TORCH_CHECK_VALUE(units < int64_t{1} << 31, "the batch needs ", units,
                     " blocks of threads; a GPU takes fewer than 2**31 of them");
 }
 
-// A call on B samples whose losses come in `units` pieces.
+// A call on B samples whose losses are computed in units.
 class LossCall {
  public:
   LossCall(at::ScalarType type, const at::Tensor& ids, const at::Tensor& gate_logits,
@@ -47,13 +47,13 @@ class LossCall {
     batch.ids = integers_of(ids_);
     batch.gate_logits = gate_logits_.const_data_ptr<float>();
     batch.gates = gate_logits.size(0);
-    batch.state = const_cast<int64_t*>(state.const_data_ptr<int64_t>());  // for errors alone
+    batch.state = const_cast<int64_t*>(state.const_data_ptr<int64_t>());  // for errors only
     batch.loss = losses.loss.mutable_data_ptr();
     batch.sample_loss = losses.sample_loss.mutable_data_ptr();
     batch.pressure = losses.pressure.mutable_data_ptr<float>();
   }
 
-  // prepared: samples are counted beforehand.
+  // prepared: rows are counted first.
   void allocate(int64_t units, bool prepared) {
     check_units(units);
     const int64_t counted = prepared ? batch.samples : 0;
@@ -67,7 +67,7 @@ class LossCall {
     batch.units = units;
   }
 
-  // What no kernel is launched for: no samples, or none with a row.
+  // The results if no kernel is launched: there are no samples, or no rows.
   Losses empty() {
     losses.loss.zero_();
     losses.sample_loss.zero_();
@@ -82,7 +82,7 @@ class LossCall {
   at::Tensor ids_, gate_logits_, scratch_;
 };
 
-// Of a cross entropy with R rows for each sample.
+// A call of a cross entropy with R rows for each sample.
 class CrossEntropyCall : public LossCall {
  public:
   CrossEntropyCall(at::ScalarType type, int64_t classes, const at::Tensor& target,

@@ -10,8 +10,8 @@
 namespace adapruner::cuda {
 namespace {
 
-// Strides of logits [B, C, ...] whose rows follow one another at equal distances: with the classes
-// side by side, or else the rows. Nothing where they are neither.
+// Strides of logits [B, C, ...] whose rows are at equal distances in memory, and in which either
+// the classes or the rows lie side by side. Nothing for other logits.
 std::optional<Strides> strides_of(const at::Tensor& logits) {
   const int64_t classes = logits.size(1);
   int64_t rows = 1, apart = 1;
@@ -26,17 +26,17 @@ std::optional<Strides> strides_of(const at::Tensor& logits) {
   return strides;
 }
 
-// Whether logits are read as they lie, as on the CPU.
+// True if the kernels can read these logits without a copy. The CPU decides in the same way.
 bool is_usable(const at::Tensor& logits) {
   const auto strides = strides_of(logits);
   return has_columns(logits) || (strides && strides->one == 1);
 }
 
-// Whether no two values of usable logits share memory.
+// True if no two values of usable logits share memory.
 bool are_apart(const at::Tensor& logits, int64_t rows) {
   if (logits.is_contiguous()) return true;
   const Strides strides = *strides_of(logits);
-  const int64_t sample = (rows - 1) * strides.row + logits.size(1);  // values from end to end
+  const int64_t sample = (rows - 1) * strides.row + logits.size(1);  // from first to last value
   return (rows == 1 || strides.row >= logits.size(1)) &&
          (logits.size(0) == 1 || strides.sample >= sample);
 }
@@ -45,7 +45,7 @@ at::Tensor classes_last(const at::Tensor& logits) {
   return logits.movedim(1, -1).contiguous().movedim(-1, 1);
 }
 
-// gradient: undefined where it is not wanted; may be the logits.
+// gradient: undefined if it is not wanted. May be the logits.
 Losses compute(CrossEntropyCall& call, const at::Tensor& logits, const at::Tensor& gradient) {
   CrossEntropyBatch& batch = call.batch;
   if (batch.samples == 0 || batch.rows == 0) return call.empty();

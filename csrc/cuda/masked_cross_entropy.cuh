@@ -1,4 +1,4 @@
-// The launches of a cross entropy.
+// Launches of a cross entropy.
 #pragma once
 
 #include "cross_entropy_narrow.cuh"
@@ -7,14 +7,14 @@
 
 namespace adapruner::cuda {
 
-constexpr int64_t kPreparedRows = 4096;  // of a sample, that a block counts at least
+constexpr int64_t kPreparedRows = 4096;  // least rows of a sample that a block counts
 
-// Before the first rows of a batch: what they all need to be there.
+// Prepares a batch. Called before its first rows.
 inline void prepare_cross_entropy(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan,
                                   cudaStream_t stream) {
   if (plan.prepared) {
     const int64_t threads = std::min<int64_t>(power_of_two_from(batch.rows), kMostThreads);
-    // No more blocks than units, as many as fill the device.
+    // No more blocks than units, which fill the device.
     const int64_t parts = std::min(plan.parts, ceil_div<int64_t>(batch.rows, kPreparedRows));
     if (parts > 1) {
       const size_t bytes = batch.samples * sizeof *batch.sample_rows;
@@ -28,7 +28,8 @@ inline void prepare_cross_entropy(const CrossEntropyBatch& batch, const CrossEnt
   }
 }
 
-// The units [begin, end) of a batch. All of them, in whatever launches, make the batch's results.
+// Runs the units [begin, end) of a batch. The results of the batch are complete once all units have
+// run, in any number of launches.
 template <typename T>
 void cross_entropy_rows(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan,
                         const CrossEntropyRows<T>& rows, int64_t begin, int64_t end,

@@ -8,12 +8,12 @@
 
 namespace adapruner::cuda {
 
-// To be called before the rows of a batch.
+// Call it before cross_entropy_rows.
 void begin_cross_entropy(const CrossEntropyBatch& batch, const CrossEntropyPlan& plan,
                          cudaStream_t stream);
 
-// The units [begin, end) of a batch's plan: their losses, and their gradients where these are
-// wanted. Once all units are done, in whatever launches, the batch's results are there. `type` is
+// Runs the units [begin, end) of a batch's plan: their losses and, if wanted, their gradients. The
+// results of the batch are complete once all units have run, in any number of launches. `type` is
 // the dtype of logits and gradient.
 void cross_entropy_rows(Type type, const CrossEntropyBatch& batch, const CrossEntropyPlan& plan,
                         const CrossEntropyRows<void>& rows, int64_t begin, int64_t end,

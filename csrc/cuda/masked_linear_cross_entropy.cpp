@@ -15,13 +15,14 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The logits of a chunk take at most so many bytes, or so many rows where these take more: fewer
-// rows would leave multiprocessors idle and read the weight too often.
+// The logits of a chunk take at most kScratchBytes, or have kLeastRows rows if these take more.
+// With fewer rows, multiprocessors would be idle and the weight would be read too often.
 constexpr int64_t kScratchBytes = int64_t{256} << 20;
 constexpr int64_t kLeastRows = 512;
 
-// Which rows are ignored is known on the device alone, so that chunks are of all rows. Ignored ones
-// have no gradient, and what they hold is kept out of the product with it.
+// Only the device knows which rows are ignored. So chunks contain all rows. The gradient of an
+// ignored row is 0. Its input is set to 0 in the product with the gradient, because 0 times inf or
+// NaN is NaN.
 Losses run(CrossEntropyCall& call, const Tensor& input, const Tensor& target, int64_t ignore_index,
            at::ScalarType type, LinearProducts& products, LinearProducts::Wanted wanted) {
   CrossEntropyBatch& batch = call.batch;
@@ -44,7 +45,7 @@ Losses run(CrossEntropyCall& call, const Tensor& input, const Tensor& target, in
   };
   call.allocate(plan.units, plan.prepared);
   products.allocate(ceil_div(plan.units, step), std::min(step * plan.unit_rows, all), wanted, true);
-  // int64: in an unsigned type a negative ignore_index would be one of its labels.
+  // int64, because a negative ignore_index would be a label in an unsigned type.
   const Tensor ignored = at::eq(as_int64(target).view({all, 1}), ignore_index);
   const Strides strides{batch.rows * batch.classes, batch.classes, 1};
   begin_cross_entropy(batch, plan, context.stream);
@@ -57,7 +58,7 @@ Losses run(CrossEntropyCall& call, const Tensor& input, const Tensor& target, in
     cross_entropy_rows(type_of(logits), batch, plan,
                        {values, wanted.any() ? values : nullptr, strides, strides, row}, begin, end,
                        context.stream);
-    // From here on, `logits` holds their gradient.
+    // From here on `logits` holds the gradient.
     products.add_input_gradient(logits, row);
     if (wanted.weight || wanted.bias) {
       products.add_weight_gradient(logits, x.masked_fill(ignored.narrow(0, row, n), 0), begin == 0);
@@ -78,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_linear_cross_e
   const Tensor rows = input.contiguous().view({target.numel(), input.size(-1)});
   const LinearProducts::Wanted wanted{compute_input_gradient, compute_weight_gradient,
                                       compute_bias_gradient && linear_bias.has_value()};
-  // float16 has not the range for the gradients of small probabilities.
+  // float16 rounds the gradients of small probabilities to 0.
   const auto type = input.scalar_type() == at::kHalf ? at::kFloat : input.scalar_type();
   LinearProducts products(rows, linear_weight, linear_bias, type, loss_type(input),
                           [](const Tensor&) {});

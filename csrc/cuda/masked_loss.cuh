@@ -1,4 +1,4 @@
-// Losses that are given, one for each sample: their weights, pressures and sum.
+// Given losses, one for each sample: their weights, their pressures, and the loss of the batch.
 #pragma once
 
 #include "loss_batch.cuh"

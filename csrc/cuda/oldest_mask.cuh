@@ -1,7 +1,6 @@
-// The samples that have waited the longest, as a bit mask: a histogram of the ages says which age
-// is cut; of the samples of that age those with the smallest hash are kept, which searches by
-// digits find. No two samples have the same hash, so that the outcome is exact. The host never
-// waits.
+// The oldest samples as a bit mask. A histogram of the ages gives the age at which the cut lies. Of
+// the samples of that age, those with the smallest hashes are kept. Searches by digits find them.
+// No two samples have the same hash, so the result is exact. The host never waits.
 #pragma once
 
 #include "../math/permutation.h"
@@ -11,16 +10,16 @@
 
 namespace adapruner::cuda {
 
-// Begins as zeros.
+// Zeros at the start.
 struct OldestState {
-  int cut;  // older ones are all kept: −1 to kAges
+  int cut;  // candidates older than this are kept: −1 to kAges
   unsigned arrived;
-  Search<uint64_t> search;  // among those of the age that is cut, by what by_hash gives
+  Search<uint64_t> search;  // among the candidates of age `cut`, by by_hash
   Count ages[kAges];
   Count digits[kDigits];
 };
 
-// Samples to choose from, 16 neighbours for a thread at a time.
+// Candidates. A thread processes 16 neighbours at a time.
 struct Candidates {
   static constexpr int kPerThread = 16;
   const uint8_t* mask;
@@ -33,7 +32,7 @@ struct Candidates {
     return ~sample_hash(static_cast<uint64_t>(i), key);
   }
 
-  // done(first, of kPerThread) after f(i, age) for the samples among them that are candidates.
+  // Calls f(i, age) for each candidate, and done(first) after each group of kPerThread samples.
   template <typename F, typename Done>
   __device__ void each(const F& f, const Done& done) const {
     const int64_t stride = int64_t{gridDim.x} * blockDim.x * kPerThread;
@@ -69,7 +68,7 @@ static __global__ void __launch_bounds__(kDigitThreads)
     if (mine[age] != 0) atomicAdd(&state->ages[age], Count{mine[age]});
   }
   if (!is_last_block(&state->arrived)) return;
-  if (threadIdx.x == 0) {  // for all of them, or none
+  if (threadIdx.x == 0) {  // if all are kept, or none
     state->cut = count == 0 ? kAges : -1;
     state->search = begin_search(Range<uint64_t>{0, 0}, 1, 1);
   }
@@ -81,7 +80,7 @@ static __global__ void __launch_bounds__(kDigitThreads)
   });
 }
 
-// Those of the age that is cut.
+// The candidates of the age at which the cut lies.
 struct Equals {
   Candidates candidates;
   const OldestState* state;
@@ -100,7 +99,7 @@ struct Equals {
 static __global__ void __launch_bounds__(kDigitThreads)
     write_oldest_kernel(Candidates candidates, const OldestState* state, uint8_t* mask) {
   const int cut = state->cut;
-  // A search that is decided keeps all from there on.
+  // All hashes from there on are kept once the search is decided.
   const uint64_t lowest = state->search.range.low;
   uint32_t kept = 0;
   candidates.each(
@@ -115,7 +114,7 @@ static __global__ void __launch_bounds__(kDigitThreads)
       });
 }
 
-// mask [ceil(n / 8)] ← the `count` oldest of the candidates; age is aligned to 16 bytes.
+// mask [ceil(n / 8)] ← the `count` oldest candidates. age is aligned to 16 bytes.
 void write_oldest(const uint8_t* candidates, const uint8_t* age, int64_t n, int64_t count,
                   uint64_t key, uint8_t* mask, int multiprocessors, const Scratch& scratch,
                   cudaStream_t stream) {

@@ -1,4 +1,4 @@
-// How work is cut into blocks: plain functions of sizes, for the host and for kernels.
+// How work is cut into blocks. Plain functions of sizes, for the host and for kernels.
 #pragma once
 
 #include <algorithm>
@@ -13,9 +13,9 @@ ADAPRUNER_HD constexpr T ceil_div(T a, T b) {
   return a / b + (a % b != 0);
 }
 
-// Blocks for `units` of work, `per_block` of them at a time: no more than keep the multiprocessors
-// busy with `resident` blocks each, so that each block goes on in strides of the grid. 0 for no
-// work.
+// Number of blocks for `units` of work, with `per_block` units at a time. There are at most
+// `resident` blocks for each multiprocessor, and each block goes on in strides of the grid. 0 if
+// there is no work.
 inline unsigned strided_blocks(int64_t units, int64_t per_block, int multiprocessors,
                                int resident) {
   return static_cast<unsigned>(

@@ -1,4 +1,4 @@
-// Two ranks of a sample of the values, which bracket a threshold.
+// Searches a sample of the values for two ranks that bracket a threshold.
 #pragma once
 
 #include "digits.cuh"
@@ -9,9 +9,9 @@ constexpr uint32_t kBelowAll = kLowestKey - 1, kAboveAll = kHighestKey + 1;
 
 constexpr int kSampleThreads = 1024;
 
-// keys [size] ← those of the sample's members, NaN beyond all others. The block that is done last
-// makes all rounds of the two searches where the sample is small, and calls done(searches).
-// `arrived` is 0 before and after.
+// keys [size] ← the keys of the sample's members. The keys of NaN are outside those of all numbers.
+// The last block to finish runs all rounds of the two searches, if the sample is small, and calls
+// done(searches). `arrived` is 0 before and after.
 template <typename Done>
 __global__ void __launch_bounds__(kSampleThreads)
     search_sample_kernel(const float* values, int64_t n, int64_t size, uint32_t* keys, bool small,

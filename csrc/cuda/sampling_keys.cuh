@@ -1,4 +1,4 @@
-// Keys by whose top-k samples are drawn: a thread for a sample.
+// Random keys whose top-k is a draw. One thread for each sample.
 #pragma once
 
 #include "../math/sampling.h"

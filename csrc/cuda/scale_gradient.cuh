@@ -1,4 +1,4 @@
-// A gradient times a scalar that is read on the device.
+// A gradient times a scalar that is on the device.
 #pragma once
 
 #include "device.h"
@@ -7,7 +7,7 @@ namespace adapruner::cuda {
 
 constexpr int kScaleThreads = 256, kScaleUnroll = 4;
 
-// P: packs of T that gradient and out are aligned to. out may be gradient.
+// P: packs of T. gradient and out are aligned to them. out may be gradient.
 template <typename P, typename T>
 __global__ void __launch_bounds__(kScaleThreads)
     scale_gradient_kernel(const T* gradient, T* out, int64_t n, const Accumulator<T>* upstream) {

@@ -1,13 +1,13 @@
-// Sums of what comes before, within a warp and within a block.
+// Prefix sums within a warp and within a block.
 #pragma once
 
 #include "device.h"
 
 namespace adapruner::cuda {
 
-using Count = unsigned long long;  // what atomics count in
+using Count = unsigned long long;  // the integer type of atomics
 
-// The sum of the values of this lane and those before it.
+// The sum of the values of this lane and the lanes before it.
 template <typename T>
 __device__ T warp_running_sum(T value) {
 #pragma unroll
@@ -18,8 +18,8 @@ __device__ T warp_running_sum(T value) {
   return value;
 }
 
-// The sum of the values of the threads before this one, in a one-dimensional block of whole warps;
-// `total` becomes that of all. Every thread calls it.
+// The sum of the values of the threads before this one, in a one-dimensional block of whole warps.
+// `total` becomes the sum of all values. Every thread calls it.
 template <typename T>
 __device__ T block_sum_before(T value, T& total) {
   __shared__ T sums[kWarpSize];
@@ -32,12 +32,12 @@ __device__ T block_sum_before(T value, T& total) {
     if (w < warp()) before += sums[w];
     total += sums[w];
   }
-  __syncthreads();  // sums may now be written again
+  __syncthreads();  // `sums` can be written again
   return before;
 }
 
-// Whether `count` threads have come here, this one being the last: it then sees what the others have
-// written. `arrived` counts them, from 0.
+// True if this is the last of `count` threads to arrive. It then sees the writes of the others.
+// `arrived` counts the threads, from 0.
 __device__ inline bool is_last(unsigned* arrived, unsigned count) {
   __threadfence();
   const bool last = atomicAdd(arrived, 1u) == count - 1;
@@ -45,12 +45,12 @@ __device__ inline bool is_last(unsigned* arrived, unsigned count) {
   return last;
 }
 
-// Whether all other blocks of the grid are done, so that this one sees what they have written.
-// Every thread of a block calls it, once. `arrived` is 0 before a launch and after it.
+// True in the last block of the grid to arrive. It then sees the writes of all other blocks. Every
+// thread of a block calls it once. `arrived` is 0 before and after a launch.
 __device__ inline bool is_last_block(unsigned* arrived) {
   __shared__ bool last;
   __syncthreads();
-  if (threadIdx.x == 0) {  // its fences are for what the barriers order
+  if (threadIdx.x == 0) {  // its fences also cover the writes before the barrier
     last = is_last(arrived, gridDim.x);
     if (last) *arrived = 0;
   }

@@ -1,4 +1,4 @@
-// Scratch of torch's caching allocator, and tensors as kernels read them.
+// Scratch memory from torch's caching allocator, and tensors in the form that kernels read.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,7 @@
 
 namespace adapruner::cuda {
 
-// A Scratch for the device of a tensor, by std::ref.
+// A Scratch on the device of a tensor. Pass it with std::ref.
 class ScratchTensors {
  public:
   explicit ScratchTensors(const at::Tensor& like) : options_(like.options().dtype(at::kByte)) {}
@@ -28,13 +28,13 @@ class ScratchTensors {
   std::vector<at::Tensor> held_;
 };
 
-// The same values, contiguous and aligned for loads of 16 bytes.
+// The same values, contiguous and aligned to 16 bytes.
 inline at::Tensor dense(const at::Tensor& tensor) {
   const at::Tensor contiguous = tensor.contiguous();
   return is_aligned(contiguous.const_data_ptr(), 16) ? contiguous : contiguous.clone();
 }
 
-// A mask of n bits that may be written in words of 32.
+// A mask of n bits whose memory holds whole 32-bit words.
 inline at::Tensor empty_mask(int64_t n, const at::Tensor& like) {
   at::Tensor mask = at::empty({ceil_div<int64_t>(n, 32) * 4}, like.options().dtype(at::kByte));
   return mask.resize_({ceil_div<int64_t>(n, 8)});

@@ -1,15 +1,17 @@
-// Exact top-k with a quota per segment, without a sort. As on the CPU, a histogram for each
-// segment, over bins of values, tells in which bin its threshold lies. Where all those bins
-// together hold few values, one more pass writes the mask for what lies outside them and stores
-// what lies inside; that is decided by histograms of ever narrower ranges, segment by segment at
-// the same time. Entries of key and index have no ties, so that data of equal values only takes
-// more rounds. The host waits after the first round, to tell of bad values, segments or quotas, and
-// to know how much is to be stored; after every further one that reads all values, which few inputs
-// need.
+// Exact top-k with a quota for each segment, without a sort. As on the CPU, a histogram for each
+// segment, over bins of values, tells which bin contains the segment's threshold. If these bins
+// together contain few values, one more pass writes the mask for all values outside these bins and
+// stores the values inside. Histograms of smaller and smaller ranges then decide them, for all
+// segments at the same time. Entries combine key and index, so there are no ties: equal values only
+// take more rounds. The host waits after the first round, to report bad values, segments or quotas,
+// and to know how much memory the stored values take. It also waits after each further round that
+// reads all values. Few inputs need one.
 //
-// Memory beyond the results: histograms of at most 128 MB or, with more than 8 million segments, 16
-// bytes per segment; 25 bytes per segment; the band, of 12 bytes for at most a sixteenth of the
-// values (0.1 bytes per value where 1 % is in it) or 64 thousand.
+// Memory beyond the results:
+//   histograms    at most 128 MB, or 16 bytes per segment with more than 8 million segments
+//   per segment   25 bytes
+//   band          12 bytes for each stored value: at most a sixteenth of the values (0.1 bytes per
+//                 value if 1 % is stored) or 64 thousand
 #pragma once
 
 #include "segmented_topk_kernels.cuh"
@@ -17,14 +19,16 @@
 
 namespace adapruner::cuda {
 
-// Bits of a digit, and whether a block's shared memory holds the histograms of all rows.
+// Number of bits of a digit. `shared`: the shared memory of a block can hold the histograms of all
+// rows.
 struct SegmentedPlan {
   int bits;
   bool shared;
 };
 
-// Counters that shared memory holds: 32 KB of them, or 96 KB, of which a multiprocessor has two,
-// where the device has room and a block has enough values to add most of them up there.
+// Number of counters in shared memory: 32 KB of them, or 96 KB, of which a multiprocessor can hold
+// two. The larger number is used if the device has room and a block has enough values to make use
+// of it.
 constexpr int64_t shared_counters(int64_t n, int multiprocessors, int64_t block_shared) {
   constexpr int64_t kUsual = 8192, kMost = 3 * kUsual, kValuesEach = 4, kStatic = 2048;
   const bool fit = kMost * static_cast<int64_t>(sizeof(unsigned)) + kStatic <= block_shared;
@@ -37,7 +41,7 @@ inline SegmentedPlan plan_segmented(int64_t n, int64_t rows, int multiprocessors
   const int64_t in_shared = shared_counters(n, multiprocessors, block_shared);
   int bits = 4;
   while (bits < 9 && rows << (bits + 1) <= std::min(kInCache, 4 * n)) ++bits;
-  // A bit less where that makes room in shared memory.
+  // One bit less if the counters then fit shared memory.
   if (bits >= 8 && rows << 8 <= in_shared) bits = std::min(bits, rows << 9 <= in_shared ? 9 : 8);
   while (bits > 1 && rows << bits > kMost) --bits;
   return {bits, rows << bits <= in_shared};
@@ -99,7 +103,7 @@ class SegmentedTopk {
     launch_digits(kernel, n, 4, multiprocessors_, shared_bytes, stream_, arguments...);
   }
 
-  // Bounds that most values lie between, for the bins of the first histogram.
+  // Bounds that contain most values, for the bins of the first histogram.
   void choose_bins() {
     const int64_t size = std::min<int64_t>(n_, 4096);
     if (size == 0) return;
@@ -134,14 +138,14 @@ class SegmentedTopk {
     return *found_;
   }
 
-  // The mask, with so many values in the band.
+  // Writes the mask. `size` is the number of values in the band.
   void decide(int64_t size) {
     const RowBand<Entry> band{scratch_array<Entry>(scratch_, size),
                               scratch_array<uint32_t>(scratch_, size), size};
     launch_strided(split_rows_kernel<Entry>, ceil_div<int64_t>(n_, kTile), 1, multiprocessors_,
                    kTileThreads, stream_, rows_, band, mask_, state_);
     if (size == 0) return;
-    // The first round's bins may be as wide as all keys.
+    // The bins of the first round may be as wide as all keys.
     const int rounds = 1 + digit_rounds(32 + entries_of<Entry>(n_).index_bits, plan_.bits);
     while (round_ < rounds) {
       start_digits(count_band_kernel<Entry>, size, 0, rows_, band, round_, state_);
@@ -166,8 +170,9 @@ class SegmentedTopk {
   Rows<Entry> rows_;
 };
 
-// The quotas[s] largest of each segment s, quotas [count] on the device, as a mask of words as
-// topk_mask's; sums as there. Mask and sums are complete where nothing was wrong.
+// The quotas[s] largest values of each segment s, as a mask of words as in topk_mask. quotas
+// [count] is on the device. sums are as in topk_mask. Mask and sums are complete if there is no
+// error.
 SegmentedErrors select_segmented(const float* values, int64_t n, const Integers& segments,
                                  int64_t count, const int64_t* quotas, double slope, uint32_t* mask,
                                  int64_t* sums, int multiprocessors, const Scratch& scratch,

@@ -1,4 +1,4 @@
-// The kernels of the exact top-k with a quota per segment, in the order in which they run:
+// The kernels of the exact top-k with a quota for each segment, in the order in which they run. See
 // csrc/cuda/segmented_topk.cuh.
 #pragma once
 
@@ -11,18 +11,18 @@ namespace adapruner::cuda {
 
 constexpr int kMostRounds = 80;
 
-// Begins as zeros.
+// Zeros at the start.
 struct SegmentedState {
   ValueBins bins;
   long long nan_from_end;        // n − the index of the first NaN; 0 for none
-  long long outside_from_end;    // the same of segments out of range
-  long long quota_from_end;      // rows − the first whose quota is out of range
-  Count appended;                // to the band
-  Count undecided[kMostRounds];  // after a round: values that a row's search is still among
+  long long outside_from_end;    // the same for segments out of range
+  long long quota_from_end;      // rows − the first row whose quota is out of range
+  Count appended;                // entries of the band so far
+  Count undecided[kMostRounds];  // after each round: values that are not decided
   unsigned arrived;
 };
 
-// Bins between two bounds that most values lie between.
+// Makes bins between two bounds that contain most values.
 struct MakeBins {
   SegmentedState* state;
   int bins;
@@ -33,12 +33,12 @@ struct MakeBins {
   }
 };
 
-// One load of 16 bytes for two keys of 8.
+// Two keys of 8 bytes are loaded together.
 template <typename Entry>
 struct alignas(16) RowRange : Range<Entry> {};
 
-// Values with their segments, and the search of every row: of a search that is decided, the high
-// end of its range is 0, below all entries, so that a range tells alone what becomes of a value.
+// Values with their segments, and the search of each row. If a search is decided, the high end of
+// its range is 0, which is below all entries. So the range alone tells whether a value is kept.
 template <typename Entry>
 struct Rows {
   const float* values;  // [n], aligned to 16 bytes
@@ -66,8 +66,8 @@ struct Rows {
   __device__ int64_t slot(int64_t row, uint32_t digit) const { return (row << bits) + digit; }
 };
 
-// Adds 1 to the counts of four slots of each lane, −1 for none. Where all of a warp's are the same
-// one, as in data that is sorted and equal, once.
+// Adds 1 to the counts of four slots of each lane. −1 is no slot. If all slots of a warp are the
+// same, as in sorted or equal data, one atomic adds all of them.
 __device__ inline void count_slots(Count* counts, const int64_t* slots) {
   const int64_t first = __shfl_sync(kFullWarp, slots[0], 0);
   bool same = first >= 0;
@@ -83,9 +83,9 @@ __device__ inline void count_slots(Count* counts, const int64_t* slots) {
   }
 }
 
-// A round of counting all values by row and digit. In the first one digits are bins of values, the
-// values and segments are checked, and sums [2] of the gates taken where they are asked for. Counts
-// are kept in shared memory first where there is room.
+// A round that counts all values by row and digit. In the first round, digits are bins of values.
+// The first round also checks values and segments and, if wanted, adds to sums [2]. If there is
+// room, counts are first collected in shared memory.
 template <bool kFirst, bool kShared, typename Entry>
 __global__ void __launch_bounds__(kDigitThreads)
     count_rows_kernel(Rows<Entry> rows, double slope, Count* sums, SegmentedState* state) {
@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(kDigitThreads)
   int64_t gates = 0, open = 0;
   const int64_t stride = int64_t{gridDim.x} * blockDim.x * 4;
   const int64_t of_warp = (int64_t{blockIdx.x} * blockDim.x + warp() * kWarpSize) * 4;
-  for (int64_t first = of_warp; first < rows.n; first += stride) {  // a warp's lanes stay together
+  // The lanes of a warp stay together.
+  for (int64_t first = of_warp; first < rows.n; first += stride) {
     const int64_t i = first + 4 * lane(), size = rows.n - i;
     uint32_t row[4] = {};
     const bool good = rows.segments.rows(i, size, row);
@@ -125,7 +126,8 @@ __global__ void __launch_bounds__(kDigitThreads)
       }
     }
     if (kFirst && !good) {
-      for (int64_t j = i; j < std::min(i + 4, rows.n); ++j) {  // the first has the largest number
+      // The first segment out of range gives the largest number.
+      for (int64_t j = i; j < std::min(i + 4, rows.n); ++j) {
         if (rows.segments.is_inside(rows.segments.at(j))) continue;
         atomicMax(&state->outside_from_end, static_cast<long long>(rows.n - j));
       }
@@ -155,7 +157,8 @@ __global__ void __launch_bounds__(kDigitThreads)
   }
 }
 
-// The search of a row from its histogram of values, of which it has `total`.
+// The search of a row after the first round. `inside` is the number of values in the bin of its
+// threshold.
 template <typename Entry, typename Counts>
 __device__ Search<Entry> first_search(const Entries<Entry>& entries, const ValueBins& bins,
                                       int digit_bits, const DigitRank& found,
@@ -165,8 +168,9 @@ __device__ Search<Entry> first_search(const Entries<Entry>& entries, const Value
   return begin_search(entries.range(keys), found.rank, inside, digit_bits);
 }
 
-// After a round of counting: every row's search goes on in the digit of its rank, and counts become
-// 0 again. A warp for each row. `round` counts from 0, with quotas [rows − 1] for the first.
+// Ends a round. The search of each row goes on in the digit that contains its rank, and counts
+// become 0 again. One warp for each row. `round` counts from 0. quotas [rows − 1] is read in the
+// first round.
 template <bool kFirst, typename Entry>
 __global__ void __launch_bounds__(kDigitThreads)
     narrow_rows_kernel(Rows<Entry> rows, const int64_t* quotas, int round, SegmentedState* state) {
@@ -189,7 +193,7 @@ __global__ void __launch_bounds__(kDigitThreads)
       if ((rank < 0 || rank > total) && lane() == 0) {
         atomicMax(&state->quota_from_end, static_cast<long long>(rows.rows() - row));
       }
-      if (lane() == 0) {  // nothing, or all
+      if (lane() == 0) {  // keeps none, or all
         rows.decide(row, rank == 0 ? nothing : 0);
       }
       __syncwarp();
@@ -219,7 +223,7 @@ __global__ void __launch_bounds__(kDigitThreads)
   if (threadIdx.x == 0) atomicAdd(&state->undecided[round], static_cast<Count>(undecided));
 }
 
-// Values that a row's search is still among, to be decided without reading the others again.
+// Values that are not decided. They are stored, so that the other values need not be read again.
 template <typename Entry>
 struct RowBand {
   Entry* entries;  // [size]
@@ -227,7 +231,8 @@ struct RowBand {
   int64_t size;
 };
 
-// mask ← what is kept for certain; appends what searches are among to the band, in any order.
+// mask ← the values that are kept for certain. Appends the values that are not decided to the band,
+// in any order.
 template <typename Entry>
 __global__ void __launch_bounds__(kTileThreads)
     split_rows_kernel(Rows<Entry> rows, RowBand<Entry> band, uint32_t* mask,
@@ -272,7 +277,7 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-// A round of counting the band.
+// A round that counts the values of the band.
 template <typename Entry>
 __global__ void __launch_bounds__(kDigitThreads)
     count_band_kernel(Rows<Entry> rows, RowBand<Entry> band, int round,
@@ -289,7 +294,7 @@ __global__ void __launch_bounds__(kDigitThreads)
   }
 }
 
-// Sets the bits of those of the band that are kept, once all searches are decided.
+// Sets the bits of the values of the band that are kept, after all searches are decided.
 template <typename Entry>
 __global__ void __launch_bounds__(kDigitThreads)
     keep_row_band_kernel(Rows<Entry> rows, RowBand<Entry> band, uint32_t* mask) {

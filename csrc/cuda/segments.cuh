@@ -1,5 +1,5 @@
-// The segments that values are in, as rows: a row is a segment's number plus one; row 0 is for
-// values in no segment.
+// Segments of values as rows. A row is the number of a segment plus one. Row 0 is for values in no
+// segment.
 #pragma once
 
 #include "device.h"
@@ -18,8 +18,8 @@ struct Segments {
 
   __device__ int64_t at(int64_t i) const { return numbers[i]; }
 
-  // The rows of the values i … i + 3, i being a multiple of 4, or of the first `size` of them;
-  // false if one of these is in a segment outside [−1, count).
+  // The rows of the values i … i + 3, where i is a multiple of 4, or of the first `size` of them.
+  // Returns false if one of them is in a segment outside [−1, count).
   __device__ bool rows(int64_t i, int64_t size, uint32_t* out) const {
     int64_t found[4];
     if (size < 4) {

@@ -1,4 +1,4 @@
-// What the launchers of selections take and give beside pointers; needs neither torch nor nvcc.
+// Types in the interface of the selection launchers. They need neither torch nor nvcc.
 #pragma once
 
 #include <cstddef>
@@ -7,11 +7,12 @@
 
 namespace adapruner::cuda {
 
-// Pinned memory is the host's, for what is read back: a copy to other memory takes a detour.
+// kPinned is pinned memory of the host, for results that are read back. A copy to other host memory
+// is slower.
 enum class Memory { kDevice, kPinned };
 
-// Memory that a launcher asks for as it goes. It may be used again once the launcher has returned,
-// by work that comes later on the same stream.
+// Gives memory to a launcher. After the launcher has returned, later work on the same stream may
+// use the memory again.
 using Scratch = std::function<void*(size_t bytes, Memory where)>;
 
 template <typename T>
@@ -19,16 +20,11 @@ T* scratch_array(const Scratch& scratch, int64_t size, Memory where = Memory::kD
   return static_cast<T*>(scratch(sizeof(T) * static_cast<size_t>(size), where));
 }
 
-// What was wrong with the values of a segmented top-k: nothing where all are −1.
+// Errors in the arguments of a segmented top-k. −1 means no error.
 struct SegmentedErrors {
   int64_t nan = -1;      // index of the first NaN
-  int64_t outside = -1;  // of the first segment out of range
-  int64_t quota = -1;    // the first segment whose quota is out of range
-};
-
-struct OrderEnd {
-  int64_t kept;      // indices written
-  int64_t position;  // where the order goes on
+  int64_t outside = -1;  // index of the first segment out of range
+  int64_t quota = -1;    // first segment whose quota is out of range
 };
 
 }  // namespace adapruner::cuda

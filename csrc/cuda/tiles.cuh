@@ -1,4 +1,4 @@
-// Tiles of values, one for a block at a time, and their bits in the order of a mask.
+// Tiles of values, which a block processes one at a time, and their bits in the order of a mask.
 #pragma once
 
 #include "scan.cuh"
@@ -11,7 +11,7 @@ constexpr int kTile = kTileThreads * kPerThread;
 constexpr int kTileWords = kTile / 32;
 constexpr int kWarpValues = kWarpSize * kPerThread;
 
-// The values i … i + 3, i being a multiple of 4; 0 for those beyond the n that there are.
+// The values i … i + 3, where i is a multiple of 4. Values beyond n are 0.
 __device__ inline Pack<float> load_four(const float* values, int64_t n, int64_t i) {
   if (i + 4 <= n) return load<Pack<float>>(values + i);
   Pack<float> x{};
@@ -19,14 +19,15 @@ __device__ inline Pack<float> load_four(const float* values, int64_t n, int64_t 
   return x;
 }
 
-// The 32 values that a thread holds of a tile: four neighbours at a time, those of a warp side by
-// side, so that every load is of 512 bytes in a row. Bit 4·j + c of a word is for values[j][c].
+// The 32 values of a tile that a thread holds. They are eight groups of four neighbours, and the
+// groups of a warp lie side by side, so that every load reads 512 consecutive bytes. Bit 4·j + c of
+// a word stands for values[j][c].
 struct TileValues {
   static constexpr int kPacks = kPerThread / 4;
   Pack<float> values[kPacks];
-  uint32_t valid;  // those that exist; the others are 0
+  uint32_t valid;  // bits of the values that exist; the others are 0
 
-  // Index in a tile of the value of a bit.
+  // Index in the tile of the value of a bit.
   __device__ static int offset(int bit) {
     return warp() * kWarpValues + (bit / 4) * (4 * kWarpSize) + 4 * lane() + bit % 4;
   }
@@ -54,7 +55,7 @@ struct TileValues {
     }
   }
 
-  // The bits of test(value), of those that exist.
+  // The results of test(value) as bits, for the values that exist.
   template <typename Test>
   __device__ uint32_t word(const Test& test) const {
     uint32_t bits = 0;
@@ -69,11 +70,11 @@ struct TileValues {
   }
 };
 
-// Which word of a tile's 256 this thread has after in_mask_order.
+// The word of the tile's 256 words that this thread has after in_mask_order.
 __device__ inline int tile_word() { return warp() * kWarpSize + (lane() % 8) * 4 + lane() / 8; }
 
-// Words of bits as TileValues has them, to words as a mask has them: eight lanes hold an 8 × 8
-// matrix of four bits each, which is transposed. Every lane of a warp calls it.
+// Reorders the bits of TileValues into the order of a mask. Eight lanes hold an 8 × 8 matrix of
+// four bits each, which is transposed. Every lane of a warp calls it.
 __device__ inline uint32_t in_mask_order(uint32_t word) {
   constexpr uint32_t kLow[] = {0x0f0f0f0fu, 0x00ff00ffu, 0x0000ffffu};
 #pragma unroll

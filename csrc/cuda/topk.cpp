@@ -24,22 +24,8 @@ std::tuple<at::Tensor, at::Tensor> topk_mask_cuda(const at::Tensor& gate_logits,
   return {mask, sums};
 }
 
-std::tuple<at::Tensor, at::Tensor> topk_indices_cuda(const at::Tensor& gate_logits, int64_t k,
-                                                     std::optional<double> slope) {
-  auto [mask, sums] = topk_mask_cuda(gate_logits, k, slope);
-  const Context context(gate_logits);
-  at::Tensor indices = at::empty({k}, sums.options());
-  ScratchTensors scratch(mask);
-  mask_indices(words_of(mask), gate_logits.numel(), indices.mutable_data_ptr<int64_t>(),
-               context.multiprocessors, std::ref(scratch), context.stream);
-  return {indices, sums};
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapruner, CUDA, m) {
-  m.impl("topk_mask", topk_mask_cuda);
-  m.impl("topk_indices", topk_indices_cuda);
-}
+TORCH_LIBRARY_IMPL(adapruner, CUDA, m) { m.impl("topk_mask", topk_mask_cuda); }
 
 }  // namespace adapruner::cuda

@@ -1,33 +1,34 @@
 // Exact top-k without a sort, in little more than one read of the values. As on the CPU, a sample
-// brackets the threshold. One pass writes the mask outside the bracket and stores what lies inside,
-// the band, some 0.4–2 % of all. A digit decides most of the band, and one block the rest. That is
-// four launches; fewer for few values, where there is no sample or the band is short. The host then
-// waits, once, to tell of a NaN. It learns then, too, whether anything is left to do, which few
-// inputs need:
-//   ties at a bound, maybe most of the data: a scan over tiles ranks them
-//   many entries of the band with one digit (nearly equal values): more digits
-//   a sample that misled (values in an order made to do so): digits of all values find the
-//   threshold, and the pass is made again
+// brackets the threshold. One pass writes the mask outside the bracket and stores the values inside
+// it. These are called the band. The band has about 0.4–2 % of all values. A digit decides most of
+// the band, and one block decides the rest. That takes four launches, or fewer if there are too few
+// values for a sample or the band is short. The host then waits once, to report a NaN. It also
+// learns whether anything is left to do. Few inputs need more:
+//   ties at a bound   These may be most of the data. A scan over tiles ranks them.
+//   equal digits      Many entries of the band have the same digit, because the values are nearly
+//                     equal. More digits decide them.
+//   wrong bracket     The values are in an order made to mislead the sample. Digits of all values
+//                     find the threshold, and the pass runs again.
 //
-// Integers are all that is added up, and what atomics append in any order is ranked by keys and
-// indices: the result does not depend on the order of blocks.
+// Only integers are added up. Atomics append entries in any order, and keys and indices rank them.
+// So the result does not depend on the order of blocks.
 #pragma once
 
-#include "compact.cuh"
+#include "selection.h"
 #include "topk_kernels.cuh"
 
 namespace adapruner::cuda {
 
 struct TopkPlan {
-  int64_t sample;              // its size, 0 for none
-  Search<uint32_t> bounds[2];  // the searches in the sample for the bracket, or the bracket itself
-  int64_t capacity;            // of the band
+  int64_t sample;              // size of the sample; 0: no sample
+  Search<uint32_t> bounds[2];  // searches in the sample for the bracket, or the bracket itself
+  int64_t capacity;            // most entries of the band
 };
 
 // k in [0, n], n > 0.
 inline TopkPlan plan_topk(int64_t n, int64_t k) {
   const auto fixed = [](uint32_t key) { return begin_search(KeyRange{key, key}, 1, 1); };
-  // Nothing or all: a bracket that nothing but NaN is in.
+  // None or all: a bracket that contains only NaN.
   if (k == 0) return {0, {fixed(kAboveAll), fixed(kHighestKey)}, 0};
   if (k == n) return {0, {fixed(kLowestKey), fixed(kHighestKey)}, 0};
   TopkPlan plan{sample_size(n), {fixed(kAboveAll), fixed(kBelowAll)}, n};
@@ -36,7 +37,7 @@ inline TopkPlan plan_topk(int64_t n, int64_t k) {
   const KeyRange all{kBelowAll, kAboveAll};
   if (ranks.high >= 1) plan.bounds[0] = begin_search(all, ranks.high, plan.sample);
   if (ranks.low <= plan.sample) plan.bounds[1] = begin_search(all, ranks.low, plan.sample);
-  // Half as many again as are expected.
+  // Half as many again as expected.
   const double share =
       static_cast<double>(std::min(ranks.low, plan.sample) - std::max<int64_t>(ranks.high, 0)) /
       static_cast<double>(plan.sample);
@@ -45,11 +46,11 @@ inline TopkPlan plan_topk(int64_t n, int64_t k) {
   return plan;
 }
 
-// Keys that one block searches by itself, at most: to read them again takes it less time than
-// another launch.
+// Most keys that one block searches by itself. Reading them again takes it less time than another
+// launch.
 struct OneBlock {
   int64_t sample = int64_t{1} << 16;
-  int64_t few = int64_t{1} << 14;  // of the band
+  int64_t few = int64_t{1} << 14;  // entries of the band
 };
 
 template <typename Entry>
@@ -112,7 +113,7 @@ class Topk {
               digit_rounds(32));
   }
 
-  // The rounds [begin, end) of searches among n keys.
+  // Runs the rounds [begin, end) of searches among n keys.
   template <int kSearches, typename Key, typename Source>
   void search(const Source& source, int64_t n, Search<Key>* searches, int begin, int end) {
     for (int round = begin; round < end; ++round) {
@@ -145,7 +146,8 @@ class Topk {
                    values_, n_, ties_, state_, mask_);
   }
 
-  // The threshold is the key at both bounds: all others are decided by the pass, its ties as ever.
+  // Both bounds become the key of the threshold. The pass decides all other values, and its ties
+  // are ranked as usual.
   void select_by_digits() {
     const Search<uint32_t> all = begin_search(KeyRange{kLowestKey, kHighestKey}, k_, n_);
     begin(all, all);
@@ -184,13 +186,6 @@ int64_t topk_mask(const float* values, int64_t n, int64_t k, double slope, uint3
     return topk.run(slope, sums);
   };
   return n <= int64_t{1} << 32 ? select(uint64_t{}) : select(uint128_t{});
-}
-
-void mask_indices(const uint32_t* mask, int64_t n, int64_t* indices, int multiprocessors,
-                  const Scratch& scratch, cudaStream_t stream) {
-  if (n == 0) return;
-  compact(Bits{mask, n}, CompactScratch(scratch, n), SamePlace{}, n, indices, multiprocessors,
-          stream);
 }
 
 }  // namespace adapruner::cuda

@@ -1,4 +1,4 @@
-// The kernels of the exact top-k, in the order in which they run: csrc/cuda/topk.cuh.
+// The kernels of the exact top-k, in the order in which they run. See csrc/cuda/topk.cuh.
 #pragma once
 
 #include "../math/gate.h"
@@ -7,32 +7,34 @@
 
 namespace adapruner::cuda {
 
-// Values that are equal to a bound of the bracket, in a tile.
+constexpr int kScanThreads = 1024;
+
+// Number of values of a tile that equal each bound of the bracket.
 struct TileTies {
   uint16_t high;
   uint16_t low;
 };
 
-// What the kernels hand on, in the device's memory. Begins as zeros. The host reads it up to
-// `digits`.
+// Data that the kernels pass on, in device memory. Zeros at the start. The host reads the part
+// before `digits`.
 template <typename Entry>
 struct TopkState {
-  Search<uint32_t> bounds[2];  // of the bracket, its high one first: the keys range.low
-  PassCounts counts;           // of the pass over all values
-  Count sums[2];               // of the pass: gates, and values > 0
-  Count stored;                // entries of the band, also those that it had no room for
-  Count few;                   // of those, listed because the first digit has not decided them
-  int64_t open;                // of those, so many that there is no list: the search goes on
+  Search<uint32_t> bounds[2];  // bounds of the bracket, the high one first: the keys range.low
+  PassCounts counts;           // counts of the pass over all values
+  Count sums[2];               // sums of the pass: gates, and the number of values > 0
+  Count stored;                // entries of the band, including those that did not fit
+  Count few;                   // entries that the first digit did not decide, if listed
+  int64_t open;                // number of these entries if too many to list
   long long nan_from_end;      // n − the index of the first NaN; 0 for none
-  PlaceRank found;             // where the threshold is; rank: among ties, or among the band
+  PlaceRank found;             // position of the threshold; rank: among ties or in the band
   Search<Entry> band;
-  int64_t last_tile;  // the tile in which the kept ones of the ties end, and how many
-  int64_t last_kept;  // of them are in it
+  int64_t last_tile;  // tile of the last tie that is kept
+  int64_t last_kept;  // number of ties that are kept in this tile
   unsigned arrived;
   Count digits[2 * kDigits];
 };
 
-// Keeps the bounds that a sample gives.
+// Stores the bounds that the sample gives.
 template <typename Entry>
 struct KeepBounds {
   TopkState<Entry>* state;
@@ -43,7 +45,7 @@ struct KeepBounds {
   }
 };
 
-// For a pass that is made again: its counts begin anew, and the bounds are these.
+// Prepares a second pass: resets the counts and sets the bounds.
 template <typename Entry>
 __global__ void begin_topk_kernel(TopkState<Entry>* state, Search<uint32_t> high,
                                   Search<uint32_t> low) {
@@ -59,14 +61,14 @@ __global__ void close_bracket_kernel(TopkState<Entry>* state) {
   state->bounds[1] = state->bounds[0];
 }
 
-// Blocks to a multiprocessor: sums take registers, and more arithmetic than time to read.
+// Blocks for each multiprocessor. Sums need more registers, and more arithmetic than time to read.
 template <bool kSums>
 constexpr int kScanBlocks = kSums ? 3 : 4;
 
-// mask ← key ≥ the high bound; appends what lies strictly between the bounds to the band; counts,
-// also the ties at the bounds tile by tile. Bounds that are open are NaN: no x is ≥ it, and all are
-// not ≤ it. A NaN among the values is always found between the bounds. The bounds are those that
-// other kernels have left in the state, or else those given.
+// mask ← key ≥ the high bound. Appends the values strictly between the bounds to the band. Counts
+// them, and the ties at the bounds in each tile. An open bound is NaN: no x is ≥ it, and every x is
+// not ≤ it. A NaN among the values always counts as between the bounds. The bounds are in the state
+// if `left`, otherwise they are `given`.
 template <bool kSums, typename Entry>
 __global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
     scan_bracket_kernel(const float* values, int64_t n, int64_t k, double slope, uint32_t* mask,
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
   const float high = key_value(high_key), low = key_value(low_key);
   const Entries<Entry> entries = entries_of<Entry>(n);
   const int64_t tiles = ceil_div<int64_t>(n, kTile);
-  PassCounts counts{};  // thread 0: of this block
+  PassCounts counts{};  // in thread 0: counts of this block
   int64_t gates = 0, open = 0;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     TileValues x;
@@ -90,7 +92,8 @@ __global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
     const uint32_t equal_low = x.word([&](float v) { return v == low; });
     if constexpr (kSums) {
       open += __popc(x.word([](float v) { return v > 0; }));
-      // From the cache again, so that the loop can be a loop: unrolled it would be 30 KB of code.
+      // Loads the values again, from the cache, so that the loop stays a loop. Unrolled, it would
+      // take 30 KB of code.
 #pragma unroll 1
       for (int j = 0; j < TileValues::kPacks; ++j) {
         const int64_t i = tile * kTile + TileValues::offset(4 * j);
@@ -105,7 +108,7 @@ __global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
     const int64_t word = tile * kTileWords + tile_word();
     const uint32_t bits = in_mask_order(from_high);
     if (32 * word < n) mask[word] = bits;
-    // Four counts of at most 8192 each in one number, so that one running sum serves them all.
+    // Four counts of at most 8192 each in one number, so that one prefix sum is enough.
     const Count mine = Count(__popc(inside)) | Count(__popc(from_high)) << 16 |
                        Count(__popc(equal_high)) << 32 | Count(__popc(equal_low)) << 48;
     const Count running = warp_running_sum(mine);
@@ -161,12 +164,12 @@ __global__ void __launch_bounds__(kTileThreads, kScanBlocks<kSums>)
   }
   state->found = found;
   const Range<Entry> range = entries.range({low_key + 1, high_key - 1});
-  // A search that is decided already keeps all of the band, or has nothing to do.
+  // A search that is already decided keeps the whole band, or has nothing to do.
   const bool open_search = found.place == Place::kInside;
   state->band = begin_search(range, open_search ? found.rank : all.inside, all.inside);
 }
 
-// Entries of the band, once it is there.
+// The entries of the band, after the pass.
 template <typename Entry>
 struct Band {
   const Entry* entries;
@@ -178,16 +181,17 @@ struct Band {
   }
 };
 
-// Sets the bits of those of the band that are kept: all of them, once the search is decided or few
-// entries are in its range, whose search the block that is done last completes. Else only those
-// above the range, and the state says how many are open. few [most_few].
+// Sets the bits of the entries of the band that are kept. If the search is decided, these are all
+// entries from its range on. If few entries are in its range, the last block to finish completes
+// the search. Otherwise only entries above the range are set, and `open` in the state is the number
+// of entries in the range. few [most_few].
 template <typename Entry>
 __global__ void __launch_bounds__(kDigitThreads)
     keep_band_kernel(Band<Entry> band, int64_t n, Entry* few, int64_t most_few,
                      TopkState<Entry>* state, uint32_t* mask) {
   __shared__ Search<Entry> search;
   if (state->found.place != Place::kInside && state->found.place != Place::kAtLow) return;
-  if (state->nan_from_end > 0) return;  // an error, and in the band but not in its range
+  if (state->nan_from_end > 0) return;  // an error; NaN is in the band, but not in its range
   if (threadIdx.x == 0) search = state->band;
   __syncthreads();
   const Entries<Entry> entries = entries_of<Entry>(n);
@@ -212,7 +216,7 @@ __global__ void __launch_bounds__(kDigitThreads)
   }
 }
 
-// Finds, in one block, the tile in which the kept ones of the ties end.
+// Finds the tile that contains the last tie to keep. One block.
 template <typename Entry>
 __global__ void find_last_tile_kernel(const TileTies* ties, int64_t tiles,
                                       TopkState<Entry>* state) {
@@ -233,7 +237,7 @@ __global__ void find_last_tile_kernel(const TileTies* ties, int64_t tiles,
   state->last_kept = left;
 }
 
-// Of the ties at a bound, keeps those before the place where they end, and no others.
+// Keeps the first of the ties at a bound and clears the others.
 template <typename Entry>
 __global__ void __launch_bounds__(kTileThreads)
     keep_ties_kernel(const float* values, int64_t n, const TileTies* ties,
@@ -245,7 +249,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const float bound = key_value(state->bounds[at_high ? 0 : 1].range.low);
   const int64_t tiles = ceil_div<int64_t>(n, kTile), last = state->last_tile;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    // Ties at the high bound are in the mask now, those at the low one are not.
+    // At this point ties at the high bound are in the mask, and ties at the low bound are not.
     if (at_high ? tile < last : tile > last) continue;
     if ((at_high ? ties[tile].high : ties[tile].low) == 0) continue;
     TileValues x;

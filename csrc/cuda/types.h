@@ -1,4 +1,4 @@
-// The dtypes of CUDA kernels, by names that need neither torch nor nvcc.
+// The dtypes of CUDA kernels, for code without torch and nvcc.
 #pragma once
 
 namespace adapruner::cuda {

@@ -1,5 +1,5 @@
-// 16 bytes of a row as the four registers that a load fills: values are made of them one by one,
-// where a struct of half types would take a register for each.
+// 16 bytes of a row in the four registers that a load fills. Values are unpacked one by one. A
+// struct of half types would take a register for each value.
 #pragma once
 
 #include "device.h"
@@ -13,7 +13,7 @@ struct Words {
 
   uint4 words;
 
-  // j: known to the compiler.
+  // j is known to the compiler.
   __device__ A operator[](int j) const {
     if constexpr (sizeof(T) == 8) {
       const uint64_t low = j == 0 ? words.x : words.z, high = j == 0 ? words.y : words.w;
@@ -44,8 +44,8 @@ struct Words {
     return result;
   }
 
-  // Lets the compiler forget what it knows of the values: it would keep all of them unpacked from
-  // one use to the next.
+  // Makes the compiler forget the values. Otherwise it would keep all of them unpacked from one use
+  // to the next.
   __device__ void forget() {
 #ifndef ADAPRUNER_EMULATE
     asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));

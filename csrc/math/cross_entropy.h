@@ -1,8 +1,10 @@
 // Cross entropy of one row of logits x with target y, as torch.nn.functional.cross_entropy defines
-// it with class weights w and label smoothing α over C classes:
+// it, with class weights w and label smoothing α over C classes:
 //   ℓ = (1 − α)·w_y·(lse − x_y) + (α / C)·Σ_c w_c·(lse − x_c)
-//   ∂ℓ/∂x_j = A·softmax_j − B_j,  A = (1 − α)·w_y + α·W/C,  B_j = (1 − α)·w_y·[j = y] + α·w_j/C,  W
-//   = Σ_c w_c
+//   ∂ℓ/∂x_j = A·softmax_j − B_j
+//   A = (1 − α)·w_y + α·W/C
+//   B_j = (1 − α)·w_y·[j = y] + α·w_j/C
+//   W = Σ_c w_c
 #pragma once
 
 #include <cstdint>
@@ -11,9 +13,9 @@
 
 namespace adapruner {
 
-// A float16 gradient is stored times this, a power of two, until backward knows the upstream
-// gradient: s/B times a small probability would vanish in float16, and loss scaling comes too late
-// for it.
+// A float16 gradient is stored multiplied by this power of two, until the backward pass knows the
+// upstream gradient. Otherwise s/B times a small probability would round to 0 in float16, before
+// loss scaling could prevent it.
 constexpr double kHalfGradientScale = 1024.0;
 
 template <typename T>
@@ -30,8 +32,9 @@ ADAPRUNER_HD inline RowTerms<T> row_terms(T target_class_weight, T total_weight,
           static_cast<T>(smoothing / static_cast<double>(classes)), total_weight};
 }
 
-// `target_loss` = lse − x_y, as log Σ_c exp(x_c − max) − (x_y − max); `weighted` = Σ_c w_c·(x_c −
-// x_y), read only where there is smoothing. Differences, so that nothing of large logits cancels.
+// Loss of a row. `target_loss` is lse − x_y, computed as log Σ_c exp(x_c − max) − (x_y − max).
+// `weighted` is Σ_c w_c·(x_c − x_y), and is read only with label smoothing. Both are differences,
+// so that large logits do not cancel.
 template <typename T>
 ADAPRUNER_HD inline T row_loss(const RowTerms<T>& terms, T target_loss, T weighted) {
   T loss = terms.target_weight * target_loss;
@@ -41,7 +44,7 @@ ADAPRUNER_HD inline T row_loss(const RowTerms<T>& terms, T target_loss, T weight
   return loss;
 }
 
-// A of the gradient.
+// A in the gradient.
 template <typename T>
 ADAPRUNER_HD inline T softmax_weight(const RowTerms<T>& terms) {
   return terms.target_weight + terms.smooth_weight * terms.total_weight;

@@ -1,6 +1,6 @@
-// exp without a library call, so that loops over it vectorise and that every compiler, instruction
-// set and device gives the same bits (no contraction, no fast math: only IEEE + − × and
-// comparisons).
+// exp without a library call, so that loops over it vectorise. Every compiler, instruction set and
+// device gives the same bits: there are only IEEE +, −, × and comparisons, without contraction or
+// fast math.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace adapruner {
 
-// 2^f for |f| ≤ ½, relative error ≤ 1.1e−7 in exact arithmetic; 2^0 is exactly 1. F: float, or a
-// vector of floats.
+// 2^f for |f| ≤ ½. The relative error is at most 1.1e−7 in exact arithmetic. 2^0 is exactly 1. F is
+// float, or a vector of floats.
 template <typename F>
 ADAPRUNER_HD inline F exp2_fraction(F f) {
   F p = f * 0.00132647273f + 0.00967151299f;
@@ -22,15 +22,15 @@ ADAPRUNER_HD inline F exp2_fraction(F f) {
 }
 
 constexpr float kLog2E = 1.44269504088896341f;
-// exp of what is below rounds to 0 in float.
+// exp of a smaller number rounds to 0 in float.
 constexpr float kExpLowest = -104.0f;
-constexpr float kRoundToInteger = 12582912.0f;  // 1.5·2²³: a sum with it has no fraction left
+constexpr float kRoundToInteger = 12582912.0f;  // 1.5·2²³: a sum with it is a whole number
 
-// exp(x) for x ≤ 0, the case of a softmax; relative error ≤ 3e−7 + |x|·1e−7 down to x = −87; below
-// that, where results are subnormal, it may be 0. NaN gives NaN. Values above 0 are outside the
-// contract. csrc/cpu/simd/lanes.h has the same for vectors.
+// exp(x) for x ≤ 0, as a softmax needs it. The relative error is at most 3e−7 + |x|·1e−7 down to x
+// = −87. Below that, results are subnormal and may be 0. NaN gives NaN. x > 0 is not supported.
+// csrc/cpu/simd/lanes.h has the same function for vectors.
 ADAPRUNER_HD inline float exp_nonpositive(float x) {
-  x = x < -87.0f ? -88.0f : x;  // NaN stays
+  x = x < -87.0f ? -88.0f : x;  // false for NaN, which stays
   const float shifted = x * kLog2E + kRoundToInteger;
   const float p = exp2_fraction(x * kLog2E - (shifted - kRoundToInteger));
   // The low bits of `shifted` hold the exponent.
@@ -42,8 +42,8 @@ ADAPRUNER_HD inline float exp_nonpositive(float x) {
   return x < -87.0f ? 0.0f : p * scale;
 }
 
-// exp(x) for |x| ≤ 700; values beyond are clamped to that range; relative error ≤ 1e−15. NaN gives
-// NaN.
+// exp(x) for |x| ≤ 700, with a relative error of at most 1e−15. x is clamped to this range. NaN
+// gives NaN.
 ADAPRUNER_HD inline double exp_clamped(double x) {
   x = x > 700.0 ? 700.0 : x;
   x = x < -700.0 ? -700.0 : x;

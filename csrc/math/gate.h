@@ -1,4 +1,4 @@
-// Gates: their values, the pressure on them, their step. Notation of docs/method.md.
+// Gates: their values, their pressures, and their updates. The notation is that of docs/method.md.
 #pragma once
 
 #include <cmath>
@@ -14,32 +14,35 @@
 namespace adapruner {
 
 constexpr double kLossEpsilon = 1e-5;       // ε of log(ℓ + ε)
-constexpr double kFixedOne = 1073741824.0;  // 2³⁰, the fixed point of gate sums
-constexpr double kSteepest = 1e20;          // slopes beyond count as this one in gate sums
+constexpr double kFixedOne = 1073741824.0;  // 2³⁰: gates are summed in fixed point
+constexpr double kSteepest = 1e20;          // gate sums clamp the slope to ±kSteepest
 
-// A batch's losses are summed in so many lanes, loss b in lane b % kLossLanes, and the lanes then
-// pairwise, the upper half to the lower: the same bits from a loop over vectors and from a warp.
+// The losses of a batch are summed in this many lanes. Loss b goes to lane b % kLossLanes. Then the
+// lanes are added in pairs, the upper half to the lower half. A loop over vectors and a warp give
+// the same bits.
 constexpr int kLossLanes = 32;
 
 ADAPRUNER_HD inline bool is_finite(double x) {
   return std::fabs(x) <= std::numeric_limits<double>::max();
 }
 
-// s = σ(k·m) in (0, 1], 1 from k·m ≈ 37 on; m = −inf gives 0 to within 1e−304.
+// s = σ(k·m) in (0, 1]. It is 1 from k·m ≈ 37 on. For m = −inf it is 0 to within 1e−304.
 ADAPRUNER_HD inline double gate(double slope, double gate_logit) {
   return 1.0 / (1.0 + exp_clamped(-slope * gate_logit));
 }
 
-// s·2³⁰ as an integer, to within 0.53: summed as integers, so that no order of additions matters.
-// Far fewer operations than `gate`, and the same bits on every instruction set, as IEEE + − × ÷ and
-// comparisons are. With z = −k·m·log₂e = n + f, |f| ≤ ½:
-//   s = 1/(1 + 2ⁿ·2ᶠ),  2ᶠ = (1 + t)/(1 − t),  t = tanh(f·ln 2/2) ≈ f·p(f²)/q(f²) = a/q,
-//   s = (q − a)/((q − a) + 2ⁿ·(q + a)),
-// so one division serves both. p and q were fitted to the least relative error of 2ᶠ, 9.4e−11.
+// s·2³⁰ as an integer, to within 0.53. Sums of integers do not depend on the order of the
+// additions. This takes far fewer operations than `gate`. IEEE +, −, ×, ÷ and comparisons give the
+// same bits on every instruction set. With z = −k·m·log₂e = n + f, |f| ≤ ½:
+//   s = 1/(1 + 2ⁿ·2ᶠ)
+//   2ᶠ = (1 + t)/(1 − t),  t = tanh(f·ln 2/2) ≈ f·p(f²)/q(f²) = a/q
+//   s = (q − a)/((q − a) + 2ⁿ·(q + a))
+// One division serves both quotients. p and q were fitted for the least relative error of 2ᶠ, which
+// is 9.4e−11.
 ADAPRUNER_HD inline int64_t gate_fixed(double slope, float gate_logit) {
   constexpr double kMagic = 6755399441055744.0;  // 1.5·2⁵²: a sum's low bits are the rounded value
-  // Where |z| ≥ 63, s rounds to 0 or 1, so that |m| need go no further. The minimum is one of
-  // integers, because compilers make a branch of one of floats.
+  // For |z| ≥ 63, s rounds to 0 or 1, so |m| can be clamped. The minimum compares integers, because
+  // compilers turn a minimum of floats into a branch.
   slope = slope > kSteepest ? kSteepest : slope < -kSteepest ? -kSteepest : slope;
   const double bound = 44.0 / std::fabs(slope);
   const float limit = bound < 1e38 ? static_cast<float>(bound) : 1e38f;
@@ -68,7 +71,7 @@ ADAPRUNER_HD inline int64_t gate_fixed(double slope, float gate_logit) {
   return bits - 0x4338000000000000;  // the bits of kMagic
 }
 
-// Whether every sample has weight 1 in the training loss, which is then the plain mean.
+// True if every sample has weight 1 in the training loss. The loss is then the plain mean.
 ADAPRUNER_HD inline bool weights_are_one(const int64_t* state) {
   return state[kResting] != 0 || state[kPlain] != 0;
 }
@@ -78,8 +81,8 @@ ADAPRUNER_HD inline double sample_weight(const int64_t* state, float gate_logit)
   return weights_are_one(state) ? 1.0 : gate(read_double(state, kSlope), gate_logit);
 }
 
-// 2λ·(s̄ − r) with λ = C + γ·|ρ − r|: the part of the pressure that all samples share. 0 without
-// gates.
+// 2λ·(s̄ − r) with λ = C + γ·|ρ − r|. This part of the pressure is the same for all samples. It is
+// 0 if there are no gates.
 ADAPRUNER_HD inline double balance_pressure(const int64_t* state) {
   const double population = static_cast<double>(state[kPopulation]);
   if (population <= 0) return 0.0;
@@ -91,7 +94,8 @@ ADAPRUNER_HD inline double balance_pressure(const int64_t* state) {
   return 2.0 * lambda * (mean_gate - ratio);
 }
 
-// Pressure of a finite ℓ ≥ 0: min(ℓ' − w·log(ℓ' + ε), cap) + 2λ·(s̄ − r), with ℓ' = ℓ / loss scale.
+// Pressure for a finite ℓ ≥ 0: min(ℓ' − w·log(ℓ' + ε), cap) + 2λ·(s̄ − r), with ℓ' = ℓ / loss
+// scale.
 ADAPRUNER_HD inline double pressure(const int64_t* state, double balance, double loss) {
   const double scaled = loss / read_double(state, kLossScale);
   const double of_loss =
@@ -100,7 +104,8 @@ ADAPRUNER_HD inline double pressure(const int64_t* state, double balance, double
   return (of_loss < cap ? of_loss : cap) + balance;
 }
 
-// The pressure that goes out for a sample: NaN for a loss that is not finite, +inf for no rows.
+// The pressure that an operator returns for a sample: NaN for a loss that is not finite, +inf for a
+// sample without rows.
 ADAPRUNER_HD inline float sample_pressure(const int64_t* state, double balance, double loss,
                                           bool any_row) {
   const bool finite = is_finite(loss);
@@ -109,7 +114,8 @@ ADAPRUNER_HD inline float sample_pressure(const int64_t* state, double balance, 
   return any_row ? of_rows : std::numeric_limits<float>::infinity();
 }
 
-// a, the epochs that a visit stands for: 1 for a first visit and within an epoch, capped.
+// a, the number of epochs that a visit stands for: 1 for a first visit and for a second visit
+// within an epoch, otherwise the age, at most kAgeCap.
 ADAPRUNER_HD inline double visit_span(const int64_t* state, uint8_t age) {
   if (age == kNeverVisited || age <= 1) return 1.0;
   return age < state[kAgeCap] ? static_cast<double>(age) : static_cast<double>(state[kAgeCap]);

@@ -17,7 +17,7 @@ ADAPRUNER_HD inline double log_finite(double x) {
   std::memcpy(&bits, &x, sizeof bits);
   const uint64_t biased = (bits + (kOne - kRootHalf)) >> 52;  // k + 1023
   const uint64_t m_bits = bits - (biased << 52) + kOne;
-  const uint64_t k_bits = biased + 0x4330000000000000;  // of 2⁵² + k + 1023
+  const uint64_t k_bits = biased + 0x4330000000000000;  // bits of the double 2⁵² + k + 1023
   double m, k;
   std::memcpy(&m, &m_bits, sizeof m);
   std::memcpy(&k, &k_bits, sizeof k);
@@ -38,8 +38,8 @@ ADAPRUNER_HD inline double log_finite(double x) {
   return k * 6.93147180369123816490e-01 + (2.0 * s + tail);
 }
 
-// The same, and log 0 = −inf, log +inf = +inf, NaN gives NaN. Subnormal and negative values are
-// outside the contract.
+// As log_finite, and log 0 = −inf, log +inf = +inf, NaN gives NaN. Subnormal and negative values
+// are not supported.
 ADAPRUNER_HD inline double log_positive(double x) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double result = log_finite(x);

@@ -1,7 +1,8 @@
-// Marks the functions of csrc/math/ as callable from the host and, under nvcc, from the device.
+// ADAPRUNER_HD marks the functions of csrc/math/ as callable from the host and, under nvcc, from
+// the device.
 //
-// On the host they are inlined without exception: the same header is compiled for several
-// instruction sets, and a shared out-of-line copy could be one that this processor cannot run.
+// On the host they are always inlined. The same header is compiled for several instruction sets,
+// and a shared copy that is not inlined could contain instructions that this processor cannot run.
 #pragma once
 
 #ifdef __CUDACC__

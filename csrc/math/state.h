@@ -1,6 +1,6 @@
-// The state tensor: everything about a run's gates that is not per sample, on the gates' device, so
-// that a new slope recompiles nothing and a captured graph sees it. int64 [kStateSize]; slots
-// marked (f64) hold the bits of a double.
+// The state tensor. It holds everything about a run's gates that is not per sample. It is on the
+// device of the gates, so that a new slope needs no recompilation and a captured graph sees it.
+// int64 [kStateSize]. Slots marked (f64) hold the bits of a double.
 #pragma once
 
 #include <bit>
@@ -17,44 +17,47 @@ enum Slot : int {
   kGateSum,         // sum over the gates of gate_fixed(k, m)
   kOpenCount,       // number of gates with m > 0
   kPopulation,      // number of gates that s̄ and ρ are means over
-  kKeepRatio,       // (f64) r, the ratio wanted
+  kKeepRatio,       // (f64) r, the keep ratio
   kBalance,         // (f64) C of λ = C + γ·|ρ − r|
   kBalanceGain,     // (f64) γ
   kEasyWeight,      // (f64) weight of −log(ℓ + ε) in the pressure; 1 as published
-  kPressureCap,     // (f64) what a loss presses at most; +inf as published
+  kPressureCap,     // (f64) cap of the loss part of the pressure; +inf as published
   kStepSize,        // (f64) η
-  kAgeCap,          // cap of a, the epochs since the last visit
-  kResting,         // 1 in warm-up: every weight is 1 and gates do not step
-  kPlain,           // 1: every weight is 1, while gates step as ever
-  kLossScale,       // (f64) ℓ is divided by it in the pressure
+  kAgeCap,          // cap of a, the number of epochs that a visit stands for
+  kResting,         // 1 in warm-up: every weight is 1, and gates stay as they are
+  kPlain,           // 1: every weight is 1, and gates are updated as usual
+  kLossScale,       // (f64) divisor of ℓ in the pressure
   kScaleRunning,    // 1: the loss scale follows the mean loss of the epoch so far
-  kLossSum,         // (f64) sum of the finite losses since the start of the epoch
-  kLossCount,       // their number
-  kNotFiniteCount,  // visits whose loss was not finite
-  kNotFiniteIds,    // the first of their ids
-  // What a device that cannot raise has found wrong: csrc/cuda/errors.h.
+  kLossSum,         // (f64) sum of the finite losses of this epoch so far
+  kLossCount,       // number of these losses
+  kNotFiniteCount,  // number of visits whose loss was not finite
+  kNotFiniteIds,    // the ids of the first of these visits
+  // The first error that a kernel on a GPU has found: csrc/cuda/errors.h.
   kErrorKind = kNotFiniteIds + kNotFiniteCapacity,  // an ErrorKind
-  kErrorPlace,  // in the batch: of a sample, or for targets of a row, counted over all samples
-  kErrorValue,  // what was met there (negative losses: f64)
+  kErrorPlace,  // place in the batch: of a sample, or of a row (targets)
+  kErrorValue,  // the wrong value (negative losses: f64)
   kErrorLatch,  // an ErrorLatch
 };
 constexpr int kStateSize = kErrorLatch + 1;
 
-// Of two in one call the lower kind is told, of one kind the lower place, as the CPU checks them.
+// If one call has several errors, the one with the lowest kind is reported, and of one kind the one
+// at the lowest place. The CPU checks in this order too.
 enum ErrorKind : int64_t {
   kNoError = 0,
-  kBadId = 1,         // no dataset index
-  kBadTarget = 2,     // neither a class nor ignore_index
+  kBadId = 1,         // an id that is not a dataset index
+  kBadTarget = 2,     // a target that is neither a class nor ignore_index
   kNegativeLoss = 3,  // a given loss below 0
 };
 enum ErrorLatch : int64_t { kErrorsOpen = 0, kErrorsHeld = 1, kErrorsSealed = 2 };
 
-// Ages of a sample, in epochs since its last visit: 0 in this epoch, capped below kNeverVisited.
+// Age of a sample: the number of epochs since its last visit, 0 in the epoch of the visit. It is at
+// most kOldest.
 constexpr uint8_t kNeverVisited = 255;
 constexpr uint8_t kOldest = 254;
 constexpr int kAges = 256;
 
-// Through an int64_t: nvcc would turn a memcpy from memory into eight loads of a byte each.
+// The value goes through an int64_t, because nvcc would turn a memcpy from memory into eight loads
+// of one byte.
 ADAPRUNER_HD inline double read_double(const int64_t* state, Slot slot) {
   return std::bit_cast<double>(state[slot]);
 }

@@ -1,6 +1,6 @@
-// The exact top-k: an order-preserving integer key, its digits, and the small decisions that the
-// loops and kernels share. Every loop that uses them is exact whatever brackets, samples or bins it
-// chooses: those only decide how much work is left for the exact part.
+// The exact top-k: integer keys with the order of the values, the digits of keys, and the small
+// decisions that loops and kernels share. The result is exact for every choice of brackets, samples
+// and bins. The choice only decides how much work is left for the exact part.
 #pragma once
 
 #include <cmath>
@@ -15,17 +15,16 @@ constexpr uint32_t kZeroKey = 0x80000000u;
 constexpr uint32_t kLowestKey = 0x00800000u;   // order_key(−inf)
 constexpr uint32_t kHighestKey = 0xff800000u;  // order_key(+inf)
 
-// Key of a float32 that is not NaN: x < y exactly if order_key(x) < order_key(y); −0 and +0 share
-// kZeroKey. The keys of all such values are the integers from kLowestKey to kHighestKey, no gaps.
+// Key of a float32 that is not NaN. x < y exactly if order_key(x) < order_key(y). −0 and +0 share
+// kZeroKey. The keys of all such values are all integers from kLowestKey to kHighestKey.
 ADAPRUNER_HD inline uint32_t order_key(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  const uint32_t negative = 0u - (bits >> 31);  // all ones where the sign is set
+  const uint32_t negative = 0u - (bits >> 31);  // all ones if the sign bit is set
   return (((bits & 0x7fffffffu) ^ negative) - negative) + kZeroKey;
 }
 
-// The bits of the float that a key is of; kZeroKey gives +0. Keys beyond the range of numbers give
-// NaN.
+// The bits of the float with this key. kZeroKey gives +0. Keys that no number has give NaN.
 ADAPRUNER_HD inline uint32_t key_bits(uint32_t key) {
   return key < kZeroKey ? 0x80000000u | (kZeroKey - key) : key - kZeroKey;
 }
@@ -38,14 +37,14 @@ ADAPRUNER_HD inline float key_value(uint32_t key) {
   return x;
 }
 
-// The same order in a signed integer, for instruction sets that compare only those.
+// The same order as a signed integer, for instruction sets that compare only signed integers.
 ADAPRUNER_HD inline int32_t signed_key(uint32_t key) {
   return static_cast<int32_t>(key ^ 0x80000000u);
 }
 
 // --- Digits of keys ------------------------------------------------------------------------------
 
-// Keys low … high, both included. Here and below a Key is any unsigned integer type.
+// The keys from low to high, both included. In this file a Key is any unsigned integer type.
 template <typename Key>
 struct Range {
   Key low;
@@ -56,8 +55,8 @@ using KeyRange = Range<uint32_t>;
 constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
 
-// Number of low bits that a digit of `bits` bits leaves undecided: the digits
-// (key − range.low) >> shift of the keys of a range are then below 2^bits. 0: a digit is one key.
+// Number of low bits that a digit of `bits` bits leaves undecided: the digits (key − range.low) >>
+// shift of all keys in the range are below 2^bits. If it is 0, a digit is one key.
 template <typename Key>
 ADAPRUNER_HD inline int digit_shift(const Range<Key>& range, int bits) {
   int shift = 0;
@@ -78,8 +77,8 @@ ADAPRUNER_HD inline Range<Key> digit_range(const Range<Key>& range, int shift, u
   return {low, range.high - low < last ? range.high : low + last};
 }
 
-// Where the k-th largest lies: its digit, and its rank (from 1, largest first) among those that
-// have that digit. Needs 1 ≤ k ≤ the sum of the histogram.
+// Position of the k-th largest value: its digit, and its rank (from 1, largest first) among the
+// values with this digit. Needs 1 ≤ k ≤ the sum of the histogram.
 struct DigitRank {
   int digit;
   int64_t rank;
@@ -94,8 +93,8 @@ ADAPRUNER_HD inline DigitRank find_digit(const Count* histogram, int digits, int
   return {digit, k};
 }
 
-// A search for the rank-th largest (from 1) among the `inside` keys that lie in a range, digit by
-// digit, with `shift` for the next one.
+// A search for the rank-th largest (from 1) of the `inside` keys in a range. It goes digit by
+// digit. `shift` belongs to the next digit.
 template <typename Key>
 struct Search {
   Range<Key> range;
@@ -110,14 +109,15 @@ ADAPRUNER_HD inline Search<Key> begin_search(const Range<Key>& range, int64_t ra
   return {range, rank, inside, digit_shift(range, bits)};
 }
 
-// Whether all keys from range.low on are those of a rank up to the one that is sought, or one key
-// alone is left, which may be the key of several.
+// True if the search is over: the number of keys from range.low on is the rank, or the range is one
+// key (which several values may have).
 template <typename Key>
 ADAPRUNER_HD inline bool decided(const Search<Key>& search) {
   return search.rank == search.inside || search.range.low == search.range.high;
 }
 
-// The search among the keys that have the digit found, `inside` of them.
+// The search in the range of the digit that was found. `inside` is the number of keys with this
+// digit.
 template <typename Key>
 ADAPRUNER_HD inline Search<Key> narrowed(const Search<Key>& search, const DigitRank& found,
                                          int64_t inside, int bits = kDigitBits) {
@@ -125,8 +125,8 @@ ADAPRUNER_HD inline Search<Key> narrowed(const Search<Key>& search, const DigitR
   return begin_search(digit_range(search.range, search.shift, digit), found.rank, inside, bits);
 }
 
-// A search as ranks share it: int64 [3], the lowest and the highest key, and the rank of the one
-// sought among those in between. What is out of bounds is brought to them.
+// The search that several ranks share, from int64 [3]: the lowest and the highest key, and the rank
+// among the keys in between. Bounds are clamped to valid keys.
 ADAPRUNER_HD inline Search<uint32_t> search_in(const int64_t* key_range) {
   int64_t low = key_range[0], high = key_range[1];
   low = low < kLowestKey ? kLowestKey : low > kHighestKey ? kHighestKey : low;
@@ -145,9 +145,9 @@ ADAPRUNER_HD inline void write_range(const Search<uint32_t>& search, int64_t* ke
 
 __extension__ typedef unsigned __int128 uint128_t;
 
-// Entries of n values: in descending order they are in descending order of the values, equal ones
-// by ascending index, so that no two are equal. An Entry is a uint64_t, for n up to 2³², or a
-// uint128_t.
+// Entries combine the key and the index of a value. A larger entry has a larger value, or the same
+// value and a lower index. No two entries are equal. An Entry is a uint64_t for n up to 2³², and a
+// uint128_t beyond.
 template <typename Entry>
 struct Entries {
   int64_t n;
@@ -160,7 +160,7 @@ struct Entries {
     const Entry later = entry & ((Entry{1} << index_bits) - 1);
     return n - 1 - static_cast<int64_t>(later);
   }
-  // All those with a key in the range.
+  // All entries with a key in the range.
   ADAPRUNER_HD Range<Entry> range(const KeyRange& keys) const {
     return {Entry{keys.low} << index_bits,
             (Entry{keys.high} << index_bits) + ((Entry{1} << index_bits) - 1)};
@@ -174,7 +174,7 @@ ADAPRUNER_HD inline Entries<Entry> entries_of(int64_t n) {
   return {n, bits};
 }
 
-// The lowest `count` of the bits that are set, or all where there are no more.
+// The lowest `count` set bits, or all of them if there are no more.
 template <typename Word>
 ADAPRUNER_HD inline Word first_bits(Word bits, int64_t count) {
   Word rest = bits;
@@ -184,8 +184,9 @@ ADAPRUNER_HD inline Word first_bits(Word bits, int64_t count) {
 
 // --- A sample of the data brackets the threshold -------------------------------------------------
 
-// Size of the sample for n values; 0: too few to be worth one. It costs a time in proportion to its
-// size, and saves one for the band, which has some n/√size values: the sum is least around n^⅔.
+// Size of the sample of n values, or 0 if n is too small for a sample. Drawing the sample takes
+// time in proportion to its size. The band has about n/√size values, and deciding it takes time
+// too. The sum of both is least near n^⅔.
 ADAPRUNER_HD inline int64_t sample_size(int64_t n) {
   constexpr int64_t kTooFew = int64_t{1} << 14, kMost = int64_t{1} << 20;
   if (n <= kTooFew) return 0;
@@ -194,8 +195,8 @@ ADAPRUNER_HD inline int64_t sample_size(int64_t n) {
   return size < kMost ? size : kMost;
 }
 
-// Index of the sample's member from one of `strata` runs of equal length that cut [0, n): at a
-// place in the run that is fixed by a hash, so that data with a period does not mislead it.
+// Index of the sample's member in one of `strata` runs of equal length that cover [0, n). A hash
+// fixes its place in the run, so that periodic data do not mislead the sample.
 ADAPRUNER_HD inline int64_t sample_index(int64_t stratum, int64_t strata, int64_t n) {
   const int64_t length = n / strata, longer = n % strata;
   const int64_t begin = stratum * length + (stratum < longer ? stratum : longer);
@@ -206,9 +207,10 @@ ADAPRUNER_HD inline int64_t sample_index(int64_t stratum, int64_t strata, int64_
   return begin + static_cast<int64_t>((hash >> 40) * run >> 24);
 }
 
-// Ranks (from 1, largest first) of the members of a sample that bracket the k-th largest of n, four
-// standard deviations away: it lies outside in one of some 15,000 unordered inputs. high ≤ 0: no
-// upper bound; low > size: no lower bound.
+// Ranks (from 1, largest first) of two members of a sample that bracket the k-th largest of n
+// values. They are four standard deviations away from its expected rank. The k-th largest is
+// outside the bracket for about one in 15,000 unordered inputs. high ≤ 0 means no upper bound, and
+// low > size means no lower bound.
 struct SampleRanks {
   int64_t high;
   int64_t low;
@@ -222,18 +224,18 @@ ADAPRUNER_HD inline SampleRanks bracket_ranks(int64_t k, int64_t n, int64_t size
           static_cast<int64_t>(std::ceil(center + margin))};
 }
 
-// What a pass over all values finds for a bracket of keys low < high, or one key twice.
+// Counts of a pass over all values, for a bracket of keys low < high, or low = high.
 struct PassCounts {
   int64_t from_high;   // key ≥ high
   int64_t equal_high;  // key = high
   int64_t inside;      // low < key < high
-  int64_t equal_low;   // key = low, but for low = high
+  int64_t equal_low;   // key = low; 0 if low = high
 };
 
-// Where the k-th largest is, and its rank there.
+// Where the k-th largest value is, and its rank there.
 enum class Place { kDone, kAtHigh, kInside, kAtLow, kOutside };
 struct PlaceRank {
-  Place place;  // kDone: those with a key ≥ high are k
+  Place place;  // kDone: exactly k values have a key ≥ high
   int64_t rank;
 };
 
@@ -251,32 +253,33 @@ ADAPRUNER_HD inline PlaceRank find_place(const PassCounts& counts, int64_t k) {
 
 // --- Bins of equal width in value ----------------------------------------------------------------
 
-// A first digit that spreads values better than leading bits of the key, most of which tell
-// exponents apart that do not occur: `bins` bins between low and high, the outer ones open.
+// A first digit for values: `bins` bins of equal width between low and high. The outer bins are
+// open. This digit spreads values better than the leading bits of the key, most of which are bits
+// of the exponent and rarely differ.
 struct ValueBins {
   float low;
   float high;
   float scale;
 };
 
-// Bounds too close together give one bin for all. Far apart, no edge between two bins can lie among
-// the subnormal numbers, so a thread that flushes those to zero has the same bins as one that does
-// not.
+// If the bounds are too close together, there is one bin for all values. Otherwise no edge between
+// two bins is a subnormal number. So a thread that flushes subnormal numbers to zero has the same
+// bins.
 ADAPRUNER_HD inline ValueBins value_bins(float low, float high, int bins) {
   const float scale = static_cast<float>(bins - 1) / (high - low);
   const bool usable = high - low > 1e-20f && scale > 0;
   return usable ? ValueBins{low, high, scale} : ValueBins{0, 0, 0};
 }
 
-// The bin of x in [0, bins), which does not decrease as x grows; NaN has the first.
+// The bin of x, in [0, bins). It does not decrease as x grows. NaN is in the first bin.
 ADAPRUNER_HD inline int32_t value_bin(const ValueBins& bins, float x) {
   x = x > bins.low ? x : bins.low;
   x = x < bins.high ? x : bins.high;
   return static_cast<int32_t>((x - bins.low) * bins.scale);
 }
 
-// The least key whose bin is at least `bin`; kHighestKey + 1 where there is none. By bisection on
-// value_bin itself, so that its rounding needs no thought.
+// The least key whose bin is at least `bin`, or kHighestKey + 1 if there is none. It bisects
+// value_bin itself, so that rounding needs no analysis.
 ADAPRUNER_HD inline uint32_t first_key_of_bin(const ValueBins& bins, int32_t bin) {
   uint32_t low = kLowestKey, high = kHighestKey + 1;
   while (low < high) {

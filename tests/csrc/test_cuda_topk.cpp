@@ -41,11 +41,6 @@ void check_selection(const std::vector<float>& x, int64_t k, const std::vector<i
   CHECK_EQUAL(nan, -1);
   CHECK(mask == expected);
   if (with_sums) CHECK(sums[0] == expected_sums[0] && sums[1] == expected_sums[1]);
-
-  std::vector<int64_t> indices(k, -1), ascending(order.begin(), order.begin() + k);
-  std::sort(ascending.begin(), ascending.end());
-  mask_indices(mask.data(), n, indices.data(), multiprocessors, scratch, nullptr);
-  CHECK(indices == ascending);
 }
 
 void selections_of(const std::string& kind, int64_t n, std::vector<int64_t> ks) {
@@ -121,7 +116,6 @@ void nothing_to_select_from() {
   int64_t sums[2] = {1, 1};
   CHECK_EQUAL(topk_mask(nullptr, 0, 0, 1, nullptr, sums, 3, std::ref(arena), nullptr), -1);
   CHECK(sums[0] == 0 && sums[1] == 0);
-  mask_indices(nullptr, 0, nullptr, 3, std::ref(arena), nullptr);
 }
 
 // The band's capacity, and the sample's size, for sizes that no test can hold.

@@ -140,11 +140,18 @@ def test_nothing_to_order() -> None:
         ((bitmask.full(9), 9, 0, -1, 1), ValueError, r"position must be in \[0, 9\].*found -1"),
         ((bitmask.full(9), 9, 0, 10, 1), ValueError, r"position must be in \[0, 9\].*found 10"),
         ((bitmask.full(9), 9, 0, 0, -1), ValueError, "count must be at least 0; found -1"),
+        ((bitmask.full(9).to("meta"), 9, 0, 0, 1), ValueError, "be on the CPU; found meta"),
     ],
 )
 def test_arguments_that_are_refused(arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         ops.masked_order(*arguments)
+
+
+@pytest.mark.cuda
+def test_a_mask_on_a_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask must be on the CPU; found cuda:0"):
+        ops.masked_order(bitmask.full(9).cuda(), 9, 0, 0, 1)
 
 
 # --- mixing. The scores of a good permutation are standard normal, or nearly; keys are fixed, so

@@ -48,14 +48,10 @@ def check_topk(
     gate_logits = torch.from_numpy(m)
     for count in threads:
         torch.set_num_threads(count)
-        mask, sums = torch.ops.adapruner.topk_mask(gate_logits, k, 2.0)
+        mask, _ = torch.ops.adapruner.topk_mask(gate_logits, k, 2.0)
         assert mask.dtype == torch.uint8
         assert mask.shape == ((len(m) + 7) // 8,)
         assert mask.numpy().tobytes() == packed(kept)
-        indices, same_sums = torch.ops.adapruner.topk_indices(gate_logits, k, 2.0)
-        assert indices.dtype == torch.int64
-        assert np.array_equal(indices.numpy(), np.flatnonzero(kept))
-        assert torch.equal(sums, same_sums)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -151,7 +147,6 @@ def test_without_a_slope_there_are_no_sums_and_the_same_selection():
     operators = torch.ops.adapruner
     for with_sums, without in (
         (operators.topk_mask(m, 70_000, 1.0), operators.topk_mask(m, 70_000)),
-        (operators.topk_indices(m, 70_000, 1.0), operators.topk_indices(m, 70_000)),
         (
             operators.segmented_topk(m, segments, quotas, 1.0),
             operators.segmented_topk(m, segments, quotas),
@@ -182,16 +177,14 @@ def test_the_first_nan_is_named(places, nan):
     for count in THREADS:
         torch.set_num_threads(count)
         for k in (0, 70_000, len(m)):
-            for name in ("topk_mask", "topk_indices"):
-                with pytest.raises(ValueError, match=rf"gate_logits\[{places[0]}\] is NaN"):
-                    getattr(torch.ops.adapruner, name)(gate_logits, k, 1.0)
+            with pytest.raises(ValueError, match=rf"gate_logits\[{places[0]}\] is NaN"):
+                torch.ops.adapruner.topk_mask(gate_logits, k, 1.0)
             with pytest.raises(ValueError, match=rf"gate_logits\[{places[0]}\] is NaN"):
                 torch.ops.adapruner.segmented_topk(gate_logits, segments, torch.tensor([k]), 1.0)
 
 
-@pytest.mark.parametrize("name", ["topk_mask", "topk_indices"])
-def test_topk_says_what_is_wrong(name):
-    operator = getattr(torch.ops.adapruner, name)
+def test_topk_says_what_is_wrong():
+    operator = torch.ops.adapruner.topk_mask
     with pytest.raises(ValueError, match=r"k must be in \[0, 5\].*found 6"):
         operator(torch.zeros(5), 6, 1.0)
     with pytest.raises(ValueError, match=r"found -1"):
@@ -234,7 +227,7 @@ def selections_digest() -> str:
         quotas = torch.full((7,), 5000)
         for result in (
             torch.ops.adapruner.topk_mask(m, 49_002, 3.0),
-            torch.ops.adapruner.topk_indices(m, 20_001, 0.1),
+            torch.ops.adapruner.topk_mask(m, 20_001, 0.1),
             torch.ops.adapruner.segmented_topk(m, segments, quotas, 5.0),
         ):
             for tensor in result:

@@ -89,6 +89,6 @@ def test_run_is_that_of_the_reference(
         ranked = plain.m
         if isinstance(constants, Sampled) and ratio < 1:
             ranked = drawn(constants, plain, unit, epoch + 1, epoch + 1 == epochs)
-        kept = reference.topk_indices(ranked, keep_count(round(ratio, 9), num_samples))
+        kept = reference.largest(ranked, keep_count(round(ratio, 9), num_samples))
         assert bitmask.indices(pruner.selection.kept).tolist() == kept.tolist()
     assert pruner.result().indices.tolist() == kept.tolist()

@@ -170,7 +170,7 @@ def test_selection_is_the_exact_top_k_at_every_ratio() -> None:
     assert selection.kept_count == 203
     for slope, ratio in zip(np.linspace(0.1, 5, len(RATIOS)), RATIOS, strict=True):
         selection.select(gates, ratio, float(slope))
-        expected = reference.topk_indices(logits, keep_count(ratio, 203))
+        expected = reference.largest(logits, keep_count(ratio, 203))
         assert bitmask.indices(selection.kept).tolist() == expected.tolist()
         assert selection.kept_count == keep_count(ratio, 203)
         assert torch.equal(selection.read, selection.kept)
@@ -256,7 +256,7 @@ def test_classes_and_the_held_out_part_keep_their_shares_at_every_ratio(
         )
         for cell in ((labels == c) & (is_held_out == h) for c in range(10) for h in (0, 1)):
             members = torch.from_numpy(np.flatnonzero(cell))
-            chosen = members[reference.topk_indices(logits[members], int(kept[cell].sum()))]
+            chosen = members[reference.largest(logits[members], int(kept[cell].sum()))]
             assert np.flatnonzero(kept & cell).tolist() == chosen.tolist()
             assert abs(kept[cell].sum() - ratio * cell.sum()) < 2
         assert not (bitmask.unpack(selection.read, num_samples) & is_held_out).any()

@@ -26,6 +26,9 @@ from support.sample_inputs import (
     update_sample,
 )
 
+# Operators without a CUDA kernel.
+CPU_ONLY = frozenset({"masked_order"})
+
 
 def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
     """Operator, name of the sample, arguments."""
@@ -69,7 +72,6 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
     for name in TOP_K:
         for sums, end in (("", None), (" without sums", -1)):  # the slope comes last
             yield "topk_mask", name + sums, topk_sample(name)[:end], {}
-            yield "topk_indices", name + sums, topk_sample(name)[:end], {}
             yield "segmented_topk", name + sums, segmented_topk_sample(name)[:end], {}
         values, key_range = digit_sample(name)
         yield "digit_histogram", name, (values, key_range), {}

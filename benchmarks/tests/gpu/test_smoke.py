@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.operator_calls import CPU_ONLY
 
 from benchmarks.gpu import lines, smoke
 from benchmarks.gpu.device import find_device
@@ -61,7 +62,7 @@ def test_every_operator_is_called_the_smallest_input_first() -> None:
     made = calls()
     schemas = {schema.name for schema in torch._C._jit_get_all_schemas()}
     registered = {name.split("::")[1] for name in schemas if name.startswith("adapruner::")}
-    assert {call.operator for call in made} == registered
+    assert {call.operator for call in made} == registered - CPU_ONLY
     sizes = [call.bytes for call in made if call.bytes < 2**14]
     assert sizes == sorted(sizes)
     assert max(call.bytes for call in made) > 2**32

@@ -1,6 +1,6 @@
-// Order-preserving keys of a few floats at a time, and comparisons with the results as bits, which
-// compilers do not make out of plain loops. Integers throughout: a thread that flushes subnormal
-// numbers to zero gets the same answers.
+// Keys of several floats at a time, and comparisons whose results are bits. Compilers do not
+// generate these from plain loops. All operations are on integers, so a thread that flushes
+// subnormal numbers to zero gets the same results.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace {
 typedef int32_t Lanes __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t UnsignedLanes __attribute__((vector_size(4 * kWidth)));
 
-// The bits of floats, or integers as they are.
+// The bits of floats, or integers unchanged.
 inline Lanes load_bits(const void* x) {
   Lanes bits;
   std::memcpy(&bits, x, sizeof bits);
@@ -24,13 +24,13 @@ inline Lanes load_bits(const void* x) {
 
 inline Lanes spread(int32_t x) { return Lanes{} | x; }
 
-// signed_key(order_key(x)) of the floats that have these bits.
+// signed_key(order_key(x)) for floats given as bits.
 inline Lanes keys_of(Lanes bits) {
   const UnsignedLanes negative = (UnsignedLanes)(bits >> 31);
   return (Lanes)(((UnsignedLanes)(bits & 0x7fffffff) ^ negative) - negative);
 }
 
-// Bit j of the results: of lane j.
+// Bit j of the result is the comparison of lane j.
 inline uint64_t greater(Lanes a, Lanes b) {
 #if defined(__AVX512F__)
   return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b);
@@ -45,8 +45,9 @@ inline uint64_t greater(Lanes a, Lanes b) {
 #endif
 }
 
-// The test "key > bound" on the bits of floats themselves, in one exclusive or and one comparison:
-// those of negative numbers descend in size, so a negative bound has all but the sign turned over.
+// Tests "key > bound" directly on the bits of floats, with one exclusive or and one comparison. The
+// bits of negative numbers are in descending order, so for a negative bound all bits but the sign
+// are inverted.
 struct Above {
   Lanes flip;
   Lanes bound;

@@ -1,6 +1,7 @@
-// Rows by their length. A short one stays in registers from its maximum to its gradient. A long one
-// is read from memory once: block by block, with the maximum so far; the exponentials are stored as
-// they come and rescaled to the last maximum when the gradient is written.
+// Cross entropy of rows, by their length. A short row stays in registers from its maximum to its
+// gradient. A long row is read from memory once, in blocks, with a running maximum. The
+// exponentials are stored as they are computed. They are rescaled to the final maximum when the
+// gradient is written.
 #include "cross_entropy.h"
 
 #include <cmath>
@@ -13,10 +14,11 @@
 namespace adapruner::ADAPRUNER_ISA {
 namespace {
 
-constexpr int64_t kBlock = 512;       // values of a long row between two looks at its maximum
-constexpr int64_t kShortVectors = 8;  // a short row's vectors
+constexpr int64_t kBlock = 512;       // values of a long row between two updates of its maximum
+constexpr int64_t kShortVectors = 8;  // most vectors of a short row
 
-// f(vector, place, values) over [begin, end): whole vectors, then a part with `none` in its rest.
+// Calls f(vector, place, size) over [begin, end). The last vector may be partial. Its other lanes
+// are `none`.
 template <typename T, typename F>
 inline void each_vector(const T* x, int64_t begin, int64_t end, float none, const F& f) {
   int64_t j = begin;
@@ -24,7 +26,7 @@ inline void each_vector(const T* x, int64_t begin, int64_t end, float none, cons
   if (j < end) f(load_part(x + j, end - j, none), j, end - j);
 }
 
-// Σ_c w_c·(x_c − reference), in sums of blocks; the reference is a number of type T.
+// Σ_c w_c·(x_c − reference), summed in blocks. The reference is a number of type T.
 template <typename T>
 double weighted_differences(const T* x, float reference, const float* weight, int64_t n) {
   double total = 0;
@@ -72,7 +74,7 @@ struct Row {
         target_logit(static_cast<A>(logits[target])),
         weighted(0) {
     if (terms.smooth_weight == 0) return;
-    // With an infinite x_y the loss is not finite, whatever it is held against.
+    // If x_y is infinite, the loss is not finite for any reference.
     const A reference = std::isfinite(target_logit) ? target_logit : A(0);
     weighted =
         static_cast<A>(weighted_differences(logits, reference, rows.class_weight, rows.classes));
@@ -82,11 +84,12 @@ struct Row {
     return row_terms<A>(target_class_weight, all.total_weight, all.smoothing, all.classes);
   }
 
-  // From Σ_c exp(x_c − shift).
+  // Loss from Σ_c exp(x_c − shift).
   A loss(A shift, A sum) const {
     return row_loss(terms, std::log(sum) - (target_logit - shift), weighted);
   }
-  // The gradient is e·factor less what smoothing and the target take, with e the exponentials.
+  // The gradient is e·factor, minus the terms of smoothing and of the target. e are the
+  // exponentials.
   A factor(A sum) const { return scale * softmax_weight(terms) / sum; }
 
   A class_weight(int64_t j) const {
@@ -94,7 +97,7 @@ struct Row {
   }
   A smoothing() const { return scale * terms.smooth_weight; }
 
-  // `size` values of the gradient from class `at` on, from e·factor.
+  // Subtracts the smoothing term from `size` values e·factor of the gradient, from class `at` on.
   Floats less_smoothing(Floats g, int64_t at, int64_t size) const {
     if (terms.smooth_weight == 0) return g;
     const float smooth = smoothing();
@@ -102,7 +105,8 @@ struct Row {
     return g - smooth * load_some(rows.class_weight + at, size, 0);
   }
 
-  // Once all the others are written. Half types round only what comes out.
+  // Writes the gradient of the target, after all other values. Half types round only the final
+  // value.
   void set_target_gradient(A shift, A factor) const {
     if constexpr (std::is_same_v<T, A>) {
       gradient[target] -= scale * terms.target_weight;
@@ -114,7 +118,8 @@ struct Row {
   }
 };
 
-// A row of `whole` vectors and `rest` < kWidth values more.
+// Cross entropy of a row of kVectors vectors. If `rest` is not 0, the last one has only `rest`
+// values.
 template <int kVectors, typename T>
 inline float short_row(const Row<T>& row, int64_t rest) {
   constexpr float kNone = -std::numeric_limits<float>::infinity();
@@ -173,8 +178,8 @@ inline float short_row(const Row<T>& row, int vectors, int64_t rest) {
   }
 }
 
-// e: where exponentials go, [classes] (may be the logits themselves), or null where no gradient is
-// wanted; shifts: [blocks].
+// e: memory for the exponentials [classes], which may be the logits, or null if no gradient is
+// wanted. shifts: [blocks].
 template <typename T>
 float long_row(const Row<T>& row, float* e, float* shifts) {
   constexpr float kNone = -std::numeric_limits<float>::infinity();
@@ -199,7 +204,7 @@ float long_row(const Row<T>& row, float* e, float* shifts) {
       shift = here;
     }
     shifts[block] = shift;
-    const float finite_shift = shift == kNone ? 0 : shift;  // nothing but −inf so far: zeros
+    const float finite_shift = shift == kNone ? 0 : shift;  // only −inf so far: e is 0
     Floats total{};
     each_vector(row.logits, begin, end, kNone, [&](Floats x, int64_t at, int64_t size) {
       const Floats value = exp_nonpositive(x - finite_shift);
@@ -228,7 +233,7 @@ float long_row(const Row<T>& row, float* e, float* shifts) {
   return row.loss(shift, static_cast<float>(all));
 }
 
-// float64, for checks: plain, with the library's exp.
+// float64, for checks. Uses exp of the standard library.
 inline double plain_row(const Row<double>& row) {
   const int64_t n = row.rows.classes;
   double shift = -std::numeric_limits<double>::infinity(), all = 0;
@@ -249,7 +254,7 @@ template <typename T>
 void rows_of(const CrossEntropyRows<T>& rows, int64_t begin, int64_t end) {
   const int64_t n = rows.classes;
   const bool is_short = n <= kShortVectors * kWidth;
-  // Exponentials go straight into a float32 gradient, else into a row of their own.
+  // Exponentials are stored in the gradient if it is float32, otherwise in memory of their own.
   constexpr bool kDirect = std::is_same_v<T, float>;
   const bool wanted = rows.gradient != nullptr;
   const Scratch<float> exponentials(kDirect || is_short || !wanted ? 0 : n);

@@ -1,5 +1,5 @@
-// Cross entropy of many rows of logits: loss and gradient of each in one go. Either a row's classes
-// lie side by side in memory, or the rows of a sample do, class after class.
+// Cross entropy of many rows of logits. Loss and gradient of a row are computed together. Either
+// the classes of a row lie side by side in memory, or the rows of a sample do, class after class.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -12,7 +12,8 @@
 
 namespace adapruner {
 
-// T: float, double, c10::BFloat16, c10::Half. Arithmetic is in Acc: double for double, else float.
+// T: float, double, c10::BFloat16 or c10::Half. Arithmetic is in Acc<T>: double for double,
+// otherwise float.
 template <typename T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -27,10 +28,10 @@ struct CrossEntropyRows {
   int64_t classes;
   int64_t columns;   // rows of a sample, for cross_entropy_columns
   Acc<T>* row_loss;  // [rows], written; 0 where the row is ignored
-  T* gradient;       // as logits, written; may be `logits` itself; null: not wanted
+  T* gradient;       // like logits, written; may be `logits`; null: not wanted
 };
 
-// Columns that go through together: as many as keep their exponentials within a core's own cache.
+// Number of columns that are processed together. Their exponentials fit a core's own cache.
 inline int64_t strip_columns(int64_t classes) {
   constexpr int64_t kMost = 256, kLeast = 16, kValues = 32768;
   const int64_t fit = kValues / classes / kLeast * kLeast;

@@ -1,6 +1,6 @@
-// Rows whose logits lie side by side, class after class, as convolutions give them: a lane of a
-// vector is a row. A strip of columns goes through the classes three times: for its maxima, for its
-// exponentials, which stay in a core's own cache, and for its gradient.
+// Rows that lie side by side in memory, class after class, as in the output of a convolution. A
+// lane of a vector is a row. A strip of columns is read class by class three times: for its maxima,
+// for its exponentials, which stay in a core's own cache, and for its gradient.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -13,9 +13,9 @@
 namespace adapruner::ADAPRUNER_ISA {
 namespace {
 
-constexpr int64_t kClasses = 64;  // classes that are summed before they join the sum of all
+constexpr int64_t kClasses = 64;  // classes that are summed before they are added to the total
 
-// A number for each column of a strip; of whole vectors, whatever the strip's width.
+// Arrays with a number for each column of a strip. The width is a whole number of vectors.
 struct Strip {
   int64_t width;
   Scratch<float> memory;
@@ -32,7 +32,7 @@ struct Strip {
   }
 };
 
-// Columns first … first + n of a sample.
+// Columns [first, first + n) of a sample.
 template <typename T>
 struct Columns {
   const CrossEntropyRows<T>& rows;
@@ -46,7 +46,7 @@ struct Columns {
     return rows.class_weight == nullptr ? 1.0f : rows.class_weight[c];
   }
 
-  // f(place of a vector, its size)
+  // Calls f(place of a vector, its size).
   template <typename F>
   void each_vector(const F& f) const {
     int64_t j = 0;
@@ -54,7 +54,7 @@ struct Columns {
     if (j < n) f(j, n - j);
   }
 
-  // Into `total` what f(class, place, size) adds up to over the classes.
+  // total ← the sum of f(class, place, size) over the classes.
   template <typename F>
   void sum_classes(float* total, const F& f) const {
     std::memset(total, 0, strip.width * sizeof(float));
@@ -97,13 +97,13 @@ struct Columns {
       std::memcpy(strip.kept + j, &bits, sizeof bits);
       const float x = kept ? static_cast<float>(logits(rows.targets[row(j)])[j]) : 0;
       strip.target[j] = x;
-      // With an infinite x_y the loss is not finite, whatever it is held against.
+      // If x_y is infinite, the loss is not finite for any reference.
       strip.reference[j] = std::isfinite(x) ? x : 0;
       strip.weighted[j] = 0;
     }
   }
 
-  // Σ_c w_c·(x_c − x_y)
+  // Σ_c w_c·(x_c − x_y).
   void sum_differences() const {
     sum_classes(strip.weighted, [&](int64_t c, int64_t j, int64_t size) {
       const Floats x = load_some(logits(c) + j, size, 0);
@@ -124,7 +124,7 @@ struct Columns {
           row_loss(terms, std::log(all) - (strip.target[j] - strip.shift[j]), strip.weighted[j]);
       strip.factor[j] = scale * softmax_weight(terms) / all;
       strip.smoothing[j] = scale * terms.smooth_weight;
-      strip.target[j] = scale * terms.target_weight;  // from here on: what the gradient loses there
+      strip.target[j] = scale * terms.target_weight;  // from here on: target term of the gradient
     }
   }
 
@@ -142,7 +142,7 @@ struct Columns {
     for (int64_t j = 0; j < n; ++j) {
       if (rows.row_scale[row(j)] < 0) continue;
       const int64_t c = rows.targets[row(j)];
-      // From its parts, so that half types round only what comes out.
+      // Computed from its parts, so that half types round only the final value.
       float g = strip.exponentials[c * strip.width + j] * strip.factor[j];
       if (rows.smoothing != 0) g -= strip.smoothing[j] * class_weight(c);
       rows.gradient[place(c) + j] = static_cast<T>(g - strip.target[j]);

@@ -8,7 +8,7 @@ namespace adapruner::ADAPRUNER_ISA {
 
 void step_block(const int64_t* state, float* m, const uint8_t* ages, const double* pressures,
                 int64_t n) {
-  int64_t constants[kStateSize];  // its own, so that nothing written below can change them
+  int64_t constants[kStateSize];  // a copy, which the writes below cannot change
   std::memcpy(constants, state, sizeof constants);
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) m[j] = stepped(constants, m[j], ages[j], pressures[j]);

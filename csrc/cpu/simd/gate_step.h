@@ -1,4 +1,4 @@
-// The steps of visited gates, many at a time.
+// Updates of many visited gates at a time.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace adapruner {
 
-// Gates that are stepped together: what they need fits a core's nearest cache.
+// Number of gates that are updated together. Their data fit a core's nearest cache.
 constexpr int64_t kGateBlock = 512;
 
 // step_block     m[j] ← stepped(state, m[j], ages[j], pressures[j]) for n ≤ kGateBlock gates.

@@ -1,5 +1,5 @@
-// Vectors of floats, as wide as the instruction set has them: loads and stores from every type of
-// logits, whole or in part, reductions, and exp.
+// Vectors of floats, as wide as the instruction set has them: loads and stores for every type of
+// logits, whole or partial, reductions, and exp.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -67,7 +67,7 @@ inline void store(c10::Half* x, Floats v) {
 #endif
 }
 
-// The first n < kWidth values at x, and `rest` in the other lanes.
+// The first n < kWidth values at x. The other lanes are `rest`.
 template <typename T>
 inline Floats load_part(const T* x, int64_t n, float rest) {
 #if defined(__AVX512F__)
@@ -95,7 +95,7 @@ inline void store_part(T* x, int64_t n, Floats v) {
   for (int64_t j = 0; j < n; ++j) x[j] = all[j];
 }
 
-// The same of n ≤ kWidth values.
+// As above, for n ≤ kWidth values.
 template <typename T>
 inline Floats load_some(const T* x, int64_t n, float rest) {
   return n == kWidth ? load(x) : load_part(x, n, rest);
@@ -110,7 +110,7 @@ inline void store_some(T* x, int64_t n, Floats v) {
   }
 }
 
-// The larger one in each lane; b where a is NaN.
+// The larger value in each lane. If a is NaN, it is b.
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 inline float largest(Floats v) {
@@ -134,7 +134,7 @@ inline float sum(Floats v) {
 #endif
 }
 
-// exp_nonpositive of csrc/math/exp.h, to the same accuracy.
+// exp_nonpositive of csrc/math/exp.h, with the same accuracy.
 using adapruner::exp_nonpositive;
 inline Floats exp_nonpositive(Floats x) {
 #if defined(__AVX512F__)

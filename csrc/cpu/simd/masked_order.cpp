@@ -9,7 +9,8 @@ namespace {
 
 typedef uint32_t Words __attribute__((vector_size(4 * kWidth)));
 
-// Products of 32-bit words are made of every other one; compilers take 64-bit products instead.
+// High halves of the products. Instructions multiply every other 32-bit word. Compilers would use
+// 64-bit products.
 inline Words scaled_words(Words x, uint32_t range) {
 #if defined(__AVX512F__)
   const __m512i v = (__m512i)x, factor = _mm512_set1_epi32(static_cast<int>(range));
@@ -38,7 +39,7 @@ inline void store(uint32_t* x, Words v) { std::memcpy(x, &v, sizeof v); }
 constexpr int kStep = 128;
 constexpr int kTogether = 4;
 
-// cells[j] ← the cell that position + j goes to, before any walking; size ≤ kStep.
+// cells[j] ← the cell of position + j, before cycle walking. size ≤ kStep.
 void permute_cells(const Permutation& p, uint64_t position, int size, uint64_t* cells) {
   alignas(64) uint32_t rows[kStep] = {};
   alignas(64) uint32_t columns[kStep] = {};
@@ -53,8 +54,8 @@ void permute_cells(const Permutation& p, uint64_t position, int size, uint64_t* 
     }
     j += run;
   }
-  // Several vectors at a time: a round is a long chain of operations. What lies beyond size is
-  // computed along with it and left alone.
+  // Several vectors at a time, because a round is a long chain of dependent operations. Values
+  // beyond size are computed too, and not used.
   for (int j = 0; j < size; j += kTogether * kWidth) {
     Words row_of[kTogether], column_of[kTogether];
     for (int v = 0; v < kTogether; ++v) {
@@ -85,7 +86,7 @@ int64_t keep_permuted(const Permutation& p, int64_t position, int64_t n, const u
     permute_cells(p, static_cast<uint64_t>(position + begin), size, cells);
     for (int j = 0; j < size; ++j) {
       if (cells[j] >= p.n) cells[j] = walk_inside(p, cells[j]);
-      // All reads of the mask are under way before the first is waited for.
+      // Requests all bytes of the mask before the first one is used.
       __builtin_prefetch(mask + cells[j] / 8);
     }
     for (int j = 0; j < size; ++j) {

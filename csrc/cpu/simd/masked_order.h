@@ -1,4 +1,4 @@
-// The loop of masked_order: places of a keyed permutation whose samples have their bit set.
+// The loop of masked_order, over places of a keyed permutation.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace adapruner {
 
-// keep_permuted  appends π(position), …, π(position + n − 1) to indices, without those whose bit in
-//                mask is 0. indices has room for n. Returns the number appended.
+// keep_permuted  appends π(position), …, π(position + n − 1) to indices, without the samples whose
+//                bit in mask is 0. indices has room for n. Returns the number appended.
 #define ADAPRUNER_DECLARE(isa)                                                                  \
   namespace isa {                                                                               \
   int64_t keep_permuted(const Permutation& p, int64_t position, int64_t n, const uint8_t* mask, \

@@ -11,7 +11,8 @@ void sample_weights(const int64_t* state, const float* gate_logits, const int64_
     return;
   }
   const double slope = read_double(state, kSlope);
-  for (int64_t i = 0; i < n; ++i) weights[i] = gate_logits[ids[i]];  // apart: the rest vectorises
+  // Two loops, so that the second one vectorises.
+  for (int64_t i = 0; i < n; ++i) weights[i] = gate_logits[ids[i]];
   for (int64_t i = 0; i < n; ++i) weights[i] = gate(slope, weights[i]);
 }
 

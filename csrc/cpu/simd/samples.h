@@ -1,5 +1,5 @@
-// Formulas of csrc/math/gate.h over the samples of a batch: weights before there are losses, and
-// pressures after. The same bits on every instruction set.
+// Formulas of csrc/math/gate.h over the samples of a batch: weights before losses are known, and
+// pressures after that. The same bits on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@ namespace adapruner {
 struct SampleLosses {
   const int64_t* state;
   double balance;         // balance_pressure(state)
-  const double* sums;     // [n], over the rows of each sample that count
-  const int64_t* counts;  // [n], their number
-  double* losses;         // [n], written: ℓ, 0 where no row counts
+  const double* sums;     // [n], losses of each sample's rows that are not ignored
+  const int64_t* counts;  // [n], number of these rows
+  double* losses;         // [n], written: ℓ, 0 if all rows are ignored
   float* pressures;       // [n], written
 };
 

@@ -14,8 +14,8 @@ void write_keys(const SamplingKeys& work, int64_t begin, int64_t end) {
     const float* m = work.gate_logits + first;
     const uint8_t* age = work.age + first;
     float* keys = work.keys + first;
-    // Several loops: one logarithm after the other is too long a chain of operations to overlap
-    // with the next samples', and not every instruction set has vectors for a table.
+    // Several loops. Two logarithms in one loop would be a chain of operations that is too long to
+    // overlap with the next samples. And not every instruction set can look up a table in vectors.
     for (int64_t j = 0; j < size; ++j) of_age[j] = work.age_terms[age[j]];
 #pragma omp simd
     for (int64_t j = 0; j < size; ++j) {

@@ -1,4 +1,4 @@
-// The loop of sampling_keys over a stretch of samples.
+// The loop of sampling_keys over a run of samples.
 #pragma once
 
 #include <cstdint>

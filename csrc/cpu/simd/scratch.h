@@ -1,6 +1,6 @@
-// A run of scratch memory. Not std::vector: a template of the standard library that is instantiated
-// in these files could become the whole module's copy, with instructions that not every processor
-// has.
+// An array of scratch memory. It is not a std::vector: a template of the standard library that is
+// instantiated in these files could become the copy of the whole module, with instructions that not
+// every processor has.
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kWord = 64;
 constexpr int32_t kSignBit = std::numeric_limits<int32_t>::min();  // see signed_key
 
-// One more than a segment, without its sign, is a row, and −1 is row 0.
+// A row is the segment plus one, as an unsigned number. Segment −1 is row 0.
 template <typename T>
 bool rows_of(const T* segments, int64_t n, int64_t count, uint32_t* rows) {
   using Row = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -56,7 +56,7 @@ void split_rows(const float* x, const uint32_t* rows, int64_t n, const KeyRange*
   for (int64_t i = 0; i < n; i += kWord) {
     const int64_t size = n - i < kWord ? n - i : kWord;
     const float* values = x + i;
-    float copy[kWord];  // of the last, short word, so that no read leaves x
+    float copy[kWord];  // copy of the last, short word, so that no read is outside x
     if (size < kWord) {
       std::memcpy(copy, values, static_cast<size_t>(size) * sizeof(float));
       values = copy;
@@ -64,7 +64,8 @@ void split_rows(const float* x, const uint32_t* rows, int64_t n, const KeyRange*
     uint32_t low[kWord], high[kWord];
     for (int64_t j = 0; j < size; ++j) {
       uint32_t row = rows[i + j];
-      __asm__("" : "+r"(row));  // or compilers make it a gather, which is slower on some processors
+      // Without this, compilers use a gather, which is slower on some processors.
+      __asm__("" : "+r"(row));
       low[j] = ranges[row].low;
       high[j] = ranges[row].high;
     }

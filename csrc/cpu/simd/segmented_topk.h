@@ -1,5 +1,5 @@
-// Loops over gate logits and their segments. A row is a segment's number plus one; row 0 is for
-// values in no segment.
+// Loops over gate logits and their segments. A row is the number of a segment plus one. Row 0 is
+// for values in no segment.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,12 @@
 
 namespace adapruner {
 
-// load_rows    rows ← segments + 1, 0 where the segment is outside [0, count). False if one is
-//              outside [−1, count).
-// value_slots  slots ← row · 2^bits + the bin of the value. True if a value is NaN.
-// split_rows   bits of a mask: in `kept` those whose key is above the range of their row, in
-//              `candidates` those whose key is in it. candidates has whole words, the bits beyond n
-//              are 0.
+// load_rows    rows ← segments + 1, or 0 if the segment is not in [0, count). Returns false if a
+//              segment is not in [−1, count).
+// value_slots  slots ← row · 2^bits + the bin of the value. Returns true if a value is NaN.
+// split_rows   sets bits: in `kept` for values whose key is above the range of their row, in
+//              `candidates` for values whose key is in it. candidates has whole words. Its bits
+//              beyond n are 0.
 #define ADAPRUNER_DECLARE_ROWS(T) \
   bool load_rows(const T* segments, int64_t n, int64_t count, uint32_t* rows);
 #define ADAPRUNER_DECLARE(isa)                                                             \

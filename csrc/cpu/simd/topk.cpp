@@ -10,8 +10,8 @@ namespace {
 
 constexpr int64_t kWord = 64;
 
-// f(values, i, valid) for the 64 values from each i on; `valid` has the bits of those that exist.
-// The last, short word is read from a copy, so that no read leaves x.
+// Calls f(values, i, valid) for each run of 64 values, from i on. `valid` has a bit for each value
+// that exists. The last, short run is read from a copy, so that no read is outside x.
 template <typename F>
 void each_word(const float* x, int64_t n, const F& f) {
   int64_t i = 0;
@@ -23,7 +23,7 @@ void each_word(const float* x, int64_t n, const F& f) {
   }
 }
 
-// The bits of test(lanes) over the 64 values at x.
+// The results of test(lanes) for the 64 values at x, as bits.
 template <typename Test>
 inline uint64_t word_of(const float* x, const Test& test) {
   uint64_t word = 0;
@@ -34,7 +34,7 @@ inline uint64_t word_of(const float* x, const Test& test) {
 
 inline int64_t bytes_at(int64_t i, int64_t n) { return n - i < kWord ? (n - i + 7) / 8 : 8; }
 
-// The bits of values i … i + 63 of the n that a mask is for.
+// The bits of values i … i + 63 of a mask of n values.
 inline uint64_t read_word(const uint8_t* mask, int64_t i, int64_t n) {
   uint64_t word = 0;
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -79,7 +79,8 @@ int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t
       appended += rest != 0;
       rest &= rest - 1;
     };
-    // Whether a word has one or two cannot be foretold, so it is not asked; few have more.
+    // A branch on whether there are one or two entries could not be predicted, so two are always
+    // written. Few words have more.
     append();
     append();
     while (rest != 0) append();
@@ -126,33 +127,6 @@ int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t
     write_word(mask, i, n, (read_word(mask, i, n) & ~found) | first);
   });
   return kept;
-}
-
-int64_t count_bits(const uint8_t* mask, int64_t bytes) {
-  int64_t count = 0;
-  for (int64_t b = 0; b < bytes; b += 8) {
-    count += __builtin_popcountll(read_word(mask, 8 * b, 8 * bytes));
-  }
-  return count;
-}
-
-void expand_bits(const uint8_t* mask, int64_t bytes, int64_t first, int64_t* indices,
-                 int64_t count) {
-  int64_t done = 0, b = 0;
-#if defined(__AVX512F__)
-  // Eight indices are written for every byte, so stop before there is no room for that.
-  const __m512i lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-  for (; b < bytes && done + 8 <= count; ++b) {
-    const __m512i places = _mm512_add_epi64(_mm512_set1_epi64(first + 8 * b), lanes);
-    _mm512_storeu_si512(indices + done, _mm512_maskz_compress_epi64(mask[b], places));
-    done += __builtin_popcount(mask[b]);
-  }
-#endif
-  for (; b < bytes; ++b) {
-    for (unsigned rest = mask[b]; rest != 0; rest &= rest - 1) {
-      indices[done++] = first + 8 * b + __builtin_ctz(rest);
-    }
-  }
 }
 
 }  // namespace adapruner::ADAPRUNER_ISA

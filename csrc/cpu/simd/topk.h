@@ -1,5 +1,5 @@
-// Loops over gate logits for the exact top-k. A mask has bit i % 8 of byte i / 8 for value i; its
-// spare bits are written as 0. Counts and sums are added to what is there.
+// Loops over gate logits for the exact top-k. A mask has bit i % 8 of byte i / 8 for value i. Its
+// spare bits are written as 0. Counts and sums are added to the numbers already there.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ struct BandEntry {
   uint32_t offset;
 };
 
-// Keys low ≤ high that the threshold is hoped to lie between; kLowestKey − 1 and kHighestKey + 1
-// leave a side open.
+// Keys low ≤ high that should bracket the threshold. kLowestKey − 1 and kHighestKey + 1 leave a
+// side open.
 struct Bracket {
   uint32_t low;
   uint32_t high;
@@ -32,15 +32,14 @@ struct TieCounts {
   int64_t equal = 0;
 };
 
-// scan_bracket   mask ← key ≥ high; counts; appends what lies strictly between the bounds to band,
-//                which has room for n + 2 more, with offsets from `offset` on; `nan` becomes true
-//                if there is one. Returns the number appended.
-// sum_gates      sums[0] += Σ gate_fixed(slope, x), sums[1] += number of x > 0, of n < 2³¹ values.
-// count_ties     values with a larger key than the given one, and with that key.
-// rank_ties      of the values with that key the first `keep` are set in mask, the others cleared.
-//                Returns the number set.
-// count_bits     number of bits set.
-// expand_bits    indices[0, count) ← first + the places of the `count` bits set, ascending.
+// scan_bracket   mask ← key ≥ high; adds to counts; appends the values strictly between the bounds
+//                to band, with offsets from `offset` on. band has room for n + 2 more. Sets `nan`
+//                if a value is NaN. Returns the number appended.
+// sum_gates      sums[0] += Σ gate_fixed(slope, x), sums[1] += the number of x > 0, for n < 2³¹
+//                values.
+// count_ties     counts the values with a larger key, and the values with this key.
+// rank_ties      sets the mask bits of the first `keep` values with this key, and clears those of
+//                the others with this key. Returns the number set.
 #define ADAPRUNER_DECLARE(isa)                                                             \
   namespace isa {                                                                          \
   int64_t scan_bracket(const float* x, int64_t n, const Bracket& bracket, uint32_t offset, \
@@ -48,9 +47,6 @@ struct TieCounts {
   void sum_gates(const float* x, int64_t n, double slope, int64_t* sums);                  \
   void count_ties(const float* x, int64_t n, uint32_t key, TieCounts& counts);             \
   int64_t rank_ties(const float* x, int64_t n, uint32_t key, int64_t keep, uint8_t* mask); \
-  int64_t count_bits(const uint8_t* mask, int64_t bytes);                                  \
-  void expand_bits(const uint8_t* mask, int64_t bytes, int64_t first, int64_t* indices,    \
-                   int64_t count);                                                         \
   }
 ADAPRUNER_FOR_EACH_ISA(ADAPRUNER_DECLARE)
 #undef ADAPRUNER_DECLARE

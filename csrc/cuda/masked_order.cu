@@ -1,2 +1,0 @@
-#include "masked_order.cuh"
-#include "masked_order.h"
