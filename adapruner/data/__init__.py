@@ -1,4 +1,4 @@
-"""Where samples come from, and how they are read; and, for convenience, where the kept ones go."""
+"""Sources of samples, and the loaders that read them."""
 
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source

@@ -1,4 +1,4 @@
-"""Samples that cannot be read: what is recorded, and when a run stops."""
+"""Records of unreadable samples, and the errors that stop a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from adapruner.errors import UnreadableSampleError
 from adapruner.pruning.sampler import EpochSource
 
-# So many samples that cannot be read, and none before them that can, stop a run.
+# A run stops if this many samples are unreadable before the first readable one.
 ENOUGH_FAILURES = 16
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -23,12 +23,12 @@ class Unreadable(NamedTuple):
 
 
 def describe_error(error: BaseException) -> str:
-    """The reason that is recorded: without addresses in memory, which differ from run to run."""
+    """The reason as text. Memory addresses are removed, because they differ between runs."""
     return f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}"
 
 
 def refuse_unreadable(unreadable: Sequence[Unreadable], on_error: str) -> None:
-    """Raise for the first of ``unreadable``, if errors are to be raised."""
+    """Raise for the first of ``unreadable`` if ``on_error`` is "raise"."""
     if unreadable and on_error == "raise":
         raise UnreadableSampleError(
             f"sample {unreadable[0].sample} cannot be read: {unreadable[0].reason}"
@@ -36,10 +36,10 @@ def refuse_unreadable(unreadable: Sequence[Unreadable], on_error: str) -> None:
 
 
 class Failures:
-    """What could not be read: reported to the pruner, or raised.
+    """Reports unreadable samples to the pruner, or raises.
 
     Args:
-        pruner: decides what each epoch reads.
+        pruner: decides which samples each epoch reads.
         num_samples: N.
         on_error: "skip" or "raise".
     """
@@ -49,23 +49,23 @@ class Failures:
             raise ValueError(f'on_error must be "skip" or "raise"; found {on_error!r}')
         self._pruner, self._num_samples, self._on_error = pruner, num_samples, on_error
         self._any_read = False
-        self._first: list[Unreadable] = []  # before anything could be read
+        self._first: list[Unreadable] = []  # until a sample can be read
 
     def note(self, unreadable: list[Unreadable], read: int) -> None:
-        """Take in what a batch lacks, and how many samples it has.
+        """Note the unreadable samples of a batch, and the number of samples that it has.
 
         Raises:
-            UnreadableSampleError: errors are to be raised, or nothing at all could be read so far.
+            UnreadableSampleError: ``on_error`` is "raise", or no sample could be read so far.
         """
         refuse_unreadable(unreadable, self._on_error)
         self._any_read = self._any_read or read > 0
         if not self._any_read:
             self._first += unreadable
             if len(self._first) >= min(ENOUGH_FAILURES, self._num_samples):
-                # More likely the code than the data.
+                # The code is more likely wrong than the data.
                 raise UnreadableSampleError(
-                    f"none of the first {len(self._first)} samples can be read; the first one, "
-                    f"sample {self._first[0].sample}: {self._first[0].reason}"
+                    f"none of the first {len(self._first)} samples can be read; found for sample "
+                    f"{self._first[0].sample}: {self._first[0].reason}"
                 )
         if unreadable:
             self._pruner.exclude(unreadable)

@@ -11,23 +11,23 @@ from torch.utils.data import Dataset
 
 
 def with_ids(dataset: Any) -> Dataset[Any]:
-    """``dataset`` with the index of each sample in the sample, so that ids come with any collate.
+    """``dataset`` with the index added to each sample, so any collate passes the ids on.
 
     ============  ===========================================
-    a sample is   with its index it is
+    sample        sample with its index
     ============  ===========================================
-    tuple, list   the same with the index as one more element
+    tuple, list   the index is one more element
     mapping       a dict with the index at the key ``"ids"``
     namedtuple    a namedtuple with one more field, ``ids``
     other         the tuple (sample, index)
     ============  ===========================================
 
     Args:
-        dataset: a map-style dataset; its ``__getitems__``, where it has one, is used.
+        dataset: a map-style dataset. Its ``__getitems__`` is used if it has one.
 
     Raises:
         TypeError: ``dataset`` has no length or cannot be indexed.
-        ValueError: a sample is a mapping or namedtuple that has ``ids`` already.
+        ValueError: a sample is a mapping or namedtuple that already has ``ids``.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ def with_ids(dataset: Any) -> Dataset[Any]:
     """
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
-            "with_ids takes a map-style dataset, with __len__ and __getitem__; found "
+            "expected a map-style dataset, with __len__ and __getitem__; found "
             f"{type(dataset).__name__}"
         )
     return _WithIds(dataset)
@@ -66,7 +66,7 @@ class _WithIds(Dataset[Any]):
 def _joined(sample: Any, index: int) -> Any:
     if isinstance(sample, Mapping):
         if "ids" in sample:
-            raise ValueError(f"sample {index} has a key 'ids' already; expected none")
+            raise ValueError(f"expected samples without a key 'ids'; found one in sample {index}")
         return {**sample, "ids": index}
     if isinstance(sample, tuple) and hasattr(sample, "_fields"):
         return _named(type(sample), (*sample, index))
@@ -85,9 +85,9 @@ def _named(base: type, values: tuple[Any, ...]) -> Any:
 def _with_field(base: Any) -> type:
     """The namedtuple ``base`` with one more field, ``ids``."""
     if "ids" in base._fields:
-        raise ValueError(f"samples of type {base.__name__} have a field 'ids' already")
+        raise ValueError(f"expected samples without a field 'ids'; found one in {base.__name__}")
     make: Any = namedtuple
     fields = make(base.__name__, (*base._fields, "ids"))
-    # A worker process sends batches of it: the type is made again from its base.
+    # Pickle finds no module for this type. A receiving process makes it again from ``base``.
     reduce = {"__reduce__": lambda self: (_named, (base, tuple(self))), "__slots__": ()}
     return type(base.__name__, (fields,), reduce)

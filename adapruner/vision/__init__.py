@@ -1,4 +1,4 @@
-"""Models and transforms for images: any timm model, small images included (the extra "vision")."""
+"""Models and transforms for images: any timm model, also for small images (extra "vision")."""
 
 from adapruner.vision.models import create_model
 from adapruner.vision.transforms import (

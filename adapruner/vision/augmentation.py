@@ -1,7 +1,7 @@
-"""Image augmentation as numbers: which window of an image, and whether it is mirrored.
+"""Image augmentation as numbers: the window of an image, and whether to mirror it.
 
-Drawn in NumPy from (seed, epoch, index) and handed to DALI with each batch, so that a sample is
-augmented in the same way whatever batch it is in and wherever an epoch is taken up again.
+The numbers are drawn from (seed, epoch, index) in NumPy. DALI gets them with each batch. So the
+augmentation of a sample depends neither on its batch nor on a resumed epoch.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ def uniforms(seed: int, epoch: int, ids: npt.NDArray[np.int64], count: int) -> U
 
 @dataclass(frozen=True)
 class Zoom:
-    """Any part of the image, of ``area`` and ``ratio`` (width to height), zoomed to ``size``.
+    """A random window, resized to ``size`` and randomly mirrored.
 
-    Torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip``.
+    It draws as torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip`` do.
+
+    Attributes:
+        size: height and width of the result, in pixels.
+        area: smallest and largest share of the image's area.
+        ratio: smallest and largest ratio of width to height.
     """
 
     size: int
@@ -47,8 +52,8 @@ class Zoom:
         """``start`` and ``extent`` of the windows (height, width) ``[B, 2]``, ``mirror`` ``[B]``.
 
         Args:
-            shapes: of the images, ``[B, 2]``, height and width.
-            drawn: ``[B, draws]``.
+            shapes: height and width of the images, ``[B, 2]``.
+            drawn: numbers in [0, 1), ``[B, draws]``.
         """
         height, width = shapes[:, :1], shapes[:, 1:2]
         low, high = self.area
@@ -72,7 +77,7 @@ class Zoom:
         }
 
     def _middle(self, shapes: Shapes) -> Shapes:
-        """Where no window drawn fits: the largest one of an allowed ratio."""
+        """The largest window of an allowed ratio, for images that no drawn window fits."""
         height, width = shapes[:, 0], shapes[:, 1]
         low, high = self.ratio
         heights = np.minimum(height, np.rint(width / low).astype(np.int64))
@@ -82,11 +87,15 @@ class Zoom:
 
 @dataclass(frozen=True)
 class Crop:
-    """A window of ``size`` of the image whose shorter side is ``shorter``.
+    """A window of ``size`` pixels, after the shorter side of the image is resized to ``shorter``.
 
-    With ``margin``, at random from the image with that many black pixels around it, mirrored or
-    not: torchvision's ``RandomCrop(size, padding=margin)`` and ``RandomHorizontalFlip``. Without,
-    its middle: ``CenterCrop(size)``.
+    With ``margin``, a random window, randomly mirrored: torchvision's ``RandomCrop(size,
+    padding=margin)`` and ``RandomHorizontalFlip``. Without, the middle: ``CenterCrop(size)``.
+
+    Attributes:
+        size: height and width of the window.
+        shorter: length of the shorter side of the resized image.
+        margin: width of the black border around the image, or None.
     """
 
     size: int
@@ -96,18 +105,19 @@ class Crop:
     draws = 3
 
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
-        """``start`` (height, width) ``[B, 2]`` and ``mirror`` ``[B]``; where an image is not of its
-        size already, ``resized`` ``[B, 2]`` too.
+        """``start`` (height, width) ``[B, 2]``, ``mirror`` ``[B]``, perhaps ``resized`` ``[B, 2]``.
+
+        ``resized`` is left out if all images have the right size.
 
         Args:
-            shapes: of the images, ``[B, 2]``, height and width.
-            drawn: ``[B, draws]``.
+            shapes: height and width of the images, ``[B, 2]``.
+            drawn: numbers in [0, 1), ``[B, draws]``.
         """
         shorter = shapes.min(1, keepdims=True)
         resized = shapes * self.shorter // shorter
         room = resized - self.size
         if self.margin is None:
-            # Half of an odd room as torchvision rounds it: to the even one.
+            # Half of an odd number is rounded to even, as in torchvision.
             start = np.rint(room / 2)
             mirror = np.zeros(len(shapes), dtype=np.int32)
         else:
@@ -116,7 +126,7 @@ class Crop:
             mirror = _coins(drawn[:, 2])
         inputs: Inputs = {"start": start.astype(np.int32), "mirror": mirror}
         if (shorter != self.shorter).any():
-            # Not done for nothing: DALI takes as long for it as for decoding 32 x 32 pixels.
+            # DALI resizes a 32 x 32 image as slowly as it decodes one, even to the same size.
             inputs["resized"] = resized.astype(np.float32)
         return inputs
 

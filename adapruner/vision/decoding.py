@@ -1,4 +1,4 @@
-"""Decoding of images, the same for every source that holds some, and the errors of it."""
+"""Decoding of images, the same for every source, and its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from adapruner._util.checks import checked_whole
 from adapruner._util.extras import require
 
-# torchvision's IMG_EXTENSIONS, repeated so that listing a folder does not need torchvision.
+# A copy of torchvision's IMG_EXTENSIONS, so a folder can be listed without torchvision.
 IMAGE_EXTENSIONS = (
     ".jpg",
     ".jpeg",
@@ -24,7 +24,7 @@ IMAGE_EXTENSIONS = (
     ".webp",
 )
 
-# 300 MB in memory as RGB. Pillow has a limit of its own besides, about 180 million.
+# 300 MB in memory as RGB. Pillow also has its own limit, about 180 million pixels.
 MAX_PIXELS = 100_000_000
 
 
@@ -32,8 +32,8 @@ def read_image(path: str, mode: str | None = "RGB", max_pixels: int = MAX_PIXELS
     """Decode the image at ``path`` with Pillow and convert it to ``mode``.
 
     Raises:
-        OSError: it cannot be read or decoded, or has more than ``max_pixels``; the message has
-            ``path``.
+        OSError: the image cannot be read or decoded, or has more than ``max_pixels`` pixels. The
+            message has ``path``.
     """
     with open(path, "rb") as handle:
         return _decode(handle, path, mode, max_pixels)
@@ -42,10 +42,11 @@ def read_image(path: str, mode: str | None = "RGB", max_pixels: int = MAX_PIXELS
 def decode_image(
     encoded: bytes, name: str, mode: str | None = "RGB", max_pixels: int = MAX_PIXELS
 ) -> Any:
-    """Decode the bytes of an image as :func:`read_image` does those of a file.
+    """Decode the bytes of an image with Pillow and convert it to ``mode``.
 
     Raises:
-        OSError: they cannot be decoded, or make more than ``max_pixels``; the message has ``name``.
+        OSError: the image cannot be decoded, or has more than ``max_pixels`` pixels. The message
+            has ``name``.
     """
     return _decode(io.BytesIO(encoded), name, mode, max_pixels)
 
@@ -55,27 +56,27 @@ def _decode(handle: IO[bytes], name: str, mode: str | None, max_pixels: int) -> 
     try:
         with pillow.open(handle) as image:
             width, height = image.size
-            if width * height > max_pixels:  # known before anything is decoded
+            if width * height > max_pixels:  # the header is enough
                 raise ValueError(
-                    f"{width} x {height} pixels, more than max_pixels ({max_pixels:,})"
+                    f"expected at most {max_pixels:,} pixels (max_pixels); found {width} x {height}"
                 )
             image.load()
             return convert_image(image, mode)
     except pillow.UnidentifiedImageError as error:
-        # Its message names the open file, by an address in memory where it is one of bytes.
+        # The message of Pillow can have the memory address of the open file.
         raise OSError(f"cannot decode {name}: cannot identify image file") from error
     except OSError as error:
         if error.errno is not None and error.filename is not None:
-            raise  # the system's own, which names the file
+            raise  # the message of the system names the file
         raise OSError(f"cannot decode {name}: {error}") from error
     except Exception as error:
-        # Of a corrupt file Pillow raises what its plugins happen to run into, SyntaxError among
-        # them. To a caller they all say the same: this file is no image that can be read.
+        # Pillow's plugins raise many types for a corrupt file, even SyntaxError. They all mean that
+        # the image cannot be read.
         raise OSError(f"cannot decode {name}: {type(error).__name__}: {error}") from error
 
 
 def convert_image(image: Any, mode: str | None) -> Any:
-    """``image`` in ``mode``; 16-bit grey is scaled to 8 bits, where Pillow would clip to white."""
+    """``image`` in ``mode``. 16-bit grey is scaled to 8 bits, because Pillow would clip it."""
     if mode is None or image.mode == mode:
         return image.copy()
     # Some versions of Pillow decode 16-bit PNG and PGM to mode "I".
@@ -84,12 +85,14 @@ def convert_image(image: Any, mode: str | None) -> Any:
         pillow = require("PIL.Image", extra="vision")
         image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns
+        image = image.convert("RGBA")  # Pillow warns if it goes to RGB directly
     return image.convert(mode)
 
 
 def to_picture(value: Any) -> Any:
-    """A PIL image as it is; uint8 ``[H, W]``, ``[H, W, 3]`` or ``[3, H, W]`` as one, in RGB.
+    """A PIL image unchanged, or a uint8 array as a PIL image in RGB.
+
+    The array is ``[H, W]``, ``[H, W, 3]`` or ``[3, H, W]``.
 
     Raises:
         ValueError: ``value`` is neither.
@@ -109,7 +112,7 @@ def to_picture(value: Any) -> Any:
 
 
 def picture_axes(shape: tuple[int, ...]) -> str | None:
-    """What the dimensions of an image are, "HW", "HWC" or "CHW"; None where it is none."""
+    """The axes of an image of this shape, "HW", "HWC" or "CHW". None for other shapes."""
     if 0 in shape or len(shape) not in (2, 3):
         return None
     if len(shape) == 2:
@@ -118,18 +121,18 @@ def picture_axes(shape: tuple[int, ...]) -> str | None:
 
 
 def check_mode(mode: str | None) -> None:
-    """Raise ValueError unless ``mode`` is one of Pillow's (or None), ImportError without Pillow."""
+    """Raise ValueError unless ``mode`` is a mode of Pillow or None, ImportError without Pillow."""
     modes = require("PIL.Image", extra="vision").MODES
     if mode is not None and mode not in modes:
-        raise ValueError(f"mode must be one of Pillow's ({', '.join(modes)}), got {mode!r}")
+        raise ValueError(f"mode must be a mode of Pillow ({', '.join(modes)}); found {mode!r}")
 
 
 def check_max_pixels(max_pixels: int) -> None:
     """Raise unless ``max_pixels`` is a whole number of at least 1."""
-    max_pixels = checked_whole("max_pixels", max_pixels, 1)
+    checked_whole("max_pixels", max_pixels, 1)
 
 
 def is_pil_image(value: Any) -> bool:
-    """Whether ``value`` is a PIL image; where Pillow was never imported nothing is."""
+    """Whether ``value`` is a PIL image. Pillow is not imported to find out."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(value, pillow.Image)

@@ -1,4 +1,4 @@
-"""Any model of timm, adapted to small images where they are small."""
+"""timm models, adapted to small images."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ def create_model(
     weights: str | os.PathLike[str] | None = None,
     in_chans: int = 3,
 ) -> nn.Module:
-    """A timm model with fresh weights, or those of a file; nothing is downloaded.
+    """A timm model with initial weights or the weights of a file. Nothing is downloaded.
 
-    The models of timm are made for images of 224 pixels and more: their first layers shrink an
-    image to a quarter. For small images they are adapted as is usual for CIFAR: the first strided
-    convolution gets stride 1, one of 7x7 becomes 3x3, and the max-pooling after it goes.
+    timm models are made for images of 224 pixels and more. Their first layers shrink an image to a
+    quarter of its side. For small images the stem is adapted, as is usual for CIFAR: the first
+    strided convolution has stride 1, a 7x7 kernel becomes 3x3, and the max-pooling after it is
+    removed.
 
     Args:
-        name: of the model, as ``timm.list_models`` has it.
+        name: name of the model, as in ``timm.list_models()``.
         num_classes: C, the number of logits.
-        image_size: pixels on each side of the images that it will see.
-        small_images: whether to adapt the first layers; None does up to 64 pixels.
-        weights: a safetensors file with a state dict for the model made (after the adaptation). A
-            head of another shape than ``[num_classes, ...]`` is not taken from it.
+        image_size: height and width of the images, in pixels.
+        small_images: whether to adapt the stem. None adapts it for images up to 64 pixels.
+        weights: a safetensors file with a state dict of the (adapted) model. A head of another
+            shape than ``[num_classes, ...]`` is not loaded.
         in_chans: channels of the images.
 
     Returns:
@@ -49,12 +50,12 @@ def create_model(
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: timm has no such model, it cannot be adapted to or does not take images of this
-            size, or ``weights`` are not for it.
-        FileNotFoundError: there is no file ``weights``.
+        ValueError: timm has no such model, the model cannot be adapted to images of this size or
+            does not take them, or ``weights`` are not of this model.
+        FileNotFoundError: the file ``weights`` does not exist.
 
     Warns:
-        UserWarning: the head keeps its fresh weights, because the file has none that fits.
+        UserWarning: the head keeps its initial weights, because the file has no head that fits.
 
     Example:
         >>> model = create_model("resnet18", 10, image_size=32)
@@ -73,7 +74,7 @@ def create_model(
     problem = _adapt_stem(model) if adapt else None
     problem = problem or _find_problem(model, probe, num_classes)
     if problem is not None:
-        # Transformers and mixers must be told the size that they are to be made for.
+        # Transformers and mixers are built for one image size.
         fitted = None if small_images else _create_for_size(timm, name, image_size, settings)
         if fitted is None or _find_problem(fitted, probe, num_classes) is not None:
             raise ValueError(_refusal(model, name, image_size, adapt, problem))
@@ -90,11 +91,11 @@ def _check_name(timm: Any, name: str) -> None:
     architecture, _, tag = name.partition(".")
     if tag and architecture in known:
         raise ValueError(
-            f"{name} names weights to download, which is never done; expected {architecture}, and "
-            "a file of weights where it is to start from some"
+            f"expected a model without downloaded weights; found {name}: use {architecture}, and "
+            "pass a file of weights if you need pretrained weights"
         )
     close = difflib.get_close_matches(name, known, n=5)
-    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has their names"
+    hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
     raise ValueError(f"timm has no model {name!r}; {hint}")
 
 
@@ -103,26 +104,26 @@ def _create_for_size(
 ) -> nn.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # layers that become empty
+            warnings.simplefilter("ignore")  # about empty layers
             model: nn.Module = timm.create_model(name, img_size=image_size, **settings)
-    except Exception:  # a TypeError where img_size is unknown; others where the size does not fit
+    except Exception:  # a TypeError if img_size is unknown, other types if the size does not fit
         return None
     return model
 
 
 def _find_problem(model: nn.Module, probe: Tensor, num_classes: int) -> str | None:
-    """Why ``model`` does not give logits ``[2, num_classes]`` for ``probe``; None if it does."""
+    """The reason why ``model`` has no logits ``[2, num_classes]`` for ``probe``, or None."""
     model.eval()
     try:
         with torch.no_grad():
             logits = model(probe)
-    except Exception as error:  # whatever its layers raise for sizes that do not fit
+    except Exception as error:  # layers raise many types for a wrong size
         lines = str(error).splitlines()
         return lines[0] if lines else type(error).__name__
     if isinstance(logits, Tensor) and list(logits.shape) == [2, num_classes]:
         return None
-    met = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    return f"it gives {met} for two images, where [2, {num_classes}] was expected"
+    found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    return f"expected logits [2, {num_classes}] for two images; found {found}"
 
 
 def _refusal(model: nn.Module, name: str, image_size: int, adapted: bool, problem: str) -> str:
@@ -136,7 +137,7 @@ def _refusal(model: nn.Module, name: str, image_size: int, adapted: bool, proble
 
 
 def _adapt_stem(model: nn.Module) -> str | None:
-    """Have the first layers keep the size of the image; why not, if that cannot be."""
+    """Make the first layers keep the image size. Return the reason if this is impossible."""
     layers = [
         (name, layer)
         for name, layer in model.named_modules()
@@ -144,19 +145,19 @@ def _adapt_stem(model: nn.Module) -> str | None:
     ]
     first = next((i for i, (_, layer) in enumerate(layers) if isinstance(layer, nn.Conv2d)), None)
     if first is None:
-        return None  # nothing shrinks the image but pooling between blocks, as in VGG
+        return None  # only pooling between blocks shrinks the image, as in VGG
     name, convolution = layers[first]
     if convolution.kernel_size == convolution.stride and _stride(convolution) > 4:
         size = _stride(convolution)
-        return f"its first layer cuts them into patches of {size}x{size}"
+        return f"its first layer cuts images into patches of {size}x{size}"
     for branch in {name, *_parallel_branches(model, name)}:
-        _slow_down(model, branch)
+        _remove_stride(model, branch)
     if isinstance(getattr(model, "maxpool", None), nn.Module):
         model.maxpool = nn.Identity()
     elif len(layers) > first + 1 and isinstance(layers[first + 1][1], nn.MaxPool2d):
         pooling = layers[first + 1][0]
         holder = pooling.rpartition(".")[0]
-        # Part of the stem only if what holds it holds the convolution too.
+        # The pooling is part of the stem if its parent module also holds the convolution.
         if not holder or name.startswith(f"{holder}."):
             model.set_submodule(pooling, nn.Identity())
     return None
@@ -168,18 +169,18 @@ def _stride(layer: nn.Module) -> int:
 
 
 def _parallel_branches(model: nn.Module, name: str) -> list[str]:
-    """The convolutions that read the image beside ``name``, as timm lists them."""
+    """The names of all convolutions that read the image, if ``name`` is in timm's list."""
     listed = getattr(model, "default_cfg", {}).get("first_conv") or ()
     names = [listed] if isinstance(listed, str) else list(listed)
     return names if name in names else []
 
 
-def _slow_down(model: nn.Module, name: str) -> None:
-    """Give a convolution stride 1, and a plain one of 7x7 a kernel of 3x3."""
+def _remove_stride(model: nn.Module, name: str) -> None:
+    """Set the stride of a convolution to 1. A standard 7x7 convolution becomes 3x3."""
     old = model.get_submodule(name)
     assert isinstance(old, nn.Conv2d)
     if type(old) is not nn.Conv2d or old.kernel_size != (7, 7):
-        old.stride = (1, 1)  # one that scales its weights knows the size of its kernel
+        old.stride = (1, 1)  # subclasses that scale their weights depend on the kernel size
         return
     new = nn.Conv2d(
         old.in_channels,
@@ -190,8 +191,8 @@ def _slow_down(model: nn.Module, name: str) -> None:
         bias=old.bias is not None,
     )
     with torch.no_grad():
-        # The middle of the old one. Initial weights shrink with the side of the kernel; scaled up
-        # by that much they are what this model's own initialisation gives to a kernel of 3x3.
+        # Take the middle of the old kernel. The standard deviation of initial weights falls with
+        # the side of the kernel, so the factor makes them fit a 3x3 kernel.
         new.weight.copy_(old.weight[:, :, 2:5, 2:5] * (7 / 3))
         if new.bias is not None and old.bias is not None:
             new.bias.copy_(old.bias)
@@ -207,14 +208,15 @@ def _load_weights(model: nn.Module, path: Path, adapted: bool) -> None:
         fresh = set()
     wrong = sorted((own.keys() | found.keys()) - fits - fresh)
     if wrong:
-        hint = "; were they trained on large images? then see --no-small-images" if adapted else ""
+        hint = "; weights from large images need --no-small-images" if adapted else ""
         raise ValueError(
             f"the weights in {path} are not for this model: {_differences(wrong, own, found)}{hint}"
         )
     model.load_state_dict({key: own[key] if key in fresh else found[key] for key in own})
     if fresh:
         warnings.warn(
-            f"{path} has no head that fits ({', '.join(sorted(fresh))}): the head starts afresh",
+            f"{path} has no head that fits ({', '.join(sorted(fresh))}): the head keeps its "
+            "initial weights",
             stacklevel=3,  # the caller of create_model
         )
 
@@ -231,8 +233,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = load_file(path)
     except (SafetensorError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is not a safetensors file ({error}); pickles (.pth, .pt, .bin) are never "
-            "loaded, because they can run code: convert them with safetensors.torch.save_file"
+            f"{path} is not a safetensors file ({error}); pickles (.pth, .pt, .bin) can run code "
+            "and are never loaded: convert them with safetensors.torch.save_file"
         ) from error
     return weights
 
@@ -243,9 +245,10 @@ def _differences(keys: list[str], own: Mapping[str, Tensor], found: Mapping[str,
         if key not in found:
             texts.append(f"{key} is missing")
         elif key not in own:
-            texts.append(f"{key} is not the model's")
+            texts.append(f"{key} is not in the model")
         else:
-            shapes = f"{list(found[key].shape)}, expected {list(own[key].shape)}"
-            texts.append(f"{key} has shape {shapes}")
+            texts.append(
+                f"{key} must have shape {list(own[key].shape)}, found {list(found[key].shape)}"
+            )
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return ", ".join(texts) + more

@@ -1,4 +1,4 @@
-"""From images to tensors: the transforms of training and evaluation, and the size of images."""
+"""Transforms from images to tensors, for training and evaluation, and the image size."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from adapruner._util.extras import require
 from adapruner.vision.augmentation import Crop, Zoom
 from adapruner.vision.decoding import is_pil_image, to_picture
 
-SMALL_IMAGE = 64  # pixels; up to here a model's stem is adapted, and images are cropped, not zoomed
+SMALL_IMAGE = 64  # pixels; up to this size stems are adapted, and images are cropped, not zoomed
 USUAL_IMAGE = 224
-_IMAGES_LOOKED_AT = 16
+_MOST_IMAGES = 16  # that guess_image_size opens
 
-# Of ImageNet, for red, green and blue; images of any kind come close enough to them.
+# ImageNet's mean and standard deviation of red, green and blue. They fit most images.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 class Pictures(Protocol):
-    """Some images to look at."""
+    """A sequence of images."""
 
     def __len__(self) -> int: ...
 
@@ -31,13 +31,13 @@ class Pictures(Protocol):
 
 
 class ImageTransform:
-    """From an image to a normalised tensor ``[3, S, S]``, float32.
+    """Turns an image into a normalised tensor, float32 ``[3, S, S]``.
 
-    An image is what :func:`adapruner.vision.decoding.to_picture` takes.
-    It says what it does, so that the DALI loader can do the same.
+    An image is a PIL image or a uint8 array ``[H, W]``, ``[H, W, 3]`` or ``[3, H, W]``. The DALI
+    loader reads ``augmentation`` to apply the same transform.
 
     Args:
-        augmentation: which window of an image, and whether it is mirrored.
+        augmentation: the window of the image, and whether to mirror it.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -76,12 +76,11 @@ class ImageTransform:
 
 
 def training_transform(image_size: int) -> ImageTransform:
-    """From an image to a randomly cropped and flipped, normalised tensor ``[3, S, S]``, float32.
+    """An :class:`ImageTransform` with a random window and a random flip.
 
-    An image is what :func:`adapruner.vision.decoding.to_picture` takes.
-    Up to 64 pixels the crop is one of ``image_size`` from the image with a margin of an eighth
-    around it, and an image whose shorter side is of another size is resized before; above, it is
-    any part of the image, zoomed to size.
+    Up to 64 pixels, the shorter side of the image is resized to ``image_size``, a black border of
+    an eighth is added, and a random window of ``image_size`` is cut out. Above 64 pixels, a random
+    part of the image is resized to ``image_size``.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -94,10 +93,9 @@ def training_transform(image_size: int) -> ImageTransform:
 
 
 def evaluation_transform(image_size: int) -> ImageTransform:
-    """From an image to the normalised tensor of its middle, ``[3, S, S]``, float32.
+    """An :class:`ImageTransform` that takes the middle of an image.
 
-    An image is what :func:`adapruner.vision.decoding.to_picture` takes.
-    Up to 64 pixels the shorter side is kept whole; above, an eighth of it is cut off.
+    Up to 64 pixels, the middle has the whole shorter side. Above, an eighth of it is cut off.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -109,10 +107,10 @@ def evaluation_transform(image_size: int) -> ImageTransform:
 
 
 def to_tensor(image: Any) -> Any:
-    """A PIL image as a tensor, float32 ``[C, H, W]`` in [0, 1]; anything else as it is.
+    """A PIL image as a tensor, float32 ``[C, H, W]`` in [0, 1]. Other values unchanged.
 
     Raises:
-        ValueError: the image's mode has no range of values that is known, such as "I" and "F".
+        ValueError: the mode of the image has no known range of values, such as "I" and "F".
     """
     if not is_pil_image(image):
         return image
@@ -121,8 +119,8 @@ def to_tensor(image: Any) -> Any:
     array = np.array(image)
     if array.dtype.kind not in "bu":
         raise ValueError(
-            f"an image of mode {image.mode} cannot be scaled to [0, 1]: its range is not known; "
-            "give a transform of your own"
+            "expected an image with a known range of values; found an image of mode "
+            f"{image.mode}: pass a transform that scales it"
         )
     largest = 1 if array.dtype.kind == "b" else np.iinfo(array.dtype).max
     channels = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
@@ -130,17 +128,17 @@ def to_tensor(image: Any) -> Any:
 
 
 def guess_image_size(source: Pictures) -> int:
-    """A size for the images of ``source`` (a Source, say): their own if they are small, else 224.
+    """An image size for ``source``: the size of its images if they are small, else 224.
 
-    Looks at up to 16 of them. If none is wider or higher than 64 pixels, it is the largest side
-    among them, rounded up to a multiple of 4.
+    At most 16 images are opened. If no side is longer than 64 pixels, the result is the longest
+    side, rounded up to a multiple of 4.
     """
-    count = min(len(source), _IMAGES_LOOKED_AT)
+    count = min(len(source), _MOST_IMAGES)
     sides = []
     for index in np.linspace(0, len(source) - 1, count).round().astype(np.int64).tolist():
         try:
             sides.append(max(to_picture(source.image(index)).size))
-        except Exception:  # an unreadable one: the run will say so
+        except Exception:  # the run reports unreadable samples
             continue
     if not sides or max(sides) > SMALL_IMAGE:
         return USUAL_IMAGE

@@ -118,7 +118,7 @@ class TestPrune:
         assert (tmp_path / "a" / "b" / "checkpoint.safetensors").is_file()
         assert "<html" in (tmp_path / "report.html").read_text()
         assert "warning: " in err
-        assert "the head starts afresh" in err
+        assert "the head keeps its initial weights" in err
         assert "adapruner report" not in out
 
     def test_large_images_of_any_size(self, prune: Run, tmp_path: Path) -> None:
@@ -202,10 +202,10 @@ class TestBadInput:
         [
             (("{tmp}/nothing",), "no such folder: {tmp}/nothing; expected an image folder"),
             (("{tmp}/file",), "{tmp}/file is not a folder"),
-            (("{tmp}/empty",), "has no class folder: found 0 files"),
-            (("{tmp}/images/cat",), "has no class folder: found 30 files, 30 of them images"),
+            (("{tmp}/empty",), "; found 0 files, 0 of them images"),
+            (("{tmp}/images/cat",), "; found 30 files, 30 of them images"),
             (("{tmp}/one",), "must have at least two classes of images; found one, cat"),
-            (("{tmp}/imageless",), "has no image: found 2 class folders"),
+            (("{tmp}/imageless",), "; found 2 class folders"),
             (("--out", "{tmp}/nowhere/kept"), "the folder {tmp}/nowhere does not exist"),
             (("--out", "{tmp}/empty"), "cannot write {tmp}/empty: it is a folder"),
             (("--out", "{tmp}/file/kept"), "{tmp}/file is not a folder"),

@@ -166,7 +166,7 @@ class TestShards:
         options = ("--max-pixels", "255", *TINY)
         code, _, err = run("prune", shards, "--out", tmp_path / "kept", *options)
         assert code == 1
-        assert "16 x 16 pixels, more than max_pixels (255)" in err
+        assert "expected at most 255 pixels (max_pixels); found 16 x 16" in err
 
     def test_one_class(self, run: Run, shards: Path, tmp_path: Path) -> None:
         members = [("0.png", (tmp_path / "images/cat/000.png").read_bytes()), ("0.cls", b"0")]
@@ -211,7 +211,7 @@ class TestArrays:
         [
             (np.zeros((4, 8, 8, 3)), [0, 1, 0, 1], r"uint8 .* found float64 \[8, 8, 3\]"),
             (np.zeros((4, 8, 8, 4), np.uint8), [0, 1, 0, 1], r"found uint8 \[8, 8, 4\]"),
-            (np.zeros((4, 8, 8), np.uint8), [0, 1, 0], "as many rows as each other"),
+            (np.zeros((4, 8, 8), np.uint8), [0, 1, 0], "equal numbers of rows"),
             (np.zeros((4, 8, 8), np.uint8), [0, -1, 0, 1], "at least 0; found -1"),
             (np.zeros((4, 8, 8), np.uint8), [0.5, 1, 0, 1], "must be whole numbers"),
         ],

@@ -114,12 +114,12 @@ def test_links_are_an_image_folder_of_the_kept(folder: Path, tmp_path: Path) -> 
 
 def test_links_keep_the_numbers_of_classes(folder: Path, tmp_path: Path) -> None:
     (folder / "ant").mkdir()
-    with pytest.warns(UserWarning, match="no image in 1 of 3"):
+    with pytest.warns(UserWarning, match="1 of 3 class folders have no image"):
         result = make_result(folder, kept=[7])
-    with pytest.warns(UserWarning, match="no image in 1 of 3"):
+    with pytest.warns(UserWarning, match="1 of 3 class folders have no image"):
         export(result, tmp_path / "kept", to="links")
     assert sorted(os.listdir(tmp_path / "kept")) == ["ant", "cat", "dog"]
-    with pytest.warns(UserWarning, match="no image in 2 of 3"):
+    with pytest.warns(UserWarning, match="2 of 3 class folders have no image"):
         assert as_source(tmp_path / "kept")[0][1] == 2
 
 

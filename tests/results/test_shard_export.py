@@ -175,7 +175,7 @@ def test_shard_that_changed_is_not_exported(shards: Path, tmp_path: Path, to: st
     source = as_source(shards)
     result = make_result(source)
     make_shards(shards, (5, 1, 4, 6))
-    with pytest.raises(OSError, match=r"train-003\.tar was changed since"):
+    with pytest.raises(OSError, match=r"train-003\.tar has changed since"):
         export(result, tmp_path / "kept", to=to, source=source)
     assert sorted(os.listdir(tmp_path)) == ["shards"]
 

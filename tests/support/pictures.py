@@ -1,4 +1,4 @@
-"""Small folders of images that a tiny model learns to tell apart."""
+"""Small image folders that a tiny model can learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def picture(seed: int, width: int, height: int, channel: int = 0) -> np.ndarray:
-    """Noise, uint8 ``[height, width, 3]``, that is brighter in one channel."""
+    """Noise, uint8 ``[height, width, 3]``, brighter in one channel."""
     noise = np.random.default_rng(seed).integers(0, 128, (height, width, 3), dtype=np.uint8)
     noise[:, :, channel] += 100
     return noise
@@ -21,7 +21,7 @@ def make_pictures(
     size: tuple[int, int] = (16, 16),
     names: tuple[str, ...] = ("cat", "dog", "owl"),
 ) -> Path:
-    """``root``/CLASS/NUMBER.png, ``counts[j]`` of class j, each (width, height) = ``size``."""
+    """Write ``root``/CLASS/NUMBER.png: ``counts[j]`` images of class j, ``size`` wide and high."""
     image = pytest.importorskip("PIL.Image")
     for channel, (name, count) in enumerate(zip(names, counts, strict=False)):
         (root / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Small data that the tests of sources, exports and loaders share."""
+"""Small data for the tests of sources, exports and loaders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TARGETS = torch.tensor([0, 2, 1, 0, 2, 2])
 
 
 class Pairs(Dataset[tuple[Any, Any]]):
-    """A map-style dataset with whatever attributes a test gives it."""
+    """A map-style dataset with attributes from the test."""
 
     def __init__(self, held: list[Any], **attributes: Any) -> None:
         self.held = held
@@ -30,7 +30,7 @@ class Pairs(Dataset[tuple[Any, Any]]):
 
 
 def double(value: Any) -> Any:
-    """A transform that a worker process can be sent."""
+    """A transform that can be pickled for a worker process."""
     return value * 2
 
 
@@ -56,12 +56,12 @@ PATHS = [
 
 
 def make_image_folder(root: Path) -> Path:
-    """The images of PATHS, in two classes; image i is 3 + i pixels wide and 2 high."""
+    """Write the images of PATHS, in two classes. Image i is 3 + i pixels wide and 2 high."""
     image = pytest.importorskip("PIL.Image")
     for number, name in enumerate(PATHS):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         image.new("RGB", (3 + number, 2), (10 * number, 0, 0)).save(path)
-    (root / "dog" / "notes.txt").write_text("no image")
-    (root / "readme.md").write_text("no class")
+    (root / "dog" / "notes.txt").write_text("not an image")
+    (root / "readme.md").write_text("not a class")
     return root

@@ -14,7 +14,7 @@ Members = Iterable[tuple[str, bytes]]
 
 
 def encoded_image(number: int, format: str = "PNG", width: int = 8, height: int = 6) -> bytes:
-    """An image of its own for every number, uint8 noise."""
+    """An encoded image of uint8 noise, seeded by ``number``."""
     image = pytest.importorskip("PIL.Image")
     noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
     content = io.BytesIO()
@@ -23,7 +23,7 @@ def encoded_image(number: int, format: str = "PNG", width: int = 8, height: int 
 
 
 def decoded_image(number: int, width: int = 8, height: int = 6) -> np.ndarray:
-    """What :func:`encoded_image` as a PNG decodes to."""
+    """The pixels of :func:`encoded_image` as a PNG."""
     return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -38,13 +38,13 @@ def write_tar(path: Path, members: Members, format: int = tarfile.PAX_FORMAT) ->
 
 
 def sample(number: int, classes: int = 3, key: str | None = None) -> list[tuple[str, bytes]]:
-    """The members of a sample: an image and its class, ``number`` modulo ``classes``."""
+    """The members of a sample: an image, and the class ``number`` modulo ``classes``."""
     key = f"{number:04d}" if key is None else key
     return [(f"{key}.png", encoded_image(number)), (f"{key}.cls", b"%d" % (number % classes))]
 
 
 def make_shards(folder: Path, counts: tuple[int, ...] = (5, 1, 7), classes: int = 3) -> list[Path]:
-    """``folder``/train-00j.tar with ``counts[j]`` samples each, numbered through."""
+    """Write ``folder``/train-00j.tar with ``counts[j]`` samples, numbered across all shards."""
     paths, number = [], 0
     for j, count in enumerate(counts):
         members = [m for n in range(number, number + count) for m in sample(n, classes)]

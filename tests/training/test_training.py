@@ -80,7 +80,7 @@ def test_images_of_two_sizes_need_a_transform(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     model = cats_and_dogs(tmp_path)
     image.new("RGB", (5, 4)).save(tmp_path / "cat" / "00.png")
-    with pytest.raises(ValueError, match="3 x 4 x 5 and 3 x 6 x 6; give a transform"):
+    with pytest.raises(ValueError, match="3 x 4 x 5 and 3 x 6 x 6: pass a transform"):
         prune(str(tmp_path), model, loader="torch", batch_size=25)
 
 

@@ -71,11 +71,11 @@ X, Y = blobs(30)
         ((X, Y), {"loss": nn.CrossEntropyLoss()}, ValueError, "sample_loss"),
         ((X, Y), {"loss": lambda o, t: -o.square().sum(1)}, ValueError, "a loss of at least 0"),
         ((X, Y[:29]), {}, ValueError, "30 inputs and 29 targets"),
-        ((X[:0], Y[:0]), {}, ValueError, "at least one sample, got arrays of length 0"),
-        (Points(0), {}, ValueError, "at least one sample, got a Points of length 0"),
-        (Stream(), {}, TypeError, "a map-style dataset.* is needed"),
-        ((x for x in X), {}, TypeError, "a map-style dataset.* is needed"),
-        (X, {}, TypeError, r"expected a tuple \(inputs, targets\)"),
+        ((X[:0], Y[:0]), {}, ValueError, "at least one sample; found arrays of length 0"),
+        (Points(0), {}, ValueError, "at least one sample; found a Points of length 0"),
+        (Stream(), {}, TypeError, "expected a map-style dataset"),
+        ((x for x in X), {}, TypeError, "expected a map-style dataset"),
+        (X, {}, TypeError, r"found a single Tensor; pass a tuple \(inputs, targets\)"),
         ((X, Y), {"validation_data": (X[:0], Y[:0])}, ValueError, "at least one sample"),
         ((X, Y.float()), {}, TypeError, "target.*integer"),
         ((X, Y.double()), {"balance": "class"}, ValueError, 'balance="class" needs the classes'),
@@ -123,7 +123,7 @@ def test_dataset_without_a_length() -> None:
         def __getitem__(self, index: int) -> Any:
             return X[0], 0
 
-    with pytest.raises(TypeError, match="Endless has no length"):
+    with pytest.raises(TypeError, match="found Endless, which has no length"):
         prune(Endless())
 
 

@@ -1,4 +1,4 @@
-"""Windows and flips: functions of (seed, epoch, index), within bounds, like torchvision's."""
+"""Windows and flips are functions of (seed, epoch, index) with torchvision's distribution."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_zoom_stays_within_the_image(shape: tuple[int, int]) -> None:
 
 
 def test_zoom_draws_what_torchvision_draws() -> None:
-    """The same means and spreads of area, ratio and place, on an image that many do not fit."""
+    """Windows have the same means and spreads, on an image that many windows do not fit."""
     v2 = pytest.importorskip("torchvision.transforms.v2")
     count, height, width = 4000, 150, 260
     zoom = Zoom(32)

@@ -30,9 +30,9 @@ pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 Image = pytest.importorskip("PIL.Image")
 
-# Families with their own kinds of stem: plain, deep, patches of 4 (ConvNeXt), weights that are
-# standardised, pooling under another name, parallel branches, a strided layer that is not the
-# first one, no strided layer before the blocks.
+# Families with different stems: a single convolution, a deep stem, patches of 4 (ConvNeXt),
+# standardised weights, pooling with another name, parallel branches, a strided layer that is not
+# the first layer, no strided layer before the blocks.
 CONVOLUTIONAL = [
     "test_resnet",
     "resnet10t",
@@ -46,7 +46,7 @@ CONVOLUTIONAL = [
 
 
 def sizes_after_convolutions(model: nn.Module, image_size: int) -> list[int]:
-    """The height that each convolution gives, in the order of the forward pass."""
+    """The height of the output of each convolution, in the order of the forward pass."""
     heights: list[int] = []
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
@@ -73,13 +73,13 @@ def test_pooling_of_the_stem_goes(name: str, pooling: str) -> None:
     assert isinstance(create_model(name, 5, image_size=96).get_submodule(pooling), nn.MaxPool2d)
 
 
-def test_resnet18_becomes_the_one_of_cifar() -> None:
+def test_resnet18_becomes_the_cifar_variant() -> None:
     model = create_model("resnet18", 10, image_size=32)
     stem = model.conv1
     assert isinstance(stem, nn.Conv2d)
     assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
     assert sizes_after_convolutions(model, 32)[-1] == 4
-    # As a kernel of 3x3 is initialised in timm's ResNet: normal, by fan-out.
+    # timm's ResNet initialises a 3x3 kernel with a normal distribution, by fan-out.
     assert stem.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.1)
 
 
@@ -130,7 +130,7 @@ def test_a_size_that_a_model_cannot_take() -> None:
     [
         ("resnet81", r"no model 'resnet81'; did you mean .*resnet18"),
         ("qqqq", "timm.list_models"),
-        ("resnet18.a1_in1k", "weights to download.*expected resnet18"),
+        ("resnet18.a1_in1k", "without downloaded weights; found .*: use resnet18"),
         ("hf-hub:timm/resnet18.a1_in1k", "no model"),
         ("local-dir:/tmp", "no model"),
     ],
@@ -176,7 +176,7 @@ class TestWeights:
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[key], state[key]) for key in state)
 
-    def test_a_head_of_another_shape_starts_afresh(
+    def test_a_head_of_another_shape_keeps_its_initial_weights(
         self, saved: tuple[dict[str, torch.Tensor], Path]
     ) -> None:
         state, path = saved
@@ -188,7 +188,7 @@ class TestWeights:
         same = [torch.equal(loaded[key], state[key]) for key in state if key[:3] != "fc."]
         assert all(same)
 
-    def test_a_missing_head_starts_afresh(
+    def test_a_missing_head_keeps_its_initial_weights(
         self, saved: tuple[dict[str, torch.Tensor], Path]
     ) -> None:
         state, path = saved
@@ -196,15 +196,17 @@ class TestWeights:
         with pytest.warns(UserWarning, match="no head"):
             create_model("test_resnet", 5, image_size=32, weights=path)
 
-    def test_what_does_not_fit_is_named(self, saved: tuple[dict[str, torch.Tensor], Path]) -> None:
+    def test_weights_that_do_not_fit_are_named(
+        self, saved: tuple[dict[str, torch.Tensor], Path]
+    ) -> None:
         state, path = saved
         del state["bn1.bias"]
         state["bn1.weight"] = torch.ones(3)
         state["extra"] = torch.ones(1)
         save_file(state, path)
         message = (
-            r"bn1.bias is missing, bn1.weight has shape \[3\], expected \[\d+\], "
-            r"extra is not the model's"
+            r"bn1.bias is missing, bn1.weight must have shape \[\d+\], found \[3\], "
+            r"extra is not in the model"
         )
         with pytest.raises(ValueError, match=message):
             create_model("test_resnet", 5, image_size=32, weights=path)
@@ -212,7 +214,7 @@ class TestWeights:
     def test_weights_of_the_large_stem(self, tmp_path: Path) -> None:
         path = tmp_path / "large.safetensors"
         save_file(dict(create_model("resnet18", 2, image_size=65).state_dict()), path)
-        with pytest.raises(ValueError, match=r"conv1.weight has shape .*--no-small-images"):
+        with pytest.raises(ValueError, match=r"conv1.weight must have shape .*--no-small-images"):
             create_model("resnet18", 2, image_size=32, weights=path)
         create_model("resnet18", 2, image_size=32, weights=path, small_images=False)
 
@@ -228,13 +230,13 @@ class TestWeights:
 
 
 def denormalised(tensor: torch.Tensor) -> np.ndarray:
-    """The bytes ``[H, W, 3]`` that a normalised tensor stands for."""
+    """The uint8 pixels ``[H, W, 3]`` of a normalised tensor."""
     values = tensor.numpy().transpose(1, 2, 0).astype(np.float64) * STD + MEAN
     assert np.abs(values * 255 - np.round(values * 255)).max() < 1e-3
     return np.round(values * 255).astype(np.uint8)
 
 
-def test_small_images_are_evaluated_as_they_are() -> None:
+def test_small_images_are_evaluated_without_a_change() -> None:
     array = picture(3, 32, 32)
     tensor = evaluation_transform(32)(Image.fromarray(array))
     assert tensor.dtype == torch.float32
@@ -315,12 +317,12 @@ def test_to_tensor_of_a_palette() -> None:
     np.testing.assert_allclose(tensor[:, 0, 0] * 255, [10, 20, 30], atol=0.01)
 
 
-def test_to_tensor_of_what_has_no_range() -> None:
+def test_to_tensor_refuses_modes_without_a_range() -> None:
     with pytest.raises(ValueError, match="mode F"):
         to_tensor(Image.fromarray(np.zeros((2, 2), np.float32)))
 
 
-def test_to_tensor_passes_on_what_is_no_image() -> None:
+def test_to_tensor_leaves_other_values_unchanged() -> None:
     tensor = torch.zeros(2)
     assert to_tensor(tensor) is tensor
 

@@ -1,4 +1,4 @@
-"""The second half of the DALI loader: from stored images to a batch of them, augmented."""
+"""The second half of the DALI loader: stored images become an augmented batch."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from adapruner.data.sources.base import Source
 from adapruner.data.unreadable import Unreadable
 from adapruner.vision.augmentation import uniforms
 
-# Batches under way in each step, besides the one that is waited for.
+# Batches started ahead in each step, besides the current one.
 AHEAD = 3
 
 _Item = TypeVar("_Item")
 _Begun = TypeVar("_Begun")
 _Ended = TypeVar("_Ended")
-# A batch with its pipeline's outputs, and with what waits for its images.
+# A batch with the outputs of its pipeline, and a batch with the function that waits for images.
 _Decoded: TypeAlias = tuple[Batch, tuple[Any, ...] | None]
 _Finishing: TypeAlias = tuple[Batch, Wait | None]
 
 
 class Done(NamedTuple):
-    """A batch: its images (None where not one of them can be read), ids, and what was left out."""
+    """A finished batch. ``images`` is None if no sample of the batch can be read."""
 
     images: Tensor | None
     ids: Tensor
@@ -42,11 +42,11 @@ class Done(NamedTuple):
 
 @dataclass
 class _Pipelines:
-    """What a run has to itself.
+    """The pipelines of one run.
 
     Attributes:
-        reader: the first half.
-        stages: the second one: a pipeline for each set of inputs that a batch can have.
+        reader: the first half of the loader.
+        stages: the second half, with one pipeline for each set of inputs.
     """
 
     reader: Reader
@@ -54,18 +54,18 @@ class _Pipelines:
 
 
 class Decoder:
-    """Reads, decodes and augments batches in DALI's threads, a few of them ahead.
+    """Reads, decodes and augments batches in DALI's threads, a few batches ahead.
 
-    Encoded images are looked at before they are decoded, by a pipeline of their own: the window to
-    cut out depends on an image's size, and one of too many pixels is not to be decoded at all.
+    A first pipeline reads the sizes of encoded images. The window to decode depends on the size,
+    and an image with too many pixels is not decoded.
 
     Args:
-        source: of encoded images, or of arrays of pixels.
-        graph: from stored images to a batch.
-        batch_size: most samples in a batch.
-        seed: of the augmentation.
-        num_threads: of DALI.
-        device_id: of the GPU; None computes on the CPU.
+        source: the samples: encoded images, or uint8 arrays.
+        graph: makes a batch from stored images.
+        batch_size: the largest number of samples in a batch.
+        seed: seed of the augmentation.
+        num_threads: threads of DALI.
+        device_id: the GPU. None computes on the CPU.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class Decoder:
         self._idle: _Pipelines | None = None
 
     def run(self, batches: Iterable[tuple[int, npt.NDArray[np.int64]]]) -> Iterator[Done]:
-        """The batches of (epoch, dataset indices), in their order."""
-        # A run that is broken off takes its pipelines with it, and what is under way in them.
+        """Yield a batch for each (epoch, dataset indices), in order."""
+        # If a run is interrupted, its pipelines and the batches inside are dropped.
         pipelines = self._idle or _Pipelines(self._make_reader())
         self._idle = None
         new = (Batch(epoch, ids) for epoch, ids in batches)
@@ -134,7 +134,7 @@ class Decoder:
         return Stage(define, batch_size, self._num_threads, self._device_id)
 
     def _one_by_one(self, reader: Reader, batch: Batch) -> tuple[Any, ...] | None:
-        """The outputs for a batch that DALI cannot do as it is, without the samples to blame."""
+        """The outputs of a batch that failed, without the samples that cause the error."""
         indices = batch.ids.tolist()
         kind = frozenset(batch.feeds)
         tried = self._new_stage(kind, 1).try_each(
@@ -160,14 +160,14 @@ class Decoder:
 def _ahead(
     items: Iterable[_Item], start: Callable[[_Item], _Begun], finish: Callable[[_Begun], _Ended]
 ) -> Iterator[_Ended]:
-    """``finish`` of ``start`` of each item, which was called some items before."""
-    under_way: deque[_Begun] = deque()
+    """Yield ``finish(start(item))`` for each item, with ``AHEAD`` further items started."""
+    started: deque[_Begun] = deque()
     for item in items:
-        under_way.append(start(item))
-        if len(under_way) > AHEAD:
-            yield finish(under_way.popleft())
-    while under_way:
-        yield finish(under_way.popleft())
+        started.append(start(item))
+        if len(started) > AHEAD:
+            yield finish(started.popleft())
+    while started:
+        yield finish(started.popleft())
 
 
 def _wait(finishing: _Finishing) -> Done:

@@ -1,4 +1,4 @@
-"""From what a DALI pipeline gives to a batch: nothing to do, or the resizing that torch does."""
+"""The last step from a DALI pipeline to a batch. Some batches are resized by torch here."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch.nn import functional
 Wait: TypeAlias = Callable[[], Tensor]
 
 
-def as_they_are(outputs: Sequence[Any]) -> Wait:
-    """What waits for the images ``[B, 3, S, S]``, where the first output is just that."""
-    # The tensor holds on to DALI's memory, which is not used again before it is gone.
+def unchanged(outputs: Sequence[Any]) -> Wait:
+    """A function that returns the first output, the images ``[B, 3, S, S]``."""
+    # The tensor keeps DALI's memory. DALI does not reuse the memory while the tensor lives.
     return lambda: torch.from_dlpack(outputs[0].as_tensor())
 
 
 class ZoomOnCpu:
-    """Resizes windows of images, mirrors and normalises them, in threads of its own.
+    """Resizes, mirrors and normalises windows of images in its own threads.
 
-    By torch's kernel for bytes: a fraction of the time of DALI's on the CPU, and Pillow's pixels,
-    which are the torch loader's.
+    On the CPU, torch's uint8 kernel is faster than DALI's. Its pixels equal Pillow's, and so those
+    of the torch loader.
 
     Args:
-        size: S, of the images, height and width.
-        mean: of the channels, where 1 is white.
-        std: the same.
-        num_threads: how many.
+        size: S, height and width of the resized images.
+        mean: mean of each channel, where 1 is white.
+        std: standard deviation of each channel, where 1 is white.
+        num_threads: number of threads.
     """
 
     def __init__(
@@ -43,14 +43,17 @@ class ZoomOnCpu:
         self._threads = ThreadPoolExecutor(num_threads, "adapruner-zoom")
 
     def start(self, outputs: Sequence[Any]) -> Wait:
-        """Start on windows, uint8 ``[H, W, 3]`` of any sizes; and whether each is to be mirrored.
+        """Start on a batch of windows.
+
+        Args:
+            outputs: windows, uint8 ``[H, W, 3]`` of any sizes, and whether to mirror each.
 
         Returns:
-            What waits for the images ``[B, 3, S, S]``.
+            A function that waits for the images ``[B, 3, S, S]`` and returns them.
         """
         windows, mirror = outputs
         mirrored = np.array(mirror.as_array())
-        # NumPy asks for huge pages, without which page faults take longer than normalising.
+        # NumPy requests huge pages. Without them, page faults take longer than normalising.
         images = np.empty((len(windows), 3, self._size, self._size), np.float32)
 
         def share(first: int) -> None:
@@ -69,10 +72,10 @@ class ZoomOnCpu:
     def _zoom(
         self, window: npt.NDArray[np.uint8], mirrored: bool, image: npt.NDArray[np.float32]
     ) -> None:
-        # As a batch of one in torch's channels-last format, which is what its kernel is made for.
+        # A batch of one image in channels-last format, for which torch has a fast kernel.
         pixels = torch.from_numpy(window)[None].permute(0, 3, 1, 2)
         size = (self._size, self._size)
         zoomed = functional.interpolate(pixels, size, mode="bilinear", antialias=True)[0].numpy()
-        # NumPy, because torch would bring in threads of its own.
+        # torch would start more threads here. NumPy does not.
         np.multiply(zoomed[:, :, ::-1] if mirrored else zoomed, self._scale, out=image)
         image += self._shift

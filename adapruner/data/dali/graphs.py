@@ -1,4 +1,4 @@
-"""What DALI does to an image between its file and the batch."""
+"""The DALI operators between the file of an image and the batch."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from adapruner._util.extras import require
-from adapruner.data.dali.finish import Wait, ZoomOnCpu, as_they_are
+from adapruner.data.dali.finish import Wait, ZoomOnCpu, unchanged
 from adapruner.vision.augmentation import Crop, Inputs, Shapes, Uniforms, Zoom
 
 UserGraph: TypeAlias = Callable[[Any, Any], Any]
 
 
-def read_files() -> tuple[Any, ...]:
-    """From ``path`` ``[B, L]``, bytes with zeros at the end: see :func:`look_at`."""
+def inspect_files() -> tuple[Any, ...]:
+    """The outputs of :func:`inspect_bytes` for files. ``path`` is uint8 ``[B, L]``, zero-padded."""
     fn, types = _dali()
     path = fn.external_source(name="path", dtype=types.UINT8, ndim=1)
-    # A file mapped into memory that is cut off meanwhile would kill the process.
-    return _looked_at(fn, fn.io.file.read(path, dont_use_mmap=True))
+    # If a mapped file were cut off meanwhile, the process would be killed.
+    return _inspected(fn, fn.io.file.read(path, dont_use_mmap=True))
 
 
-def look_at() -> tuple[Any, ...]:
-    """From ``stored``: itself, the images' shapes ``[B, 3]``, first and last bytes ``[B, 2]``."""
-    return _looked_at(_dali()[0], Encoded("cpu").stored)
+def inspect_bytes() -> tuple[Any, ...]:
+    """``stored``, the shapes ``[B, 3]`` of the images, their first two and last two bytes."""
+    return _inspected(_dali()[0], Encoded("cpu").stored)
 
 
 def decode() -> tuple[Any, ...]:
-    """From ``stored`` to the whole image: what tells whether a sample can be decoded."""
+    """Decode the whole image, to find out whether it can be decoded."""
     return (Encoded("cpu").whole(),)
 
 
 class Images(Protocol):
-    """The nodes of the images of a batch.
+    """The nodes for the images of a batch.
 
     Attributes:
-        stored: as they are fed.
+        stored: the node of the input images.
     """
 
     stored: Any
 
     def whole(self) -> Any:
-        """RGB, height by width by channels."""
+        """The RGB images, ``[H, W, 3]``."""
 
     def window(self, start: Any, extent: Any) -> Any:
-        """A part of each, from the nodes of its corners and sizes, height and width."""
+        """A window of each image. ``start`` and ``extent`` are nodes of (height, width)."""
 
 
 class Encoded:
-    """Images that are fed as the bytes of their files.
+    """Images that enter the pipeline as the bytes of their files.
 
     Args:
-        device: of the decoder, "cpu" or "mixed".
+        device: device of the decoder, "cpu" or "mixed".
     """
 
     def __init__(self, device: str) -> None:
@@ -61,13 +61,13 @@ class Encoded:
 
     def whole(self) -> Any:
         fn, types = _dali()
-        # As Pillow does, an image is not turned to the orientation that its metadata ask for.
+        # Like Pillow, ignore the orientation in the metadata.
         return fn.decoders.image(
             self.stored, device=self._device, output_type=types.RGB, adjust_orientation=False
         )
 
     def window(self, start: Any, extent: Any) -> Any:
-        """No more than the window is decoded."""
+        """Only the window is decoded."""
         fn, types = _dali()
         return fn.decoders.image_slice(
             self.stored,
@@ -81,11 +81,11 @@ class Encoded:
 
 
 class Pixels:
-    """Images that are fed as arrays of the axes "HWC", "CHW" or "HW".
+    """Images that enter the pipeline as arrays.
 
     Args:
-        axes: of the arrays.
-        device: where they go, "cpu" or "mixed".
+        axes: axes of the arrays, "HWC", "CHW" or "HW".
+        device: "cpu", or "mixed" to copy the arrays to the GPU.
     """
 
     def __init__(self, axes: str, device: str) -> None:
@@ -97,7 +97,7 @@ class Pixels:
         return self._in_colour(self.stored)
 
     def window(self, start: Any, extent: Any) -> Any:
-        """No more than the window is looked at."""
+        """Only the window is read."""
         window = _dali()[0].slice(self.stored, start=start, shape=extent, axis_names="HW")
         return self._in_colour(window)
 
@@ -110,30 +110,30 @@ class Pixels:
 
 
 class Graph(Protocol):
-    """From stored images to a batch.
+    """The operators from stored images to a batch.
 
     Attributes:
-        draws: how many random numbers a sample takes.
-        partial: whether a part of an image may be all that is decoded of it.
+        draws: random numbers for each sample.
+        partial: whether only a part of an image may be decoded.
     """
 
     draws: int
     partial: bool
 
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
-        """What it takes besides the images, of ``shapes`` ``[B, 2]``, by name."""
+        """The inputs besides the images, by name. ``shapes`` of the images is ``[B, 2]``."""
 
     def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
-        """The nodes, from those of the images and the names of :meth:`inputs`."""
+        """The output nodes. ``given`` holds the names of :meth:`inputs`."""
 
     def finish(self, outputs: Sequence[Any]) -> Wait:
-        """Start on what is left to do, from the pipeline's outputs to the batch."""
+        """Start the last step, from the outputs of the pipeline to the batch."""
 
 
 class ZoomGraph:
-    """:class:`adapruner.vision.augmentation.Zoom`."""
+    """The operators for ``Zoom``."""
 
-    partial, finish = True, staticmethod(as_they_are)
+    partial, finish = True, staticmethod(unchanged)
 
     def __init__(self, zoom: Zoom, mean: Sequence[float], std: Sequence[float]) -> None:
         self.draws, self.inputs = zoom.draws, zoom.inputs
@@ -147,7 +147,7 @@ class ZoomGraph:
 
 
 class WindowGraph:
-    """The same on the CPU, where DALI gives the windows and what follows is done faster."""
+    """The operators for ``Zoom`` on the CPU. DALI only decodes windows."""
 
     partial = True
 
@@ -164,9 +164,9 @@ class WindowGraph:
 
 
 class CropGraph:
-    """:class:`adapruner.vision.augmentation.Crop`."""
+    """The operators for ``Crop``."""
 
-    partial, finish = False, staticmethod(as_they_are)
+    partial, finish = False, staticmethod(unchanged)
 
     def __init__(self, crop: Crop, mean: Sequence[float], std: Sequence[float]) -> None:
         self.draws, self.inputs = crop.draws, crop.inputs
@@ -190,18 +190,18 @@ class CropGraph:
 
 
 class WholeGraph:
-    """The image as it is, in [0, 1]; all of a batch must be of one size."""
+    """The operators for whole images, scaled to [0, 1]. A batch must have images of one size."""
 
-    draws, partial, finish = 0, False, staticmethod(as_they_are)
+    draws, partial, finish = 0, False, staticmethod(unchanged)
 
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         if (shapes != shapes[:1]).any():
             sizes = sorted({(int(width), int(height)) for height, width in shapes})
             raise ValueError(
-                "images of different sizes make no batch, and these have "
+                "images of a batch must have one size; found "
                 + ", ".join(f"{width} x {height}" for width, height in sizes[:4])
                 + (", …" if len(sizes) > 4 else "")
-                + "; give a transform that brings them to one size"
+                + ": pass a transform that makes their sizes equal"
             )
         return {}
 
@@ -210,9 +210,9 @@ class WholeGraph:
 
 
 class CustomGraph:
-    """The user's own: a function of the node of stored images and one of random numbers."""
+    """The user's function of the node of stored images and a node of random numbers."""
 
-    draws, partial, finish = 16, True, staticmethod(as_they_are)
+    draws, partial, finish = 16, True, staticmethod(unchanged)
 
     def __init__(self, function: UserGraph) -> None:
         self._function = function
@@ -222,7 +222,7 @@ class CustomGraph:
 
     def define(self, images: Images, given: Collection[str]) -> tuple[Any, ...]:
         random = _given("random", _dali()[1].FLOAT, 1)
-        # An output too: DALI drops an input that nothing depends on, and then refuses it.
+        # DALI removes an unused input, and then refuses its values. An output counts as a use.
         return self._function(images.stored, random), random
 
 
@@ -236,13 +236,13 @@ def _given(name: str, dtype: Any, ndim: int) -> Any:
 
 def _stored(ndim: int, layout: str | None = None) -> Any:
     fn, types = _dali()
-    # Not copied: the loader holds on to the bytes until the batch is done.
+    # No copy is needed, because the loader keeps the bytes until the batch is done.
     return fn.external_source(
         name="stored", dtype=types.UINT8, ndim=ndim, layout=layout, no_copy=True
     )
 
 
-def _looked_at(fn: Any, encoded: Any) -> tuple[Any, ...]:
+def _inspected(fn: Any, encoded: Any) -> tuple[Any, ...]:
     shapes = fn.peek_image_shape(encoded, adjust_orientation=False)
     return encoded, shapes, encoded[:2], encoded[-2:]
 

@@ -1,7 +1,4 @@
-"""The DALI loader: decoding and augmentation in native threads, or on the GPU.
-
-Needs the extra ``adapruner[dali]``.
-"""
+"""The DALI loader: decoding and augmentation in native threads, or on the GPU."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ from adapruner.vision.transforms import MEAN, STD, ImageTransform, to_tensor
 
 
 def why_not_dali(source: Source) -> str | None:
-    """Why the DALI loader cannot read ``source``; None if it can."""
+    """The reason why the DALI loader cannot read ``source``, or None if it can."""
     reason = _why_not_samples(source) or _why_not_transform(source)
     if reason is None:
         try:
@@ -51,30 +48,30 @@ class DaliLoader:
     The ids and their order are those of :meth:`adapruner.Pruner.loader`, and so is the handling of
     unreadable samples. The loader reads from disk only the samples that the epoch reads. It asks
     for the selection when an epoch starts, so a new selection takes effect at once. Windows and
-    mirroring are drawn from (seed, epoch, index) and handed to DALI, so a sample is augmented in
-    the same way whatever batch it is in.
+    mirroring are drawn from (seed, epoch, index) and passed to DALI, so the batch of a sample does
+    not change its augmentation.
 
     Args:
-        data: images: an image folder, shards, or arrays of uint8 images with their classes, see
-            :func:`adapruner.data.as_source`. Its transform, which must be one of
-            :mod:`adapruner.vision`, is done by DALI.
-        pruner: decides what each epoch reads.
+        data: an image folder, shards, or arrays of uint8 images with their classes, in any form
+            that :func:`adapruner.data.as_source` takes. A transform must be one of
+            :mod:`adapruner.vision`. DALI applies it.
+        pruner: decides which samples each epoch reads.
         batch_size: samples in a batch.
-        transform: instead of that of ``data``.
-        graph: instead of a transform, the user's own DALI operators: called with the node of
-            encoded images (uint8, one dimension), or of arrays as they are, and one of 16 random
-            numbers for each sample (float32, in [0, 1), functions of (seed, epoch, index)), it
-            gives the node of the images, all of one shape.
-        num_threads: of DALI; those of the machine where None.
-        device: where to decode and augment: "cpu", or a CUDA device.
+        transform: a transform for ``data``, if ``data`` has none.
+        graph: a function of two DALI nodes that replaces the transform. The first node is the
+            encoded images (uint8, one dimension) or the stored arrays. The second is 16 random
+            numbers for each sample (float32, in [0, 1)), functions of (seed, epoch, index). It
+            returns the node of the images, which must have one shape.
+        num_threads: threads of DALI. None means one for each CPU of the process.
+        device: the device that decodes and augments, "cpu" or a CUDA device.
         drop_last: leave out a last batch that is not full.
-        block_size: as in :class:`adapruner.data.loaders.torch_loader.PrunedLoader`.
+        block_size: as in :meth:`adapruner.Pruner.loader`.
         on_error: "skip" or "raise".
 
     Raises:
         ImportError: DALI is not installed.
-        TypeError: DALI cannot read this; the message says why.
-        ValueError: an argument is not what it should be.
+        TypeError: DALI cannot read the samples. The message says why.
+        ValueError: an argument is out of range, or arguments exclude each other.
 
     Example:
         >>> from adapruner import Pruner
@@ -98,7 +95,7 @@ class DaliLoader:
         on_error: str = "skip",
     ) -> None:
         if graph is not None and transform is not None:
-            raise ValueError("a graph takes the place of a transform: give one of the two")
+            raise ValueError("expected a graph or a transform; found both")
         self.source = source = as_source(data, transform=transform)
         self.sampler = PrunedBatchSampler(pruner, batch_size, drop_last, block_size=block_size)
         self.batch_size = self.sampler.batch_size
@@ -123,28 +120,30 @@ class DaliLoader:
                 yield images, _targets(self.source, ids), ids
 
     def state_dict(self) -> dict[str, int]:
-        """Where in its epoch this loader is: the batches that it has delivered."""
+        """The position in the epoch: batches delivered."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Have the next iteration go on where a saved one was, the pruner's state being loaded too.
+        """Let the next iteration go on at a saved position.
+
+        Load the state of the pruner from the same moment too.
 
         Raises:
-            ValueError: the loader saved had other settings than this one.
+            ValueError: the saved loader had other settings.
         """
         self.sampler.load_state_dict(state)
 
 
 class DaliEvaluation:
-    """Reads some samples in order, the same way every time: (batch, ids, unreadable samples).
+    """Yields (batch, ids, unreadable samples) for ``indices``, in order, equal in each epoch.
 
     Args:
-        source: of images, with one of the transforms of :mod:`adapruner.vision`.
-        indices: of the samples, int64.
+        source: images, with a transform of :mod:`adapruner.vision`.
+        indices: dataset indices, int64.
         batch_size: samples in a batch.
-        seed: of the augmentation, where the transform has any.
-        num_threads: of DALI; those of the machine where None.
-        device: where to decode and augment.
+        seed: seed of the augmentation, if the transform is random.
+        num_threads: threads of DALI. None means one for each CPU of the process.
+        device: the device that decodes and augments.
     """
 
     def __init__(
@@ -171,16 +170,17 @@ def _why_not_samples(source: Source) -> str | None:
     if not source.has_encoded and source.pixel_axes is None:
         return f"samples of kind {source.kind!r} are neither image files nor uint8 images"
     mode = getattr(origin(source), "mode", "RGB")
-    return None if mode == "RGB" else f"DALI decodes to RGB, and mode is {mode!r}"
+    return None if mode == "RGB" else f"DALI decodes only to RGB, and mode is {mode!r}"
 
 
 def _why_not_transform(source: Source) -> str | None:
     if isinstance(source.transform, ImageTransform):
         return None
     if source.transform in (None, to_tensor):
-        done = "arrays without a transform stay as they are, which leaves nothing to do for DALI"
-        return None if source.pixel_axes is None else done
-    return "the transform is a function of its own; DALI can do those of adapruner.vision"
+        idle = "arrays without a transform leave DALI nothing to do"
+        return None if source.pixel_axes is None else idle
+    found = type(source.transform).__name__
+    return f"DALI can apply only transforms of adapruner.vision; found a {found}"
 
 
 def _decoder(
@@ -196,9 +196,9 @@ def _decoder(
     if graph is None:
         reason = reason or _why_not_transform(source)
     elif source.transform is not None:
-        reason = "a graph takes the place of a transform, and the source has one"
+        reason = "a graph replaces the transform, and the source has a transform"
     if reason is not None:
-        raise TypeError(f"the DALI loader cannot read this: {reason}")
+        raise TypeError(f"the DALI loader cannot read these samples: {reason}")
     device = torch.device(device)
     threads = num_threads or len(os.sched_getaffinity(0))
     return Decoder(

@@ -1,4 +1,4 @@
-"""The first half of the DALI loader: the stored images of a batch, and what they look like."""
+"""The first half of the DALI loader: the stored images of a batch, and their sizes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _Read = list["npt.NDArray[np.uint8] | str"]
 
 @dataclass
 class Batch:
-    """A batch under way.
+    """A batch on its way through the loader.
 
     Attributes:
-        epoch: of its augmentation.
-        ids: the dataset indices that are still in it, int64.
-        unreadable: those that are not.
-        stored: their images as they lie in their files: DALI's list, or one of arrays.
-        shapes: of the images, height and width, ``[B, 2]``.
-        feeds: what else the second half takes.
+        epoch: the epoch, which seeds the augmentation.
+        ids: dataset indices of the samples in the batch, int64.
+        unreadable: the samples that were taken out.
+        stored: the stored images, as a DALI list or a list of arrays.
+        shapes: height and width of the images, ``[B, 2]``.
+        feeds: the other inputs of the second half, by name.
     """
 
     epoch: int
@@ -44,7 +44,7 @@ class Batch:
     feeds: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def leave_out(self, reasons: Mapping[int, str]) -> None:
-        """Take out the samples at some places, with the reason of each."""
+        """Take out the samples at the places in ``reasons``."""
         if not reasons:
             return
         self.unreadable += [Unreadable(int(self.ids[at]), why) for at, why in reasons.items()]
@@ -56,20 +56,20 @@ class Batch:
 
 
 class Reader(Protocol):
-    """Gives batches their images, in the order in which they were started."""
+    """Reads the images of batches, in the order in which the batches were started."""
 
     def start(self, batch: Batch) -> Batch:
-        """Have a batch read; as many as one likes can be under way."""
+        """Start to read a batch. Many batches can be started before the first is finished."""
 
     def finish(self, batch: Batch) -> Batch:
-        """Give the batch that was started first its images, and take out what cannot be decoded."""
+        """Set the images of the oldest started batch, and take out undecodable ones."""
 
     def reason(self, index: int, error: BatchError) -> str:
-        """Why DALI cannot do a sample."""
+        """The reason why sample ``index`` failed."""
 
 
 class PixelReader:
-    """Images that are arrays: rows of a memory map are read by whoever looks at their pixels."""
+    """Images that are arrays. Rows of a memory map are read from the disk when they are used."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -78,37 +78,36 @@ class PixelReader:
         self._shape = np.array([shape[axes.index("H")], shape[axes.index("W")]])
 
     def start(self, batch: Batch) -> Batch:
-        """Nothing: what is not decoded need not be looked at first."""
+        """Nothing to start. All arrays have one known size."""
         return batch
 
     def finish(self, batch: Batch) -> Batch:
         rows = map(self._source.pixels, batch.ids.tolist())
-        batch.stored = [np.ascontiguousarray(row) for row in rows]  # no copy, as a rule
+        batch.stored = [np.ascontiguousarray(row) for row in rows]  # usually not a copy
         batch.shapes = np.tile(self._shape, (len(batch.ids), 1))
         return batch
 
     def reason(self, index: int, error: BatchError) -> str:
-        return f"BatchError: DALI cannot do the image of sample {index}: {error}"
+        return f"BatchError: DALI cannot process the image of sample {index}: {error}"
 
 
 class FileReader:
-    """Reads the encoded images of a batch, and looks at them without decoding.
+    """Reads encoded images and their sizes. It does not decode.
 
-    Whole files are read by DALI, by path; of ranges of files the source reads the bytes, in a
-    thread.
+    DALI reads whole files by path. The source reads byte ranges, in a thread.
 
     Args:
-        source: of encoded images.
-        batch_size: most samples in a batch.
-        careful: make sure that a JPEG is whole, where a part of it may be all that is decoded.
+        source: encoded images.
+        batch_size: the largest number of samples in a batch.
+        careful: check that each JPEG is whole, because only a part of it may be decoded later.
     """
 
     def __init__(self, source: Source, batch_size: int, careful: bool) -> None:
         self._source, self._careful = source, careful
         self._max_pixels = getattr(origin(source), "max_pixels", MAX_PIXELS)
-        self._by_path = _lie_in_whole_files(source)
-        define = graphs.read_files if self._by_path else graphs.look_at
-        # One thread: reading is a small part, and a second one would only get in decoding's way.
+        self._by_path = _are_whole_files(source)
+        define = graphs.inspect_files if self._by_path else graphs.inspect_bytes
+        # Reading is a small part of the work. A second thread would slow the decoding.
         self._stage = Stage(define, batch_size, 1, None)
         self._thread = None if self._by_path else ThreadPoolExecutor(1, "adapruner-read")
         self._read: dict[int, Future[_Read]] = {}
@@ -135,23 +134,23 @@ class FileReader:
         except BatchError:
             if self._thread is None:
                 _fill(batch, self._bytes(batch.ids.tolist()))
-            shapes, starts, ends = self._look_one_by_one(batch)
+            shapes, starts, ends = self._inspect_one_by_one(batch)
         batch.shapes = shapes[:, :2]
-        self._leave_out_doubtful(batch, starts, ends)
+        self._leave_out_suspect(batch, starts, ends)
         return batch
 
     def reason(self, index: int, error: BatchError) -> str:
-        """In Pillow's words, where it cannot decode it either."""
+        """The reason from the source, or from DALI if the source can decode the image."""
         try:
             self._source.image(index)
-        except Exception as told:  # as any other loader would report it
-            return describe_error(told)
+        except Exception as reason:  # the torch loader reports the same
+            return describe_error(reason)
         location = self._source.location(index)
         where = f" at byte {location.offset}" if location.size is not None else ""
         return f"OSError: DALI cannot decode {location.path}{where}: {error}"
 
     def _bytes(self, indices: list[int]) -> _Read:
-        """The encoded images, or why one cannot be read."""
+        """For each sample, its encoded image or the reason why it cannot be read."""
         read: _Read = []
         for index in indices:
             try:
@@ -160,8 +159,8 @@ class FileReader:
                 read.append(describe_error(error))
         return read
 
-    def _look_one_by_one(self, batch: Batch) -> list[npt.NDArray[Any]]:
-        stage = Stage(graphs.look_at, 1, 1, None)
+    def _inspect_one_by_one(self, batch: Batch) -> list[npt.NDArray[Any]]:
+        stage = Stage(graphs.inspect_bytes, 1, 1, None)
         seen = stage.try_each({"stored": [encoded]} for encoded in batch.stored)
         indices = batch.ids.tolist()
         batch.leave_out(
@@ -176,7 +175,7 @@ class FileReader:
             return [np.zeros((0, 3), np.int64), np.zeros((0, 2)), np.zeros((0, 2))]
         return [np.concatenate([_array(look[part]) for look in looks]) for part in range(3)]
 
-    def _leave_out_doubtful(
+    def _leave_out_suspect(
         self, batch: Batch, starts: npt.NDArray[Any], ends: npt.NDArray[Any]
     ) -> None:
         too_large = batch.shapes.prod(1) > self._max_pixels
@@ -191,7 +190,7 @@ class FileReader:
         tried = stage.try_each({"stored": [batch.stored[at]]} for at in places)
         errors = {at: e for at, e in zip(places, tried, strict=True) if isinstance(e, BatchError)}
         for at in np.flatnonzero(too_large).tolist():
-            errors[at] = BatchError(f"more than max_pixels ({self._max_pixels:,})")
+            errors[at] = BatchError(f"more than {self._max_pixels:,} pixels (max_pixels)")
         batch.leave_out({at: self.reason(indices[at], error) for at, error in errors.items()})
 
 
@@ -204,7 +203,7 @@ def _array(outputs: Any) -> npt.NDArray[Any]:
     return np.array(outputs.as_array())
 
 
-def _lie_in_whole_files(source: Source) -> bool:
+def _are_whole_files(source: Source) -> bool:
     try:
         return source.location(0).size is None
     except OSError:

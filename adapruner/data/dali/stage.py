@@ -1,4 +1,4 @@
-"""A DALI pipeline as a queue of batches, which outlives a batch that it cannot do."""
+"""A DALI pipeline as a queue of batches. It goes on after a batch that fails."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from adapruner._util.extras import require
 Feeds: TypeAlias = Mapping[str, Any]
 Define: TypeAlias = Callable[[], tuple[Any, ...]]
 
-# A pipeline ends by waiting for its threads, and these do not come along into a process that is
-# forked. One that is garbage by then is to be collected in the process that made it, nowhere else.
-os.register_at_fork(after_in_child=gc.freeze)
+# A pipeline waits for its threads when it is deleted. A forked process does not have the threads,
+# so it must never collect a pipeline that is garbage already. Freezing in the child would be too
+# late: hooks of other packages run there earlier and can start a collection.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
 class BatchError(RuntimeError):
-    """DALI cannot do a batch; it does not say which of its samples is to blame."""
+    """DALI failed on a batch. It does not say which sample is the cause."""
 
 
 class Stage:
-    """A DALI pipeline with a queue of batches in it, done in order and in the background.
+    """A DALI pipeline with a queue of batches. It works in order and in the background.
 
-    An error in one batch invalidates a DALI pipeline. A stage then builds the pipeline anew and
-    gives it the batches that were waiting: only the one with the error is lost.
+    An error in one batch invalidates a DALI pipeline. The stage then builds a new pipeline and
+    queues the waiting batches again, so only the batch with the error is lost.
 
     Args:
-        define: makes the nodes of the pipeline's outputs, in the context of a pipeline.
-        batch_size: most samples in a batch.
-        num_threads: of the pipeline.
-        device_id: of the GPU; None computes on the CPU.
+        define: makes the output nodes of the pipeline. It is called in the pipeline's context.
+        batch_size: the largest number of samples in a batch.
+        num_threads: threads of the pipeline.
+        device_id: the GPU. None computes on the CPU.
     """
 
     def __init__(
@@ -47,27 +48,27 @@ class Stage:
         self._pipeline = self._build()
 
     def __del__(self) -> None:
-        # A pipeline is part of a reference cycle: its threads would stay until that is collected.
+        # A pipeline is part of a reference cycle, so its threads would stay until a collection.
         if pipeline := getattr(self, "_pipeline", None):
             pipeline.__del__()
 
     def push(self, feeds: Feeds) -> None:
-        """Start on a batch: the value of each input of the pipeline, by name."""
+        """Start a batch. ``feeds`` has the value of each input of the pipeline."""
         self._waiting.append(feeds)
         self._feed(feeds)
 
     def pop(self) -> tuple[Any, ...]:
-        """The outputs for the batch pushed first, as soon as they are there.
+        """Wait for the outputs of the oldest batch.
 
-        Their memory is theirs for as long as they live.
+        Their memory is not reused while they live.
 
         Raises:
-            BatchError: it cannot be done; the ones pushed after it are still coming.
+            BatchError: DALI failed on the batch. Later batches are not lost.
         """
         try:
             outputs: tuple[Any, ...] = tuple(self._pipeline.share_outputs(_stream(self._device_id)))
             self._pipeline.release_outputs()
-        except Exception as error:  # RuntimeError, and others, by what an operator ran into
+        except Exception as error:  # the type depends on the operator
             self._waiting.popleft()
             self._pipeline.__del__()
             self._pipeline = self._build()
@@ -78,16 +79,16 @@ class Stage:
         return outputs
 
     def do(self, feeds: Feeds) -> tuple[Any, ...]:
-        """The outputs for a batch, where none is under way.
+        """The outputs of a batch. The queue must be empty.
 
         Raises:
-            BatchError: it cannot be done.
+            BatchError: DALI failed on the batch.
         """
         self.push(feeds)
         return self.pop()
 
     def try_each(self, samples: Iterable[Feeds]) -> list[tuple[Any, ...] | BatchError]:
-        """The outputs for each of some batches of one sample, or the error."""
+        """The outputs of each batch of one sample, or its error."""
         done: list[tuple[Any, ...] | BatchError] = []
         for feeds in samples:
             try:
@@ -98,7 +99,7 @@ class Stage:
 
     def _build(self) -> Any:
         pipelines = require("nvidia.dali.pipeline", extra="dali")
-        # A depth of 1 is what DALI itself would ask for ahead; here batches are pushed ahead.
+        # The depth is 1, because batches are pushed ahead here and not prefetched by DALI.
         pipeline = pipelines.Pipeline(
             self._batch_size,
             self._num_threads,
@@ -118,7 +119,7 @@ class Stage:
 
 
 def _listed(samples: list[Any]) -> Any:
-    """DALI's list of some samples: to have it made by ``feed_input`` takes four times as long."""
+    """The samples as a DALI list. ``feed_input`` would take four times as long to make it."""
     tensors = require("nvidia.dali.tensors", extra="dali")
     one = tensors.TensorCPU
     return tensors.TensorListCPU([s if isinstance(s, one) else one(s) for s in samples])
@@ -129,7 +130,7 @@ def _stream(device_id: int | None) -> Any:
 
 
 def _essence(message: str) -> str:
-    """What a DALI error says, without where in the pipeline's definition the operator stands."""
+    """The message of a DALI error without the place in the definition of the pipeline."""
     lines = [line.strip() for line in message.partition("encountered:")[2].splitlines()]
     told = [line for line in lines if line and not line.startswith(("C++", "Current pipeline"))]
     return told[0] if told else " ".join(message.split())

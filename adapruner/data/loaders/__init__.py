@@ -1,1 +1,1 @@
-"""Readers of samples: torch's DataLoader, and which loader to choose."""
+"""The loader on torch's DataLoader, and the choice of a loader."""

@@ -1,4 +1,4 @@
-"""The samples of a run, and which loader reads them, and why."""
+"""The samples of a run, and the choice of a loader for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Collate = Callable[[list[Any]], Any]
 
 
 class Choice(NamedTuple):
-    """A loader, "torch" or "dali", and why it was taken."""
+    """The name of a loader, "torch" or "dali", and the reason for the choice."""
 
     name: str
     why: str
@@ -36,7 +36,7 @@ def training_source(
     collate_fn: Collate = default_collate,
     fingerprint: str | None = None,
 ) -> Source:
-    """``data`` as a source, of tensors where its samples would be PIL images."""
+    """``data`` as a source. PIL images become tensors unless a transform or a collate is given."""
     source = as_source(data, transform=transform, fingerprint=fingerprint)
     pictures = source.kind in ("image folder", "shards", "hugging face")
     if pictures and source.transform is None and collate_fn is default_collate:
@@ -45,12 +45,12 @@ def training_source(
 
 
 def choose_loader(wanted: str, source: Source, collate_fn: Collate) -> Choice:
-    """The loader for ``source``: DALI's where "auto" is wanted and it can read these samples.
+    """The loader for ``source``. "auto" takes DALI if DALI can read the samples, else torch.
 
     Raises:
         ImportError: "dali" is wanted and not installed.
         TypeError: "dali" is wanted and cannot read these samples.
-        ValueError: ``wanted`` is none of them.
+        ValueError: ``wanted`` is not in ``LOADERS``.
     """
     if wanted not in LOADERS:
         listed = ", ".join(f'"{name}"' for name in LOADERS)
@@ -63,7 +63,7 @@ def choose_loader(wanted: str, source: Source, collate_fn: Collate) -> Choice:
 
     reason = why_not_dali(source)
     if reason is None and collate_fn is not default_collate:
-        reason = "collate_fn is a function of its own, and DALI makes the batches itself"
+        reason = "DALI makes the batches itself, and cannot call a collate_fn"
     if reason is None:
         why = "asked for" if wanted == "dali" else "DALI is installed and can read these samples"
         return Choice("dali", why)
@@ -83,7 +83,7 @@ def training_loader(
     collate_fn: Collate,
     on_error: str,
 ) -> Any:
-    """The loader of the training samples: a ``PrunedLoader``, or a ``DaliLoader``."""
+    """The loader of the training samples, a ``PrunedLoader`` or a ``DaliLoader``."""
     device = pruner.gates.logits.device
     if choice.name == "torch":
         return PrunedLoader(
@@ -120,7 +120,7 @@ def held_out_loader(
     collate_fn: Collate,
     device: torch.device,
 ) -> Iterable[Any]:
-    """What evaluates: (batch, ids, unreadable samples), the same way every time."""
+    """The loader of the held-out samples. It yields (batch, ids, unreadable samples)."""
     if choice.name == "torch":
         return evaluation_loader(
             source, indices, batch_size, seed=seed, num_workers=num_workers, collate_fn=collate_fn

@@ -1,4 +1,4 @@
-"""A torch DataLoader that reads what each epoch selects, and gives the ids along."""
+"""A torch DataLoader that reads the read set of each epoch, with ids."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ from adapruner.pruning.sampler import EpochSource, PrunedBatchSampler
 class PrunedLoader:
     """Yields ``(inputs, targets, ids)`` for the samples that the current epoch reads.
 
-    Each iteration is one epoch: it asks the pruner what to read, in the batches of
-    :func:`adapruner.pruning.order.epoch_batches`. A sample that cannot be read is left out of its
-    batch and reported to the pruner.
+    An iteration is one epoch. The order is that of :class:`adapruner.PrunedBatchSampler`. An
+    unreadable sample is left out of its batch and reported to the pruner.
 
     Random augmentation is seeded by (seed, epoch, index), through the generators of torch, NumPy
-    and ``random`` of the process that reads the sample; the caller's are left as they were. A
-    dataset's own ``__getitems__`` reads a batch as one, seeded as its first sample; a source's
-    transform is seeded for each sample all the same.
+    and ``random`` in the process that reads the sample. The caller's generators stay as they were.
+    A dataset's own ``__getitems__`` reads a whole batch with the seed of its first sample. The
+    transform of a source still has a seed for each sample.
 
     Args:
         source: the samples.
-        pruner: decides what each epoch reads.
+        pruner: decides which samples each epoch reads.
         batch_size: samples in a batch.
-        num_workers: reading processes, kept from epoch to epoch; 0 reads in this one.
-        collate_fn: makes a batch of a list of ``(input, target)``.
+        num_workers: processes that read. They live for all epochs. 0 reads in this process.
+        collate_fn: makes a batch from a list of ``(input, target)``.
         pin_memory: as in :class:`torch.utils.data.DataLoader`.
         drop_last: leave out a last batch that is not full.
-        block_size: samples that stand next to each other in the data and are read at about the
-            same time, instead of all being mixed: see :func:`adapruner.pruning.order.block_order`.
+        block_size: samples in a block of the block order, in which neighbouring samples are read
+            at about the same time. None mixes all samples.
         on_error: "skip" or "raise".
     """
 
@@ -57,7 +56,7 @@ class PrunedLoader:
         block_size: int | None = None,
         on_error: str = "skip",
     ) -> None:
-        # Knows nothing of this loader: the workers of one in a reference cycle end late and slowly.
+        # The sampler has no reference to this loader. In a reference cycle, workers end late.
         self.sampler = PrunedBatchSampler(pruner, batch_size, drop_last, block_size=block_size)
         self._failures = Failures(pruner, len(source), on_error)
         self.source = source
@@ -71,7 +70,7 @@ class PrunedLoader:
             collate_fn=_Collate(collate_fn),
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            # Its own, so that the caller's generator is not drawn from.
+            # DataLoader would draw from the caller's generator.
             generator=torch.Generator().manual_seed(epoch_seed(pruner.seed, 0)),
         )
 
@@ -89,17 +88,16 @@ class PrunedLoader:
                 yield inputs, targets, ids
 
     def state_dict(self) -> dict[str, int]:
-        """Where in its epoch this loader is: the batches that it has delivered, however many are
-        read ahead."""
+        """The position in the epoch: batches delivered. Batches read ahead do not count."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Have the next iteration go on where a saved one was, bit for bit.
+        """Let the next iteration go on at a saved position, bit for bit.
 
-        The pruner's state, saved at the same moment, is to be loaded too.
+        Load the state of the pruner from the same moment too.
 
         Raises:
-            ValueError: the loader saved had other settings than this one.
+            ValueError: the saved loader had other settings.
         """
         self.sampler.load_state_dict(state)
 
@@ -113,7 +111,7 @@ def evaluation_loader(
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
 ) -> _SeededLoader:
-    """Reads ``indices`` in order, the same way every time: (batch, ids, unreadable samples)."""
+    """Yields (batch, ids, unreadable samples) for ``indices``, in order, equal in each epoch."""
     keys = [[(0, index) for index in batch.tolist()] for batch in batches(indices, batch_size)]
     return _SeededLoader(
         _Reader(source, seed, whole=collate_fn is default_collate),
@@ -125,7 +123,7 @@ def evaluation_loader(
 
 
 class _Keyed:
-    """The batches of a sampler with the epoch at each index, since workers live for many epochs."""
+    """The batches of a sampler as (epoch, index) keys, because workers live for all epochs."""
 
     def __init__(self, sampler: PrunedBatchSampler) -> None:
         self._sampler = sampler
@@ -140,10 +138,10 @@ class _Keyed:
 
 
 class _SeededLoader(DataLoader[Any]):
-    """A DataLoader with a generator on the CPU.
+    """A DataLoader that also works if torch's default device is not the CPU.
 
-    Each epoch, a DataLoader draws a seed into a tensor on torch's default device. Another device
-    than the generator's would be an error.
+    A DataLoader draws a seed into a tensor on the default device. Its generator is on the CPU, so
+    another default device would raise an error.
     """
 
     def __iter__(self) -> Any:
@@ -152,19 +150,19 @@ class _SeededLoader(DataLoader[Any]):
 
 
 class _Whole(NamedTuple):
-    """A batch that was read as one, and needs no collating."""
+    """A batch that the source has collated."""
 
     batch: tuple[Any, Any]
     ids: list[int]
 
 
 class _Reader(TorchDataset[Any]):
-    """Reads (epoch, index) keys, each under its own seed, and catches what cannot be read.
+    """Reads (epoch, index) keys, each with its own seed, and catches unreadable samples.
 
     Args:
         source: the samples.
-        seed: of the run.
-        whole: whether a batch may come as the source itself would collate it.
+        seed: seed of the run.
+        whole: whether the source may collate a batch itself.
     """
 
     def __init__(self, source: Source, seed: int, whole: bool) -> None:
@@ -187,7 +185,7 @@ class _Reader(TorchDataset[Any]):
             return None
         try:
             batch = self._source.collated(indices)
-        except Exception:  # to be found, and told, one by one
+        except Exception:  # read one by one, which finds the bad sample
             return None
         return None if batch is None else _Whole(batch, indices)
 
@@ -198,7 +196,7 @@ class _Reader(TorchDataset[Any]):
         return [self._attempt(index, None) for index in indices]
 
     def _read_seeded(self, keys: list[tuple[int, int]]) -> list[Any]:
-        # Read as one, the samples of a batch share the seed of the first; their transform does not.
+        # A batch read together has the seed of its first sample. Each transform has its own seed.
         self._begin(*keys[0])
         pairs = self._read_batch([index for _, index in keys])
         samples = []
@@ -208,27 +206,27 @@ class _Reader(TorchDataset[Any]):
         return samples
 
     def _read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
-        """The samples before the transform, or None where each is to be read by itself."""
+        """The samples before the transform, or None if they must be read one by one."""
         try:
             return self._source.read_batch(indices)
-        except Exception:  # to be found, and told, one by one
+        except Exception:  # read one by one, which finds the bad sample
             return None
 
     def _begin(self, epoch: int, index: int) -> None:
         _seed_generators(sample_seed(self._seed, epoch, index))
 
     def _attempt(self, index: int, pair: tuple[Any, Any] | None) -> Any:
-        """A sample, of which ``pair`` may have been read already."""
+        """A sample with its index, or an Unreadable. ``pair`` skips the reading."""
         try:
             source = self._source
             inputs, target = source[index] if pair is None else source.transformed(pair)
-        except Exception as error:  # whatever a dataset raises for a sample that it cannot give
+        except Exception as error:  # a dataset can raise anything
             return Unreadable(index, describe_error(error))
         return index, (inputs, target)
 
 
 class _Collate:
-    """A batch, its ids, and the samples that could not be read."""
+    """Makes (batch, ids, unreadable samples) from the samples of a batch."""
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
         self._collate_fn = collate_fn
@@ -250,8 +248,8 @@ class _Collate:
                 raise
             found = [" x ".join(map(str, shape)) for shape in sorted(shapes)]
             raise ValueError(
-                f"inputs of different sizes make no batch, and these have {found[0]} and "
-                f"{found[-1]}; give a transform that brings them to one size, or a collate_fn"
+                f"inputs of a batch must have one size; found {found[0]} and {found[-1]}: pass a "
+                "transform that makes their sizes equal, or a collate_fn"
             ) from error
 
 
@@ -267,7 +265,7 @@ def _seed_generators(seed: int) -> None:
 
 @contextmanager
 def _own_generators() -> Iterator[None]:
-    """Keep the caller's generators as they are; in a worker they are its own to seed."""
+    """Restore the generators afterwards. A worker process need not restore them."""
     if get_worker_info() is not None:
         yield
         return

@@ -1,1 +1,1 @@
-"""Forms that datasets come in, each as a :class:`adapruner.data.Source`."""
+"""The forms of a dataset. Each form is an :class:`adapruner.data.Source`."""

@@ -1,4 +1,4 @@
-"""Samples that are rows of two arrays: tensors, NumPy arrays, memory maps."""
+"""Samples in two arrays: tensors, NumPy arrays or memory maps."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class ArraySource(Source):
     """Sample i is row i of ``inputs`` and of ``targets``, as tensors.
 
     Args:
-        inputs: ``[N, …]`` tensor or NumPy array; a memory map stays one.
-        targets: ``[N, …]`` likewise.
-        transform: applied to each input row, a tensor.
-        fingerprint: what identifies the samples, instead of their bytes.
+        inputs: ``[N, …]`` tensor or NumPy array. A memory map is not copied.
+        targets: ``[N, …]`` tensor or NumPy array.
+        transform: applied to each row of ``inputs``, as a tensor.
+        fingerprint: a string that identifies the samples. The default is a hash of their bytes.
 
     Raises:
-        TypeError: neither tensors nor NumPy arrays, or of a dtype that torch has not.
-        ValueError: no rows, or not as many inputs as targets.
+        TypeError: an array is not a tensor or NumPy array, or torch lacks its dtype.
+        ValueError: there are no rows, or the numbers of inputs and targets differ.
     """
 
     kind = "arrays"
@@ -51,11 +51,11 @@ class ArraySource(Source):
         _check_array("targets", targets)
         if len(inputs) != len(targets):
             raise ValueError(
-                "inputs and targets must have as many rows as each other, "
-                f"got {len(inputs)} inputs and {len(targets)} targets"
+                "inputs and targets must have equal numbers of rows; "
+                f"found {len(inputs)} inputs and {len(targets)} targets"
             )
         if len(inputs) == 0:
-            raise ValueError("expected at least one sample, got arrays of length 0")
+            raise ValueError("expected at least one sample; found arrays of length 0")
         self._inputs, self._targets = inputs, targets
         self.targets = integer_targets(targets, len(targets))
         self.deterministic = transform is None
@@ -66,13 +66,13 @@ class ArraySource(Source):
         return len(self._inputs)
 
     def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
-        """The rows at ``indices``, taken at once."""
+        """The rows at ``indices``, read in one step."""
         if self.transform is not None:
             return None
         return _rows(self._inputs, indices), _rows(self._targets, indices)
 
     def pixels(self, index: int) -> npt.NDArray[np.uint8]:
-        """The row of sample ``index``, as it lies in memory or in its file."""
+        """The row of sample ``index`` as it is stored."""
         if self.pixel_axes is None:
             return super().pixels(index)
         return np.asarray(self._inputs[self._checked(index)])
@@ -87,7 +87,7 @@ class ArraySource(Source):
         return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map is a copy of the whole file; workers map the file again instead.
+        # Pickling a memory map would copy the whole file. Workers map the file again instead.
         state = self.__dict__.copy()
         for name in ("_inputs", "_targets"):
             state[name] = _MappedFile.of(state[name]) or state[name]
@@ -101,20 +101,22 @@ class ArraySource(Source):
 
 
 def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """The array of a .npy file, mapped into memory: of it, only what is read comes from the disk.
+    """The array of a .npy file, mapped into memory. The disk is read only where rows are used.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no .npy file of numbers (but of objects, say), is cut off, or empty.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a .npy file of numbers, is cut off, or is empty.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no such file: {os.fspath(path)}; expected an array, .npy")
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}; expected a .npy file")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{os.fspath(path)} is no whole .npy file of numbers: {error}") from error
+        raise ValueError(
+            f"{os.fspath(path)} is not a whole .npy file of numbers: {error}"
+        ) from error
     if not isinstance(array, np.memmap):
-        raise ValueError(f"{os.fspath(path)} is no .npy file but a {type(array).__name__}")
+        raise ValueError(f"{os.fspath(path)} is not a .npy file; found a {type(array).__name__}")
     return array
 
 
@@ -130,12 +132,12 @@ class _MappedFile:
 
     @classmethod
     def of(cls, array: Any) -> _MappedFile | None:
-        """The file behind ``array`` where it is the whole of a shared memory map, else None."""
+        """The file of ``array`` if it is a whole memory map that shares its file, else None."""
         if not (
             isinstance(array, np.memmap)
-            and isinstance(array.base, mmap.mmap)  # a view's offset is not recorded
+            and isinstance(array.base, mmap.mmap)  # a view does not record its offset
             and array.filename is not None
-            and array.mode in ("r", "r+")  # of a copy on write the file lacks the changes
+            and array.mode in ("r", "r+")  # in mode "c" the file lacks the changes
         ):
             return None
         order = "C" if array.flags.c_contiguous else "F"
@@ -155,22 +157,22 @@ class _MappedFile:
 def _check_array(name: str, array: Any) -> None:
     if not isinstance(array, (Tensor, np.ndarray)):
         raise TypeError(
-            f"{name} must be a torch tensor or a NumPy array, got {type(array).__name__}"
+            f"{name} must be a torch tensor or a NumPy array; found {type(array).__name__}"
         )
     if array.ndim == 0:
-        raise ValueError(f"{name} must have a first dimension, the samples; got a single value")
+        raise ValueError(f"{name} must have one row for each sample; found a single value")
     if isinstance(array, Tensor):
         if array.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {array.layout}")
+            raise TypeError(f"{name} must be a dense tensor; found layout {array.layout}")
         return
     try:
         torch.from_numpy(np.empty(0, array.dtype.newbyteorder("=")))
     except TypeError as error:
-        raise TypeError(f"{name} must hold numbers, got an array of {array.dtype}") from error
+        raise TypeError(f"{name} must hold numbers; found an array of {array.dtype}") from error
 
 
 def _pixel_axes(inputs: Array) -> str | None:
-    """Of a row as an image that NumPy can show; None where it is none."""
+    """The axes of each row, if it is a uint8 image in CPU memory; else None."""
     if isinstance(inputs, Tensor) and inputs.device.type != "cpu":
         return None
     is_bytes = inputs.dtype == (torch.uint8 if isinstance(inputs, Tensor) else np.uint8)
@@ -189,6 +191,6 @@ def _row(array: Array, index: int) -> Tensor:
         return array[index]
     row = np.asarray(array[index])
     native = row.dtype.newbyteorder("=")
-    # A tensor can always be written to: never let it reach a read-only array or a file.
+    # Every tensor is writable, so it must not share memory with a read-only array or a file.
     copy = isinstance(array, np.memmap) or not row.flags.writeable
     return torch.from_numpy(row.astype(native) if copy else row.astype(native, copy=False))

@@ -1,4 +1,4 @@
-"""What every source of samples offers, and the hashing that the sources share."""
+"""The base class of all sources, and the hashing that they share."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _CHUNK_BYTES = 1 << 24
 
 
 class Location(NamedTuple):
-    """Where the encoded bytes of a sample lie: ``size`` of them from ``offset`` on in a file.
+    """The place of a sample's encoded bytes in a file: ``size`` bytes from ``offset`` on.
 
-    A ``size`` of None is the whole file.
+    A ``size`` of None means the whole file.
     """
 
     path: str
@@ -37,32 +37,33 @@ class Location(NamedTuple):
 
 
 class Source(Dataset[tuple[Any, Any]]):
-    """A dataset of ``(input, target)`` pairs that knows what identifies its samples.
+    """A dataset of ``(input, target)`` pairs, with a fingerprint that identifies its samples.
 
-    Made by :func:`adapruner.data.as_source`. A new kind of source defines ``__len__``, ``_read``
-    and ``_identify``, and fills the attributes that it can.
+    :func:`adapruner.data.as_source` makes a source. A new kind of source defines ``__len__``,
+    ``_read`` and ``_identify``, and sets the attributes that it knows.
 
     Attributes:
         kind: "image folder", "shards", "arrays", "hugging face" or "dataset".
-        transform: applied to each input as it is read, or None.
-        targets: class of every sample, int64 ``[N]``; None where it takes reading the samples.
-        class_names: name of every class, where known.
-        root: absolute path of the image folder, or pattern of the shards; else None.
-        paths: path of every sample relative to ``root``, with "/" between its parts, else None.
-        sizes: bytes on disk of every sample, int64 ``[N]``, 0 where a file is missing; image
-            folders and shards only, else None.
-        deterministic: True where reading a sample twice gives the same values.
-        has_encoded: True where every sample is an encoded image (a JPEG, a PNG) of a file, which
-            :meth:`encoded` gives and :meth:`location` tells; ``targets`` are then known.
-        pixel_axes: "HW", "HWC" or "CHW" where every sample is an image of one size, uint8, that
-            :meth:`pixels` gives; ``targets`` are then known. Else None.
+        transform: applied to each input when it is read, or None.
+        targets: class of every sample, int64 ``[N]``. None if only the samples themselves tell it.
+        class_names: name of every class, or None.
+        root: absolute path of the image folder, or pattern of the shards, or None.
+        paths: path of every sample relative to ``root``, with "/" between its parts, or None.
+        sizes: bytes on disk of every sample, int64 ``[N]``; 0 for a missing file. Only image
+            folders and shards have sizes. Other sources have None.
+        deterministic: True if a sample has the same values each time it is read.
+        has_encoded: True if every sample is an encoded image (a JPEG, a PNG) in a file.
+            :meth:`encoded` reads the bytes, :meth:`location` says where they are, and ``targets``
+            are known.
+        pixel_axes: "HW", "HWC" or "CHW" if every sample is a uint8 image and all have one size.
+            :meth:`pixels` returns the image, and ``targets`` are known. Otherwise None.
     """
 
     kind: str = "dataset"
 
     def __init__(self, transform: Transform | None = None, fingerprint: str | None = None) -> None:
         if transform is not None and not callable(transform):
-            raise TypeError(f"transform must be callable or None, got {type(transform).__name__}")
+            raise TypeError(f"transform must be callable or None; found {type(transform).__name__}")
         self.transform = transform
         self._fingerprint = None if fingerprint is None else stated_fingerprint(fingerprint)
         self.targets: IntArray | None = None
@@ -79,7 +80,7 @@ class Source(Dataset[tuple[Any, Any]]):
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Sample ``index`` as ``(input, target)``, the input transformed.
+        """Sample ``index`` as ``(input, target)``, with the transform applied to the input.
 
         Raises:
             IndexError: ``index`` is not in [-N, N).
@@ -88,51 +89,56 @@ class Source(Dataset[tuple[Any, Any]]):
         return self.transformed(self._read(self._checked(index)))
 
     def transformed(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
-        """A sample as :meth:`read_batch` gives it, its input transformed."""
+        """Apply the transform to the input of a sample from :meth:`read_batch`."""
         inputs, target = pair
         return (inputs if self.transform is None else self.transform(inputs)), target
 
     def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
-        """Some samples, in [0, N), before this source's transform; None where it would be no faster
-        to read them together."""
+        """Several samples before this source's transform, or None.
+
+        None means that reading them together is not faster. ``indices`` are in [0, N).
+        """
         return None
 
     def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
-        """Some samples, in [0, N), as ``default_collate`` would join them; None where that is no
-        faster, or a transform is to be applied to each."""
+        """Several samples, joined as by ``default_collate``, or None.
+
+        None means that reading them together is not faster, or that each needs a transform.
+        ``indices`` are in [0, N).
+        """
         return None
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) over what identifies the samples, whatever the transforms.
+        """SHA-256 (64 hex digits) that identifies the samples. Transforms do not change it.
 
-        Computed at the first call and kept.
+        It is computed at the first call and kept.
         """
         if self._fingerprint is None:
             self._fingerprint = self._identify()
         return self._fingerprint
 
     def image(self, index: int) -> Any | None:
-        """Sample ``index`` to look at, before this source's transform.
+        """Sample ``index`` as a picture to look at, before this source's transform.
 
-        A PIL image, or a NumPy array of two or three dimensions; None where the sample is neither.
+        A PIL image, or a NumPy array of two or three dimensions. None if the sample is neither.
         """
         return viewable(self._read(self._checked(index))[0])
 
     def location(self, index: int) -> Location:
-        """Where the encoded image of sample ``index`` lies.
+        """Where the encoded image of sample ``index`` is.
 
         Raises:
-            TypeError: the samples are no encoded images (``has_encoded`` is False).
-            OSError: the sample has none that could be found; the message says why.
+            TypeError: the samples are not encoded images (``has_encoded`` is False).
+            OSError: no image was found for the sample. The message says why.
         """
-        raise TypeError(f"samples of kind {self.kind!r} are no encoded images")
+        raise TypeError(f"expected encoded images; found samples of kind {self.kind!r}")
 
     def encoded(self, index: int) -> bytes:
-        """The encoded image of sample ``index``, as it lies in its file.
+        """The encoded image of sample ``index``, as the file has it.
 
         Raises:
-            TypeError: the samples are no encoded images (``has_encoded`` is False).
-            OSError: it cannot be read, or is not where it should be; the message has the path.
+            TypeError: the samples are not encoded images (``has_encoded`` is False).
+            OSError: the image cannot be read, or is not in its place. The message has the path.
         """
         location = self.location(index)
         with open(location.path, "rb") as handle:
@@ -140,15 +146,15 @@ class Source(Dataset[tuple[Any, Any]]):
             return handle.read(location.size)
 
     def pixels(self, index: int) -> npt.NDArray[np.uint8]:
-        """The image of sample ``index`` as it is stored, with the axes ``pixel_axes``; a view.
+        """The stored image of sample ``index``, a view with the axes ``pixel_axes``.
 
         Raises:
-            TypeError: the samples are no uint8 images (``pixel_axes`` is None).
+            TypeError: the samples are not uint8 images (``pixel_axes`` is None).
         """
-        raise TypeError(f"samples of kind {self.kind!r} are no uint8 images")
+        raise TypeError(f"expected uint8 images; found samples of kind {self.kind!r}")
 
     def about(self) -> dict[str, Any]:
-        """What a result tells of its dataset, in plain values."""
+        """A description of the dataset in plain values, for the result."""
         return {
             "num_samples": len(self),
             "kind": self.kind,
@@ -175,7 +181,7 @@ class Source(Dataset[tuple[Any, Any]]):
 
 
 def viewable(value: Any) -> Any | None:
-    """``value`` if it is a PIL image, as a NumPy array if it has 2 or 3 dimensions, else None."""
+    """A PIL image unchanged, an array of 2 or 3 dimensions as a NumPy array, else None."""
     if is_pil_image(value):
         return value
     if isinstance(value, Tensor):
@@ -187,7 +193,7 @@ def viewable(value: Any) -> Any | None:
 
 
 def integer_targets(values: Any, length: int) -> IntArray | None:
-    """``values`` as int64 ``[length]`` if they are that many integers, else None."""
+    """``values`` as int64 ``[length]`` if they are ``length`` integers, else None."""
     array = numeric_array(values, length)
     if array is None or array.ndim != 1:
         return None
@@ -198,14 +204,14 @@ def integer_targets(values: Any, length: int) -> IntArray | None:
 
 
 def numeric_array(values: Any, length: int) -> Array | None:
-    """``values`` as an array or tensor of ``length`` rows of numbers, or None if they are not."""
+    """``values`` as an array or tensor if they are ``length`` rows of numbers, else None."""
     if isinstance(values, Tensor):
         return values if values.ndim and len(values) == length else None
     if not isinstance(values, (np.ndarray, list, tuple, range)) or isinstance(values, str):
         return None
     try:
         array = np.asarray(values)
-    except (ValueError, TypeError, RuntimeError):  # rows of unequal lengths, tensors of several
+    except (ValueError, TypeError, RuntimeError):  # unequal rows, or tensors of several values
         return None
     if array.dtype.kind not in "biuf" or not array.ndim or len(array) != length:
         return None
@@ -213,24 +219,24 @@ def numeric_array(values: Any, length: int) -> Array | None:
 
 
 def new_digest(kind: str) -> _Hash:
-    """A SHA-256 that starts with the kind of source, so that no two kinds can collide."""
+    """A SHA-256 that starts with the kind of source, so that two kinds never collide."""
     return hashlib.sha256(f"adapruner {kind} 1\n".encode())
 
 
 def stated_fingerprint(text: str) -> str:
-    """The fingerprint of a dataset whose identity the user states.
+    """The fingerprint for a name that the user gives to the dataset.
 
-    Any string is hashed, except one that is a fingerprint already (64 hex digits): that one is
-    taken as it is, so that ``fingerprint=result.fingerprint`` says "the same samples, I vouch".
+    A fingerprint (64 hex digits) is returned unchanged, so ``fingerprint=result.fingerprint``
+    declares that the samples are the same. Any other string is hashed.
 
     Raises:
-        TypeError: ``text`` is no string.
+        TypeError: ``text`` is not a string.
         ValueError: ``text`` is empty.
     """
     if not isinstance(text, str):
-        raise TypeError(f"fingerprint must be a string, got {type(text).__name__}")
+        raise TypeError(f"fingerprint must be a string; found {type(text).__name__}")
     if not text:
-        raise ValueError("fingerprint must say something about the dataset, got an empty string")
+        raise ValueError("fingerprint must identify the dataset; found an empty string")
     if len(text) == 64 and set(text) <= set("0123456789abcdef"):
         return text
     digest = new_digest("stated")
@@ -241,8 +247,8 @@ def stated_fingerprint(text: str) -> str:
 def update_with_array(digest: _Hash, array: Array) -> None:
     """Hash dtype, shape and values of ``array``, in chunks.
 
-    The same for a tensor and a NumPy array of the same values, contiguous or not, of either byte
-    order, in memory or mapped from a file.
+    A tensor and a NumPy array of equal values have equal hashes. Strides, byte order and memory
+    maps make no difference.
     """
     name = str(array.dtype).removeprefix("torch.")
     if isinstance(array, np.ndarray):

@@ -1,4 +1,4 @@
-"""From whatever holds the samples to a :class:`Source`."""
+"""Make a :class:`Source` from any form of a dataset."""
 
 from __future__ import annotations
 
@@ -46,29 +46,36 @@ def as_source(
 ) -> Source:
     """A :class:`Source` of the samples in ``data``.
 
+    ``data`` is one of:
+
+    - the path of an image folder, ROOT/CLASS/…/IMAGE;
+    - WebDataset shards: the path of a tar file or of a folder of tar files, a pattern such as
+      ``train-{000..099}.tar`` or ``train-*.tar``, or a list of paths and patterns;
+    - a tuple ``(inputs, targets)`` of tensors, of NumPy arrays, or of paths of .npy files;
+    - a ``TensorDataset`` of two tensors;
+    - one split of a Hugging Face dataset;
+    - a map-style dataset of ``(input, target)`` pairs;
+    - a ``Subset`` of a dataset named above;
+    - a Source. It is returned unchanged, or copied to take ``transform`` or ``fingerprint``.
+
     Args:
-        data: the path of an image folder, ROOT/CLASS/…/IMAGE; WebDataset shards, as the path of a
-            tar file or of a folder of them, a pattern (``train-{000..099}.tar``, ``train-*.tar``)
-            or a list of these; a tuple ``(inputs, targets)`` of tensors or NumPy arrays or of the
-            paths of two .npy files, or a ``TensorDataset`` of two; one split of a Hugging Face
-            dataset; any map-style dataset of ``(input, target)`` pairs; a ``Subset`` of any of
-            these; or a Source, returned as it is.
-        transform: applied to each input as it is read.
-        fingerprint: a string that identifies the samples (a name and version, say) instead of
-            what is found out from ``data``. Hashed, unless it is a fingerprint already.
-        columns: the input and the target column of a Hugging Face dataset, or the extensions of
-            the image and the class in shards, where the class may be "json:KEY", what stands under
-            a key in a component "json"; guessed where None.
-        mode: the PIL mode to which images of a folder or of a Hugging Face dataset are converted;
-            None leaves each as it is.
-        max_pixels: an image of a folder or of shards with more, width times height, counts as
-            unreadable; Pillow's own limit, about 180 million, holds besides.
-        index_folder: where the indexes of shards are, if not beside them.
+        data: the samples.
+        transform: applied to each input when it is read.
+        fingerprint: a string that identifies the samples, such as a name and version. It is
+            hashed, unless it is a fingerprint already. By default ``data`` is inspected.
+        columns: for a Hugging Face dataset, the input column and the target column. For shards,
+            the extensions of the image and the class; the class "json:KEY" is the value of a key
+            in the component "json". None means a guess.
+        mode: the PIL mode to which images of folders, shards and Hugging Face datasets are
+            converted. None leaves images as they are.
+        max_pixels: an image of a folder or shard with more pixels, width times height, is
+            unreadable. Pillow's own limit, about 180 million, holds too.
+        index_folder: the folder with the indexes of shards. None means beside the shards.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder or file is missing, or of another kind.
-        TypeError: ``data`` is none of these, or has no length.
-        ValueError: ``data`` is empty or does not fit together; the message says how.
+        TypeError: ``data`` has none of these forms, or has no length.
+        ValueError: ``data`` is empty, or its parts do not fit. The message says why.
 
     Example:
         >>> import torch
@@ -79,7 +86,7 @@ def as_source(
     shards = is_shards(data)
     if columns is not None and not (shards or isinstance(data, Subset) or is_hugging_face(data)):
         raise ValueError(
-            f"columns are for shards and Hugging Face datasets, got them with {type(data).__name__}"
+            f"columns are for shards and Hugging Face datasets; found {type(data).__name__}"
         )
     if isinstance(data, Source):
         return _changed(data, transform, fingerprint)
@@ -118,10 +125,14 @@ def as_source(
 
 
 def source_again(about: Mapping[str, Any], data: Any | None = None) -> Source:
-    """The source of which ``about`` (a result's ``dataset``) tells; of ``data``, in the same way.
+    """Make the source of a result again.
+
+    Args:
+        about: the result's ``dataset``.
+        data: another place or form of the same samples. None means the place in ``about``.
 
     Raises:
-        FileNotFoundError: it is no longer there, or ``about`` does not say where it was.
+        FileNotFoundError: the dataset is no longer there, or ``about`` does not name its place.
         OSError, TypeError, ValueError: as :func:`as_source`.
     """
     data = about.get("root") if data is None else data
@@ -141,7 +152,10 @@ def _changed(source: Source, transform: Transform | None, fingerprint: str | Non
     changed = copy.copy(source)
     if transform is not None:
         if source.transform is not None:
-            raise ValueError("this source has a transform already; compose the two beforehand")
+            raise ValueError(
+                "expected a source without a transform; found one with a "
+                f"{type(source.transform).__name__}: compose the two transforms first"
+            )
         changed.transform, changed.deterministic = transform, False
     if fingerprint is not None:
         changed._fingerprint = stated_fingerprint(fingerprint)
@@ -152,7 +166,8 @@ def _two_arrays(data: Any) -> tuple[Any, Any]:
     arrays = data if isinstance(data, tuple) else data.tensors
     if len(arrays) != 2:
         raise ValueError(
-            f"expected two arrays, (inputs, targets), got a {type(data).__name__} of {len(arrays)}"
+            "expected two arrays, (inputs, targets); "
+            f"found a {type(data).__name__} of {len(arrays)}"
         )
     inputs, targets = (
         map_array(array) if isinstance(array, (str, os.PathLike)) else array for array in arrays

@@ -27,17 +27,17 @@ _ROWS_PER_READ = 1024
 class HuggingFaceSource(Source):
     """Two columns of a ``datasets.Dataset``.
 
-    Images are converted to ``mode``; whatever else the dataset's format gives is passed on.
+    Images are converted to ``mode``. Other values stay as the dataset's format returns them.
 
     Args:
-        dataset: one split, read in the format that it is set to.
+        dataset: one split. Its format is respected.
         transform: applied to each input.
-        fingerprint: what identifies the samples, instead of their bytes.
-        columns: names of the input and the target column; guessed where None.
-        mode: the PIL mode images are converted to; None leaves each as it is.
+        fingerprint: a string that identifies the samples. The default is a hash of their bytes.
+        columns: names of the input and the target column. None means a guess.
+        mode: the PIL mode that images are converted to. None leaves them as they are.
 
     Raises:
-        ValueError: no rows, or the columns are not there or cannot be guessed.
+        ValueError: there are no rows, or the columns are missing or cannot be guessed.
     """
 
     kind = "hugging face"
@@ -55,7 +55,7 @@ class HuggingFaceSource(Source):
         self.dataset, self.mode = dataset, mode
         names = list(dataset.column_names)
         self.columns = _guess(names) if columns is None else _check_columns(columns, names)
-        self._plain = dataset.with_format(None).select_columns([self.columns[0]])
+        self._unformatted = dataset.with_format(None).select_columns([self.columns[0]])
         self.targets = _integer_column(dataset, self.columns[1], self._length)
         self.class_names = _names_of(dataset.features[self.columns[1]])
         self.deterministic = transform is None and dataset.format["type"] != "custom"
@@ -67,7 +67,7 @@ class HuggingFaceSource(Source):
         return self._pair(self.dataset[index], index)
 
     def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
-        """Rows read together, as the library does it best."""
+        """Rows read together, which is faster in this library."""
         rows = self.dataset.__getitems__(indices)
         return [self._pair(row, index) for row, index in zip(rows, indices, strict=True)]
 
@@ -75,23 +75,22 @@ class HuggingFaceSource(Source):
         missing = [name for name in self.columns if name not in row]
         if missing:
             raise TypeError(
-                f"sample {index} lacks {', '.join(missing)}: the dataset's format or transform "
-                f"gives {', '.join(map(str, row))}"
+                f"sample {index} lacks {', '.join(missing)}; found {', '.join(map(str, row))} "
+                "after the dataset's format and transform"
             )
         inputs, target = (row[name] for name in self.columns)
         return (convert_image(inputs, self.mode) if is_pil_image(inputs) else inputs), target
 
     def image(self, index: int) -> Any | None:
-        """Sample ``index`` to look at, before the dataset's own format and transform."""
-        value = self._plain[self._checked(index)][self.columns[0]]
+        """Sample ``index`` as a picture, before the dataset's own format and transform."""
+        value = self._unformatted[self._checked(index)][self.columns[0]]
         return viewable(np.asarray(value) if isinstance(value, list) else value)
 
     def _identify(self) -> str:
         """Hash the rows of the two columns.
 
-        Not the library's own ``_fingerprint``: that one hashes how a dataset was made, with the
-        times of its cache files, so that the same samples differ from one machine to another and
-        after every ``map``.
+        The library's own ``_fingerprint`` does not fit. It hashes how a dataset was made and the
+        times of its cache files, so it changes between machines and after every ``map``.
         """
         arrow = require("pyarrow", extra="parquet")
         rows = self.dataset.with_format(None).select_columns(list(self.columns))
@@ -102,7 +101,7 @@ class HuggingFaceSource(Source):
             table = rows[start : min(start + _ROWS_PER_READ, self._length)]
             for name in self.columns:
                 column = table.column(name)
-                # Taken, so that neither the chunks nor the offsets in the file make a difference.
+                # A fresh copy has neither the chunks nor the offsets of the file.
                 fresh = column.take(arrow.array(range(len(column)))).combine_chunks()
                 batch = arrow.record_batch([fresh], names=["column"])
                 digest.update(f"{column.type}\n".encode())
@@ -111,7 +110,7 @@ class HuggingFaceSource(Source):
 
 
 def is_hugging_face(data: Any) -> bool:
-    """Whether ``data`` is a ``datasets.Dataset`` (one split), or of a class derived from it."""
+    """Whether ``data`` is a ``datasets.Dataset`` (one split) or of a derived class."""
     return any(
         base.__name__ == "Dataset" and base.__module__.split(".")[0] == "datasets"
         for base in type(data).__mro__
@@ -123,10 +122,10 @@ def _guess(names: list[str]) -> tuple[str, str]:
     for role, known in (("input", INPUT_COLUMNS), ("target", TARGET_COLUMNS)):
         matches = [name for name in known if name in names]
         if len(matches) != 1:
-            met = f"several fit ({', '.join(matches)})" if matches else "none fits"
+            count = f"several ({', '.join(matches)})" if matches else "none"
             raise ValueError(
-                f"cannot tell the {role} column: {met} among {', '.join(names)}; "
-                "pass columns=(input, target)"
+                f"cannot guess the {role} column: expected one of {', '.join(known)}; "
+                f"found {count} among {', '.join(names)}; pass columns=(input, target)"
             )
         found.append(matches[0])
     return found[0], found[1]
@@ -134,17 +133,15 @@ def _guess(names: list[str]) -> tuple[str, str]:
 
 def _check_columns(columns: Any, names: list[str]) -> tuple[str, str]:
     if not isinstance(columns, (tuple, list)) or len(columns) != 2:
-        raise ValueError(f"columns must be a pair (input, target), got {columns!r}")
+        raise ValueError(f"columns must be a pair (input, target); found {columns!r}")
     missing = [name for name in columns if name not in names]
     if missing:
-        raise ValueError(
-            f"no column {', '.join(map(repr, missing))}; the dataset has {', '.join(names)}"
-        )
+        raise ValueError(f"no column {', '.join(map(repr, missing))}; found {', '.join(names)}")
     return columns[0], columns[1]
 
 
 def _integer_column(dataset: Any, name: str, length: int) -> IntArray | None:
-    # Looked at by type first: a column of masks or texts is not to be read whole.
+    # The type is checked first, because a column of masks or texts can be large.
     kind = str(dataset.features.arrow_schema.field(name).type)
     if not kind.startswith(("int", "uint")):
         return None

@@ -1,4 +1,4 @@
-"""Image folders: ROOT/CLASS/…/IMAGE, and torchvision's datasets of them."""
+"""Image folders ROOT/CLASS/…/IMAGE, and torchvision's ``ImageFolder``."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ from adapruner.vision.decoding import (
 class ImageFolderSource(Source):
     """The images of ``root``/CLASS/…/IMAGE, in the order of torchvision's ``ImageFolder``.
 
-    Classes are the folders of ``root`` in sorted order; below each, images are found at any
-    depth and sorted. Symbolic links are followed; what starts with "." is ignored. Without a
-    transform an input is a PIL image; the target is the class's number.
+    The folders of ``root``, sorted, are the classes. The images of a class lie at any depth below
+    its folder, and are sorted. Symbolic links are followed. Names that start with "." are ignored.
+    Without a transform an input is a PIL image. The target is the number of the class.
 
-    The fingerprint is over the relative paths and sizes of the files, not over ``root``.
+    The fingerprint covers the relative paths and the sizes of the files. It does not cover
+    ``root``.
 
     Args:
         root: the folder.
         transform: applied to the PIL image.
-        fingerprint: what identifies the samples, instead of paths and sizes.
-        mode: the PIL mode images are converted to; None leaves each as it is.
-        max_pixels: an image of more, width times height, counts as unreadable.
+        fingerprint: a string that identifies the samples. The default hashes paths and sizes.
+        mode: the PIL mode that images are converted to. None leaves them as they are.
+        max_pixels: an image with more pixels, width times height, is unreadable.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: ``root`` is missing, or a file.
-        ValueError: no class folder or no image was found, or ``mode`` is unknown.
+        FileNotFoundError, NotADirectoryError: ``root`` is missing, or is a file.
+        ValueError: there is no class folder or no image, or ``mode`` is unknown.
         ImportError: Pillow is not installed.
 
     Warns:
@@ -94,7 +95,7 @@ class ImageFolderSource(Source):
 
 
 class ImageFolderDatasetSource(DatasetSource):
-    """A torchvision ``ImageFolder``, read in its own way and identified as the folder is."""
+    """A torchvision ``ImageFolder``: its own reader, and the fingerprint of the image folder."""
 
     kind = "image folder"
     root: str
@@ -122,7 +123,7 @@ class ImageFolderDatasetSource(DatasetSource):
 def is_image_folder_dataset(dataset: Any) -> bool:
     """Whether ``dataset`` lists its files as torchvision's ``ImageFolder`` does.
 
-    That is: ``samples``, one (path, class) for each item, all below the folder ``root``.
+    It must have ``samples``, one (path, class) for each item, all below the folder ``root``.
     """
     samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
     if not isinstance(samples, list) or not isinstance(root, (str, os.PathLike)):
@@ -139,7 +140,7 @@ def is_image_folder_dataset(dataset: Any) -> bool:
 
 @dataclass
 class _Scan:
-    """What was found below one class folder."""
+    """The files below one class folder."""
 
     paths: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -150,15 +151,15 @@ def _class_folders(root: str) -> list[str]:
     if not os.path.lexists(root):
         raise FileNotFoundError(f"no such folder: {root}; expected {_EXPECTED}")
     if not os.path.isdir(root):
-        raise NotADirectoryError(f"{root} is no folder; expected {_EXPECTED}")
+        raise NotADirectoryError(f"{root} is not a folder; expected {_EXPECTED}")
     with os.scandir(root) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
         folders = sorted(entry.name for entry in shown if _is_folder(entry))
     if not folders:
         images = sum(entry.name.lower().endswith(IMAGE_EXTENSIONS) for entry in shown)
         raise ValueError(
-            f"{root} has no class folder: found {len(shown)} files, {images} of them images; "
-            f"expected {_EXPECTED}"
+            f"{root} has no class folder: expected {_EXPECTED}; "
+            f"found {len(shown)} files, {images} of them images"
         )
     return folders
 
@@ -168,8 +169,7 @@ _EXPECTED = f"ROOT/CLASS/IMAGE with images ending in {', '.join(IMAGE_EXTENSIONS
 
 def _scan(root: str, name: str) -> _Scan:
     scan = _Scan()
-    # Sorted by folder first and file name second: torchvision's order, so that an index means
-    # the same sample in both.
+    # By folder, then by file name. This is torchvision's order, so both have the same indices.
     for folder, files in sorted(_walk(root, name, frozenset()), key=lambda found: found[0]):
         for entry in sorted(files, key=lambda file: file.name):
             if not entry.name.lower().endswith(IMAGE_EXTENSIONS):
@@ -187,7 +187,7 @@ def _walk(
     path = os.path.join(root, folder)
     status = os.stat(path)
     identity = (status.st_dev, status.st_ino)
-    if identity in above:  # a link to a folder that it lies in
+    if identity in above:  # a link to one of its own parents
         return
     with os.scandir(path) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
@@ -205,7 +205,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_listed(entry: os.DirEntry[str]) -> bool:
-    """Files, and broken links: reading those fails, as it does for any unreadable sample."""
+    """Whether ``entry`` is a file or a broken link. A broken link is an unreadable sample."""
     return entry.is_file(follow_symlinks=False) or (
         entry.is_symlink() and (os.path.isfile(entry.path) or not os.path.exists(entry.path))
     )
@@ -214,7 +214,7 @@ def _is_listed(entry: os.DirEntry[str]) -> bool:
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:  # a broken link, or removed since
+    except OSError:  # a broken link, or a file that was removed
         return 0
 
 
@@ -223,13 +223,13 @@ def _check_counts(root: str, names: list[str], counts: list[int], scans: list[_S
         others = [path for scan in scans for path in scan.others]
         example = f" (such as {others[0]})" if others else ""
         raise ValueError(
-            f"{root} has no image: found {len(names)} class folders ({_listed(names)}) "
-            f"with {len(others)} other files{example}; expected {_EXPECTED}"
+            f"{root} has no image: expected {_EXPECTED}; found {len(names)} class folders "
+            f"({_listed(names)}) with {len(others)} other files{example}"
         )
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         warnings.warn(
-            f"{root}: no image in {len(empty)} of {len(names)} class folders: {_listed(empty)}",
+            f"{root}: {len(empty)} of {len(names)} class folders have no image: {_listed(empty)}",
             UserWarning,
             stacklevel=4,  # the caller of as_source
         )
@@ -240,8 +240,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _prefix(dataset: Any) -> str:
-    """What the paths of a torchvision ``ImageFolder`` start with: its folder, with a "/"."""
-    # torchvision's ImageNet has the folder above its images as root.
+    """The common start of all paths of a torchvision ``ImageFolder``: its folder and a "/"."""
+    # In torchvision's ImageNet, root is the folder above the images.
     root = getattr(dataset, "split_folder", None) or dataset.root
     return os.path.join(os.path.expanduser(os.fspath(root)), "")
 

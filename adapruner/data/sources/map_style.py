@@ -1,4 +1,4 @@
-"""Samples of any map-style dataset, and of a Subset of any other source."""
+"""Samples of a map-style dataset, and of a Subset of any source."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _TARGET_ATTRIBUTES = ("targets", "labels", "y")
 class DatasetSource(Source):
     """The samples of a map-style dataset whose items are ``(input, target)``.
 
-    ``targets`` are taken from the dataset's attribute ``targets``, ``labels`` or ``y`` where that
-    is N integers, unless a ``target_transform`` changes them. The fingerprint is over the class's
-    name without its module (a class moves from ``__main__`` to a module without its data
-    changing), the length and that attribute; where this says too little, state ``fingerprint``.
+    ``targets`` are the dataset's attribute ``targets``, ``labels`` or ``y`` if it holds N integers
+    and there is no ``target_transform``. The fingerprint covers the name of the class, the length
+    and this attribute. It does not cover the module, because a class can move from ``__main__`` to
+    a module. If the fingerprint must say more, pass ``fingerprint``.
 
     Raises:
         TypeError: the dataset has no length or cannot be indexed.
@@ -62,7 +62,7 @@ class DatasetSource(Source):
         return checked_pair(self.dataset[index], index, self.dataset)
 
     def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
-        """The samples by the dataset's own ``__getitems__``, where it has one."""
+        """The samples from the dataset's own ``__getitems__``, or None if it has none."""
         if not hasattr(self.dataset, "__getitems__"):
             return None
         samples = self.dataset.__getitems__(indices)
@@ -72,7 +72,7 @@ class DatasetSource(Source):
         ]
 
     def image(self, index: int) -> Any | None:
-        """Sample ``index`` to look at; of a torchvision dataset, before its own transform."""
+        """Sample ``index`` as a picture. The transform of a torchvision dataset is left out."""
         dataset = _without_transform(self.dataset)
         return viewable(checked_pair(dataset[self._checked(index)], index, dataset)[0])
 
@@ -85,7 +85,7 @@ class DatasetSource(Source):
 
 
 class SubsetSource(Source):
-    """The samples of a :class:`torch.utils.data.Subset` of what ``base`` is the source of.
+    """The samples of a :class:`torch.utils.data.Subset` of the dataset behind ``base``.
 
     Raises:
         IndexError: an index of the subset is out of range for its dataset.
@@ -103,7 +103,7 @@ class SubsetSource(Source):
         self.kind = base.kind
         self.dataset, self.base = subset, base
         self._indices = _subset_indices(subset, len(base))
-        # A class derived from Subset that reads its items in its own way is left to do so.
+        # A derived class with its own __getitem__ reads its own items.
         self._reads_base = type(subset).__getitem__ is Subset.__getitem__
         if base.targets is not None and self._reads_base:
             self.targets = base.targets[self._indices]
@@ -113,7 +113,7 @@ class SubsetSource(Source):
         if base.sizes is not None:
             self.sizes = base.sizes[self._indices]
         self.deterministic = base.deterministic and self._reads_base and transform is None
-        # What the base's own transform would do to a decoded image is done by nobody else.
+        # A reader of encoded images would skip the transform of the base.
         if self._reads_base and base.transform is None:
             self.has_encoded, self.pixel_axes = base.has_encoded, base.pixel_axes
 
@@ -126,31 +126,31 @@ class SubsetSource(Source):
         return checked_pair(self.dataset[index], index, self.dataset)
 
     def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
-        """The samples as the source that this is a subset of reads them together."""
-        if not self._reads_base or self.base.transform is not None:  # that one is for each
+        """The samples, read together by ``base``; see :meth:`Source.read_batch`."""
+        if not self._reads_base or self.base.transform is not None:  # seeded per sample
             return None
         return self.base.read_batch(self._indices[indices].tolist())
 
     def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
-        """The samples as the source that this is a subset of collates them."""
+        """The samples, collated by ``base``; see :meth:`Source.collated`."""
         if not self._reads_base or self.transform is not None:
             return None
         return self.base.collated(self._indices[indices].tolist())
 
     def image(self, index: int) -> Any | None:
-        """Sample ``index`` to look at, before any transform that can be left out."""
+        """Sample ``index`` as a picture from ``base``, before its transform."""
         return self.base.image(int(self._indices[self._checked(index)]))
 
     def location(self, index: int) -> Location:
-        """Where the encoded image lies, as the source that this is a subset of tells it."""
+        """Where ``base`` has the encoded image of sample ``index``."""
         return self.base.location(int(self._indices[self._checked(index)]))
 
     def encoded(self, index: int) -> bytes:
-        """The encoded image, as the source that this is a subset of gives it."""
+        """The encoded image of sample ``index`` from ``base``."""
         return self.base.encoded(int(self._indices[self._checked(index)]))
 
     def pixels(self, index: int) -> npt.NDArray[np.uint8]:
-        """The image, as the source that this is a subset of gives it."""
+        """The stored image of sample ``index`` from ``base``."""
         return self.base.pixels(int(self._indices[self._checked(index)]))
 
     def _identify(self) -> str:
@@ -161,7 +161,7 @@ class SubsetSource(Source):
 
 
 def origin(source: Source) -> Source:
-    """The source that ``source`` is a Subset of, or a Subset of one of, where it is one."""
+    """``source`` itself, or the source at the bottom of a chain of Subsets."""
     while isinstance(source, SubsetSource):
         source = source.base
     return source
@@ -175,22 +175,22 @@ def checked_length(dataset: Any) -> int:
         ValueError: its length is 0.
     """
     name = type(dataset).__name__
-    needed = "a map-style dataset, with __len__ and __getitem__, is needed"
+    expected = "expected a map-style dataset, with __len__ and __getitem__; found"
     if isinstance(dataset, IterableDataset) or not hasattr(type(dataset), "__getitem__"):
-        raise TypeError(f"{needed}: {name} has samples without a number (and no fixed length)")
+        raise TypeError(f"{expected} {name}, whose samples have no index")
     if isinstance(dataset, Mapping):
         raise TypeError(
-            f"{needed}: got a {name} with keys {_shown(dataset)}; "
+            f"{expected} a {name} with keys {_shown(dataset)}; "
             "pass one of its values, or a tuple (inputs, targets)"
         )
     if isinstance(dataset, (np.ndarray, Tensor)):
-        raise TypeError(f"{needed}: got a single {name}; expected a tuple (inputs, targets)")
+        raise TypeError(f"{expected} a single {name}; pass a tuple (inputs, targets)")
     try:
         length = len(dataset)
     except (TypeError, NotImplementedError) as error:
-        raise TypeError(f"{needed}: {name} has no length") from error
+        raise TypeError(f"{expected} {name}, which has no length") from error
     if length == 0:
-        raise ValueError(f"expected at least one sample, got a {name} of length 0")
+        raise ValueError(f"expected at least one sample; found a {name} of length 0")
     return length
 
 
@@ -202,13 +202,13 @@ def checked_pair(sample: Any, index: int, dataset: Any) -> tuple[Any, Any]:
     """
     if isinstance(sample, (tuple, list)) and len(sample) == 2:
         return sample[0], sample[1]
-    met = type(sample).__name__
+    found = type(sample).__name__
     if isinstance(sample, (tuple, list)):
-        met = f"a {met} of {len(sample)} elements"
+        found = f"a {found} of {len(sample)} elements"
     elif isinstance(sample, Mapping):
-        met = f"a {met} with keys {_shown(sample)}"
+        found = f"a {found} with keys {_shown(sample)}"
     raise TypeError(
-        f"sample {index} of {type(dataset).__name__} must be a pair (input, target), got {met}"
+        f"sample {index} of {type(dataset).__name__} must be a pair (input, target); found {found}"
     )
 
 
@@ -226,7 +226,7 @@ def _stored_targets(dataset: Any, length: int) -> Array | None:
 
 
 def _class_names(dataset: Any) -> list[str] | None:
-    """Names from ``classes``; ImageNet's are tuples of synonyms, joined here."""
+    """The names in ``classes``. ImageNet has tuples of synonyms, which are joined."""
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, (list, tuple)) or not classes:
         return None
@@ -235,7 +235,7 @@ def _class_names(dataset: Any) -> list[str] | None:
 
 
 def _without_transform(dataset: Any) -> Any:
-    """A shallow copy of a torchvision dataset without its transforms; any other as it is."""
+    """A shallow copy of a torchvision dataset without transforms; other datasets unchanged."""
     torchvision = sys.modules.get("torchvision.datasets")
     if torchvision is None or not isinstance(dataset, torchvision.VisionDataset):
         return dataset
@@ -247,7 +247,7 @@ def _without_transform(dataset: Any) -> Any:
 def _subset_indices(subset: Subset[Any], length: int) -> IntArray:
     indices = np.asarray([int(index) for index in subset.indices], dtype=np.int64)
     if indices.size == 0:
-        raise ValueError("expected at least one sample, got a Subset of length 0")
+        raise ValueError("expected at least one sample; found a Subset of length 0")
     wrong = np.flatnonzero((indices < -length) | (indices >= length))
     if wrong.size:
         raise IndexError(

@@ -1,10 +1,9 @@
-"""Where the samples of a WebDataset shard lie: DALI's text index, read from a tar or from a file.
+"""The index of a WebDataset shard, read from the tar or from an index file.
 
-The format is the one of DALI's ``wds2idx``, version 1.2: a line ``v1.2 N``, then N lines, one per
-sample, with ``EXTENSION OFFSET SIZE NAME`` for each of its components. White space in a name would
-break it and is written as ``%20`` and the like. DALI reads no further than N lines; two more hold
-what only adapruner asks for: the size of the shard, and the class of every sample, with the column
-that it comes from.
+The file has the format of DALI's ``wds2idx``, version 1.2: a line ``v1.2 N``, then one line for
+each of the N samples, with ``EXTENSION OFFSET SIZE NAME`` for each component. White space in a name
+is escaped, as in ``%20``. DALI stops after N lines. Two more lines are adapruner's: the size of the
+shard with the column of the classes, and the class of every sample.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ import numpy as np
 from adapruner._util.files import replace_atomically
 from adapruner.data.sources.base import IntArray
 
-BLOCK = 512  # of a tar: a header takes one, and what follows it a whole number of them
+BLOCK = 512  # bytes; a tar header is one block, and contents are padded to whole blocks
 CLASS = "cls"
-UNKNOWN = -1  # a class that is missing, or not a whole number
+UNKNOWN = -1  # the class is missing, or is not a whole number
 
 _VERSION = b"v1.2"
 _TRAILER = b"# adapruner 1 shard-bytes"
@@ -36,13 +35,13 @@ _LONGEST_CLASS, _LONGEST_JSON = 64, 1 << 20  # bytes
 
 
 class IndexMismatchError(ValueError):
-    """An index is not one, or does not belong to its shard."""
+    """A file is not an index, or does not belong to its shard."""
 
 
 class ClassColumn(NamedTuple):
-    """Where the class of a sample stands: in the component of an extension.
+    """The component that holds the class of a sample.
 
-    As text, "cls", or "json:label" for what stands in the object of a JSON file under a key.
+    As text: "cls" for a component, "json:label" for the value of a key in a JSON object.
     """
 
     extension: str
@@ -50,15 +49,15 @@ class ClassColumn(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> ClassColumn:
-        """The column that ``text`` says.
+        """Parse EXTENSION or EXTENSION:KEY.
 
         Raises:
-            ValueError: the key is none that an index can name.
+            ValueError: a part is empty, or an index file could not hold the key.
         """
         extension, colon, key = text.partition(":")
         if colon and (not extension or not key or key != " ".join(key.split())):
             raise ValueError(
-                f"a class in JSON is EXTENSION:KEY, such as json:label; found {text!r}"
+                f"a class in JSON must be EXTENSION:KEY, such as json:label; found {text!r}"
             )
         return cls(extension.lower(), key if colon else None)
 
@@ -66,23 +65,23 @@ class ClassColumn(NamedTuple):
         return self.extension if self.key is None else f"{self.extension}:{self.key}"
 
     def describe(self) -> str:
-        """What a sample must have."""
+        """The component as words for a message."""
         under = "" if self.key is None else f" under the key {self.key!r}"
         return f"component {self.extension} that holds a whole number{under}"
 
     @property
     def longest(self) -> int:
-        """Bytes of a component beyond which it is not looked at."""
+        """The most bytes that the component may have."""
         return _LONGEST_CLASS if self.key is None else _LONGEST_JSON
 
     def number(self, content: bytes) -> int:
-        """The class that a component spells, ``UNKNOWN`` where it spells none."""
+        """The class in the bytes of the component, or ``UNKNOWN``."""
         if self.key is not None:
             try:
                 found = json.loads(content)
             except (ValueError, RecursionError):
                 return UNKNOWN
-            # A whole number, or one as text; what else there may be is no class.
+            # A class is a whole number, or text that spells a whole number.
             value = found.get(self.key) if isinstance(found, dict) else None
             content = str(value).encode(errors="replace") if type(value) in (int, str) else b""
         match = _WHOLE_NUMBER.fullmatch(content)
@@ -90,7 +89,7 @@ class ClassColumn(NamedTuple):
 
 
 class Component(NamedTuple):
-    """A member of a tar: the part after the dot of its name, and where its bytes lie."""
+    """A member of a tar: its extension, its byte range and its full name."""
 
     extension: str
     offset: int
@@ -103,11 +102,11 @@ class ShardIndex:
     """The samples of one shard.
 
     Attributes:
-        lines: one per sample, as the index file has them.
-        classes: of every sample, int64, ``UNKNOWN`` where there is none; None where it takes
-            reading the shard.
-        column: where the classes were found.
-        damage: why the shard could not be read to its end, else None.
+        lines: the line of each sample in the index file.
+        classes: class of every sample, int64; ``UNKNOWN`` if it has none. None if the index file
+            has no classes.
+        column: the column of the classes.
+        damage: why the shard could not be read to its end, or None.
     """
 
     lines: list[bytes] = field(default_factory=list)
@@ -116,7 +115,7 @@ class ShardIndex:
     damage: str | None = None
 
     def components(self, sample: int) -> list[Component]:
-        """The members that make up ``sample``."""
+        """The members of ``sample``."""
         return parse_line(self.lines[sample])
 
 
@@ -124,30 +123,30 @@ def parse_line(line: bytes) -> list[Component]:
     """The components of one sample.
 
     Raises:
-        ValueError: the line is no list of ``EXTENSION OFFSET SIZE NAME``.
+        ValueError: the line is not a list of ``EXTENSION OFFSET SIZE NAME``.
     """
     fields = line.split()
     if not fields or len(fields) % 4:
-        raise ValueError("a sample needs EXTENSION OFFSET SIZE NAME for each of its components")
+        raise ValueError("expected EXTENSION OFFSET SIZE NAME for each component")
     components = [
         Component(os.fsdecode(extension), int(offset), int(size), name)
         for extension, offset, size, name in zip(*[iter(fields)] * 4, strict=True)
     ]
     if any(c.offset % BLOCK or c.offset < BLOCK or c.size < 0 for c in components):
-        raise ValueError(f"an offset must be a multiple of {BLOCK} above 0, a size not negative")
+        raise ValueError(f"offsets must be multiples of {BLOCK} above 0, sizes at least 0")
     return components
 
 
 def scan(path: str | os.PathLike[str], column: str = CLASS) -> ShardIndex:
-    """Read the headers of a tar, in one pass, and the classes on the way.
+    """Read the headers and the classes of a tar in one pass.
 
-    A shard that is cut off or otherwise broken gives the samples up to there, and ``damage``.
-    Members that are no plain files, hidden, or without an extension are no components. Those of a
-    sample stand next to each other and are called alike up to the first dot.
+    The index of a broken shard has the samples before the damage, and ``damage`` says what is
+    wrong. A component is a regular file. Its name has an extension and does not start with a dot.
+    The components of a sample are neighbours with equal names up to the first dot.
 
     Args:
         path: the shard.
-        column: where the class stands, as a :class:`ClassColumn` says it.
+        column: the column of the class, as in :class:`ClassColumn`.
     """
     index, classes = ShardIndex(column=column), []
     try:
@@ -165,7 +164,7 @@ def scan(path: str | os.PathLike[str], column: str = CLASS) -> ShardIndex:
 
 class _Member(NamedTuple):
     key: bytes
-    text: bytes  # as the index has it
+    text: bytes  # its part of the line in the index
     number: int | None  # the class that it holds
 
 
@@ -188,16 +187,16 @@ def _members(path: str | os.PathLike[str], column: ClassColumn) -> Iterator[_Mem
 
 
 def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
-    """The plain files of a tar, each with the open shard, which stands at the file's first byte.
+    """Yield the regular files of a tar, each with the open shard at the file's first byte.
 
-    Iterating a ``TarFile`` would take a broken header for the end, and say nothing.
+    Iterating a ``TarFile`` would silently stop at a broken header.
 
     Raises:
-        OSError: it cannot be opened, is no tar, or breaks off; the message has ``path``.
+        OSError: the shard cannot be opened, is not a tar, or is damaged. The message has ``path``.
     """
     shard, length, offset = os.fspath(path), os.path.getsize(path), 0
     try:
-        # Neither compressed nor extracted: ranges of bytes are read, nothing else.
+        # "r:" refuses compressed files, which have no byte ranges.
         with tarfile.open(shard, "r:", encoding="utf-8") as tar:
             handle = tar.fileobj
             assert handle is not None
@@ -212,7 +211,7 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                     raise tarfile.ReadError(f"member {info.name} has the size {info.size}")
                 if end > length:
                     raise tarfile.ReadError(
-                        f"cut off: {info.name} goes on to byte {end}, the file to {length}"
+                        f"cut off: {info.name} ends at byte {end}, the file at {length}"
                     )
                 if info.isreg() and not info.issparse():
                     handle.seek(info.offset_data)
@@ -220,10 +219,10 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                 offset = tar.offset
     except OSError as error:
         if error.filename is not None:
-            raise  # the system's own
+            raise  # the message of the system has the path
         raise OSError(f"cannot read {shard}: {error}") from error
-    except Exception as error:  # tarfile's own, and what a broken number or name leads to
-        what = "it is cut off" if offset + BLOCK > length else "it breaks off"
+    except Exception as error:  # tarfile's own errors, and errors from broken numbers and names
+        what = "it is cut off" if offset + BLOCK > length else "it is damaged"
         text = str(error) or type(error).__name__
         raise OSError(f"cannot read {shard}: {what} at byte {offset} ({text})") from error
 
@@ -254,14 +253,16 @@ def _escaped(name: bytes) -> bytes:
 def write_index(
     path: str | os.PathLike[str], index: ShardIndex, shard_bytes: int | None = None
 ) -> None:
-    """Write ``index`` as a file, atomically; with the shard's size, what is adapruner's own too.
+    """Write ``index`` to a file, atomically. ``shard_bytes`` adds the two lines of adapruner.
 
     Raises:
-        ValueError: there is no sample: DALI takes no such index.
+        ValueError: there is no sample. DALI refuses an empty index.
         OSError: the file cannot be written.
     """
     if not index.lines:
-        raise ValueError(f"cannot write {os.fspath(path)}: the shard has no sample")
+        raise ValueError(
+            f"cannot write {os.fspath(path)}: expected at least one sample; found none"
+        )
     content = [b"%s %d" % (_VERSION, len(index.lines)), *index.lines]
     if shard_bytes is not None and index.classes is not None:
         content.append(b"%s %d %s" % (_TRAILER, shard_bytes, os.fsencode(index.column)))
@@ -274,14 +275,13 @@ def _write_lines(path: Path, lines: list[bytes]) -> None:
 
 
 def read_index(path: str | os.PathLike[str], shard: str | os.PathLike[str]) -> ShardIndex:
-    """Read the index file of ``shard`` and check that it belongs to it.
+    """Read the index file of ``shard`` and check that the two belong together.
 
-    An index that is older than its shard is compared with the shard's headers. Any other one is
-    taken if the size and the headers of the first and the last sample fit; the header of every
-    other one is checked as it is read.
+    The size of the shard and the headers of the first and last sample must fit. If the index is
+    older than the shard, all headers are compared. Other headers are checked when samples are read.
 
     Raises:
-        IndexMismatchError: it is no such index, or not of this shard; the message says why.
+        IndexMismatchError: the file is not an index, or not of this shard. The message says why.
         OSError: the index or the shard cannot be opened.
     """
     index, shard_bytes = _parse_index(path)
@@ -290,25 +290,25 @@ def read_index(path: str | os.PathLike[str], shard: str | os.PathLike[str]) -> S
     except IndexMismatchError as error:
         raise IndexMismatchError(
             f"the index {os.fspath(path)} does not belong to {os.fspath(shard)}: {error}; "
-            "make it anew with: adapruner index"
+            "make a new index with: adapruner index"
         ) from error
     return index
 
 
 def _parse_index(path: str | os.PathLike[str]) -> tuple[ShardIndex, int | None]:
     *lines, cut = Path(path).read_bytes().split(b"\n")
-    lines = lines or [cut]  # a last line without its end is no whole one
+    lines = lines or [cut]  # a last line without a line feed is cut off
     head = lines[0].split()
     if len(head) != 2 or head[0] != _VERSION or not head[1].isdigit():
         raise IndexMismatchError(
-            f"{os.fspath(path)} is no index of a shard: it must start with "
-            f"{_VERSION.decode()!r} and the number of samples, found {lines[0][:40]!r}"
+            f"{os.fspath(path)} is not an index of a shard: it must start with "
+            f"{_VERSION.decode()!r} and the number of samples; found {lines[0][:40]!r}"
         )
     count = int(head[1])
     index, rest = ShardIndex(lines[1 : 1 + count]), lines[1 + count :]
     if len(index.lines) < count or not count:
         raise IndexMismatchError(
-            f"{os.fspath(path)} is cut off: it has {len(index.lines)} of {count} lines"
+            f"{os.fspath(path)} is cut off: expected {count} lines; found {len(index.lines)}"
         )
     if len(rest) < 2 or not rest[0].startswith(_TRAILER):
         return index, None
@@ -320,7 +320,8 @@ def _parse_index(path: str | os.PathLike[str]) -> tuple[ShardIndex, int | None]:
         raise IndexMismatchError(f"{os.fspath(path)} is broken at its end: {error}") from error
     if len(index.classes) != count or (index.classes < UNKNOWN).any():
         raise IndexMismatchError(
-            f"{os.fspath(path)} is broken at its end: {count} classes were expected"
+            f"{os.fspath(path)} is broken at its end: expected {count} classes from {UNKNOWN} up; "
+            f"found {index.classes.tolist()[:8]} of length {len(index.classes)}"
         )
     return index, shard_bytes
 
@@ -335,7 +336,7 @@ def _check_index(
         status = os.fstat(handle.fileno())
         if shard_bytes not in (None, status.st_size):
             raise IndexMismatchError(
-                f"it was made for a shard of {shard_bytes} bytes, this one has {status.st_size}"
+                f"expected a shard of {shard_bytes} bytes; found {status.st_size} bytes"
             )
         for sample in (0, len(index.lines) - 1):
             try:
@@ -351,24 +352,24 @@ def _check_index(
 
 
 def check_header(block: bytes, size: int) -> None:
-    """Raise IndexMismatchError unless ``block`` is a header of a plain file of ``size`` bytes.
+    """Raise IndexMismatchError unless ``block`` is a header of a regular file of ``size`` bytes.
 
-    Size and type are enough, and cheap: any other place in a tar has other bytes there.
+    Size and type are cheap to check, and a block that is not a header has other bytes there.
     """
     if len(block) < BLOCK:
         raise IndexMismatchError("the shard ends before a range of the index")
     stated = block[124:136].strip(b" \0")
     if block[156:157] not in (b"0", b"\0") or (stated.isdigit() and int(stated, 8) != size):
-        raise IndexMismatchError("a range of the index is not that of a member of the shard")
+        raise IndexMismatchError("a range of the index is not a member of the shard")
 
 
 def _check_name(block: bytes, name: bytes) -> None:
-    """The same of the name, as far as a header has it: longer ones stand in a block before."""
+    """Check a name that the header holds. Longer names are in an earlier block, unchecked."""
     found = block[:100].rstrip(b"\0")
     if block[257:263] == b"ustar\0" and block[345] and found:
         found = block[345:500].rstrip(b"\0") + b"/" + found
     if name.isascii() and len(name) < 100 and _escaped(found) != name:
-        raise IndexMismatchError(f"the shard has {found!r} where it has {name!r}")
+        raise IndexMismatchError(f"expected the member {name!r}; found {found!r}")
 
 
 def _compare_headers(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
@@ -377,4 +378,4 @@ def _compare_headers(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
     classes = [UNKNOWN] * len(index.lines) if index.classes is None else index.classes.tolist()
     for line, number in zip(index.lines, classes, strict=True):
         if line not in known or (index.classes is not None and known[line] != number):
-            raise IndexMismatchError("the shard was changed after the index was made")
+            raise IndexMismatchError("the shard has changed since the index was made")

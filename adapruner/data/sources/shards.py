@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members make up samples, read by ranges of bytes."""
+"""WebDataset shards: samples are members of tar files, and are read by byte ranges."""
 
 from __future__ import annotations
 
@@ -41,35 +41,35 @@ _OPEN_FILES = 64
 class ShardSource(Source):
     """The samples of WebDataset shards, in the order of the shards and of their members.
 
-    A sample is what stands next to each other in a shard and is called alike up to the first dot:
-    ``0001.jpg``, ``0001.cls``. Its image is the one component with the extension of an image, its
-    class the whole number in the component ``cls``, or where ``columns`` says. Without a transform
-    an input is a PIL image.
+    The components of a sample are neighbouring members with equal names up to the first dot:
+    ``0001.jpg``, ``0001.cls``. The image is the only component with the extension of an image. The
+    class is the whole number in the component ``cls``. ``columns`` can name other components.
+    Without a transform an input is a PIL image.
 
-    Where a shard lies beside an index (``NAME.idx`` for ``NAME.tar``; ``adapruner index`` and
-    DALI's ``wds2idx`` make them) its samples are taken from there, otherwise from one pass over its
-    headers. Reading a sample is one read of the bytes of its image, whose header is checked then.
+    The index of ``NAME.tar`` is ``NAME.idx`` beside it, made by ``adapruner index`` or DALI's
+    ``wds2idx``. A shard without an index is read once, header by header. A sample is one read: the
+    header and the bytes of its image. The header is checked.
 
-    What is wrong with a sample (no class, no image or several, a component twice, a path that
-    climbs out of its folder) is told when it is read, as for a corrupt image. A shard that cannot
-    be opened or is cut off has one more sample, at its end, that cannot be read and says why.
-    Samples of equal keys that do not stand next to each other are samples of their own.
+    Some samples are unreadable: no class, no image or several, a component twice, a path that
+    climbs out of its folder. Reading such a sample raises, as for a corrupt image. A shard that
+    cannot be opened or is cut off has one more sample at its end. Reading it raises the reason.
+    Samples of equal keys that are not neighbours are different samples.
 
-    The fingerprint is over the names of the shards, their indexes and the classes.
+    The fingerprint covers the names of the shards, their indexes and the classes.
 
     Args:
         shards: paths of the tar files, uncompressed.
         transform: applied to the PIL image.
-        fingerprint: what identifies the samples, instead of names and indexes.
-        mode: the PIL mode images are converted to; None leaves each as it is.
-        max_pixels: an image of more, width times height, counts as unreadable.
-        columns: extensions of the components with the image and the class, where these are not to
-            be found by themselves; the class as :class:`ClassColumn` has it.
-        index_folder: where the indexes are, if not beside the shards.
-        pattern: what the shards were found by.
+        fingerprint: a string that identifies the samples. The default hashes names and indexes.
+        mode: the PIL mode that images are converted to. None leaves them as they are.
+        max_pixels: an image with more pixels, width times height, is unreadable.
+        columns: extensions of the image and of the class; the class as in :class:`ClassColumn`.
+            None means a guess.
+        index_folder: the folder of the indexes. None means beside the shards.
+        pattern: the pattern that found the shards.
 
     Attributes:
-        class_column: where the class of a sample stands.
+        class_column: the component that holds the class.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -106,14 +106,14 @@ class ShardSource(Source):
         parts = self._open()
         self.samples_in_shard = [len(part) for part in parts]
         if not sum(self.samples_in_shard):
-            raise ValueError(f"expected at least one sample, got {len(shards)} shards without any")
+            raise ValueError(f"expected at least one sample; found none in {len(shards)} shards")
         offsets, image_sizes, self.sizes, self.targets = np.concatenate(parts).T.copy()
         self._offsets, self._image_sizes = offsets, image_sizes
         self._shard = np.repeat(np.arange(len(parts), dtype=np.int32), self.samples_in_shard)
         if len(self._problems) == len(self):
             raise ValueError(
-                f"none of the {len(self)} samples in {_shown(self.shards)} can be used; "
-                f"the first one: {self._problems[0]}"
+                f"expected samples with an image and a class; found none among the {len(self)} "
+                f"samples in {_shown(self.shards)}; sample 0: {self._problems[0]}"
             )
         self.has_encoded = True
         self.deterministic = transform is None
@@ -122,7 +122,7 @@ class ShardSource(Source):
         return len(self._offsets)
 
     def location(self, index: int) -> Location:
-        """The range of bytes of the image of sample ``index``."""
+        """The byte range of the image of sample ``index``."""
         index = self._checked(index)
         path = self.shards[self._shard[index]]
         if index in self._problems:
@@ -130,25 +130,25 @@ class ShardSource(Source):
         return Location(path, int(self._offsets[index]), int(self._image_sizes[index]))
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of the image of sample ``index``; the shard is kept open for the next."""
+        """The bytes of the image of sample ``index``. The shard stays open for the next read."""
         return self._encoded(index)[0]
 
     def shard_index(self, shard: int) -> ShardIndex:
         """The index of shard number ``shard``, as it was when this source was made.
 
         Raises:
-            OSError: the shard was changed since, or cannot be read.
+            OSError: the shard has changed, or cannot be read.
         """
         index = self._open_index(self.shards[shard])
         if _digest(index) != self._digests[shard]:
-            raise OSError(f"{self.shards[shard]} was changed since it was opened")
+            raise OSError(f"{self.shards[shard]} has changed since it was opened")
         return index
 
     def member_names(self, indices: IntArray) -> list[str]:
-        """SHARD.tar/MEMBER of the first member of each sample of ``indices``, which ascend.
+        """SHARD.tar/MEMBER of the first member of each sample. ``indices`` must ascend.
 
         Raises:
-            OSError: a shard was changed since, or cannot be read.
+            OSError: a shard has changed, or cannot be read.
         """
         starts = np.cumsum([0, *self.samples_in_shard])
         names = []
@@ -159,14 +159,14 @@ class ShardSource(Source):
         return names
 
     def about(self) -> dict[str, Any]:
-        """As of any source, with what it takes to find the shards again."""
+        """The description of any source, with the settings that find the shards again."""
         return super().about() | {"index_folder": self.index_folder, "columns": self._columns}
 
     def _open_index(self, shard: str) -> ShardIndex:
         return open_index(shard, self.index_folder, str(self.class_column))
 
     def _open(self) -> list[IntArray]:
-        """Of each shard its samples as rows (offset, size, bytes in the shard, class)."""
+        """For each shard, one row per sample: offset, size, bytes in the shard, class."""
         self._digests, parts, count = [], [], 0
         for shard in self.shards:
             index, shard_bytes = self._open_index(shard), os.path.getsize(shard)
@@ -180,11 +180,11 @@ class ShardSource(Source):
                     image = Component("", BLOCK, 0, b"")
                 elif number == UNKNOWN:
                     self._problems[count + position] = (
-                        f"{os.fsdecode(image.name)} has no {self.class_column.describe()}, "
-                        "its class"
+                        f"{os.fsdecode(image.name)} has no class; expected a "
+                        f"{self.class_column.describe()}"
                     )
                 spans = (BLOCK - (-c.size // BLOCK) * BLOCK for c in components)
-                # A class that is not known is none to count with either: 0 will do.
+                # Classes are counted, so an unknown class of an unreadable sample is stored as 0.
                 rows[position] = image.offset, image.size, sum(spans), max(number, 0)
             if index.damage is not None:
                 self._problems[count + len(index.lines)] = index.damage
@@ -195,7 +195,7 @@ class ShardSource(Source):
         return parts
 
     def _find_image(self, components: list[Component]) -> Component | str:
-        """The component that is the image, or why there is none."""
+        """The image among the components, or the reason why there is none."""
         names = [component.extension.lower() for component in components]
         found = [
             component
@@ -206,12 +206,12 @@ class ShardSource(Source):
         if any(_climbs(component.name) for component in components):
             return f"{shown} has a path that climbs out of its folder"
         if len(set(names)) < len(names):
-            return (
-                f"{shown} has a component twice, or two samples have this key: {', '.join(names)}"
-            )
+            return f"{shown} has a component twice, or two samples share a key: {', '.join(names)}"
         if len(found) != 1:
-            which = "no image" if not found else f"{len(found)} images, and columns say not which"
-            return f"{shown} has {which} among its components {', '.join(names)}"
+            return (
+                f"{shown} must have one image, or columns must name it; found {len(found)} images "
+                f"among the components {', '.join(names)}"
+            )
         return found[0]
 
     def _find_class(
@@ -249,31 +249,31 @@ class ShardSource(Source):
 
 
 class _OpenFiles:
-    """Files that stay open for the next read; those used last, so that there are never many."""
+    """The files that were read last. They stay open for the next read."""
 
     def __init__(self) -> None:
-        # Its own lock makes it safe for threads; a file that drops out closes after its last read.
+        # lru_cache is safe for threads. A file that it drops closes after its last read.
         self._file = lru_cache(_OPEN_FILES)(_OpenFile)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """``size`` bytes of the member of a tar that start at ``offset``, its header checked.
+        """Read ``size`` bytes from ``offset``, the contents of a tar member, and check its header.
 
         Raises:
-            OSError: they cannot be read; the message has ``path``.
+            OSError: the bytes cannot be read, or are not this member. The message has ``path``.
         """
         file = self._file(path)
-        # By position, so that processes that share the open file do not disturb each other.
+        # pread does not move the position of a file that other processes share.
         content = os.pread(file.descriptor, BLOCK + size, offset - BLOCK)
         try:
             check_header(content[:BLOCK], size)
         except IndexMismatchError as error:
             raise OSError(f"cannot read {path} at byte {offset}: {error}") from error
         if len(content) < BLOCK + size:
-            raise OSError(f"cannot read {path} at byte {offset}: it ends within the sample")
+            raise OSError(f"cannot read {path} at byte {offset}: the file ends within the sample")
         return content[BLOCK:]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()  # a process that is started anew opens its own
+        return type(self), ()  # a spawned process opens its own files
 
 
 class _OpenFile:
@@ -289,20 +289,19 @@ class _OpenFile:
 def open_index(
     shard: str, folder: str | os.PathLike[str] | None = None, column: str = CLASS
 ) -> ShardIndex:
-    """The index of ``shard``: from its file where there is one, else from its headers.
+    """The index of ``shard``, from its index file or else from its headers.
 
-    A file may have the classes of another column than ``column``.
-
-    A shard that cannot be opened gives an index without samples, whose ``damage`` says why.
+    The classes in an index file can come from another column than ``column``. A shard that cannot
+    be opened has an index without samples. Its ``damage`` says why.
 
     Raises:
         FileNotFoundError: the shard is missing.
-        IndexMismatchError: the file does not belong to the shard.
+        IndexMismatchError: the index file does not belong to the shard.
     """
     if not os.path.exists(shard):
         raise FileNotFoundError(f"no such shard: {shard}")
-    if not os.path.isfile(shard):  # a pipe would be waited for
-        return ShardIndex(damage=f"{shard} is no regular file")
+    if not os.path.isfile(shard):  # opening a pipe would block
+        return ShardIndex(damage=f"{shard} is not a regular file")
     file = index_path(shard, folder)
     if not file.is_file():
         return scan(shard, column)
@@ -313,16 +312,16 @@ def open_index(
 
 
 def index_path(shard: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where the index of ``shard`` is looked for: ``NAME.idx`` beside it, or in ``folder``."""
+    """The path of the index of ``shard``: ``NAME.idx`` beside the shard, or in ``folder``."""
     path = Path(shard).with_suffix(".idx")
     return path if folder is None else Path(folder) / path.name
 
 
 def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
-    """The shards that a path, a folder, a glob or a brace pattern stands for, in order.
+    """The shards of a path, a folder, a glob or a brace pattern, in order.
 
     Raises:
-        FileNotFoundError: one of them is missing, or a folder or a glob has none.
+        FileNotFoundError: a shard is missing, or no shard fits.
     """
     text = os.path.expanduser(os.fspath(pattern))
     if os.path.isdir(text):
@@ -333,15 +332,15 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
             found += sorted(glob.glob(path))
         elif os.path.exists(path):
             found.append(path)
-        else:  # told at once, of however many
+        else:
             raise FileNotFoundError(f"no such shard: {path}")
     if not found:
-        raise FileNotFoundError(f"no shard is found by {os.fspath(pattern)}")
+        raise FileNotFoundError(f"no shard fits {os.fspath(pattern)}")
     return found
 
 
 def is_shards(data: Any) -> bool:
-    """Whether ``data`` names shards: a path or pattern ending in .tar, or a folder with such."""
+    """Whether ``data`` is a path or pattern that ends in .tar, or a folder with .tar files."""
     if isinstance(data, (list, tuple)):
         return bool(data) and all(isinstance(p, (str, os.PathLike)) and is_shards(p) for p in data)
     if not isinstance(data, (str, os.PathLike)):
@@ -354,7 +353,7 @@ def is_shards(data: Any) -> bool:
 
 
 def _expand_braces(text: str) -> Iterator[str]:
-    """``{000..012}`` and ``{a,b}``, as shells and webdataset have them."""
+    """Expand ``{000..012}`` and ``{a,b}``, as shells and webdataset do."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", text)
     if match is None:
         yield text
@@ -372,11 +371,11 @@ def _components(line: bytes, shard: str, shard_bytes: int) -> list[Component]:
     try:
         components = parse_line(line)
         if any(part.offset + part.size > shard_bytes for part in components):
-            raise ValueError(f"it goes beyond the {shard_bytes} bytes of the shard")
+            raise ValueError(f"a component ends after the {shard_bytes} bytes of the shard")
     except ValueError as error:
         raise IndexMismatchError(
-            f"the index of {shard} does not belong to it: line {line[:80]!r}: {error}; make it "
-            "anew with: adapruner index"
+            f"the index of {shard} does not belong to it: line {line[:80]!r}: {error}; make a new "
+            "index with: adapruner index"
         ) from error
     return components
 

@@ -1,4 +1,4 @@
-"""Arrays of pixels through the DALI loader: what the torch loader gives, read by nobody before."""
+"""The DALI loader reads arrays of pixels like the torch loader, straight from memory maps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def source_of(form: str, folder: Path, transform: Any, size: tuple[int, int] = (
     if form == "array":
         return as_source((x, y), transform=transform)
     if form == "tensor":
-        chw = torch.from_numpy(x).permute(0, 3, 1, 2)  # not as it lies in memory
+        chw = torch.from_numpy(x).permute(0, 3, 1, 2)  # not contiguous
         return as_source((chw, torch.from_numpy(y)), transform=transform)
     stored = {
         "mapped grey": x[..., 1],
@@ -56,7 +56,7 @@ def source_of(form: str, folder: Path, transform: Any, size: tuple[int, int] = (
 
 
 def epochs(loader: Any, followed: Followed) -> list[list[tuple[Tensor, ...]]]:
-    """Batches of some epochs, each of which reads other samples."""
+    """The batches of some epochs. Each epoch reads other samples."""
     seen = []
     for epoch in range(3):
         followed.epoch = epoch
@@ -77,7 +77,9 @@ def test_the_batches_of_the_torch_loader(form: str, tmp_path: Path) -> None:
             for (inputs, targets, ids), (inputs_, targets_, ids_) in zip(mine, other, strict=True):
                 assert torch.equal(ids, ids_)
                 assert torch.equal(targets, targets_)
-                assert torch.allclose(inputs, inputs_, atol=1e-5)  # nothing is decoded or resized
+                assert torch.allclose(
+                    inputs, inputs_, atol=1e-5
+                )  # there is no decoding or resizing
     assert followed.unreadable == []
 
 
@@ -94,7 +96,7 @@ def test_resized_as_pillow_does_it(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["mapped", "mapped grey", "mapped CHW"])
 @pytest.mark.parametrize("size", [32, 96])
 def test_augmented_as_the_same_images_in_files(size: int, form: str, tmp_path: Path) -> None:
-    """Windows and flips are functions of (seed, epoch, index), whatever the images come from."""
+    """Windows and flips are functions of (seed, epoch, index) for every kind of source."""
     arrays = source_of(form, tmp_path, training_transform(size), (64, 80))
     for index in range(COUNT):
         path = tmp_path / "images" / "abc"[index % 3] / f"{index:03d}.png"
@@ -166,7 +168,7 @@ def test_a_graph_of_ones_own_gets_the_arrays(tmp_path: Path) -> None:
 
 
 def test_batches_are_not_the_arrays(tmp_path: Path) -> None:
-    """What is done to a batch does not reach the data."""
+    """Changes to a batch do not reach the data."""
     x, y = pixels(16, 16), np.zeros(COUNT, np.int64)
     before = x.copy()
     for transform, graph in ((evaluation_transform(16), None), (None, lambda stored, _: stored)):
@@ -180,7 +182,7 @@ def test_what_dali_leaves_to_torch(tmp_path: Path) -> None:
     good = source_of("mapped", tmp_path, evaluation_transform(32))
     assert why_not_dali(good) is None
     x, y = pixels(8, 8), np.arange(COUNT)
-    assert "leaves nothing to do" in str(why_not_dali(as_source((x, y))))
+    assert "leave DALI nothing to do" in str(why_not_dali(as_source((x, y))))
     transform = evaluation_transform(8)
     for inputs, targets in (
         (x.astype(np.float32), y),

@@ -1,4 +1,4 @@
-"""What the DALI loader does about files that it cannot read or decode."""
+"""The DALI loader with files that it cannot read or decode."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sixteen_bits() -> bytes:
 
 
 def bad_files() -> dict[str, bytes | None]:
-    """None is a link to nowhere."""
+    """Write the files. A content of None makes a broken link."""
     jpeg, png = encoded("JPEG", quality=95), encoded("PNG")
     return {
         "cut_off.jpg": jpeg[: len(jpeg) // 2],
@@ -55,7 +55,7 @@ def bad_files() -> dict[str, bytes | None]:
 
 
 def odd_files() -> dict[str, bytes]:
-    """Those that can be read nevertheless."""
+    """The unusual files that can be read."""
     return {
         "cmyk.jpg": encoded("JPEG", "CMYK"),
         "grey.jpg": encoded("JPEG", "L"),
@@ -70,7 +70,7 @@ def odd_files() -> dict[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Good pictures, odd ones and bad ones."""
+    """Good pictures, unusual pictures and bad pictures."""
     make_pictures(tmp_path, (20, 20), (40, 40))
     for name, content in {**bad_files(), **odd_files()}.items():
         path = tmp_path / "cat" / name
@@ -105,7 +105,7 @@ def test_odd_files_are_read_as_pillow_reads_them(folder: Path) -> None:
     assert unreadable == []
     assert ids.tolist() == indices
     expected = torch.stack([source[index][0] for index in indices])
-    assert (batch[0] - expected).abs().max() < 0.02  # a level of 255
+    assert (batch[0] - expected).abs().max() < 0.02  # a level of 255 after normalising
 
 
 def test_raise_stops_with_path_and_reason(folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_raise_stops_with_path_and_reason(folder: Path) -> None:
 
 
 def test_too_many_pixels_are_not_decoded(tmp_path: Path) -> None:
-    """20,000 × 20,000 would be 1.2 GB: seen in the header."""
+    """20,000 × 20,000 pixels would take 1.2 GB, so the header must be enough."""
     make_pictures(tmp_path, (10, 10))
     for name in ("huge.png", "huge.jpg"):
         image_module.new("1" if name.endswith("png") else "L", (20_000, 20_000)).save(
@@ -136,7 +136,7 @@ def test_max_pixels_is_the_sources(tmp_path: Path) -> None:
     followed = Followed(13)
     assert len(go_through(DaliLoader(source, followed, 4))[0]) == 12
     assert followed.unreadable[0][0] == 12
-    assert "17 x 16 pixels, more than max_pixels (256)" in followed.unreadable[0][1]
+    assert "expected at most 256 pixels (max_pixels); found 17 x 16" in followed.unreadable[0][1]
 
 
 def test_file_that_disappears_between_epochs(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_nothing_can_be_read(tmp_path: Path) -> None:
 
 
 def test_graph_that_fails(tmp_path: Path) -> None:
-    """Of the user's graph an error is one of all samples."""
+    """An error in the user's graph is an error of all samples."""
     from nvidia.dali import fn
 
     make_pictures(tmp_path, (20, 20))
@@ -192,7 +192,7 @@ def test_graph_that_fails(tmp_path: Path) -> None:
 
 
 def test_bad_images_in_shards(tmp_path: Path) -> None:
-    """Named with their shard and place, and left out by both loaders."""
+    """Both loaders leave bad samples out, and name their shard and byte."""
     import tarfile
 
     contents = [encoded("JPEG")] * 20

@@ -1,4 +1,4 @@
-"""The loader: what is read and when, under which random numbers, and what cannot be read."""
+"""The torch loader: the samples of each epoch, random numbers, workers and arguments."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_whole_run_reads_what_is_kept_and_explored_and_nothing_else() -> None:
         assert not explored & set(kept.tolist())
         dataset.reads[:] = 0
         for _, _, ids in loader:
-            # What the pruned ones had against them is gone half way.
+            # Half way, the losses of pruned samples change, so that they should return.
             pruner.weigh(loss[ids] if pruner.epoch < 5 else 0.2 + 0 * loss[ids], ids)
         pruner.observe(loss[held_out], held_out)
         expected = np.zeros(num_samples, dtype=int)
@@ -146,13 +146,13 @@ def test_whole_run_reads_what_is_kept_and_explored_and_nothing_else() -> None:
         assert entry["samples_evaluated"] == 20
         returned |= pruned_before & trained
         pruned_before |= set(range(num_samples)) - set(kept.tolist())
-    assert returned  # a pruned sample comes back when its loss says so
+    assert returned  # a pruned sample returns when its loss changes
     assert sum(entry["explored"] for entry in pruner.history) > 0
     assert len(pruner.result().indices) == 160
 
 
 def test_sample_comes_back_after_it_was_explored() -> None:
-    # Sample 7 looks mislabelled until epoch 5, then the model has understood it.
+    # Sample 7 has a large loss until epoch 5, and a small one after it.
     def losses(epoch: int) -> Tensor:
         loss = torch.linspace(0.2, 2.0, 100)
         loss[7] = 4.0 if epoch < 5 else 0.4
@@ -191,7 +191,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     followed = Followed(30, seed=1)
     full = drawn(followed)
     assert full == drawn(followed)
-    # Of no other: neither of the place in the order nor of who else is in the batch.
+    # Neither the place in the order nor the other samples of the batch matter.
     followed.mask = np.arange(30) % 3 == 0
     assert drawn(followed) == {index: full[index] for index in range(0, 30, 3)}
     followed.epoch = 1
@@ -210,7 +210,7 @@ def test_callers_generators_are_untouched(num_workers: int) -> None:
     loader = loader_of(Augmented(30), num_workers=num_workers)
     for _ in loader:
         assert generator_states() == before
-    next(iter(loader))  # broken off
+    next(iter(loader))  # an interrupted epoch
     evaluation = evaluation_loader(
         as_source(Augmented(30)), np.arange(30), 8, seed=0, num_workers=num_workers
     )
@@ -244,7 +244,7 @@ def test_evaluation_is_the_same_every_time() -> None:
 
 
 class WorkerOf(Counted):
-    """The target is the process that reads."""
+    """The target is the id of the process that reads."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return super().__getitem__(index)[0], os.getpid()
@@ -266,8 +266,8 @@ def test_persistent_workers_follow_the_next_selection_at_once() -> None:
 
 
 def test_workers_end_with_their_loader() -> None:
-    # Without waiting for the garbage collector, which may finalise their queues first and then
-    # has to wait for them to give up.
+    # This must not need the garbage collector, which can finalise the queues of workers first and
+    # then has to wait for the workers.
     gc.disable()
     try:
         before = set(multiprocessing.active_children())

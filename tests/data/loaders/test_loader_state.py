@@ -1,4 +1,4 @@
-"""Going on in the middle of an epoch, and batches that are read as one."""
+"""Resuming in the middle of an epoch, and batches that are read together."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_goes_on_in_mid_epoch_bit_for_bit(num_workers: int, block_size: int | No
             if len(read) == stop:
                 state = loader.state_dict()
                 break
-        assert state["position"] == stop  # delivered, however many were read ahead
+        assert state["position"] == stop  # batches delivered, not batches read ahead
         other = loader_of(Augmented(60), Followed(60), **settings)
         other.load_state_dict(json.loads(json.dumps(state)))
         assert other.state_dict() == state
         assert same(read + batches_of(other), whole)
-        assert same(batches_of(other), whole)  # and then from the start
+        assert same(batches_of(other), whole)  # the next epoch starts at 0
 
 
 def test_state_at_the_start_and_after_the_end_of_an_epoch() -> None:
@@ -156,7 +156,7 @@ def test_arrays_are_read_as_a_whole(form: str, num_workers: int, tmp_path: Any) 
 
 
 class Together(Counted):
-    """Reads a batch as one, and notes how often."""
+    """Reads batches together, and counts them."""
 
     calls = 0
 

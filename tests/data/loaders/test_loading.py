@@ -1,4 +1,4 @@
-"""Which loader fast_prune takes, and what it says about it."""
+"""The loader that fast_prune chooses, and the reason that it reports."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestWithDali:
         assert torch.equal(again.gate_logits, result.gate_logits)
 
     def test_the_loaders_learn_the_same_where_nothing_is_random(self, folder: Path) -> None:
-        """PNGs that are not augmented: the pixels are equal but for rounding."""
+        """The images are PNGs without augmentation, so pixels differ only by rounding."""
         ours = prune(folder, loader="dali", transform=evaluation_transform(16))
         theirs = prune(folder, loader="torch", transform=evaluation_transform(16))
         assert torch.allclose(ours.gate_logits, theirs.gate_logits, atol=1e-3)
@@ -88,8 +88,11 @@ class TestWithDali:
     @pytest.mark.parametrize(
         ("arguments", "reason"),
         [
-            ({"transform": lambda image: torch.zeros(3, 16, 16)}, "function of its own"),
-            ({"collate_fn": own_collate}, "makes the batches itself"),
+            (
+                {"transform": lambda image: torch.zeros(3, 16, 16)},
+                "only transforms of adapruner.vision",
+            ),
+            ({"collate_fn": own_collate}, "cannot call a collate_fn"),
         ],
         ids=["transform", "collate_fn"],
     )
@@ -107,7 +110,7 @@ class TestWithDali:
         assert (config["loader"], config["evaluation_loader"]) == ("dali", "torch")
 
     def test_arrays(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """In memory and on disk, where they are images and something is to be done to them."""
+        """DALI reads arrays in memory and on disk if they are images with a transform."""
         x = np.stack([picture(n, 16, 16, n % 2) for n in range(460)])
         np.save(tmp_path / "x.npy", x)
         np.save(tmp_path / "y.npy", np.arange(460) % 2)

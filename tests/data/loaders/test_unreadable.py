@@ -1,4 +1,4 @@
-"""Samples that cannot be read: left out and listed, or the end of the run."""
+"""Unreadable samples are left out and listed, or they end the run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_unreadable_samples_are_left_out_and_reported(
 
 
 def test_reason_has_no_address_in_memory() -> None:
-    """Two runs would list different reasons; Pillow's and others' name the object they read."""
+    """Messages of Pillow and others contain addresses, which differ between runs."""
 
     class Objects(Counted):
         def __getitem__(self, index: int) -> Any:
@@ -81,7 +81,7 @@ def test_nothing_readable_is_an_error_at_once() -> None:
     first = order_of(np.ones(4000, dtype=bool), 0, 0)[0]
     with pytest.raises(
         UnreadableSampleError,
-        match=f"none of the first 32 samples can be read; the first one, sample {first}: OSError",
+        match=f"none of the first 32 samples can be read; found for sample {first}: OSError",
     ):
         all_ids(loader)
     assert dataset.reads.sum() == 32
@@ -114,14 +114,14 @@ def test_pruner_lists_the_unreadable_and_keeps_exactly_among_the_rest() -> None:
         for inputs, _, ids in loader:
             pruner.weigh(inputs[:, 0] / 50, ids)
         assert pruner.step()["samples_read"] == dataset.reads.sum() - (
-            dataset.reads[bad].sum()  # an attempt is not a read
+            dataset.reads[bad].sum()  # failed reads do not count
         )
     result = pruner.result()
     assert result.unreadable == [(i, f"OSError: no such luck with {i}") for i in bad]
     assert len(result.indices) == 80
     assert not set(result.indices.tolist()) & set(bad)
     assert (result.gate_logits[bad] == -torch.inf).all()
-    # Once known they are not tried again.
+    # Known unreadable samples are not tried again.
     assert [entry["kept"] for entry in pruner.history] == [100, 85, 85, 80, 80]
 
 

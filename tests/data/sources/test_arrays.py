@@ -59,7 +59,7 @@ def test_transform_is_applied_to_the_input_only_and_not_to_the_image() -> None:
     assert source[2][1] == TARGETS[2]
     assert np.array_equal(source.image(2), INPUTS[2].numpy())  # type: ignore[arg-type]
     assert not source.deterministic
-    with pytest.raises(TypeError, match="transform must be callable or None, got str"):
+    with pytest.raises(TypeError, match="transform must be callable or None; found str"):
         as_source((INPUTS, TARGETS), transform="resize")  # type: ignore[arg-type]
 
 
@@ -148,7 +148,7 @@ def test_memory_map_stays_one_and_is_never_written(tmp_path: Path, mode: Any) ->
         warnings.simplefilter("error")
         source[7][0].fill_(-1)
     pickled = pickle.dumps(source)
-    assert len(pickled) < 20_000  # 8,000 of them the targets; the inputs are 1.2 MB
+    assert len(pickled) < 20_000  # the targets take 8,000, the inputs would take 1.2 MB
     again = pickle.loads(pickled)
     assert isinstance(again._inputs, np.memmap)
     assert torch.equal(again[999][0], torch.from_numpy(inputs[999]))
@@ -176,18 +176,18 @@ def test_other_memory_maps_are_pickled_by_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        ((INPUTS, TARGETS[:4]), ValueError, "got 6 inputs and 4 targets"),
+        ((INPUTS, TARGETS[:4]), ValueError, "found 6 inputs and 4 targets"),
         ((INPUTS[:0], TARGETS[:0]), ValueError, "at least one sample"),
-        ((INPUTS, TARGETS, TARGETS), ValueError, "expected two arrays.*got a tuple of 3"),
-        ((INPUTS,), ValueError, "got a tuple of 1"),
-        (TensorDataset(INPUTS), ValueError, "got a TensorDataset of 1"),
-        ((INPUTS, [0] * 6), TypeError, "targets must be a torch tensor or a NumPy array, got list"),
-        ((INPUTS, torch.tensor(1)), ValueError, "targets must have a first dimension"),
-        ((INPUTS, np.array(["a"] * 6)), TypeError, "targets must hold numbers, got .*<U1"),
-        ((np.array([None] * 6), TARGETS), TypeError, "inputs must hold numbers, got .*object"),
+        ((INPUTS, TARGETS, TARGETS), ValueError, "expected two arrays.*found a tuple of 3"),
+        ((INPUTS,), ValueError, "found a tuple of 1"),
+        (TensorDataset(INPUTS), ValueError, "found a TensorDataset of 1"),
+        ((INPUTS, [0] * 6), TypeError, "targets must be a torch tensor or .* array; found list"),
+        ((INPUTS, torch.tensor(1)), ValueError, "targets must have one row for each sample"),
+        ((INPUTS, np.array(["a"] * 6)), TypeError, "targets must hold numbers; found .*<U1"),
+        ((np.array([None] * 6), TARGETS), TypeError, "inputs must hold numbers; found .*object"),
         ((INPUTS.to_sparse(), TARGETS), TypeError, "inputs must be a dense tensor"),
-        (INPUTS, TypeError, r"a single Tensor; expected a tuple \(inputs, targets\)"),
-        (INPUTS.numpy(), TypeError, "a single ndarray"),
+        (INPUTS, TypeError, r"found a single Tensor; pass a tuple \(inputs, targets\)"),
+        (INPUTS.numpy(), TypeError, "found a single ndarray"),
     ],
 )
 def test_arrays_that_are_refused(data: Any, error: type[Exception], message: str) -> None:
@@ -208,13 +208,13 @@ def test_npy_files_are_mapped(tmp_path: Path) -> None:
     assert torch.equal(torch.stack([source[index][0] for index in range(6)]), INPUTS)
     assert source.targets is not None
     assert source.targets.tolist() == TARGETS.tolist()
-    source[0][0].zero_()  # what was read is a copy
+    source[0][0].zero_()  # a row is a copy
     assert np.array_equal(np.load(paths[0]), INPUTS.numpy())
     assert len(pickle.dumps(as_source(save_pair(tmp_path, np.zeros((6, 10000)))))) < 2000
     assert as_source((paths[0], TARGETS)).fingerprint() != source.fingerprint()
 
 
-def test_of_a_mapped_file_only_what_is_read_comes_to_memory(tmp_path: Path) -> None:
+def test_only_the_rows_read_of_a_mapped_file_come_to_memory(tmp_path: Path) -> None:
     rows, columns = 64, 1 << 17  # 64 MiB of float64
     with open(tmp_path / "x.npy", "wb") as handle:
         header = {"descr": "<f8", "fortran_order": False, "shape": (rows, columns)}
@@ -236,13 +236,13 @@ def resident_bytes() -> int:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is no whole .npy file"),
-        (b"\x93NUMPY", "is no whole .npy file"),
-        (b"text, not an array", "is no whole .npy file"),
-        (pickle.dumps([1, 2]), "is no whole .npy file"),
+        (b"", "is not a whole .npy file"),
+        (b"\x93NUMPY", "is not a whole .npy file"),
+        (b"text, not an array", "is not a whole .npy file"),
+        (pickle.dumps([1, 2]), "is not a whole .npy file"),
     ],
 )
-def test_files_that_are_no_arrays(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_not_arrays(tmp_path: Path, content: bytes, said: str) -> None:
     inputs, targets = save_pair(tmp_path)
     Path(inputs).write_bytes(content)
     with pytest.raises(ValueError, match=f"x.npy {said}"):
@@ -253,14 +253,14 @@ def test_npy_files_that_cannot_be_mapped(tmp_path: Path) -> None:
     inputs, targets = save_pair(tmp_path)
     whole = Path(inputs).read_bytes()
     Path(inputs).write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"no whole \.npy file of numbers"):
+    with pytest.raises(ValueError, match=r"not a whole \.npy file of numbers"):
         as_source((inputs, targets))
-    with pytest.raises(ValueError, match=r"no whole .npy file of numbers: .*[Oo]bject"):
+    with pytest.raises(ValueError, match=r"not a whole .npy file of numbers: .*[Oo]bject"):
         as_source(save_pair(tmp_path, np.array([{}, []], dtype=object)))
     np.savez(tmp_path / "z.npz", INPUTS.numpy())
     (tmp_path / "z.npz").rename(inputs)
-    with pytest.raises(ValueError, match=r"x\.npy is no \.npy file but a NpzFile"):
+    with pytest.raises(ValueError, match=r"x\.npy is not a \.npy file; found a NpzFile"):
         as_source((inputs, targets))
     Path(inputs).unlink()
-    with pytest.raises(FileNotFoundError, match=r"no such file: .*x\.npy; expected an array"):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*x\.npy; expected a \.npy file"):
         as_source((inputs, targets))

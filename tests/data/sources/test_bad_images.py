@@ -1,4 +1,4 @@
-"""Images that cannot be read: skipped, listed with the reason, never kept; or they end the run."""
+"""Unreadable images are skipped, listed with the reason and never kept, or they end the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Make = Callable[[dict[str, bytes]], Any]
 
 @pytest.fixture(params=["image folder", "shards", "indexed shards"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """A source of images of two classes; that of "images" has each of them once in a class."""
+    """A source of images in two classes. For the form "images", each class has every image."""
 
     def call(images: dict[str, bytes]) -> Any:
         if request.param == "image folder":
@@ -101,7 +101,7 @@ def test_bad_image_can_stop_the_run(make: Make, loader_for: Callable[..., Any]) 
 def test_max_pixels_is_a_setting(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", {"a.png": encoded("RGB", "PNG", (30, 20))})
     assert as_source(folder, max_pixels=600)[0][0].size == (30, 20)
-    with pytest.raises(OSError, match=r"a\.png: .*30 x 20 pixels, more than max_pixels \(599\)"):
+    with pytest.raises(OSError, match=r"a\.png: .*at most 599 pixels .*; found 30 x 20"):
         as_source(folder, max_pixels=599)[0]
     for wrong, error in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="max_pixels must be"):
@@ -118,25 +118,25 @@ def test_shard_that_shrinks_or_changes_between_epochs(tmp_path: Path) -> None:
     source = as_source(shard)
     source.encoded(0)
     whole = shard.read_bytes()
-    with open(shard, "r+b") as handle:  # in place: the open file sees it
+    with open(shard, "r+b") as handle:  # in place, so the open file changes too
         handle.truncate(source.location(7).offset + 100)
     assert source.encoded(6) == members[12][1]
-    with pytest.raises(OSError, match=rf"{shard} at byte \d+: it ends within the sample"):
+    with pytest.raises(OSError, match=rf"{shard} at byte \d+: the file ends within the sample"):
         source.encoded(7)
     with pytest.raises(OSError, match=rf"{shard} at byte \d+: the shard ends before"):
         source.encoded(8)
     with open(shard, "r+b") as handle:
         handle.write(b"\xff" * 10_000 + whole[10_000:])
-    with pytest.raises(OSError, match="not that of a member of the shard"):
+    with pytest.raises(OSError, match="not a member of the shard"):
         source.encoded(0)
     assert source.encoded(9) == members[18][1]
 
 
-def test_pipes_and_folders_are_no_shards(tmp_path: Path) -> None:
+def test_pipes_and_folders_are_not_shards(tmp_path: Path) -> None:
     good = write_tar(tmp_path / "a.tar", [("0.png", encoded("RGB", "PNG")), ("0.cls", b"1")])
-    os.mkfifo(tmp_path / "b.tar")  # reading it would wait for ever
+    os.mkfifo(tmp_path / "b.tar")  # opening it would block for ever
     source = as_source([good, tmp_path / "b.tar"])
-    with pytest.raises(OSError, match=r"b\.tar is no regular file"):
+    with pytest.raises(OSError, match=r"b\.tar is not a regular file"):
         source[1]
 
 
@@ -150,14 +150,17 @@ def sample(key: str, number: int = 0) -> list[tuple[str, bytes]]:
         (sample("../../etc/1"), "has a path that climbs out of its folder"),
         (sample("/etc/1"), "has a path that climbs out of its folder"),
         (sample("a/../../1"), "has a path that climbs out of its folder"),
-        (sample("1") + sample("1"), "has a component twice, or two samples have this key"),
-        (sample("1")[:1], "1.png has no component cls that holds a whole number"),
-        (sample("1")[1:], "has no image among its components cls"),
-        ([*sample("1")[:1], ("1.cls", b"cat")], "has no component cls that holds a whole number"),
-        ([*sample("1"), ("1.seg.png", b"")], "has 2 images, and columns say not which"),
+        (sample("1") + sample("1"), "has a component twice, or two samples share a key"),
+        (sample("1")[:1], "1.png has no class; expected a component cls that holds a whole"),
+        (sample("1")[1:], "found 0 images among the components cls"),
+        ([*sample("1")[:1], ("1.cls", b"cat")], "has no class; expected a component cls"),
+        (
+            [*sample("1"), ("1.seg.png", b"")],
+            "must have one image, or columns must name it; found 2 images",
+        ),
     ],
 )
-def test_samples_of_a_shard_that_are_none(
+def test_broken_samples_of_a_shard(
     tmp_path: Path, members: list[tuple[str, bytes]], reason: str
 ) -> None:
     outside = set(tmp_path.parent.rglob("*"))
@@ -174,7 +177,7 @@ def test_samples_of_a_shard_that_are_none(
     assert set(tmp_path.parent.rglob("*")) - outside == {shard}  # nothing was unpacked
 
 
-def test_equal_keys_apart_are_samples_of_their_own(tmp_path: Path) -> None:
+def test_equal_keys_apart_are_different_samples(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", sample("0", 1) + sample("1", 2) + sample("0", 3))
     source = as_source(shard)
     assert [target for _, target in (source[n] for n in range(3))] == [1, 2, 3]

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images by class, as "images", as "shards" of 300, and as "x.npy" and "y.npy"."""
+    """The first images of each class, as "images", as "shards" of 300, and as .npy files."""
     pillow = pytest.importorskip("PIL.Image")
     root = tmp_path_factory.mktemp("cifar")
     names = (CIFAR / "classes.txt").read_text().split()

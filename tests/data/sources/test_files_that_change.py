@@ -1,4 +1,4 @@
-"""Files that go, are closed or change while a run reads them: by every loader, from both forms."""
+"""Files that vanish, lose permission or change during a run, with every loader."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_shard(path: Path, count: int = 10, side: int = 40) -> Path:
 
 
 def train(loader: Any, pruner: Pruner, before: Callable[[int], None] = lambda epoch: None) -> None:
-    """A run in which something happens before some epoch."""
+    """Train to the end, and call ``before`` before each epoch."""
     while not pruner.finished:
         before(pruner.epoch)
         for inputs, _, ids in loader:
@@ -66,7 +66,7 @@ def test_files_that_go_between_epochs(tmp_path: Path, loader_for: MakeLoader) ->
     def before(epoch: int) -> None:
         if epoch == 1:
             (folder / "dog/0-3.png").unlink()
-            (folder / "dog/0-3.png").mkdir()  # a folder in its place
+            (folder / "dog/0-3.png").mkdir()  # a folder takes its place
             (folder / "cat/0-7.png").unlink()
 
     train(loader, pruner, before)
@@ -76,7 +76,7 @@ def test_files_that_go_between_epochs(tmp_path: Path, loader_for: MakeLoader) ->
 
 
 def test_a_whole_folder_that_goes(tmp_path: Path, loader_for: MakeLoader) -> None:
-    """Fewer samples are left than are to be kept: an error that says so, no hang."""
+    """If too few samples are left to keep, the run raises and does not hang."""
     folder = write_folder(tmp_path / "images", images())
     pruner = Pruner(20, 0.7, epochs=3, warmup_epochs=1)
     loader = loader_for(folder, pruner)
@@ -106,11 +106,11 @@ def test_file_without_permission(on_error: str, loader_for: MakeLoader) -> None:
                 match=r"sample 13 cannot be read: PermissionError: .*dog/0-3\.png",
             ):
                 train(loader, pruner)
-            del loader  # its workers belong to the same user
+            del loader  # its workers run as this user too
 
 
 def test_shard_without_permission(loader_for: MakeLoader) -> None:
-    """One more sample, that says so; of a shard that was opened before, each of its samples."""
+    """A closed shard is one unreadable sample. If it was open before, all its samples fail."""
     with public_folder() as public:
         good, closed = make_shard(public / "a.tar"), make_shard(public / "b.tar", 3)
         source = as_source([good, closed])
@@ -131,7 +131,7 @@ def test_shard_that_is_cut_off_between_epochs(tmp_path: Path, loader_for: MakeLo
     loader = loader_for(source, pruner)
 
     def before(epoch: int) -> None:
-        if epoch == 1:  # in place: a file that is open sees it
+        if epoch == 1:  # in place, so an open file changes too
             os.truncate(shard, source.location(7).offset + 100)
 
     train(loader, pruner, before)
@@ -141,7 +141,7 @@ def test_shard_that_is_cut_off_between_epochs(tmp_path: Path, loader_for: MakeLo
 
 @pytest.mark.parametrize("indexed", [False, True])
 def test_sizes_that_lie(indexed: bool, tmp_path: Path, loader_for: MakeLoader) -> None:
-    """A member that says to be longer than it is; with an index, which had the right size."""
+    """A header has too large a size. The index, if there is one, has the right size."""
     shard = make_shard(tmp_path / "a.tar")
     if indexed:
         write_index(tmp_path / "a.idx", scan(shard), shard.stat().st_size)
@@ -152,16 +152,16 @@ def test_sizes_that_lie(indexed: bool, tmp_path: Path, loader_for: MakeLoader) -
     content[fifth + 148 : fifth + 156] = b"%06o\0 " % sum(content[fifth : fifth + 512])
     shard.write_bytes(content)
     if indexed:
-        os.utime(tmp_path / "a.idx", (2**31, 2**31))  # taken to be newer than the shard
+        os.utime(tmp_path / "a.idx", (2**31, 2**31))  # newer than the shard
     source = as_source(shard)
     assert len(source) == (10 if indexed else 6)
     pruner = Pruner(len(source), 0.5, epochs=2, warmup_epochs=1)
     train(loader_for(source, pruner), pruner)
-    check_left_out(pruner, {5}, str(shard), "not that of a member" if indexed else "cut off")
+    check_left_out(pruner, {5}, str(shard), "not a member" if indexed else "cut off")
 
 
 def test_file_that_becomes_another_image(tmp_path: Path, loader_for: MakeLoader) -> None:
-    """Read as it is now: of another size, of another format."""
+    """A file of another size or format is read as it is now."""
     folder = write_folder(tmp_path / "images", images())
     pruner = Pruner(20, 0.5, epochs=2, warmup_epochs=1)
     loader = loader_for(as_source(folder), pruner)
@@ -174,7 +174,7 @@ def test_file_that_becomes_another_image(tmp_path: Path, loader_for: MakeLoader)
 
 
 def test_augmented_run_goes_on_with_files_gone(tmp_path: Path) -> None:
-    """In mid-epoch, with samples that cannot be read any more: the same batches are left."""
+    """Samples vanish in the middle of an epoch. A resumed epoch has the same batches."""
     pytest.importorskip("nvidia.dali")
     from adapruner.data.dali.loader import DaliLoader
 

@@ -1,4 +1,4 @@
-"""Shards whose classes stand in JSON, under a key."""
+"""Shards with classes in JSON, under a key."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_classes_are_those_under_the_key(tmp_path: Path, indexed: str | None) ->
     assert as_source(tmp_path, columns=("png", "json:my key")).targets.tolist() == [
         n % 2 for n in range(13)
     ]
-    with pytest.raises(ValueError, match=r"no component cls that holds a whole number, its class"):
+    with pytest.raises(
+        ValueError, match=r"no class; expected a component cls that holds a whole number"
+    ):
         as_source(tmp_path)
 
 
@@ -74,7 +76,9 @@ def test_index_knows_its_column(tmp_path: Path) -> None:
         assert index.column == column
         assert index.classes is not None
         assert index.classes.tolist() == scan(shard, column).classes.tolist()  # type: ignore[union-attr]
-        os.utime(path, (0, 0))  # older than the shard: compared with it, by its own column
+        os.utime(
+            path, (0, 0)
+        )  # older than the shard, so the headers are compared, with the column of the index
         assert read_index(path, shard).lines == index.lines
 
 
@@ -136,12 +140,14 @@ def test_samples_without_a_class_say_so(tmp_path: Path) -> None:
         for n in (1, 2, 3):
             with pytest.raises(
                 OSError,
-                match=rf"a\.tar: {n}\.png has no component json that holds a whole number under "
-                r"the key 'label', its class",
+                match=rf"a\.tar: {n}\.png has no class; expected a component json that holds a "
+                r"whole number under the key 'label'",
             ):
                 source[n]
-        write_index(tmp_path / "a.idx", scan(shard), shard.stat().st_size)  # of another column
-    with pytest.raises(ValueError, match=r"none of the 4 samples .* under the key 'labels'"):
+        write_index(tmp_path / "a.idx", scan(shard), shard.stat().st_size)  # from another column
+    with pytest.raises(
+        ValueError, match=r"found none among the 4 samples .* under the key 'labels'"
+    ):
         as_source(shard, columns=("png", "json:labels"))
     for wrong in ("json:", ":label", "json: label", "json:a\nb"):
         with pytest.raises(ValueError, match=r"EXTENSION:KEY, such as json:label; found"):
@@ -172,4 +178,4 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "exported")
     code, _, err = run("prune", tmp_path / "shards", "--out", file, *TINY)
     assert code == 1
-    assert "has no component cls that holds a whole number" in err
+    assert "has no class; expected a component cls that holds a whole number" in err

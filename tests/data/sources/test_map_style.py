@@ -86,22 +86,22 @@ def test_dataset_fingerprint_is_over_class_length_and_targets() -> None:
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ((1, 2, 3), r"sample 1 of Pairs must be a pair .*got a tuple of 3 elements"),
+        ((1, 2, 3), r"sample 1 of Pairs must be a pair .*found a tuple of 3 elements"),
         ((1,), "a tuple of 1 elements"),
-        ({"image": 1, "label": 2}, "got a dict with keys 'image', 'label'"),
-        (torch.zeros(2), "got Tensor"),
-        ("ab", "got str"),
-        (None, "got NoneType"),
+        ({"image": 1, "label": 2}, "found a dict with keys 'image', 'label'"),
+        (torch.zeros(2), "found Tensor"),
+        ("ab", "found str"),
+        (None, "found NoneType"),
     ],
 )
-def test_samples_that_are_no_pairs(sample: Any, message: str) -> None:
+def test_samples_that_are_not_pairs(sample: Any, message: str) -> None:
     source = as_source(Pairs([(0, 0), sample]))
     assert source[0] == (0, 0)
     with pytest.raises(TypeError, match=message):
         source[1]
 
 
-def test_errors_of_a_dataset_pass_as_they_are() -> None:
+def test_errors_of_a_dataset_pass_unchanged() -> None:
     class Failing(Pairs):
         def __getitem__(self, index: int) -> Any:
             raise ZeroDivisionError("from the dataset")

@@ -1,4 +1,4 @@
-"""Indexes of shards: against DALI's own tool, and what is refused."""
+"""Indexes of shards, compared with DALI's own tool, and indexes that are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adapruner.data.sources.shard_index import (
     write_index,
 )
 
-LONG = "folder/" * 30 + "0007"  # takes a block of its own before the header
+LONG = "folder/" * 30 + "0007"  # needs an extra block before the header
 ODD_MEMBERS = [
     ("a/0001.png", b"x" * 512),
     ("a/0001.cls", b"7\n"),
@@ -55,8 +55,8 @@ def test_index_is_that_of_wds2idx(tmp_path: Path, format: int) -> None:
     shard = write_tar(tmp_path / "odd.tar", members, format)
     index = scan(shard)
     assert index.damage is None
-    # What wds2idx makes of other letters depends on the locale; of long names in GNU's format it
-    # takes the offset of the header for that of the data (the content below says who is right).
+    # For other letters, wds2idx depends on the locale. For long names in GNU's format, it has the
+    # offset of the header instead of the data. The contents below show which offset is right.
     strange = ["Gr", *(["folder"] if format == tarfile.GNU_FORMAT else [])]
     assert [line for line in index.lines if not any(s.encode() in line for s in strange)] == [
         line for line in wds2idx_lines(shard)[1:] if not any(s.encode() in line for s in strange)
@@ -105,10 +105,10 @@ def test_file_holds_the_index_and_the_classes(tmp_path: Path) -> None:
         assert read.classes is not None
         assert index.classes is not None
         assert read.classes.tolist() == index.classes.tolist()
-        # Of DALI's own, the classes are not known.
-        plain = read_index(shard.with_suffix(".theirs"), shard)
-        assert plain.lines == index.lines
-        assert plain.classes is None
+        # An index of DALI has no classes.
+        theirs = read_index(shard.with_suffix(".theirs"), shard)
+        assert theirs.lines == index.lines
+        assert theirs.classes is None
 
 
 def test_index_of_another_shard_is_refused(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_index_of_another_shard_is_refused(tmp_path: Path) -> None:
     for index, shard in ((first, second), (second, first), (third, first), (first, third)):
         with pytest.raises(IndexMismatchError, match=r"does not belong to .*adapruner index"):
             read_index(index.with_suffix(".idx"), shard)
-    # Without the shard's size too.
+    # An index without the size of the shard is refused too.
     wds2idx_lines(first)
     with pytest.raises(IndexMismatchError, match=r"0000\.png"):
         read_index(first.with_suffix(".theirs"), second)
@@ -129,11 +129,11 @@ def test_index_of_a_shard_that_was_changed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.idx"
     write_index(path, scan(shard), shard.stat().st_size)
     os.utime(shard, ns=(0, path.stat().st_mtime_ns + 1))
-    assert len(read_index(path, shard).lines) == 3  # newer, but the same
-    # Another class, of as many bytes, changes nothing that a range would tell.
+    assert len(read_index(path, shard).lines) == 3  # the shard is newer, but unchanged
+    # A class of equal length changes no byte range.
     write_tar(shard, [*sample(0), sample(1)[0], ("0001.cls", b"9"), *sample(2)])
     os.utime(shard, ns=(0, path.stat().st_mtime_ns + 1))
-    with pytest.raises(IndexMismatchError, match="changed after the index was made"):
+    with pytest.raises(IndexMismatchError, match="has changed since the index was made"):
         read_index(path, shard)
 
 
@@ -146,17 +146,17 @@ def test_index_of_a_shard_that_was_changed_is_refused(tmp_path: Path) -> None:
         (b"v1.2 -1\n", "must start with 'v1.2'"),
         (b"v1.2 0\n", "cut off"),
         (b"v1.2 99999999999999\npng 512 3 a.png\n", "cut off"),
-        (b"v1.2 1\npng 512 3\n", "needs EXTENSION OFFSET SIZE NAME"),
-        (b"v1.2 1\n\n", "needs EXTENSION OFFSET SIZE NAME"),
+        (b"v1.2 1\npng 512 3\n", "expected EXTENSION OFFSET SIZE NAME"),
+        (b"v1.2 1\n\n", "expected EXTENSION OFFSET SIZE NAME"),
         (b"v1.2 1\npng x 3 a.png\n", "invalid literal"),
-        (b"v1.2 1\npng 511 3 a.png\n", "multiple of 512"),
-        (b"v1.2 1\npng 0 3 a.png\n", "multiple of 512"),
-        (b"v1.2 1\npng 512 -3 a.png\n", "multiple of 512"),
-        (b"v1.2 1\npng 512 3 a.png\n", "not that of a member"),
+        (b"v1.2 1\npng 511 3 a.png\n", "multiples of 512"),
+        (b"v1.2 1\npng 0 3 a.png\n", "multiples of 512"),
+        (b"v1.2 1\npng 512 -3 a.png\n", "sizes at least 0"),
+        (b"v1.2 1\npng 512 3 a.png\n", "not a member"),
         (b"v1.2 1\npng 5120000000 3 a.png\n", "ends before a range"),
     ],
 )
-def test_file_that_is_no_index_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+def test_file_that_is_not_an_index_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     [shard] = make_shards(tmp_path, (2,))
     (tmp_path / "a.idx").write_bytes(content)
     with pytest.raises(IndexMismatchError, match=said):
@@ -173,13 +173,13 @@ def test_index_that_is_cut_off_is_refused(tmp_path: Path) -> None:
             lines = read_index(tmp_path / "a.idx", shard).lines
         except IndexMismatchError:
             continue
-        assert lines == scan(shard).lines  # it lacks the classes alone
+        assert lines == scan(shard).lines  # only the classes are missing
 
 
 def test_empty_shard_has_no_index(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", [])
     assert scan(shard).lines == []
-    with pytest.raises(ValueError, match="no sample"):
+    with pytest.raises(ValueError, match="expected at least one sample; found none"):
         write_index(tmp_path / "a.idx", scan(shard))
     assert os.listdir(tmp_path) == ["a.tar"]
 
@@ -195,7 +195,7 @@ def test_tar_cut_off_anywhere_gives_what_is_before(tmp_path: Path) -> None:
         assert index.damage is not None
         assert str(shard) in index.damage
         members = [part for line in index.lines for part in line.split()]
-        # What is there is as it was in the whole one, and all that is whole is there.
+        # The index has the lines of the whole shard, for all samples that are whole.
         assert members == [part for line in lines for part in line.split()][: len(members)]
         assert len(members) // 4 == sum(end <= length for end in ends)
 
@@ -210,7 +210,7 @@ def _ranges(line: bytes) -> list[tuple[int, int]]:
         (b"00000000000\0", "at byte"),  # the next header is in the middle of an image
         (b"00000000001\0", "at byte"),
         (b"77777777777\0", "cut off"),
-        (b"\xff" * 12, "at byte"),  # a negative one, which would lead back
+        (b"\xff" * 12, "at byte"),  # a negative size, which would lead backwards
         (b"\x80" + b"\x7f" * 11, "cut off"),
         (b"not a size\0\0", "at byte"),
     ],
@@ -254,7 +254,7 @@ def test_no_broken_tar_or_index_hangs_or_crashes(tmp_path: Path) -> None:
     for _ in range(400):
         broken = bytearray(tar)
         for place in random.integers(0, used, random.integers(1, 6)):
-            # Most of the time within a header, where it matters, its checksum made right again.
+            # Most changes are within a header, with a corrected checksum, so that they take effect.
             place = place // 512 * 512 + random.integers(100, 160)
             broken[place] = random.choice([0, 48, 53, 55, 120, 128, 255, random.integers(256)])
             block = slice(place // 512 * 512, place // 512 * 512 + 512)

@@ -1,4 +1,4 @@
-"""Shards as a source: what is read, what identifies it, how it is found."""
+"""Shards as a source: reading, fingerprints, and patterns that find shards."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_samples_of_shards(tmp_path: Path, indexed: bool) -> None:
     assert source.has_encoded
     assert source.samples_in_shard == [5, 1, 7]
     check_samples(source)
-    # What each sample takes in its shard: all but the end of the tar, two blocks and padding.
+    # The sizes add up to the shard without its end, which is two blocks and padding.
     used = [path.stat().st_size // 10240 * 10240 for path in shards]
     assert sum(used) - 10240 * len(used) < source.sizes.sum() <= sum(used)
-    assert source.sizes[0] == 512 + 512 + 512 + 512  # a header each, and a block
+    assert source.sizes[0] == 512 + 512 + 512 + 512  # two headers and two blocks of contents
     assert source[-1][1] == source[12][1]
     with pytest.raises(IndexError, match="13 is out of range"):
         source.encoded(13)
@@ -95,7 +95,7 @@ def test_indexes_in_a_folder_of_their_own(tmp_path: Path) -> None:
     plain = as_source(tmp_path / "shards")
     source = as_source(tmp_path / "shards", index_folder=tmp_path / "indexes")
     assert source.fingerprint() == plain.fingerprint()
-    # It is read from there: an index of other shards is refused.
+    # The index file is used, because an index of another shard is refused.
     os.replace(tmp_path / "indexes/train-000.idx", tmp_path / "indexes/train-002.idx")
     with pytest.raises(IndexMismatchError, match=r"train-002\.idx does not belong"):
         as_source(tmp_path / "shards", index_folder=tmp_path / "indexes")
@@ -111,7 +111,7 @@ def test_ways_to_name_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     counted = [str(write_tar(tmp_path / f"x/{n}.tar", [])) for n in (8, 9, 10, 11)]
     assert find_shards(f"{tmp_path}/x/{{8..11}}.tar") == counted
     brace = write_tar(tmp_path / "a{0,1}.tar", sample(0))
-    assert find_shards(brace) == [str(brace)]  # a name that is there is no pattern
+    assert find_shards(brace) == [str(brace)]  # the name of an existing file is not a pattern
     brace.unlink()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -134,7 +134,7 @@ def test_shards_that_are_missing(tmp_path: Path) -> None:
     make_shards(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no such shard: .*train-003\.tar"):
         as_source(f"{tmp_path}/train-{{000..999999999}}.tar")
-    with pytest.raises(FileNotFoundError, match=r"no shard is found by .*val-\*\.tar"):
+    with pytest.raises(FileNotFoundError, match=r"no shard fits .*val-\*\.tar"):
         as_source(f"{tmp_path}/val-*.tar")
 
 
@@ -147,28 +147,28 @@ def test_columns_choose_the_components(tmp_path: Path) -> None:
     ]
     write_tar(tmp_path / "a.tar", members)
     index_all(tmp_path)
-    with pytest.raises(ValueError, match="2 images, and columns say not which"):
+    with pytest.raises(ValueError, match="columns must name it; found 2 images"):
         as_source(tmp_path)
     source = as_source(tmp_path, columns=("right.png", "fine"))
     assert source.encoded(0) == encoded_image(1)
     assert source[0][1] == 17
     assert as_source(tmp_path, columns=("left.png", "coarse"))[0][1] == 1
-    with pytest.raises(ValueError, match="none of the 1 samples"):
+    with pytest.raises(ValueError, match="found none among the 1 samples"):
         as_source(tmp_path, columns=("middle.png", "fine"))
-    with pytest.raises(ValueError, match="no component medium that holds a whole number"):
+    with pytest.raises(ValueError, match="expected a component medium that holds a whole number"):
         as_source(tmp_path, columns=("left.png", "medium"))
 
 
 def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("readme", b"x"), (".hidden.png", b"x")])
-    with pytest.raises(ValueError, match="at least one sample, got 1 shards without any"):
+    with pytest.raises(ValueError, match="at least one sample; found none in 1 shards"):
         as_source(tmp_path)
 
 
 def test_source_goes_to_other_processes(tmp_path: Path) -> None:
     make_shards(tmp_path)
     source = as_source(tmp_path)
-    assert source.encoded(0) == encoded_image(0)  # a file is open
+    assert source.encoded(0) == encoded_image(0)  # so a file is open
     sent = pickle.dumps(source)
     assert len(sent) < 5000
     check_samples(pickle.loads(sent))
@@ -200,7 +200,7 @@ def test_subset_of_shards(tmp_path: Path) -> None:
     assert source.encoded(0) == encoded_image(12)
     assert source.location(1) == whole.location(3)
     changed = as_source(Subset(as_source(tmp_path, transform=to_tensor), [3]))
-    assert not changed.has_encoded  # its images have gone through a transform
+    assert not changed.has_encoded  # a transform has changed its images
 
 
 def test_shards_are_not_read_again_after_a_change(tmp_path: Path) -> None:
@@ -209,12 +209,12 @@ def test_shards_are_not_read_again_after_a_change(tmp_path: Path) -> None:
     assert isinstance(source, ShardSource)
     assert source.shard_index(2).lines == scan(tmp_path / "train-002.tar").lines
     make_shards(tmp_path, (5, 1, 6))
-    with pytest.raises(OSError, match=r"train-002\.tar was changed since"):
+    with pytest.raises(OSError, match=r"train-002\.tar has changed since"):
         source.shard_index(2)
 
 
 def test_other_sources_have_no_encoded_images() -> None:
     source = as_source((torch.zeros(3, 2), torch.zeros(3)))
     assert not source.has_encoded
-    with pytest.raises(TypeError, match="'arrays' are no encoded images"):
+    with pytest.raises(TypeError, match="expected encoded images; found samples of kind 'arrays'"):
         source.encoded(0)

@@ -1,4 +1,4 @@
-"""as_source: stated identities, refusals, sources of sources and worker processes."""
+"""as_source: fingerprints from the user, refusals, sources of sources, worker processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_stated_fingerprint(folder: Path) -> None:
         assert as_source(data, fingerprint=stated).fingerprint() == stated
     with pytest.raises(ValueError, match="empty string"):
         as_source((INPUTS, TARGETS), fingerprint="")
-    with pytest.raises(TypeError, match="fingerprint must be a string, got int"):
+    with pytest.raises(TypeError, match="fingerprint must be a string; found int"):
         as_source((INPUTS, TARGETS), fingerprint=3)  # type: ignore[arg-type]
 
 
@@ -46,17 +46,17 @@ def test_datasets_that_are_refused() -> None:
     for data in (Stream(), iter([1]), 3, None, {1, 2}):
         with pytest.raises(TypeError, match="map-style dataset, with __len__ and __getitem__"):
             as_source(data)
-    with pytest.raises(TypeError, match="Endless has no length"):
+    with pytest.raises(TypeError, match="found Endless, which has no length"):
         as_source(Endless())
     with pytest.raises(
-        TypeError, match="got a dict with keys 'train', 'test'; pass one of its val"
+        TypeError, match="found a dict with keys 'train', 'test'; pass one of its val"
     ):
         as_source({"train": [1], "test": [2]})
     for empty in ([], Pairs([]), Subset(Pairs([(0, 0)]), [])):
         with pytest.raises(ValueError, match="of length 0"):
             as_source(empty)
     with pytest.raises(
-        ValueError, match=r"columns are for shards and Hugging Face datasets, .* Pairs"
+        ValueError, match=r"columns are for shards and Hugging Face datasets; found Pairs"
     ):
         as_source(Pairs([(0, 0)]), columns=("a", "b"))
 
@@ -69,7 +69,7 @@ def test_source_of_a_source() -> None:
     assert torch.equal(source[1][0], INPUTS[1])
     assert (source.deterministic, changed.deterministic) == (True, False)
     assert changed.fingerprint() == sha256(b"adapruner stated 1\nx") != source.fingerprint()
-    with pytest.raises(ValueError, match="has a transform already"):
+    with pytest.raises(ValueError, match="expected a source without a transform; found one with"):
         as_source(changed, transform=double)
 
 
@@ -89,7 +89,7 @@ def test_sources_reach_workers_that_are_spawned(folder: Path, tmp_path: Path) ->
 
 
 class Joined(Dataset[tuple[Any, Any]]):
-    """Sources one after the other, so that one worker process serves them all."""
+    """Several sources as one dataset, so that one worker process reads them all."""
 
     def __init__(self, sources: list[Source]) -> None:
         self.places = [(source, index) for source in sources for index in range(len(source))]
