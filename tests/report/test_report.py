@@ -225,7 +225,7 @@ def test_a_broken_sample_keeps_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (None, "the folder /no/such is not there"),
+        (None, "the folder /no/such cannot be found"),
         (as_source((torch.arange(N), torch.arange(N) % 2)), "no pictures"),
         (Pictures(broken=range(N)), "SyntaxError: broken <PNG> file"),
     ],
@@ -254,7 +254,7 @@ def test_source_is_found_again(tmp_path):
     )
     assert write(tmp_path, result).gallery("most-wanted")[0].all("img")
     other = dataclasses.replace(result, fingerprint="0" * 64)
-    assert "not, or no longer" in write(tmp_path, other).section("most-wanted").text()
+    assert "has changed, or is not" in write(tmp_path, other).section("most-wanted").text()
     own = Pictures()
     assert write(tmp_path, make(source=own)).gallery("most-wanted")[0].all("img")
     assert len(own.asked) == 48

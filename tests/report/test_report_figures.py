@@ -124,7 +124,7 @@ def test_samples_without_any_finite_loss_do_not_stretch_the_axis():
 
 
 def test_missing_losses_are_counted():
-    assert "(3 without one)" in figures.sample_losses(make()).axes[0].get_xlabel()
+    assert "(3 without a loss)" in figures.sample_losses(make()).axes[0].get_xlabel()
 
 
 def test_keep_ratio_over_epochs():
@@ -175,7 +175,7 @@ def test_losses_and_decisions_over_epochs():
     ("draw", "changes", "reason"),
     [
         (figures.kept_per_class, {"targets": None}, "classes"),
-        (figures.gate_logits, {"gate_logits": torch.full((N,), -math.inf)}, "none could be read"),
+        (figures.gate_logits, {"gate_logits": torch.full((N,), -math.inf)}, "no sample was readable"),
         (figures.sample_losses, {"sample_losses": None}, "no finite loss"),
         (figures.sample_losses, {"sample_losses": torch.full((N,), math.nan)}, "no finite loss"),
         (figures.keep_ratio, {"history": []}, "no history"),
