@@ -1,4 +1,4 @@
-"""Selections and orders on a GPU: the CPU's own, to the bit."""
+"""Selections and orders on a GPU have the same bits as on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapruner.pruning import bitmask
 
 pytestmark = pytest.mark.cuda
 
-# Around words, tiles of 8192, and where sampling begins; many blocks.
+# Sizes near words, near tiles of 8192, near the start of sampling, and with many blocks.
 SIZES = [0, 1, 7, 31, 33, 8191, 8192, 8193, 16_385, 1_000_003]
 
 
@@ -177,7 +177,7 @@ def test_more_values_than_32_bits_count(n: int) -> None:
     m = torch.zeros(n, device="cuda")
     m[-3:] = torch.tensor([2.0, 0.0, 1.0])
     m[5] = -1.0
-    indices, sums = ops.topk_indices(m, 4, 1.0)  # of the zeros the first two
+    indices, sums = ops.topk_indices(m, 4, 1.0)  # the first two zeros
     assert indices.tolist() == [0, 1, n - 3, n - 1]
     assert int(sums[1]) == 2
     mask = ops.topk_mask(m, n - 2).selected  # all but the last zero and the −1

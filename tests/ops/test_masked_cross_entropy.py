@@ -28,9 +28,9 @@ from adapruner import ops
 from adapruner.ops import reference
 
 INSTRUCTION_SETS = ("baseline", "v3", "v4")
-# Arithmetic is float32 for all but float64, and a gradient is rounded once, to the dtype of the
-# logits (float16: its smallest number is absolute). Of the largest expected value; of losses, 1 at
-# the least, as log(1 + tiny) is good to a unit of 1 in the last place, here as in torch.
+# Tolerances relative to the largest expected value. Arithmetic is float32 except for float64. A
+# gradient is rounded once, to the dtype of the logits; float16 also has an absolute part, its
+# smallest number. Losses are compared with at least 1, since log(1 + tiny) is as precise as 1.
 VALUES = {dtype: 1e-6 for dtype in FLOATS} | {torch.float64: 1e-12}
 GRADIENT = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 SMALLEST = {dtype: 0.0 for dtype in FLOATS} | {torch.float16: 6e-8}
@@ -60,7 +60,7 @@ def expected_of(sample: CrossEntropySample) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def found_of(sample: CrossEntropySample, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same of the native operator."""
+    """Loss, ℓ, pressure and gradient of the native operator."""
     gates = native_gates(sample.gates)
     x = sample.logits.detach().requires_grad_()
     _, target, ids, m, state = sample.arguments(gates)
@@ -95,7 +95,7 @@ def check(sample: CrossEntropySample, dtype: torch.dtype) -> None:
     assert distance(loss, expected[0], least=1.0) <= VALUES[dtype]
     assert distance(sample_loss, expected[1], least=1.0) <= VALUES[dtype]
     check_pressure(pressure, expected[2], expected[1])
-    # p − 1 at the target: what is left of numbers of the size of 1 / rows.
+    # The difference p − 1 at the target, of numbers of the size of 1 / rows.
     least = 1 / max(sample.target.numel(), 1)
     limit = GRADIENT[dtype] + SMALLEST[dtype] / least
     assert distance(gradient, expected[3], least) <= limit
@@ -117,7 +117,7 @@ def test_every_instruction_set_agrees_with_the_reference(wanted: str) -> None:
     if order(wanted) > order(info["instruction_set"]):
         pytest.skip(f"this processor has no {wanted}, or ADAPRUNER_ISA names a lower one")
     if wanted == info["instruction_set"]:
-        return  # what every other test here runs
+        return  # the case of all other tests here
     program = (
         "import torch, test_masked_cross_entropy as test\n"
         f"assert test.ops._C.build_info()['instruction_set'] == {wanted!r}\n"
@@ -135,7 +135,7 @@ def test_every_instruction_set_agrees_with_the_reference(wanted: str) -> None:
     assert done.stdout == "all agree\n", done.stderr
 
 
-# Around the widths of vectors, the lengths of short rows and of blocks.
+# Sizes near the widths of vectors, the lengths of short rows, and of blocks.
 LENGTHS = [*range(1, 140), 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1537]
 
 
@@ -152,7 +152,7 @@ def test_every_number_of_classes(dtype: torch.dtype, smoothing: float) -> None:
         options = {"label_smoothing": smoothing}
         if smoothing and classes % 2:
             options["weight"] = torch.rand(classes, generator=random) + 0.5
-        elif not smoothing:  # a row that begins with nothing, and one whose largest comes last
+        elif not smoothing:  # a row that starts with −inf; a row that ends with its maximum
             x[1, : classes // 2] = -torch.inf
             target[1] = classes - 1
             x[2, -1] = 30.0
@@ -187,7 +187,7 @@ def eager_loss(logits: Tensor, target: Tensor, s: Tensor, smoothing: float) -> T
 @pytest.mark.parametrize("values", ["random", "huge", "tiny", "equal", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_at_least_as_close_to_float64_as_eager_torch(values: str, dtype: torch.dtype) -> None:
-    # Slack: a fifth, and two units in the last place of the largest value, in which luck decides.
+    # Slack: a fifth, and two units in the last place of the largest value, where rounding decides.
     for shape in ((64, 1000), (3, 130000)):
         for smoothing in (0.0, 0.1) if values != "masked" else (0.0,):
             random = generator(f"{values} {shape}")
@@ -231,7 +231,7 @@ def test_layout_of_the_logits_changes_nothing(layout: str, shape: tuple[int, ...
     gates = reference_gates("layout")
     plain = found_of(CrossEntropySample(x.contiguous(), target, ids, gates, {}))
     other = found_of(CrossEntropySample(laid_out(x, layout), target, ids, gates, {}))
-    # Rows that lie side by side are summed in an order of their own.
+    # Rows side by side in memory are summed in another order.
     tolerance = 0.0 if len(shape) == 2 else 2e-7
     for ours, expected in zip(other, plain, strict=True):
         assert distance(ours, expected) <= tolerance
@@ -286,7 +286,7 @@ def test_a_target_beyond_all_classes_is_an_error_in_any_type(dtype: torch.dtype)
 
     def call_and_check() -> None:
         ops.masked_cross_entropy(*arguments)
-        gates.check_errors()  # a GPU's kernel cannot raise
+        gates.check_errors()  # a kernel of a GPU cannot raise
 
     with pytest.raises(IndexError, match=r"is \d{10,}; expected a class in \[0, 5\)"):
         call_and_check()

@@ -1,4 +1,4 @@
-"""The keyed permutation of masked_order: exact, one of all of them, and well mixed."""
+"""The keyed permutation of masked_order: exact, complete and well mixed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def random_mask(num_samples: int, share: float) -> tuple[np.ndarray, Tensor]:
 
 
 def normal_score(observed: np.ndarray, expected: np.ndarray | float, freedom: int) -> float:
-    """How many standard deviations chi-square is above its mean."""
+    """Distance of a chi-square statistic from its mean, in standard deviations."""
     chi_square = float(((observed - expected) ** 2 / expected).sum())
     return (chi_square - freedom) / math.sqrt(2 * freedom)
 
@@ -62,7 +62,7 @@ def test_every_sample_comes_once(num_samples: int) -> None:
 
 @pytest.mark.parametrize("num_samples", [10**9, 2**31 + 11, 2**32 - 1, 2**33 + 3])
 def test_samples_beyond_32_bits(num_samples: int) -> None:
-    # Zeros that no memory is behind, but for the bytes that are written.
+    # Zero pages: only the written bytes take memory.
     mask = torch.from_numpy(np.zeros(-(-num_samples // 8), dtype=np.uint8))
     pi = reference.permutation(num_samples, 77)
     position = num_samples - 3000
@@ -85,7 +85,7 @@ def test_order_may_be_cut_anywhere() -> None:
             assert len(indices) == min(count, len(expected) - len(met))
             met += indices.tolist()
             if len(indices):
-                # The position is that right after the last sample.
+                # The position is right after the last sample.
                 assert whole(5000, 9)[position - 1] == met[-1] or position == 5000
         assert met == expected
 
@@ -103,7 +103,7 @@ def test_same_order_at_any_number_of_threads(share: float) -> None:
 
 
 def orders_digest() -> str:
-    """SHA-256 over orders of every sort of size, in this process."""
+    """SHA-256 over orders of many sizes, in this process."""
     digest = hashlib.sha256()
     for num_samples in (*AWKWARD, 100_003):
         _, mask = random_mask(num_samples, 0.5)
@@ -147,8 +147,8 @@ def test_arguments_that_are_refused(arguments, error, message) -> None:
         ops.masked_order(*arguments)
 
 
-# --- mixing. The scores of a good permutation are standard normal, or nearly; keys are fixed, so
-# that a test that passes once always does.
+# --- mixing. The scores of a good permutation are nearly standard normal. Keys are fixed, so the
+# outcome of a test never changes.
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 4, 5, 6])
@@ -183,7 +183,7 @@ def test_places_and_neighbours_are_equally_likely(num_samples: int) -> None:
 
 @pytest.mark.parametrize("num_samples", [1025, 4095, 4097, 65537, 1_000_003])
 def test_places_of_large_orders_know_nothing_of_one_another(num_samples: int) -> None:
-    # Places next to one another, and those in the same row or column of the permutation's grid.
+    # Neighbouring places, and places in one row or column of the permutation's grid.
     side = math.isqrt(num_samples - 1) + 1
     trials = 200 if num_samples < 10_000 else 8
     for lag in (1, 2, side, side + side % 2, 3 * side + 1):
@@ -206,7 +206,7 @@ def test_places_of_large_orders_know_nothing_of_one_another(num_samples: int) ->
 
 @pytest.mark.parametrize("num_samples", [33, 1025, 100_003])
 def test_adjacent_keys_have_nothing_in_common(num_samples: int) -> None:
-    # Two random permutations agree in one place on average, with a variance of one.
+    # Two random permutations agree in 1 place on average, with a variance of 1.
     keys = [0, 1, 2, 3, 4, 2**32, 2**32 + 1, 2**62, 2**62 + 1, *range(1000, 1100)]
     orders = [whole(num_samples, key) for key in keys]
     agreed = [(a == b).sum() for a, b in itertools.pairwise(orders)]

@@ -175,7 +175,11 @@ def test_losses_and_decisions_over_epochs():
     ("draw", "changes", "reason"),
     [
         (figures.kept_per_class, {"targets": None}, "classes"),
-        (figures.gate_logits, {"gate_logits": torch.full((N,), -math.inf)}, "no sample was readable"),
+        (
+            figures.gate_logits,
+            {"gate_logits": torch.full((N,), -math.inf)},
+            "no sample was read",
+        ),
         (figures.sample_losses, {"sample_losses": None}, "no finite loss"),
         (figures.sample_losses, {"sample_losses": torch.full((N,), math.nan)}, "no finite loss"),
         (figures.keep_ratio, {"history": []}, "no history"),
