@@ -72,11 +72,11 @@ def test_a_recorded_stream_of_losses(method: str) -> None:
     assert spread > {"published": 0.05, "sampled": 0.02}[method]  # the run did something
     kept = ops.topk_indices(gates.logits, round(RATIO * N), 1.0).selected
     also = reference.topk_indices(expected.m, round(RATIO * N))
-    assert len(np.intersect1d(kept, also)) >= len(also) - 2  # m that differ by less than 1e-5
+    assert len(np.intersect1d(kept, also)) >= len(also) - 2  # near ties, below 1e-5
 
 
 def balanced_gates(method: str) -> Gates:
-    """Gates with s̄ = r, where the pressure is that of the losses alone."""
+    """Gates with s̄ = r, so that only the losses give pressure."""
     gates = Gates(4, 0.5, find_method(method))
     gates.logits[:] = 0
     gates.set_slope(1.0)
@@ -116,7 +116,7 @@ def test_pressure_as_published() -> None:
 
 
 def test_balance_pushes_the_mean_gate_towards_the_ratio() -> None:
-    # λ = 1 + 50·|ρ − r|: m = ±1 in equal parts, k = 1: s̄ = ρ = 0.5.
+    # λ = 1 + 50·|ρ − r|. With m = ±1 in equal parts and k = 1, s̄ = ρ = 0.5.
     for ratio, expected in ((0.7, 2 * (1 + 50 * 0.2) * -0.2), (0.3, 2 * (1 + 50 * 0.2) * 0.2)):
         gates = Gates(4, ratio, find_method("published"))
         gates.logits.copy_(torch.tensor([1.0, -1.0, 1.0, -1.0]))
@@ -135,7 +135,7 @@ def test_losses_on_another_scale_give_the_same_pressures() -> None:
     plain = ops.masked_loss(loss, ids, gates.logits, gates.state)
     other = ops.masked_loss(37 * loss, ids, scaled.logits, scaled.state)
     assert torch.allclose(other.pressure, plain.pressure)
-    assert other.loss.item() == pytest.approx(37 * plain.loss.item())  # the model's loss is not
+    assert other.loss.item() == pytest.approx(37 * plain.loss.item())  # not scaled
 
 
 def kept_of(

@@ -1,4 +1,4 @@
-"""A step reads nothing back from the device: nothing waits for a GPU, and a graph can hold it."""
+"""A step reads no value from the device, so the host never waits, and a graph can capture it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adapruner.training.evaluation import sample_cross_entropy
 from adapruner.training.trainer import Trainer
 
 aten = torch.ops.aten
-WAIT = {  # what needs values on the host: to read them, or for the shape of a result
+WAIT = {  # operators that need values on the host, to return them or for the shape of a result
     aten._local_scalar_dense,
     aten.equal,
     aten.is_nonzero,
@@ -37,7 +37,7 @@ CALLS: dict[str, Callable[[Pruner, Tensor, Tensor], Any]] = {
 
 
 class Waits(TorchDispatchMode):
-    """Lists the operators called that would wait for a GPU."""
+    """Records the called operators that would wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,8 +78,7 @@ def test_a_call_reads_nothing_back(name: str, normalize: bool, device: str) -> N
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("name", CALLS)
 def test_by_shape_alone_everything_is_on_the_gpu(name: str, normalize: bool) -> None:
-    # Tensors without values, of a GPU that need not be there: to read one, or to mix devices, is an
-    # error.
+    # Fake tensors of a GPU, which need no GPU. Reading a value, or mixing devices, is an error.
     pruner = Pruner(40, epochs=2)
     with FakeTensorMode(), torch.device("cuda"):
         pruner.gates = Gates(40, 0.5, find_method("sampled"), "cuda", True, normalize)
@@ -91,7 +90,7 @@ def test_by_shape_alone_everything_is_on_the_gpu(name: str, normalize: bool) -> 
 
 
 def epoch_of_fast_prune(fused: bool, device: str, seen: Callable[[int], None]) -> None:
-    """An epoch of fast_prune's own loop; ``seen`` is called as each batch is asked for."""
+    """An epoch of the loop of fast_prune. ``seen`` is called for each batch."""
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(1), device="cpu")
     y = torch.arange(40, device="cpu") % 3
 
@@ -129,16 +128,16 @@ def test_fast_prune_queues_its_steps(fused: bool) -> None:
     counts = []
     with Waits() as waits:
         epoch_of_fast_prune(fused, "cpu", lambda number: counts.append(len(waits.found)))
-    # A backward pass on the CPU reads the upstream gradient, where one on a GPU does not.
+    # A backward pass on the CPU reads the upstream gradient; on a GPU it does not.
     waited = [after - before - 1 for before, after in pairwise(counts)]
-    # The host decides on the first step; on each where the optimiser is not fused.
+    # The host decides about the first step, and about each step if the optimiser is not fused.
     assert waited == ([1, 0, 0, 0, 0] if fused else [1] * 5)
 
 
 @pytest.mark.cuda
 def test_fast_prune_queues_its_steps_on_a_gpu() -> None:
     def seen(number: int) -> None:
-        # The first step sets things up.
+        # The first step has setup work.
         torch.cuda.set_sync_debug_mode("error" if 1 <= number < 5 else "default")
 
     try:

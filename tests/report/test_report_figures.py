@@ -1,4 +1,4 @@
-"""Figures, colours, pictures and numbers of the report, each against a count of its own."""
+"""Figures, colours, pictures and numbers of the report, against separate counts."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_nothing_to_show(draw, changes, reason):
 
 
 def settings(rc_params):
-    return {key: rc_params[key] for key in rc_params if key != "backend"}  # asking picks one
+    return {key: rc_params[key] for key in rc_params if key != "backend"}  # reading it picks one
 
 
 def random_states():
@@ -204,7 +204,7 @@ def random_states():
 def test_users_settings_neither_reach_the_figures_nor_change(monkeypatch):
     import matplotlib
 
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would raise
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import would raise
     with matplotlib.rc_context({"text.usetex": True, "font.size": 40, "svg.fonttype": "path"}):
         before = settings(matplotlib.rcParams)
         states = random_states()
@@ -299,7 +299,7 @@ def test_thumbnail_of_each_mode(mode):
     assert pixels.shape == (SIDE // 2, SIDE, 3)
     assert pixels[:, :60].max() < 10
     assert pixels[:, -60:].min() > 245
-    assert image.size == (300, 150)  # the source's image is left as it is
+    assert image.size == (300, 150)  # the image of the source does not change
 
 
 def test_thumbnail_shows_what_is_transparent_as_white():

@@ -1,4 +1,4 @@
-"""Images that are not what they should be."""
+"""Unusual and broken images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 def encoded(mode: str, format: str, size: tuple[int, int] = (24, 20)) -> bytes:
-    """Noise as an image of a mode."""
+    """A noise image in a mode of Pillow."""
     image = pytest.importorskip("PIL.Image")
     content = io.BytesIO()
     width, height = size
@@ -27,7 +27,7 @@ def encoded(mode: str, format: str, size: tuple[int, int] = (24, 20)) -> bytes:
 
 
 def huge_png(side: int = 20_000) -> bytes:
-    """A PNG of ``side`` × ``side`` pixels that says so in its header, and takes few bytes."""
+    """A PNG of ``side`` × ``side`` pixels that takes few bytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = zlib.crc32(kind + content)
@@ -43,7 +43,7 @@ def huge_png(side: int = 20_000) -> bytes:
 
 
 def good_images() -> dict[str, bytes]:
-    """Unusual, and to be read all the same, as RGB."""
+    """Unusual images that are readable as RGB."""
     return {
         "cmyk.jpg": encoded("CMYK", "JPEG"),
         "grey.jpg": encoded("L", "JPEG"),
@@ -54,7 +54,7 @@ def good_images() -> dict[str, bytes]:
 
 
 def bad_images() -> dict[str, tuple[bytes, str]]:
-    """Content and a part of the reason."""
+    """Broken images: content, and a part of the reason."""
     jpeg, png = encoded("RGB", "JPEG", (80, 60)), encoded("RGB", "PNG", (80, 60))
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
@@ -70,7 +70,7 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
 
 
 def write_folder(root: Path, images: dict[str, bytes], repeat: int = 1) -> Path:
-    """An image folder of two classes, each with all of the images."""
+    """An image folder of two classes. Each class has all the images."""
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
         for file, content in images.items():

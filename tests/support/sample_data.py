@@ -16,7 +16,7 @@ TARGETS = torch.tensor([0, 2, 1, 0, 2, 2])
 
 
 class Pairs(Dataset[tuple[Any, Any]]):
-    """A map-style dataset with whatever attributes a test gives it."""
+    """A map-style dataset with any attributes that a test sets."""
 
     def __init__(self, held: list[Any], **attributes: Any) -> None:
         self.held = held
@@ -30,7 +30,7 @@ class Pairs(Dataset[tuple[Any, Any]]):
 
 
 def double(value: Any) -> Any:
-    """A transform that a worker process can be sent."""
+    """A transform that can be sent to a worker process."""
     return value * 2
 
 

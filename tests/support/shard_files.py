@@ -14,7 +14,7 @@ Members = Iterable[tuple[str, bytes]]
 
 
 def encoded_image(number: int, format: str = "PNG", width: int = 8, height: int = 6) -> bytes:
-    """An image of its own for every number, uint8 noise."""
+    """A noise image, uint8, different for every number."""
     image = pytest.importorskip("PIL.Image")
     noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
     content = io.BytesIO()
