@@ -1,10 +1,10 @@
-"""The exceptions of this package that a caller may want to catch by name."""
+"""The exceptions of this package that callers can catch by name."""
 
 from __future__ import annotations
 
 
 class DatasetMismatchError(ValueError):
-    """A result, a checkpoint or a state belongs to another dataset than the one at hand."""
+    """A result, a checkpoint or a state belongs to another dataset."""
 
 
 class FileFormatError(ValueError):
@@ -12,4 +12,4 @@ class FileFormatError(ValueError):
 
 
 class UnreadableSampleError(RuntimeError):
-    """A sample cannot be read, and the run is to stop at unreadable samples."""
+    """A sample cannot be read, and the run must stop."""

@@ -10,8 +10,8 @@ import torch
 
 from adapruner.ops.device import why_no_cuda
 
-# The networks of the tests are too small for more threads to help, and waiting ones slow each other
-# down on a busy machine. Tests that are about threads set their own.
+# More threads do not help the small networks of the tests, and waiting threads are slow on a busy
+# machine. Tests about threads set their own number.
 torch.set_num_threads(1)
 
 
@@ -27,9 +27,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a test on the CPU and, where there is one, on a GPU.
 
-    New tensors are on that device where nothing else is said. So are sample inputs and gates of
-    tests/sample_inputs.py, of the same values on both, and the references' own tensors. A file runs
-    on both by ``pytestmark = pytest.mark.usefixtures("device")``.
+    The device is torch's default device during the test. Sample inputs and gates of
+    tests/support/sample_inputs.py are on it too, with the same values on both devices, and so are
+    the tensors of the reference. A file runs on both devices with
+    ``pytestmark = pytest.mark.usefixtures("device")``.
     """
     if request.param == "cpu":
         yield "cpu"
@@ -40,7 +41,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def seeded() -> Iterator[None]:
-    """The same random numbers in every run of a test, and the others' left as they were."""
+    """The same random numbers in every run of a test. Other tests keep theirs."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -48,7 +49,7 @@ def seeded() -> Iterator[None]:
 
 @pytest.fixture(params=["torch", "workers", "dali"])
 def loader_for(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Makes a loader of images for a pruner, each of the kinds in turn."""
+    """Makes a loader of images for a pruner, once for each kind of loader."""
 
     def call(data: Any, pruner: Any, on_error: str = "skip") -> Any:
         from adapruner import as_source

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "adapruner"
 
-# What each layer may import besides itself.
+# The layers that each layer may import, besides itself.
 BELOW: dict[str, set[str]] = {
     "_version": set(),
     "errors": set(),
@@ -51,7 +51,7 @@ MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports_of(module: str) -> Iterator[str]:
-    """The modules of the package that a module imports, wherever in it, for types too."""
+    """The modules of the package that a module imports anywhere, also for types."""
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name in MODULES)
@@ -70,7 +70,7 @@ def layer(module: str) -> str:
 IMPORTS = {
     (module, imported)
     for module in MODULES
-    if module != "adapruner"  # which has the public names of all layers
+    if module != "adapruner"  # it has the public names of all layers
     for imported in imports_of(module)
     if imported not in ("adapruner", module)
 }

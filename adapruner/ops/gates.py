@@ -40,8 +40,8 @@ def first_loss_scale(pressure: Tensor, state: Tensor, sample_loss: Tensor) -> No
 
     The operator acts only if the state's slot "scale_running" is set and the epoch has summed no
     loss yet. Then the loss scale becomes the mean of the batch's finite losses, if that is above 0,
-    and the pressures are computed anew with it. Call it before :func:`gate_update`, which makes the
-    scale follow the mean of the epoch.
+    and the pressures are computed again with it. Call the operator before :func:`gate_update`,
+    which makes the scale follow the mean of the epoch.
 
     Args:
         pressure: float32 ``[B]``, contiguous; infinite for a sample with only ignored rows.

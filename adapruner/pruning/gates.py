@@ -104,7 +104,7 @@ class Gates:
         return self.integer("open_count") / max(self.integer("population"), 1)
 
     def set_slope(self, slope: float) -> None:
-        """Set the slope k, and compute the sums anew in a pass over m."""
+        """Set the slope k, and compute the sums again in a pass over m."""
         self.use_sums(slope, ops.topk_mask(self.logits, 0, slope).sums)
 
     def use_sums(self, slope: float, sums: Tensor) -> None:

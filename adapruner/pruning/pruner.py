@@ -67,7 +67,7 @@ class Pruner(Run):
         32
     """
 
-    # --- what an epoch reads
+    # --- the samples of an epoch
 
     def batches(
         self, batch_size: int, drop_last: bool = False, block_size: int | None = None

@@ -34,7 +34,7 @@ _STATE = (
 
 
 class Run:
-    """What a run has learned, and what each epoch reads.
+    """The state of a run, and the samples that each epoch reads.
 
     :class:`adapruner.Pruner`, which adds the losses of a training loop, documents the arguments.
     """
@@ -162,7 +162,7 @@ class Run:
     def step(
         self, validation_loss: float | None = None, standard_error: float = 0.0
     ) -> dict[str, Any]:
-        """End the epoch: choose what the next one reads.
+        """End the epoch and select the samples of the next epoch.
 
         Args:
             validation_loss: mean loss on held-out data. Where given, the schedule pauses when the

@@ -1,4 +1,4 @@
-"""The report of a pruning run: one HTML file that needs nothing else, not even a script."""
+"""The report of a pruning run: one HTML file that loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Drawing(NamedTuple):
     caption: str
     svg: str
     tall: bool
-    absent: str  # why there is no drawing
+    absent: str  # the reason why there is no drawing
 
 
 def write_report(
@@ -34,21 +34,21 @@ def write_report(
 ) -> None:
     """Write the report of ``result`` as one self-contained HTML file.
 
-    What the result lacks (history, targets, losses, class names) the report says is absent. The
-    same result and source give the same bytes.
+    The report names the parts that the result lacks, such as history, targets, losses or class
+    names. The same result and source give the same bytes.
 
     Args:
-        result: the outcome of a run, fresh or loaded.
-        path: the file to write; an old one there is replaced, whole or not at all.
-        source: the dataset, as a Source or as anything that :func:`adapruner.data.as_source`
-            takes, for pictures of the most and the least wanted samples (at most 24 each are
-            read, a broken one is shown as such). Where None they come from ``result.source``, or
-            from the image folder that ``result.dataset`` names if it is unchanged; otherwise the
-            report lists indices and says why.
+        result: the result of a run.
+        path: the HTML file. An old file is replaced atomically.
+        source: the dataset, as a Source or in any form that :func:`adapruner.data.as_source` takes.
+            The report shows pictures of at most 24 samples with the largest and 24 with the
+            smallest gate logits, and marks broken ones. Where None, the pictures come from
+            ``result.source``, or from the image folder or the shards that ``result.dataset`` names,
+            if they have not changed. Otherwise the report lists indices and gives the reason.
 
     Raises:
         ImportError: matplotlib, Jinja2 or Pillow is not installed (the extra "report").
-        DatasetMismatchError: ``source`` is another dataset than the one of ``result``.
+        DatasetMismatchError: ``source`` is not the dataset of ``result``.
         OSError: the folder of ``path`` is missing or cannot be written, or the disk is full.
 
     Example:
@@ -57,7 +57,7 @@ def write_report(
     """
 
     def write(temporary: Path) -> None:
-        # Names of files may hold what UTF-8 cannot; they become "?" rather than an error.
+        # File names may hold characters that UTF-8 lacks. These become "?".
         temporary.write_bytes(_page(result, source).encode("utf-8", errors="replace"))
 
     replace_atomically(path, write)
@@ -77,8 +77,8 @@ def _page(result: PruneResult, source: Any | None) -> str:
         "headline": content.headline(result),
         "drawings": [_drawing(result, *entry) for entry in FIGURES],
         "galleries": [
-            ("most-wanted", "Most wanted", "the largest gate logits", most),
-            ("least-wanted", "Least wanted", "the smallest gate logits", least),
+            ("most-wanted", "Most wanted", "from the largest gate logit down", most),
+            ("least-wanted", "Least wanted", "from the smallest gate logit up", least),
         ],
         "most_samples": MOST_SAMPLES,
         "ranking": content.ranking,

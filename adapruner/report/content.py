@@ -1,4 +1,4 @@
-"""The words, numbers and tables of a report, each one read from the result."""
+"""The texts, numbers and tables of a report, all read from the result."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from adapruner.report.gallery import Found, Gallery
     from adapruner.results.result import PruneResult
 
-MOST_ROWS = 1000  # of a table in the page; a result may list millions of samples
+MOST_ROWS = 1000  # rows of a table in the page; a result may list millions of samples
 
 
 class Tile(NamedTuple):
-    """A number in the headline with what it means."""
+    """A number in the headline with its meaning."""
 
     label: str
     value: str
@@ -37,7 +37,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; ``text_columns`` are aligned left and may wrap, the others are numbers."""
+    """Cells as text. ``text_columns`` are aligned left and may wrap. Other columns are numbers."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -47,13 +47,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Headline:
-    """What the top of the report says."""
+    """The texts at the top of the report."""
 
     kept: str
     total: str
     kept_share: str
     pruned_share: str
-    percent: float  # for the length of the bar
+    percent: float  # length of the bar
     asked: str
     dataset: str
     selection: str
@@ -62,7 +62,7 @@ class Headline:
 
 
 def headline(result: PruneResult) -> Headline:
-    """Kept K of N, and what that saves."""
+    """The number of kept samples, and the savings."""
     kept, total = result.indices.numel(), result.num_samples
     return Headline(
         kept=count(kept),
@@ -88,8 +88,8 @@ def _dataset(result: PruneResult) -> str:
 
 def _selection(result: PruneResult) -> str:
     if result.selected_epoch is not None:
-        return f"that of epoch {result.selected_epoch}, chosen on held-out data"
-    return "the last one, made at the end of the run"
+        return f"epoch {result.selected_epoch}, chosen on held-out data"
+    return "the last one, at the end of the run"
 
 
 def _forced(result: PruneResult) -> str:
@@ -98,9 +98,8 @@ def _forced(result: PruneResult) -> str:
     held = sum(entry.get("decision") in ("pause", "back off") for entry in result.history)
     epochs = f" It paused or backed off in {held} of {len(result.history)} epochs." if held else ""
     return (
-        "No epoch trained at the ratio asked for before the epochs ran out; the last selection "
-        f"then forced it.{epochs} More epochs or a higher keep ratio would let the selection "
-        "settle."
+        "The run ended before it trained an epoch at this keep ratio, so the last selection was "
+        f"cut to size.{epochs} Use more epochs or a higher keep ratio."
     )
 
 
@@ -124,20 +123,20 @@ def _cost(label: str, value: Any, full: Any, text: Callable[[float], str], about
     if value is None:
         return Tile(label, ABSENT, "not recorded")
     if full is None:
-        return Tile(label, text(value), "no ordinary run to compare with")
+        return Tile(label, text(value), "cost of an ordinary run not recorded")
     detail = f"{compared(value, full)} an ordinary run ({about}{text(full)})"
     return Tile(label, text(value), detail)
 
 
 def _cut(rows: Iterable[Sequence[str]], total: int, where: str) -> tuple[list[list[str]], str]:
-    """The first ``MOST_ROWS`` rows, and a note on those left out."""
+    """The first ``MOST_ROWS`` rows, and a note on the rows left out."""
     shown = [list(row) for _, row in zip(range(MOST_ROWS), rows, strict=False)]
     left = total - len(shown)
     return shown, f"{count(left)} more are in the result, in {where}." if left else ""
 
 
 def classes(result: PruneResult) -> Table | None:
-    """Kept of all samples per class, the least kept class first; None without targets."""
+    """Kept samples per class, the class with the smallest share first; None without targets."""
     if result.targets is None or not result.num_samples:
         return None
     labels, totals, kept = (column.tolist() for column in class_counts(result))
@@ -156,7 +155,7 @@ def classes(result: PruneResult) -> Table | None:
 
 
 def _with_paths(table: Table, found: Found, indices: Sequence[int]) -> Table:
-    """``table`` with the path of each row's sample after the index, where paths are known."""
+    """``table`` with the path of each sample after the index, where paths are known."""
     paths = found.source.paths if found.source is not None else None
     if not paths:
         return table
@@ -167,7 +166,7 @@ def _with_paths(table: Table, found: Found, indices: Sequence[int]) -> Table:
 
 
 def unreadable(result: PruneResult, found: Found) -> Table:
-    """The samples that could not be read, with the reasons."""
+    """The unreadable samples, with the reasons."""
     rows = ([str(index), reason] for index, reason in result.unreadable)
     shown, note = _cut(rows, len(result.unreadable), "unreadable")
     table = Table(["index", "reason"], shown, frozenset({1}), note)
@@ -191,7 +190,7 @@ def not_finite(result: PruneResult, found: Found) -> Table:
 
 
 def ranking(gallery: Gallery) -> Table:
-    """A gallery without pictures."""
+    """The samples of a gallery as a table, for a gallery without pictures."""
     rows = [
         [str(s.index), s.class_name, s.gate_logit, s.loss, "kept" if s.kept else "pruned"]
         for s in gallery.samples
@@ -200,7 +199,7 @@ def ranking(gallery: Gallery) -> Table:
 
 
 def settings(result: PruneResult) -> Table:
-    """Settings of the run, its dataset, and the versions that it ran with."""
+    """Settings of the run, its dataset, and versions of the software."""
     dataset = {key: value for key, value in result.dataset.items() if key != "class_names"}
     groups = {
         "run": result.config,
@@ -210,13 +209,13 @@ def settings(result: PruneResult) -> Table:
     rows = [
         [group, str(name), setting(value)]
         for group, entries in groups.items()
-        for name, value in sorted(entries.items())  # the order that a loaded result has
+        for name, value in sorted(entries.items())  # as in a loaded result
     ]
     return Table(["group", "name", "value"], rows, frozenset({0, 1, 2}))
 
 
 def _fixed(places: int) -> Callable[[float], str]:
-    """To so many places, so that a column lines up."""
+    """A function that writes numbers with a fixed number of decimal places."""
     return lambda value: f"{value:.{places}f}" if math.isfinite(value) else number(value)
 
 
@@ -239,7 +238,7 @@ _HISTORY_TEXT = ("phase", "decision")
 
 
 def history(result: PruneResult) -> Table:
-    """A row per epoch; columns that no epoch has are left out."""
+    """A row per epoch. Columns without a value are left out."""
     keys = [key for key in _HISTORY if any(entry.get(key) is not None for entry in result.history)]
     rows = [[_cell(key, entry.get(key)) for key in keys] for entry in result.history]
     text = frozenset(place for place, key in enumerate(keys) if key in _HISTORY_TEXT)

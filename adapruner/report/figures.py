@@ -1,7 +1,7 @@
 """The figures of a report: functions from a :class:`PruneResult` to a matplotlib ``Figure``.
 
-Each one raises :class:`NothingToShow` where the result lacks what it draws. No pyplot: nothing
-global is created or changed.
+Each function raises :class:`NothingToShow` if the result lacks its data. The functions do not use
+pyplot, so no global state changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from adapruner.results.result import PruneResult
 
-MOST_BARS = 40  # classes; beyond, bars are too thin to read and a curve says more
+MOST_BARS = 40  # classes; with more classes, bars are too thin to read
 _BINS = 40
 _MOST_MARKS = 50  # epochs
 _DECISIONS = {"warm-up": "muted", "advance": "third", "pause": "pruned", "back off": "ink"}
@@ -42,7 +42,7 @@ def _ticker() -> Any:
 
 @styled
 def kept_per_class(result: PruneResult) -> Figure:
-    """Kept of all samples, a bar per class; beyond ``MOST_BARS`` classes a curve of the shares."""
+    """A bar per class of its kept samples; with over ``MOST_BARS`` classes, a curve of shares."""
     if result.targets is None or result.num_samples == 0:
         raise NothingToShow("the result does not hold the classes of the samples")
     classes, totals, kept = class_counts(result)
@@ -78,7 +78,7 @@ def _class_bars(names: list[str], totals: NDArray[np.int64], kept: NDArray[np.in
 
 
 def _shortened(name: str) -> str:
-    """At most 18 characters, the beginning and the end: either may be what tells classes apart."""
+    """The beginning and the end of a name, at most 18 characters, since names differ in either."""
     return name if len(name) <= 18 else f"{name[:10]}…{name[-7:]}"
 
 
@@ -98,12 +98,14 @@ def _class_curve(shares: NDArray[np.float64], overall: float) -> Figure:
 
 @styled
 def gate_logits(result: PruneResult) -> Figure:
-    """Histogram of the gate logits of kept and of pruned samples, over the same bins: of those that
-    had a finite loss."""
+    """Histograms of the gate logits of kept and of pruned samples, over the same bins.
+
+    Samples that never had a finite loss are left out.
+    """
     logits = result.gate_logits.double().numpy()
     finite = np.isfinite(logits) & (logits > NEVER_FINITE)
     if not finite.any():
-        raise NothingToShow("no sample has a gate logit: none could be read")
+        raise NothingToShow("no sample was readable and had a finite loss")
     edges = np.histogram_bin_edges(logits[finite], bins=_BINS)
     figure = _figure()
     axes = figure.add_subplot()
@@ -114,14 +116,14 @@ def gate_logits(result: PruneResult) -> Figure:
 
 @styled
 def sample_losses(result: PruneResult) -> Figure:
-    """Histogram of the last seen losses of kept and of pruned samples, on a logarithmic axis.
+    """Histograms of the last losses of kept and of pruned samples, on a logarithmic axis.
 
-    Losses that are not finite are left out; those of (almost) zero fall into the leftmost bin.
+    Losses that are not finite are left out. Losses near zero are in the leftmost bin.
     """
     losses = finite_losses(result)
     finite = np.isfinite(losses)
     if not finite.any():
-        raise NothingToShow("the result holds no finite loss of any sample")
+        raise NothingToShow("the result has no finite loss of any sample")
     edges = _log_edges(losses[finite])
     figure = _figure()
     axes = figure.add_subplot()
@@ -134,7 +136,7 @@ def sample_losses(result: PruneResult) -> Figure:
     axes.xaxis.set_minor_locator(_ticker().NullLocator())
     axes.xaxis.set_major_formatter(_ticker().FuncFormatter(_power))
     missing = int((~finite).sum())
-    axes.set_xlabel("per-sample loss" + (f" ({missing:,} without one)" if missing else ""))
+    axes.set_xlabel("per-sample loss" + (f" ({missing:,} without a loss)" if missing else ""))
     return figure
 
 
@@ -154,7 +156,7 @@ def _kept_and_pruned(
     kept: NDArray[np.bool_],
     edges: NDArray[np.float64],
 ) -> None:
-    """Two histograms over each other, told apart by colour and by the line around them."""
+    """Two histograms over each other, which differ in colour and outline."""
     for name, chosen, line in (("kept", kept, "-"), ("pruned", ~kept, (0, (2.5, 1)))):
         counts, _ = np.histogram(values[chosen & shown], bins=edges)
         colour = LIGHT[name]
@@ -168,13 +170,13 @@ def _kept_and_pruned(
 
 @styled
 def keep_ratio(result: PruneResult) -> Figure:
-    """The share kept in each epoch and the share scheduled for it."""
+    """The share kept in each epoch, and the scheduled share."""
     epochs = _epochs(result, "kept", "keep_ratio")
     figure = _figure()
     axes = figure.add_subplot()
     kept = series(result, "kept") / max(result.num_samples, 1)
     scheduled = series(result, "keep_ratio")
-    # A wide band under the line, so that both are seen where they agree, as they should.
+    # A wide band under the line, so that both are visible where they agree.
     band: dict[str, Any] = {"lw": 6, "alpha": 0.35, "solid_capstyle": "butt"}
     axes.plot(epochs, scheduled, color=LIGHT["pruned"], label="scheduled", **band)
     axes.plot(epochs, kept, color=LIGHT["kept"], marker=_marker(epochs, "o"), label="kept")
@@ -250,22 +252,22 @@ def losses(result: PruneResult) -> Figure:
 
 
 def _epochs(result: PruneResult, *keys: str) -> NDArray[np.float64]:
-    """The epochs along the axis; NothingToShow unless the history has some value of ``keys``."""
+    """The epochs along the axis. Raises NothingToShow if the history has no value of ``keys``."""
     if not result.history:
-        raise NothingToShow("the result holds no history of epochs")
+        raise NothingToShow("the result has no history of epochs")
     if keys and not any(np.isfinite(series(result, key)).any() for key in keys):
-        raise NothingToShow(f"the history holds no {' or '.join(keys).replace('_', ' ')}")
+        raise NothingToShow(f"the history has no {' or '.join(keys).replace('_', ' ')}")
     epochs = series(result, "epoch")
     return np.where(np.isnan(epochs), np.arange(len(epochs)), epochs)
 
 
 def _marker(epochs: NDArray[np.float64], shape: str) -> str:
-    """``shape`` for a mark at each epoch, or "" where marks would run into each other."""
+    """``shape`` for a mark at each epoch, or "" if there are too many epochs for marks."""
     return shape if len(epochs) <= _MOST_MARKS else ""
 
 
 def _epoch_axis(axes: Axes, result: PruneResult, label: bool = True) -> None:
-    """Whole epochs along the axis, those of the warm-up shaded."""
+    """Set up an axis of whole epochs, with the warm-up shaded."""
     epochs = _epochs(result)
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
     axes.xaxis.set_major_locator(_ticker().MaxNLocator(8, integer=True))
@@ -284,7 +286,7 @@ def _mark_selected(axes: Axes, result: PruneResult) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """One line of names over the whole figure, from its left edge on."""
+    """Put the legend in one line over the figure, from its left edge."""
     handles, labels = axes.get_legend_handles_labels()
     columns = max(len(handles), 1)
     axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns)
@@ -296,7 +298,7 @@ def _count_axis(axis: Any) -> None:
 
 
 def _short_count(value: float, _position: int | None = None) -> str:
-    """25000 -> "25k"; negative places on an axis of counts stay without a label."""
+    """25000 -> "25k"; "" for negative values, which an axis of counts does not label."""
     if value < 0:
         return ""
     if value >= 1e6:
@@ -326,27 +328,28 @@ FIGURES = (
     Entry(
         "classes",
         "Kept per class",
-        "How much of each class was kept. A class far from the overall share was found easier or "
+        "The share of each class that was kept. A class far from the overall share is easier or "
         "harder than the others.",
         kept_per_class,
     ),
     Entry(
         "logits",
         "Gate logits",
-        "Larger is more wanted: kept first, or, where a method draws what it keeps, with better "
-        "chances. Samples that could not be read or never had a finite loss are not shown.",
+        "Larger is better. The published method keeps the largest values. The sampled method "
+        "draws, and larger values have better chances. Unreadable samples and samples that never "
+        "had a finite loss are not shown.",
         gate_logits,
     ),
     Entry(
         "sample-losses",
         "Per-sample losses",
-        "The loss last seen for each sample; losses near zero are drawn at the left end.",
+        "The last loss of each sample. Losses near zero are at the left end.",
         sample_losses,
     ),
     Entry(
         "ratio",
         "Keep ratio",
-        "The share of the samples kept from epoch to epoch against what was scheduled.",
+        "The share of the samples kept in each epoch, and the scheduled share.",
         keep_ratio,
     ),
     Entry(
@@ -358,7 +361,7 @@ FIGURES = (
     Entry(
         "losses",
         "Loss and pace",
-        "The loss over the epochs, and below it what the controller decided after each one.",
+        "The loss over the epochs. Below it, the decision of the controller after each epoch.",
         losses,
     ),
 )

@@ -1,4 +1,4 @@
-"""Which samples the galleries show, and where their pictures come from."""
+"""The samples of the galleries and their pictures."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of a gallery, as text; ``picture`` is a ``data:`` address, "" where none is."""
+    """One sample of a gallery, as text. ``picture`` is a ``data:`` address, or ""."""
 
     index: int
-    path: str  # "" where not known
+    path: str  # "" if not known
     class_name: str
     gate_logit: str
     loss: str
     kept: bool
     picture: str
-    problem: str  # why there is no picture
+    problem: str  # the reason why there is no picture
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Samples in order, and why none of them has a picture, "" where some have."""
+    """Samples in order, and the reason if none of them has a picture, else ""."""
 
     samples: list[Sample]
     no_pictures: str
 
 
 def find_source(result: PruneResult, source: Any | None) -> Found:
-    """The source to draw from: the one given, the result's own, or the one it names.
+    """The source of pictures: the given source, the result's source, or the place it names.
 
     Raises:
-        DatasetMismatchError: ``source`` is given and is another dataset than the result's.
-        TypeError, ValueError: ``source`` is nothing that ``as_source`` takes.
+        DatasetMismatchError: ``source`` is not the dataset of the result.
+        TypeError, ValueError: :func:`adapruner.data.as_source` does not take ``source``.
     """
     if source is not None:
         given = as_source(source)
@@ -64,7 +64,7 @@ def find_source(result: PruneResult, source: Any | None) -> Found:
         return Found(result.source)
     root = result.dataset.get("root")
     if not root:
-        return Found(None, "no dataset was given, and the result does not say where its own is")
+        return Found(None, "no dataset was given, and the result does not name its place")
     return _original(result, root)
 
 
@@ -74,20 +74,20 @@ def _original(result: PruneResult, root: str) -> Found:
         source = source_again(result.dataset)
         unchanged = source.fingerprint() == result.fingerprint
     except FileNotFoundError:
-        return Found(None, f"no dataset was given, and {what} {root} is not there")
+        return Found(None, f"no dataset was given, and {what} {root} cannot be found")
     except (OSError, ValueError, TypeError, ImportError) as error:
         return Found(None, f"{what} {root} cannot be read: {error}")
     if not unchanged:
-        return Found(None, f"{what} {root} is not, or no longer, just the dataset pruned")
+        return Found(None, f"{what} {root} has changed, or is not the dataset that was pruned")
     return Found(source)
 
 
 def extremes(result: PruneResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the most and of the least wanted readable samples, at most ``MOST_SAMPLES`` each.
+    """Readable samples with the largest and with the smallest gate logits.
 
-    The most (least) wanted one comes first. No sample is in both: of few samples each gets half.
-    Of equal gate logits, as of samples that no model has fitted, the larger last loss is the less
-    wanted, then the higher index.
+    Each list has at most ``MOST_SAMPLES`` indices, and the extreme sample is first. No sample is in
+    both lists: if there are few samples, each list gets half. Of equal gate logits, a smaller last
+    loss comes nearer to the largest, then a lower index.
     """
     logits = result.gate_logits.double().numpy()
     order = np.lexsort((np.nan_to_num(finite_losses(result)), -logits))
@@ -99,7 +99,7 @@ def extremes(result: PruneResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def gallery(result: PruneResult, indices: NDArray[np.int64], found: Found) -> Gallery:
-    """The samples at ``indices`` with their pictures, where ``found`` has any."""
+    """The samples at ``indices``, with pictures if ``found`` has them."""
     kept, losses = result.kept, finite_losses(result)
     paths = found.source.paths if found.source is not None else None
     samples = []
@@ -123,7 +123,7 @@ def gallery(result: PruneResult, indices: NDArray[np.int64], found: Found) -> Ga
 
 
 def _picture(found: Found, index: int) -> tuple[str, str]:
-    """(address, problem), one of which is "": no sample is bad enough to lose the report for."""
+    """(address, problem), one of which is "". A bad sample must not end the report."""
     if found.source is None:
         return "", found.reason
     try:
@@ -133,5 +133,5 @@ def _picture(found: Found, index: int) -> tuple[str, str]:
         return thumbnail(image), ""
     except ImportError:
         raise
-    except Exception as error:  # decoders raise what they like: SyntaxError, struct.error, …
+    except Exception as error:  # decoders raise errors of any type
         return "", f"{type(error).__name__}: {error}"

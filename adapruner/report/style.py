@@ -1,8 +1,7 @@
-"""The one place for the report's colours and for how its figures look, on paper and on a screen.
+"""Colours and style of the report's figures.
 
-Figures are drawn in the light colours. :func:`to_svg` then replaces each of them by the CSS
-variable of the same name, so that a page that defines the variables (:func:`css_variables`) shows
-the same figure in light and in dark mode.
+Figures are drawn in the light colours. :func:`to_svg` replaces each colour by the CSS variable of
+the same name. :func:`css_variables` defines the variables for light and for dark mode.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
     from adapruner.results.result import PruneResult
 
-# name: (light, dark). Blue, vermilion and green are those of Okabe and Ito, which stay apart under
-# every common colour blindness; what they tell apart also differs by line, mark or place.
+# name: (light, dark). Blue, vermilion and green follow Okabe and Ito: people with a common colour
+# blindness can tell them apart. Things that differ in colour also differ in line, mark or place.
 PALETTE = {
     "page": ("#f5f6f8", "#12161b"),
     "card": ("#ffffff", "#1b2128"),
@@ -38,7 +37,7 @@ PALETTE = {
 }
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 
-WIDTH = 4.1  # inches: narrow enough that a telephone shows 8.5 points at their size, not smaller
+WIDTH = 4.1  # inches; narrow, so that a telephone does not shrink text of 8.5 points
 HEIGHT = 2.75
 
 _STYLE: dict[str, Any] = {
@@ -46,7 +45,7 @@ _STYLE: dict[str, Any] = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
     "text.color": LIGHT["ink"],
-    "text.parse_math": False,  # a class may well be called "$5"
+    "text.parse_math": False,  # the name of a class may be "$5"
     "axes.labelsize": 8.5,
     "axes.labelcolor": LIGHT["muted"],
     "axes.edgecolor": LIGHT["line"],
@@ -77,21 +76,21 @@ _STYLE: dict[str, Any] = {
     "legend.borderaxespad": 0.0,
     "legend.columnspacing": 1.4,
     "savefig.transparent": True,
-    "svg.fonttype": "none",  # letters stay letters: selectable, read aloud, in the page's own font
+    "svg.fonttype": "none",  # text stays text: selectable, read aloud, in the page's font
     "svg.hashsalt": "adapruner",  # the same result gives the same bytes
 }
 
 
 class NothingToShow(ValueError):
-    """The result lacks what a figure draws; the message says what."""
+    """The result lacks the data of a figure. The message names the data."""
 
 
 @contextmanager
 def context() -> Iterator[None]:
-    """Matplotlib's defaults under the report's style, until the user's settings come back."""
+    """Use matplotlib's defaults and the report's style, and restore the user's settings."""
     matplotlib_style = require("matplotlib.style", extra="report")
     with matplotlib_style.context(["default", _STYLE]), warnings.catch_warnings():
-        # Text stays text in the SVG: the reader's fonts draw what matplotlib's own lacks.
+        # Text stays text in the SVG, so the fonts of the reader draw it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -112,7 +111,7 @@ def css_variables(dark: bool) -> str:
     return " ".join(f"--{name}: {shades[dark]};" for name, shades in PALETTE.items())
 
 
-# Control characters and lone surrogates: names of files and classes can hold them, XML cannot.
+# Control characters and lone surrogates. Names of files and classes can hold them; XML cannot.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -127,10 +126,12 @@ _COLOURS = {light: f"var(--{name})" for name, light in LIGHT.items()}
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Render ``figure`` as an ``<svg>`` element to be written into an HTML page.
+    """Render ``figure`` as an ``<svg>`` element for an HTML page.
 
-    ``name`` keeps the ids of several figures in one page apart; ``label`` is what a screen reader
-    says in place of the figure.
+    Args:
+        figure: the figure.
+        name: prefix of its ids, different for each figure of a page.
+        label: text of the figure for screen readers.
     """
     buffer = io.BytesIO()
     with context():
@@ -146,13 +147,13 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
             element.attrib.pop("id", None)  # nothing refers to groups
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    # What the style sheet that was removed said; inside a page it would have held for all of it.
+    # These replace the style sheet that was removed, which would apply to the whole page.
     root.attrib |= {"role": "img", "aria-label": label, "stroke-linejoin": "round"}
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def _attributes(attributes: dict[str, str], name: str) -> dict[str, str]:
-    """Attributes without namespaces, with ids of their own and with colours as CSS variables."""
+    """Attributes without namespaces, with prefixed ids, and with colours as CSS variables."""
     changed = {}
     for key, value in attributes.items():
         key = key.rsplit("}", 1)[-1]
@@ -164,7 +165,7 @@ def _attributes(attributes: dict[str, str], name: str) -> dict[str, str]:
             value = value.replace("url(#", f"url(#{name}-")
         elif key == "style":
             value = re.sub(r"#[0-9a-f]{6}", lambda match: _COLOURS.get(match[0], match[0]), value)
-            # The family is the page's; matplotlib's was only what the text was measured with.
+            # The font family is that of the page. Matplotlib only measured text with its own.
             value = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
             value = re.sub(r"font-family: [^;]*;? ?", "", value)
         changed[key] = value

@@ -1,4 +1,4 @@
-"""Small pictures of samples as ``data:`` addresses, from whatever a dataset calls an image."""
+"""Small pictures of samples as ``data:`` addresses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapruner._util.extras import require
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE = 128  # pixels, at most; about twice what the page shows, for sharp screens
+SIDE = 128  # pixels at most; about twice the size in the page, for sharp screens
 
 
 def thumbnail(image: Any) -> str:
@@ -23,21 +23,22 @@ def thumbnail(image: Any) -> str:
 
     Args:
         image: a PIL image of any mode, or an array or tensor: ``[H, W]``, ``[C, H, W]`` or
-            ``[H, W, C]`` with C of 1, 3 or 4, of any real dtype. Where both readings of the axes
-            fit, a tensor has its channels first and an array last. ``uint8`` is shown as it is,
-            floats within [0, 1] times 255; other values are stretched from least to greatest.
+            ``[H, W, C]`` with C of 1, 3 or 4, of any real dtype. If the shape fits both orders, a
+            tensor has its channels first and an array has them last. ``uint8`` is not scaled.
+            Floats in [0, 1] are multiplied by 255. Other values are scaled from their smallest to
+            their largest.
 
     Raises:
-        ValueError: ``image`` has another shape or nothing in it.
-        TypeError: ``image`` is nothing of these.
+        ValueError: ``image`` has another shape or is empty.
+        TypeError: ``image`` has another type.
     """
     picture = _rgb(image)
     width, height = picture.size
     if not width or not height:
-        raise ValueError(f"cannot draw an image of {width} x {height} pixels")
+        raise ValueError(f"an image must have pixels; found {width} x {height}")
     enlargement = SIDE // max(width, height)
     resampling = require("PIL.Image", extra="report").Resampling
-    if enlargement > 1:  # whole steps of nearest pixels keep tiny images crisp
+    if enlargement > 1:  # nearest pixels at a whole factor keep tiny images crisp
         picture = picture.resize((width * enlargement, height * enlargement), resampling.NEAREST)
     else:
         picture.thumbnail((SIDE, SIDE), resampling.LANCZOS)
@@ -50,7 +51,7 @@ def _rgb(image: Any) -> Image:
     """A new PIL image in mode RGB, transparent parts over white."""
     pil = require("PIL.Image", extra="report")
     if isinstance(image, pil.Image):
-        # Modes of more than 8 bits a channel (I, I;16, F): PIL's own conversion only clips them.
+        # Modes with more than 8 bits a channel (I, I;16, F), which PIL's conversion would clip.
         wide = image.mode.startswith(("I", "F"))
         picture = _from_array(np.asarray(image), channels_first=False) if wide else image
     elif isinstance(image, torch.Tensor):
@@ -60,7 +61,7 @@ def _rgb(image: Any) -> Image:
     elif isinstance(image, np.ndarray):
         picture = _from_array(image, channels_first=False)
     else:
-        raise TypeError(f"expected a PIL image, an array or a tensor, got {type(image).__name__}")
+        raise TypeError(f"expected a PIL image, an array or a tensor; found {type(image).__name__}")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = pil.alpha_composite(pil.new("RGBA", picture.size, "white"), picture)
@@ -68,7 +69,7 @@ def _rgb(image: Any) -> Image:
 
 
 def _from_array(values: NDArray[Any], channels_first: bool) -> Image:
-    """Gray, RGB or RGBA image from ``[H, W]``, ``[C, H, W]`` or ``[H, W, C]``."""
+    """A gray, RGB or RGBA image from ``[H, W]``, ``[C, H, W]`` or ``[H, W, C]``."""
     shape = values.shape
     if values.ndim == 3:
         possible = (1, 3, 4)
@@ -79,7 +80,10 @@ def _from_array(values: NDArray[Any], channels_first: bool) -> Image:
             values = values[:, :, 0]
     drawable = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))
     if not drawable or not values.size:
-        raise ValueError(f"cannot draw an image of shape {list(shape)}")
+        raise ValueError(
+            f"an image must have shape [H, W], [C, H, W] or [H, W, C], with C of 1, 3 or 4; found "
+            f"{list(shape)}"
+        )
     picture: Image = require("PIL.Image", extra="report").fromarray(_to_bytes(values))
     return picture
 

@@ -1,4 +1,4 @@
-"""What the report reads out of a result: counts per class, series over epochs, numbers as text."""
+"""Values of a result for the report: counts per class, series over epochs, numbers as text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ABSENT = "—"
 def class_counts(
     result: PruneResult,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The classes that occur, ascending, with the numbers of their samples and of the kept ones.
+    """Classes, ascending, with their numbers of samples and of kept samples, each int64.
 
     Raises:
-        ValueError: the result holds no targets.
+        ValueError: the result has no targets.
     """
     if result.targets is None:
-        raise ValueError("the result holds no targets; expected the class of every sample")
+        raise ValueError("expected a result with the class of every sample; found no targets")
     targets = result.targets.numpy()
     classes, place, totals = np.unique(targets, return_inverse=True, return_counts=True)
     kept = np.bincount(place[result.indices.numpy()], minlength=len(classes))
@@ -34,13 +34,13 @@ def class_counts(
 
 
 def class_name(result: PruneResult, label: int) -> str:
-    """The name of class ``label``, or the number itself where names are not known."""
+    """The name of class ``label``, or the number if names are not known."""
     names = result.dataset.get("class_names") or []
     return printable(names[label]) if 0 <= label < len(names) else str(label)
 
 
 def finite_losses(result: PruneResult) -> NDArray[np.float64]:
-    """Last seen loss of every sample, float64 ``[N]``; NaN where it is absent or not finite."""
+    """Last loss of every sample, float64 ``[N]``; NaN where it is absent or not finite."""
     if result.sample_losses is None:
         return np.full(result.num_samples, np.nan)
     losses = result.sample_losses.double().numpy()
@@ -48,7 +48,7 @@ def finite_losses(result: PruneResult) -> NDArray[np.float64]:
 
 
 def series(result: PruneResult, key: str) -> NDArray[np.float64]:
-    """One column of the history, float64 ``[epochs]``, NaN where an epoch lacks it."""
+    """One column of the history, float64 ``[epochs]``; NaN where an epoch lacks it."""
     values = [entry.get(key) for entry in result.history]
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
@@ -70,7 +70,7 @@ def share(part: float, whole: float) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """2.5 -> "2.500", whole numbers whole; "—" for None and NaN, "−∞" for -inf."""
+    """2.5 -> "2.500"; int 2 -> "2"; None and NaN -> "—"; -inf -> "−∞"."""
     if value is None or math.isnan(value):
         return ABSENT
     if math.isinf(value):
@@ -81,7 +81,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """1500000 -> "1.5 MB"; units of a thousand, as disks are sold."""
+    """1500000 -> "1.5 MB", with units of 1000, as makers of disks use them."""
     for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
         if abs(num_bytes) < 999.5 or unit == "PB":
             break
@@ -109,7 +109,7 @@ def compared(value: float, against: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting or one cell of a table as text, whatever JSON holds."""
+    """The text of a value that JSON can hold."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):

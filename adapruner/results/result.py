@@ -29,7 +29,7 @@ class PruneResult:
             distance between the sample's mean pressure and the target range (docs/method.md).
             −inf marks an unreadable sample, −1000 a sample that never had a finite loss.
         keep_ratio: the keep ratio of the run; ``K = floor(keep_ratio * N + 0.5)``.
-        fingerprint: SHA-256 over what identifies the samples of the dataset.
+        fingerprint: SHA-256 that identifies the samples of the dataset.
         config: the settings of the run.
         dataset: kind and number of samples; root folder and class names where known.
         history: one entry per epoch, in order: ``epoch``, ``phase`` ("warm-up" or "prune"),

@@ -1,4 +1,4 @@
-"""Atomic, checksummed files: what is on disk after every kind of failure."""
+"""Atomic, checksummed files, and the content of the disk after each kind of failure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONTENT = {"text": "Grüße ×", "number": 0.1, "list": [1, None, {"a": []}], "n
 
 
 def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
-    """All that tells two tensors apart, NaN payloads and signs of zero included."""
+    """All bits of a tensor, with NaN payloads and signs of zeros."""
     raw = tensor.contiguous().reshape(-1).view(torch.uint8)
     return tensor.dtype, tensor.shape, bytes(raw.tolist())
 
@@ -157,7 +157,7 @@ def test_read_only_disk_keeps_the_old_file(tmp_path: Path) -> None:
         write_file(disk / "a", "result", {}, {"old": 1})
         command = ["mount", "-o", "remount,ro", str(disk)]
         if not os.path.ismount(disk) or subprocess.run(command, check=False).returncode:
-            return  # nothing can be mounted here: the test above has /proc
+            return  # no disk can be mounted here; the test above uses /proc
         with pytest.raises(OSError, match=r"Read-only file system: .*disk/a'"):
             write_file(disk / "a", "result", TENSORS, {})
         assert read_file(disk / "a", "result")[1] == {"old": 1}

@@ -1,4 +1,4 @@
-"""Seeds: one for each argument and stream, none of them twice; the numbers of SplitMix64."""
+"""Seeds differ for all arguments and streams. SplitMix64 gives the published numbers."""
 
 from __future__ import annotations
 

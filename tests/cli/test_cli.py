@@ -1,4 +1,4 @@
-"""`adapruner prune`: what it writes and says, and how it fails."""
+"""`adapruner prune`: its files, its output and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other subcommands, what all of them share, and the command as a process."""
+"""The other subcommands, common parts of all subcommands, and the command as a process."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_public_names() -> None:
 
 
 class TestProcess:
-    """The same as a process of its own."""
+    """The command in a new process."""
 
     @staticmethod
     def call(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -275,7 +275,7 @@ class TestProcess:
         file, checkpoints = tmp_path / "kept", tmp_path / "checkpoints"
         command = ["prune", images, "--out", file, "--model", "test_resnet", "--epochs", 25]
         command += ["--checkpoint", checkpoints]
-        # A process started in the background may have interrupts ignored.
+        # A process in the background may ignore interrupts.
         code = (
             "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "from adapruner.cli.main import main; sys.exit(main())"

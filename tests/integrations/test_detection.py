@@ -1,4 +1,4 @@
-"""Losses of images by the detection integration, beside torchvision's own."""
+"""Losses of images from the detection integration, against torchvision's losses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def target(*boxes: tuple[float, float, float, float]) -> dict[str, Tensor]:
 TARGETS = [
     target((2, 3, 30, 40), (20, 20, 60, 44)),
     target((5, 5, 12, 13)),
-    target(),  # nothing to be seen
+    target(),  # no object
     target((0, 0, 64, 64), (1, 1, 9, 9), (40, 2, 50, 12), (30, 30, 44, 60), (8, 40, 30, 63)),
 ]
 
@@ -77,7 +77,7 @@ def test_each_image_has_the_loss_of_a_batch_of_its_own(kind: str, training: bool
 
 
 def test_the_mean_is_the_loss_of_the_batch_and_so_is_its_gradient() -> None:
-    model = make("RetinaNet")  # whose loss of a batch is a mean over images
+    model = make("RetinaNet")  # its loss of a batch is a mean over images
     images = [image(), image(96), image(80), image()]  # padded to one size
     whole = sum(model(images, TARGETS).values())
     wanted = torch.autograd.grad(whole, list(model.parameters()))

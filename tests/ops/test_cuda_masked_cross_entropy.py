@@ -1,4 +1,4 @@
-"""What only a GPU has of the loss operators: long rows by blocks, alignment, streams, graphs."""
+"""The loss operators on a GPU: long rows in blocks, alignment, streams, graphs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sample_of(rows: int, classes: int, dtype: torch.dtype, **options: Any) -> Cr
     )
 
 
-# Rows of one warp, of a block, in registers, into shared memory, and beyond: to 1 MB.
+# Rows for a warp, for a block, in registers, in shared memory, and longer ones, up to 1 MB.
 @pytest.mark.parametrize(
     "classes", [300, 2047, 4096, 16384, 16391, 32000, 50257, 65537, 128256, 256003]
 )
@@ -113,7 +113,7 @@ def test_a_stream_of_ones_own() -> None:
 
 
 def replayed(step: Any) -> Any:
-    """Results of a step that was captured; the second replay's."""
+    """Results of a captured step, from its second replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Histograms of digits: against counting, and a top-k of several ranks made of them."""
+"""Histograms of digits against plain counts, and a top-k of several ranks with them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_range_is_narrowed_to_the_digit_of_the_rank() -> None:
 
 
 class Ranks:
-    """Processes that hold a part of the values each, one after another."""
+    """Simulated processes, each with a part of the values."""
 
     def __init__(self, parts: list[Tensor]) -> None:
         self.parts = parts
@@ -79,7 +79,7 @@ class Ranks:
         return torch.stack(own).sum(0)
 
     def topk_masks(self, k: int) -> list[Tensor]:
-        """Of every rank the mask of its own part: together the k largest of all."""
+        """The mask of each rank's part. Together the masks hold the k largest of all values."""
         if k == 0:
             return [ops.topk_mask(m, 0).selected for m in self.parts]
         key_range = keys(*ops.KEY_RANGE, k)

@@ -15,14 +15,14 @@ from adapruner.pruning.gates import Gates
 from adapruner.pruning.methods import HOMES, find_method
 
 pytestmark = pytest.mark.usefixtures("device")
-N = 301  # no multiple of a block or vector
+N = 301  # not a multiple of a block or vector
 
 
 @same_values
 def gates_of_ages(
     method: str, seed: int, *, device: torch.device
 ) -> tuple[ReferenceGates, Gates, Tensor]:
-    """Gates after some epochs, in both forms, and the last losses."""
+    """Native and reference gates after some epochs, and the last losses."""
     random = torch.Generator().manual_seed(seed)
     ages: list[int | None] = torch.randint(0, 5, (N,), generator=random).tolist()
     ages[::17] = [None] * len(ages[::17])
@@ -54,7 +54,7 @@ def test_agrees_with_the_reference(method: str, threads: int) -> None:
     assert torch.equal(gates.state, state)
     still = (gates.age == 0) | (gates.age == ops.NEVER_VISITED) | ~losses.isfinite()
     assert torch.equal(gates.logits[still], before[still])
-    # All but saturated ones have moved.
+    # All gates have moved, except saturated gates.
     assert (gates.logits[~still] != before[~still]).double().mean() > 0.9
 
 

@@ -43,13 +43,13 @@ def visit(gates: Gates, ids: Any, pressure: Any, sample_loss: Any = None) -> Non
 
 
 def recount(gates: Gates) -> tuple[int, int]:
-    """Σ round(s·2³⁰) and the number of m > 0, afresh."""
+    """Σ round(s·2³⁰) and the number of m > 0, computed from m."""
     total, above = ops.topk_mask(gates.logits, 0, gates.real("slope")).sums.tolist()
     return total, above
 
 
 def check_sums(gates: Gates) -> None:
-    """The sums are those of a fresh recount, and s̄ and ρ what float64 says of the same m."""
+    """Check the sums against a recount, and s̄ and ρ against float64."""
     assert (gates.integer("gate_sum"), gates.integer("open_count")) == recount(gates)
     s = torch.sigmoid(gates.real("slope") * gates.logits.double())
     assert abs(gates.mean_gate - s.mean().item()) <= 1e-9
@@ -121,7 +121,7 @@ def test_a_pressure_that_is_not_finite_leaves_its_gate_alone() -> None:
     first = sample.ids[:4]
     assert torch.equal(gates.logits[first], before[first])
     assert not torch.equal(gates.logits[sample.ids[4:]], before[sample.ids[4:]])
-    assert gates.not_finite() == sorted(sample.ids[:2].tolist())  # +inf is no visit, and no defect
+    assert gates.not_finite() == sorted(sample.ids[:2].tolist())  # +inf is not an error
     assert gates.integer("not_finite_count") == 2
     assert gates.integer("loss_count") == 36
 
@@ -162,7 +162,7 @@ def test_gates_rest_in_warm_up() -> None:
     assert torch.equal(gates.logits.double(), sample.gates.m)
     expected = [ops.NEVER_VISITED if age is None else age for age in sample.gates.age]
     assert gates.age.tolist() == expected
-    assert gates.integer("loss_count") == 36  # losses are taken in all the same
+    assert gates.integer("loss_count") == 36  # the losses still count
     assert gates.not_finite() == sorted(sample.ids[:2].tolist())
     check_sums(gates)
 
@@ -210,7 +210,7 @@ def test_a_running_loss_scale_follows_the_mean_loss() -> None:
 
 
 def test_sums_in_the_state_are_exact_after_many_updates() -> None:
-    # 200,000 visits, in batches with repeats, at slopes that change now and then as epochs do.
+    # 200,000 visits in batches with repeated ids. The slope changes as it does between epochs.
     gates = Gates(1000, 0.7, find_method("published"))
     random = generator("many updates")
     for number in range(2000):

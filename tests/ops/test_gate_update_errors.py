@@ -1,4 +1,4 @@
-"""What gate_update says of wrong arguments, and that nothing is changed by them."""
+"""Errors of gate_update for bad arguments, which change nothing."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def test_errors_change_nothing(name: str, device: str) -> None:
 
     def update_and_check(**arguments: Any) -> None:
         ops.gate_update(**arguments)
-        gates.check_errors()  # a GPU's kernel cannot raise
+        gates.check_errors()  # a kernel of a GPU cannot raise
 
     with pytest.raises(error, match=message):
         update_and_check(**(arguments | changes))
     if device == "cuda" and error is IndexError:
-        return  # the others of the batch have been visited
+        return  # the other samples of the batch were visited
     for tensor_name, tensor in gates.state_dict().items():
         assert torch.equal(tensor.nan_to_num(), before[tensor_name].nan_to_num())
     update_and_check(**arguments)

@@ -1,4 +1,4 @@
-"""The backward pass writes over the gradient of the forward pass, where nobody can notice."""
+"""The backward pass overwrites the gradient of the forward pass if no caller can see it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 
 def called(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A leaf, the loss, and the gradient of the leaf that the operator hands out with it."""
+    """A leaf, the loss, and the gradient that the operator returns with the loss."""
     if name == "linear":
         sample = linear_sample("tokens")
         leaves = sample.leaves()

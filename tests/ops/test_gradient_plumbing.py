@@ -1,4 +1,4 @@
-"""Losses and gates through what training loops do to autograd, by way of adapruner.Pruner."""
+"""Losses and gates of a Pruner in the ways that training loops use autograd."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Training:
         return self.pruner.loss(logits, y, ids, overwrite_logits=kind == "overwriting")
 
     def gradients(self) -> Tensor:
-        """All of the parameters' gradients, in one vector."""
+        """The gradients of all parameters, as one vector."""
         found = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
         return torch.cat(found)
 
@@ -53,12 +53,12 @@ class Training:
 
     @property
     def visits(self) -> int:
-        """Samples whose losses the gates have taken in since the start of the epoch."""
+        """Number of losses that the gates have seen since the start of the epoch."""
         return self.pruner.gates.integer("loss_count")
 
 
 def training(slope: float = 5.0, **settings: Any) -> Training:
-    """The same one every time; gates on a steep slope, where a step is felt in the weights."""
+    """The same training each time. The slope is steep, so gate steps change the weights clearly."""
     random = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, CLASSES))
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_grad_scaler_with_skipped_steps(kind: str) -> None:
         assert any(moved) is not skipped
         assert run.gradients().isfinite().all() == (not skipped)
     assert torch.allclose(run.gradients(), plain.gradients(), rtol=1e-5, atol=1e-7)
-    same_gates(run, plain)  # skipped optimiser steps are none of theirs
+    same_gates(run, plain)  # gates step although the optimiser skips a step
     assert run.visits == 2 * BATCH
 
 
@@ -186,7 +186,7 @@ def test_losses_summed_before_one_backward_pass(kind: str) -> None:
 def test_activation_checkpointing(kind: str, reentrant: bool) -> None:
     run, plain = training(), training()
     for x, y, ids in run.batches():
-        x = x.clone().requires_grad_()  # the reentrant kind asks for it
+        x = x.clone().requires_grad_()  # reentrant checkpointing needs it
         for each in (run, plain):
             each.optimizer.zero_grad()
         loss = checkpoint(run.loss, kind, x, y, ids, use_reentrant=reentrant)
@@ -194,7 +194,7 @@ def test_activation_checkpointing(kind: str, reentrant: bool) -> None:
         expected = plain.loss(kind, x, y, ids)
         expected.backward()
         assert torch.equal(loss, expected)
-        # At the gates from before the step, whenever the forward pass was run again.
+        # The loss uses the gates from before the step, also if the forward pass was repeated.
         assert torch.allclose(run.gradients(), plain.gradients(), rtol=1e-5, atol=1e-7)
         run.optimizer.step()
         plain.model.load_state_dict(run.model.state_dict())
@@ -291,7 +291,7 @@ def run_epochs(run: Training, loss: Callable[..., Tensor], epochs: int) -> list[
     [("loss", "inductor"), ("overwriting", "aot_eager"), ("weigh", "aot_eager")],
 )
 def test_compiled_step(kind: str, backend: str) -> None:
-    # Warm-up, its end, and a slope that changes with every epoch: one graph, compiled once.
+    # Warm-up, its end, and a slope that changes in each epoch use one compiled graph.
     compiled, eager = (training(slope=0.1, epochs=5, warmup_epochs=2) for _ in range(2))
     counter = CompileCounterWithBackend(backend)
 

@@ -62,7 +62,7 @@ def test_upstream_gradient_in_half_precision(dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("device")
 def test_loss_scaling_saves_small_gradients_in_float16() -> None:
-    # Unscaled, all of them but the targets' are below the least float16, 6e-8.
+    # Without a scale, all gradients except the targets' are below the smallest float16, 6e-8.
     logits = torch.randn(256, 5000, generator=generator("small")).half().requires_grad_()
     gates = Gates(256, 0.7, find_method("sampled"))
     target, ids = torch.arange(256), torch.arange(256)
@@ -77,7 +77,7 @@ def test_loss_scaling_saves_small_gradients_in_float16() -> None:
 
 @pytest.mark.usefixtures("device")
 def test_infinite_upstream_gradient_reaches_the_logits() -> None:
-    # What a GradScaler looks for to skip a step.
+    # A GradScaler skips a step with such a gradient.
     sample = cross_entropy_sample("odd")
     x = sample.logits.clone().requires_grad_()
     (losses_of(sample, x).loss * torch.inf).backward()
@@ -106,7 +106,7 @@ def test_a_kept_graph_gives_the_same_gradient_every_time(inside: bool) -> None:
     for times in (1, 2, 3):
         loss.backward(retain_graph=True)
         assert torch.allclose(x.grad, times * expected, rtol=1e-6)
-    x.grad.zero_()  # must not reach what the graph keeps
+    x.grad.zero_()  # must not change the tensors that the graph keeps
     loss.backward()
     assert torch.equal(x.grad, expected)
     with pytest.raises(RuntimeError, match="second time"):
@@ -114,7 +114,7 @@ def test_a_kept_graph_gives_the_same_gradient_every_time(inside: bool) -> None:
 
 
 class Shapes(TorchDispatchMode):
-    """Notes the shapes of what operators make."""
+    """Records the shapes of the results of operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def test_overwriting_gives_the_same_values(name: str, dtype: torch.dtype) -> Non
     found = losses_of(sample, logits, overwrite_logits=True)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
-    # Already, before any backward pass; in float16 on the scale that keeps small ones.
+    # The gradient is there before the backward pass; in float16 it is scaled.
     stored = 1024 if dtype == torch.float16 else 1
     assert torch.equal((logits.double() / stored).to(dtype), gradient)
     (found_gradient,) = torch.autograd.grad(found.loss, x)

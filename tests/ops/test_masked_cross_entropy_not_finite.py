@@ -1,4 +1,4 @@
-"""masked_cross_entropy of logits that are not finite, in rows that count and in ignored ones."""
+"""masked_cross_entropy of logits that are not finite, in counted and in ignored rows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_loss_that_is_not_finite(
     name: str, dtype: torch.dtype, smoothing: float, pixels: int
 ) -> None:
     x, target = _one_bad_row(name)
-    if pixels:  # the same row several times a sample, side by side in memory
+    if pixels:  # each sample repeats one row, side by side in memory
         x, target = (t.unsqueeze(-1).repeat_interleave(pixels, -1) for t in (x, target))
     sample = CrossEntropySample(
         x.to(dtype), target, torch.arange(5), reference_gates(name), {"label_smoothing": smoothing}

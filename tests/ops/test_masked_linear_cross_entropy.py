@@ -27,9 +27,9 @@ from torch.nn import functional
 from adapruner import ops
 from adapruner.ops import reference
 
-# Of the largest value expected. Sums of up to 131072 products, in another order. bfloat16: the
-# logits are rounded to 8 bits before anything else. float16 is float32 but for the gradients'
-# rounding.
+# Tolerances relative to the largest expected value. Sums of up to 131072 products have another
+# order. bfloat16: the logits are first rounded to 8 bits. float16: as float32, with rounded
+# gradients.
 VALUES = {
     torch.float64: 1e-12,
     torch.float32: 3e-6,
@@ -55,7 +55,7 @@ def distance(found: Tensor, expected: Tensor, least: float = 1e-300) -> float:
 
 
 def expected_of(sample: LinearSample) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """The same of the reference, float64."""
+    """Losses and gradients of the reference, float64."""
     leaves = [leaf.detach().double().requires_grad_() for leaf in sample.leaves()]
     bias = leaves[2] if sample.linear_bias is not None else None
     losses = reference.masked_linear_cross_entropy(
@@ -71,7 +71,7 @@ def expected_of(sample: LinearSample) -> tuple[tuple[Tensor, ...], list[Tensor]]
 
 
 def unfused_of(sample: LinearSample) -> tuple[ops.MaskedLoss, list[Tensor]]:
-    """The same of a linear layer and ``masked_cross_entropy``."""
+    """Losses and gradients of a linear layer and ``masked_cross_entropy``."""
     leaves = sample.leaves()
     *_, target, ids, m, state = sample.arguments(leaves)
     logits = functional.linear(*leaves).movedim(-1, 1)
@@ -104,7 +104,7 @@ def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
     assert distance(losses.loss, loss, least=1.0) <= VALUES[dtype]
     assert distance(losses.sample_loss, sample_loss, least=1.0) <= VALUES[dtype]
     check_pressure(losses.pressure, pressure, sample_loss, max(VALUES[dtype], 1e-6))
-    # p − 1 at the target: what is left of numbers of the size of 1 / rows.
+    # The difference p − 1 at the target, of numbers of the size of 1 / rows.
     least = 1 / max(sample.target.numel(), 1)
     for ours, theirs, leaf in zip(gradients, expected, sample.leaves(), strict=True):
         assert ours.dtype == dtype
@@ -221,7 +221,7 @@ def test_autocast_is_that_of_linear(dtype: torch.dtype) -> None:
         assert ours.dtype == torch.float32
         assert distance(ours, theirs) <= 1e-2
     exact = distance(found_of(sample)[0].loss, expected_of(sample)[0][0])
-    assert distance(losses.loss, expected_of(sample)[0][0]) > 10 * exact  # it was cast indeed
+    assert distance(losses.loss, expected_of(sample)[0][0]) > 10 * exact  # the input was cast
 
 
 def test_autocast_leaves_float64_alone() -> None:
@@ -332,7 +332,7 @@ print(step(2048, 64, 50257, fused))
 
 
 def peak_memory(kind: str) -> int:
-    """Bytes that a step takes at most, beyond its arguments, in a process of its own."""
+    """Peak memory of a step in bytes, without its arguments, in a new process."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, kind], capture_output=True, text=True, check=False
     )
@@ -345,7 +345,7 @@ def test_peak_memory() -> None:
     rows, features, classes = 2048, 64, 50257
     logits = 4 * rows * classes
     gradients = 4 * (rows * features + classes * features + classes)
-    scratch, slack = 32 << 20, 48 << 20  # slack: what the products pack, and the allocator keeps
+    scratch, slack = 32 << 20, 48 << 20  # slack for packed matrices and the allocator
     fused, unfused = peak_memory("fused"), peak_memory("unfused")
     assert fused <= scratch + gradients + slack
     assert unfused >= 1.9 * logits

@@ -91,7 +91,7 @@ def test_a_kept_graph_gives_the_same_gradient_every_time() -> None:
         for leaf, gradient in zip(leaves, expected, strict=True):
             assert torch.allclose(leaf.grad, times * gradient, rtol=1e-6)
     for leaf in leaves:
-        leaf.grad.zero_()  # must not reach what the graph keeps
+        leaf.grad.zero_()  # must not change the tensors that the graph keeps
     loss.backward()
     assert all(
         torch.equal(leaf.grad, gradient) for leaf, gradient in zip(leaves, expected, strict=True)
@@ -186,7 +186,7 @@ def test_activation_checkpointing_changes_nothing(reentrant: bool) -> None:
 
         def loss(x: Tensor, at: Any = (pruner, w, target, ids, b)) -> Tensor:
             pruner, w, target, ids, b = at
-            hidden = torch.tanh(x * 2).exp()  # something to be computed anew
+            hidden = torch.tanh(x * 2).exp()  # a forward pass to repeat
             return pruner.linear_loss(hidden, w, target, ids, linear_bias=b)
 
         call(loss, x).backward()

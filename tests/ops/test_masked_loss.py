@@ -20,7 +20,7 @@ from torch import Tensor
 from adapruner import ops
 from adapruner.ops import reference
 
-# Of the result: sums are in float64, rounded once to the type of the losses or to float32.
+# Tolerances relative to the result. Sums are float64, rounded once to the dtype of the loss.
 GRADIENT = {torch.float32: 2e-7, torch.float64: 1e-13, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
@@ -60,7 +60,7 @@ def test_first_and_second_derivatives() -> None:
         gates = native_gates(sample.gates)
 
         def loss(x: Tensor, ids: Tensor = sample.ids, gates: Any = gates) -> Tensor:
-            # Squared, so that there is a second derivative; and away from 0, where losses end.
+            # Squared, so that there is a second derivative; and above 0, the smallest loss.
             return ops.masked_loss((x + 0.1).square(), ids, gates.logits, gates.state).loss
 
         x = sample.sample_loss.clone().clamp(max=5.0).requires_grad_()

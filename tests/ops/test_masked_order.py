@@ -154,8 +154,8 @@ def test_a_mask_on_a_gpu_is_refused() -> None:
         ops.masked_order(bitmask.full(9).cuda(), 9, 0, 0, 1)
 
 
-# --- mixing. The scores of a good permutation are standard normal, or nearly; keys are fixed, so
-# that a test that passes once always does.
+# --- mixing. The scores of a good permutation are nearly standard normal. Keys are fixed, so the
+# outcome of a test never changes.
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 4, 5, 6])

@@ -1,4 +1,4 @@
-"""The samples that have waited the longest, against a sort of all."""
+"""The oldest samples, against a full sort."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys that draw samples without replacement, against the reference and what chance asks."""
+"""Keys that draw samples without replacement, against the reference and exact chances."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def restore_threads() -> Iterator[None]:
 
 
 def inputs(num_samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Gate logits, some of them −inf and some NaN, and ages of every kind."""
+    """Gate logits, some −inf or NaN, and ages of every kind."""
     random = np.random.default_rng([seed, num_samples])
     m = random.normal(0, 3, num_samples)
     kind = random.random(num_samples)
@@ -37,7 +37,7 @@ def inputs(num_samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def noise(num_samples: int, key: int) -> Tensor:
-    """The keys of samples that are all alike."""
+    """The keys of equal samples."""
     return ops.sampling_keys(
         torch.zeros(num_samples), torch.ones(num_samples, dtype=torch.uint8), 1.0, 1.0, key
     )
@@ -63,7 +63,7 @@ def test_keys_are_those_of_the_reference(
     assert torch.equal(keys.isnan(), m.isnan())
     assert torch.equal(keys == -torch.inf, m == -torch.inf)
     finite = m.isfinite()
-    # The nearest float32, but for sums that float64 rounds across the middle of two of them.
+    # The nearest float32, unless float64 rounds a sum across the middle between two of them.
     nearest = expected[finite].float()
     assert (keys[finite] - nearest).abs().le(nearest.abs() * 2**-23).all()
     assert (keys[finite] == nearest).double().mean().nan_to_num(1.0) > 0.9999
@@ -90,7 +90,7 @@ def test_logits_above_the_ceiling_count_as_it() -> None:
         gumbel = noise(6, 5).double()
         expected = scale * torch.tensor([ceiling, ceiling, 0.5, -2.0]).double() + gumbel[2:]
         assert (keys[2:] - expected).abs().max() < 2e-6
-    without = ops.sampling_keys(m, age, 1.7, 1.0, 5, 4e38)  # above every float32
+    without = ops.sampling_keys(m, age, 1.7, 1.0, 5, 4e38)  # more than every float32
     assert torch.equal(bits(without[3:]), bits(ops.sampling_keys(m, age, 1.7, 1.0, 5)[3:]))
 
 
@@ -126,12 +126,12 @@ def test_the_largest_key_follows_the_softmax() -> None:
     possible = chances > 0
     assert wins[~possible].sum() == 0
     expected = draws * chances[possible]
-    # Of 5 degrees of freedom; beyond 30 once in 70,000.
+    # Chi-square with 5 degrees of freedom is above 30 once in 70,000 draws.
     assert ((wins[possible] - expected) ** 2 / expected).sum() < 30
 
 
 def test_draws_without_replacement_one_after_another() -> None:
-    # Of three samples two are drawn: P(i, then j) = p_i · p_j / (1 − p_i).
+    # Two of three samples are drawn: P(i, then j) = p_i · p_j / (1 − p_i).
     m, age, draws = torch.tensor([0.0, 1.0, -0.5]), torch.ones(3, dtype=torch.uint8), 20_000
     p = torch.softmax(m.double(), 0).tolist()
     found = dict.fromkeys([(i, j) for i in range(3) for j in range(3) if i != j], 0)
@@ -142,7 +142,7 @@ def test_draws_without_replacement_one_after_another() -> None:
     for (i, j), count in found.items():
         expected = draws * p[i] * p[j] / (1 - p[i])
         statistic += (count - expected) ** 2 / expected
-    assert statistic < 30  # of 5 degrees of freedom
+    assert statistic < 30  # 5 degrees of freedom
 
 
 def test_keys_give_draws_of_their_own() -> None:
@@ -163,12 +163,12 @@ def test_same_bits_at_any_number_of_threads() -> None:
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
         assert torch.equal(bits(ops.sampling_keys(m, age, 1.3, 0.7, 5)), bits(expected))
-    few = ops.sampling_keys(m[:1001], age[:1001], 1.3, 0.7, 5)  # a function of the index alone
+    few = ops.sampling_keys(m[:1001], age[:1001], 1.3, 0.7, 5)  # depends only on the index
     assert torch.equal(bits(few), bits(expected[:1001]))
 
 
 def digest() -> str:
-    """What keys of some odd sizes are, to the bit."""
+    """SHA-256 over keys of some odd sizes."""
     found = hashlib.sha256()
     for num_samples in (1, 5, 17, 259, 70_001):
         m, age = inputs(num_samples)

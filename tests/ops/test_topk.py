@@ -27,7 +27,7 @@ from support.topk_cases import (
 import adapruner.ops  # noqa: F401  (registers torch.ops.adapruner)
 
 NAN = float("nan")
-# Around words, blocks, the runs of several threads, and where sampling begins.
+# Sizes near words, near blocks, near the parts of several threads, near the start of sampling.
 SIZES = [0, 1, 2, 7, 8, 9, 63, 64, 65, 4095, 4096, 4097, 16384, 16385, 65535, 98304 - 1, 98304 + 65]
 
 
@@ -97,7 +97,7 @@ def test_topk_where_the_sample_misleads(others, ratio):
     m = {
         "above": lambda: rng.uniform(2, 3, n),
         "below": lambda: rng.uniform(-3, -2, n),
-        # Within what the sample says is a narrow band: far more than it may hold.
+        # The sample suggests a narrow band, which holds far more values than there is room for.
         "between": lambda: rng.uniform(1 - ratio - 1e-3, 1 - ratio + 1e-3, n),
         "equal above": lambda: np.full(n, 2.0),
         "equal below": lambda: np.full(n, -2.0),
@@ -136,9 +136,9 @@ def test_sums_are_those_of_the_gates(kind, slope):
         assert len(seen) == 1
         found = seen.pop()
         assert found[1] == open_count
-        # Each gate is rounded to a multiple of 2⁻³⁰, here and there, and 2 % of that from exact.
+        # Both sides round each gate to a multiple of 2⁻³⁰. Before that they differ by 2 % of it.
         assert abs(found[0] - gates) <= n
-        assert n < 1000 or abs(found[0] - gates) <= 0.1 * n  # and roundings go both ways
+        assert n < 1000 or abs(found[0] - gates) <= 0.1 * n  # and rounding errors partly cancel
 
 
 def test_without_a_slope_there_are_no_sums_and_the_same_selection():
@@ -219,7 +219,7 @@ def test_flushing_subnormal_numbers_changes_nothing():
 
 
 def selections_digest() -> str:
-    """SHA-256 over what the operators give for every kind of values, in this process."""
+    """SHA-256 over the operators' results for every kind of values, in this process."""
     digest = hashlib.sha256()
     for kind in KINDS:
         m = torch.from_numpy(values_of(kind, 70_003))

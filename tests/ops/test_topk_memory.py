@@ -1,4 +1,4 @@
-"""What the exact top-k takes of memory beside its input and results, as csrc/ops.cpp states it."""
+"""The memory of the exact top-k beside its input and results, as csrc/ops.cpp states it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _field(file: str, name: str) -> int:
 
 
 def extra_memory() -> int:
-    """Bytes beyond what was there before, and the result, at the peak of a large top-k."""
+    """Peak memory of a large top-k in bytes, without its input and result."""
     torch.set_num_threads(2)
     random = torch.Generator().manual_seed(0)
-    ops.topk_mask(torch.rand(1_000_000, generator=random), 500_000)  # threads and code are there
+    ops.topk_mask(torch.rand(1_000_000, generator=random), 500_000)  # threads and code are loaded
     m = torch.empty(N).uniform_(generator=random)
     before = _field("/proc/self/status", "VmRSS")
     mask = ops.topk_mask(m, round(0.7 * N)).selected
-    assert m.min() < 0.01  # so that m lives until here
+    assert m.min() < 0.01  # keeps m alive until here
     return _field("/proc/self/status", "VmHWM") - before - mask.nbytes
 
 

@@ -1,4 +1,4 @@
-"""The order that keeps near what is near in the data."""
+"""The block order, which reads neighbouring samples together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_stretch_of_it_comes_from_few_blocks() -> None:
         blocks, counts = np.unique(window // 100, return_counts=True)
         assert len(blocks) == BLOCKS_MIXED
         assert (counts == 100).all()
-        # Of all over the data, and mixed: neighbours in the order are seldom of one block.
+        # From everywhere in the data and mixed: neighbours in the order are seldom from one block.
         assert np.ptp(blocks) > 100
         together = (np.diff(window // 100) == 0).mean()
         assert together < 2 / BLOCKS_MIXED
@@ -51,7 +51,7 @@ def test_blocks_and_what_is_in_them_come_anew_in_each_epoch() -> None:
         assert order == order_of(everything, epoch_seed(seed, epoch), 50)
         orders[tuple(order)] = seed, epoch
     assert len(orders) == 9
-    # Where a sample comes depends neither on its place in the data nor on that in its block.
+    # The place of a sample in the order depends neither on its index nor on its place in its block.
     places = np.array([np.argsort(order) for order in orders])
     assert abs(np.corrcoef(places[0], np.arange(4000))[0, 1]) < 0.25
     assert abs(np.corrcoef(places[0], np.arange(4000) % 50)[0, 1]) < 0.1

@@ -1,4 +1,4 @@
-"""Pruner and fast_prune with everything on a GPU, beside the same on the CPU."""
+"""Pruner and fast_prune on a GPU, compared with the CPU."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_stream_of_its_own() -> None:
         expected = plain.loss(logits, target, ids)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            torch.cuda._sleep(1_000_000)  # were a kernel on another stream, it would come too early
+            torch.cuda._sleep(1_000_000)  # a kernel on another stream would run too early
             scaled = logits * 2
             found = streamed.loss(scaled / 2, target, ids)
         torch.cuda.current_stream().wait_stream(side)

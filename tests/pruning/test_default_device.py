@@ -1,4 +1,4 @@
-"""Another default device of torch changes nothing for gates and data on the CPU."""
+"""torch's default device does not matter for gates and data on the CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def linear() -> nn.Module:
 
 
 def own_loop(**settings: Any) -> tuple[PruneResult, list[Tensor]]:
-    """The result of a loop of one's own, and the ids of its batches."""
+    """The result of the user's own loop, and the ids of its batches."""
     model = linear()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     pruner = Pruner(N, 0.5, 4, device="cpu", **settings)
@@ -56,7 +56,7 @@ def own_loop(**settings: Any) -> tuple[PruneResult, list[Tensor]]:
 )
 def test_a_loop_of_ones_own(settings: dict[str, Any]) -> None:
     expected, order = own_loop(**settings)
-    with torch.device("meta"):  # where to read a value is an error
+    with torch.device("meta"):  # reading a value of this device is an error
         result, seen = own_loop(**settings)
         assert torch.equal(result.kept, expected.kept)
     assert torch.equal(result.indices, expected.indices)

@@ -1,4 +1,4 @@
-"""What a GPU's kernels note of a bad batch, and how it comes to be raised."""
+"""Errors that kernels of a GPU note in the state, and how they are raised."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTED: dict[str, tuple[int, int, type[Exception], str]] = {  # place, value, exc
 
 
 def note(gates: Gates, kind: str) -> None:
-    """Do as a kernel does."""
+    """Note an error in the state, as a kernel does."""
     place, value, *_ = NOTED[kind]
     noted = torch.tensor([_C.error_kinds[kind], place, value, SEALED])
     gates.state[_SLOTS["error_kind"] : _SLOTS["error_latch"] + 1] = noted
@@ -82,7 +82,7 @@ def test_kernels_note_the_first_offender_of_the_first_bad_batch() -> None:
             pruner.weigh(losses, torch.tensor(bad))
         with pytest.raises(IndexError, match=r"ids\[2\] is 20; .*\[0, 20\)"):
             pruner.step()
-        assert (pruner.gates.logits[:6] != before[:6]).all()  # the good ones of bad batches count
+        assert (pruner.gates.logits[:6] != before[:6]).all()  # good samples of bad batches count
         pruner.weigh(torch.tensor([1.0, -1.0, 1.0, -3.0]), ids)
         with pytest.raises(ValueError, match=r"sample_loss\[1\] is -1.0"):
             pruner.gates.check_errors()

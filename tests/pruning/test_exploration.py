@@ -1,4 +1,4 @@
-"""Which of the pruned an epoch reads besides."""
+"""The pruned samples that an epoch reads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_longest_unvisited_come_first() -> None:
     pruned = np.setdiff1d(np.arange(1000), bitmask.indices(selection.kept))
     ages = np.random.default_rng(0).permutation(len(pruned)) % 250
     gates.age[torch.from_numpy(pruned)] = torch.from_numpy(ages).to(torch.uint8)
-    gates.age[int(pruned[3])] = 255  # never visited: longer than any
+    gates.age[int(pruned[3])] = 255  # never visited: older than all others
     selection.explore_pruned(gates, 0)
     explored = gates.age[bitmask.indices(selection.explored())].tolist()
     rest = np.setdiff1d(pruned, bitmask.indices(selection.explored()))
@@ -57,14 +57,14 @@ def test_those_that_waited_equally_long_go_in_a_seeded_order() -> None:
         for epoch in range(3):
             selection.explore_pruned(gates, epoch)
             explored = bitmask.indices(selection.explored()).tolist()
-            # Not the lowest indices: those are what a stable sort would give.
+            # Not the lowest indices, which a stable sort would give.
             assert explored != pruned[:20].tolist()
-            # From all over the dataset.
+            # From everywhere in the dataset.
             assert min(explored) < 300 < 700 < max(explored)
             seen.add(tuple(explored))
             selection.explore_pruned(gates, epoch)
             assert bitmask.indices(selection.explored()).tolist() == explored
-    assert len(seen) == 9  # another seed or epoch, another choice
+    assert len(seen) == 9  # another seed or epoch gives another choice
 
 
 def test_every_pruned_sample_is_explored_in_its_turn() -> None:

@@ -1,4 +1,4 @@
-"""Kept sets do not change between versions: those of 0.1.0, for given losses, bit for bit."""
+"""For given losses, kept sets are the same as in version 0.1.0, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "held out": {"held_out": np.arange(0, N, 9), "normalize_loss": True},
     "untracked": {"track_losses": False, "warmup_epochs": 0, "explore": 0.1},
 }
-# SHA-256 of the kept indices, as 0.1.0 gave them.
+# SHA-256 of the kept indices of version 0.1.0.
 KEPT = {
     "sampled": {
         "plain": ["8bcc3ce5d348b218", "aa8d812e2fa13b63", "9aa2fa6c591394fb"],
@@ -37,11 +37,11 @@ KEPT = {
 
 
 def kept(method: str, form: str, seed: int) -> str:
-    """The hash of what a run on made-up losses keeps."""
+    """SHA-256 of the kept set of a run on made-up losses."""
     settings = FORMS[form]
     pruner = Pruner(N, 0.4, EPOCHS, method=method, seed=seed, **settings)
     random = torch.Generator().manual_seed(seed)
-    # Multiples of 1/8: the same on every machine, and with ties.
+    # Multiples of 1/8: exact on every machine, with ties.
     base = torch.randint(0, 24, (N,), generator=random)
     while not pruner.finished:
         noise = torch.randint(0, 12, (N,), generator=random)

@@ -1,4 +1,4 @@
-"""What a pruner of a hundred million samples holds, and what it takes for a moment."""
+"""Memory of a pruner of a hundred million samples, at rest and at its peak."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from adapruner import Pruner
 
 NUM_SAMPLES = 10**8
-SLACK = 16 * 2**20  # of the allocator, of threads, of what is compiled on first use
+SLACK = 16 * 2**20  # for the allocator, threads, and code compiled at first use
 
-# Every sample counts as visited, so that the first step prunes and explores.
+# Every sample counts as visited, so the first step prunes and explores.
 STEPS = f"""
 import json, sys, torch
 from adapruner import Pruner
@@ -66,7 +66,7 @@ def free_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-# For a moment: the masks of the next epoch beside those of this one; what a draw goes by, its keys.
+# At the peak: the masks of two epochs, and the scores and keys of a draw.
 @pytest.mark.parametrize(("method", "moment"), [("published", 5.75), ("sampled", 13.75)])
 def test_a_hundred_million_samples_are_held_in_five_bytes_and_two_bits_each(
     method: str, moment: float
@@ -75,7 +75,7 @@ def test_a_hundred_million_samples_are_held_in_five_bytes_and_two_bits_each(
         pytest.skip("needs a /proc that tells of memory, and 4 GiB of it")
     run = subprocess.run(
         [sys.executable, "-c", STEPS, method],
-        # What is freed goes back to the system at once, and is not taken for held.
+        # Freed memory goes back to the system at once, so it does not count as held.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)},
         capture_output=True,
         text=True,

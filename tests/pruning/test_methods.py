@@ -1,4 +1,4 @@
-"""What the methods are for: which samples go first, on data where the answer is known."""
+"""Methods on data with known answers: which samples are pruned first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_published_method_drops_trivial_copies_first() -> None:
     x, y = digits()
     chosen = torch.randperm(len(y))[:700]
     x, y = x[chosen], y[chosen]
-    # What a model trained for a while finds easiest, 50 times over: 30 % of the data.
+    # 50 copies of the samples that a trained model finds easiest: 30 % of the data.
     model = convolutional()
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for _ in range(5):
@@ -51,7 +51,7 @@ def test_default_keeps_few_wrong_labels() -> None:
     assert len(result.indices) == 630
     assert not result.forced
     share = wrong[result.indices].float().mean() / wrong.float().mean()
-    assert share < 0.5  # 1 is chance
+    assert share < 0.5  # a random set has 1
 
 
 def test_methods_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Several processes are refused: each would select by its own losses, in silence."""
+"""Several processes are refused, because each would select by its own losses."""
 
 from __future__ import annotations
 

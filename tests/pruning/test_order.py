@@ -1,4 +1,4 @@
-"""The order of an epoch, and how it is cut into batches and shared among ranks."""
+"""The order of an epoch, its batches, and the shares of ranks."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_batches(batch_size: int) -> None:
         sizes = [len(batch) for batch in cut]
         assert len(sizes) == -(-count // batch_size) == batch_count(count, batch_size)
         if count % batch_size == 1 and count > batch_size > 2:
-            # A single sample left over: the last two batches share evenly, the larger one first.
+            # A single sample is left over: the last two batches share evenly.
             assert sizes[:-2] == [batch_size] * (len(sizes) - 2)
             larger, smaller = sizes[-2:]
             assert larger + smaller == batch_size + 1
@@ -160,7 +160,7 @@ def test_ranks_share_every_global_batch(world_size: int, batch_size: int, drop_l
         if drop_last:
             assert all(len(batch) == batch_size for batches in of_rank for batch in batches)
         elif batch_size > 3 and num_samples > size:
-            # Enough to go round: nobody has a single sample.
+            # With enough samples no rank has a single sample.
             assert all(len(batch) > 1 for batches in of_rank for batch in batches)
 
 

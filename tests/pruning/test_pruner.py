@@ -1,4 +1,4 @@
-"""Pruner in a loop of one's own: gates, epochs, what is kept, and what is refused."""
+"""Pruner in the user's own loop: gates, epochs, kept sets and errors."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_exactly_k_whatever_the_length_of_the_run(keep_ratio: float, epochs: int
 
 
 def test_ratio_that_one_minus_one_minus_it_is_not() -> None:
-    # 0.1 of 15 samples is 2; 1 − (1 − 0.1) of them is 1, and would never be the ratio wanted.
+    # 0.1 of 15 samples is 2. But 1 − (1 − 0.1) of them is 1, which is not the final count.
     pruner = Pruner(15, 0.1, epochs=8, method="published")
     kept = drive(pruner, frozen(15), validation=lambda epoch: 1.0)
     assert [len(each) for each in kept][-4:] == [2, 2, 2, 2]
@@ -94,7 +94,7 @@ def test_classes_keep_their_share_exactly_in_every_epoch() -> None:
     labels = torch.arange(300) % 3
     held_out = torch.arange(0, 300, 13)
     pruner = Pruner(300, 0.6, epochs=10, labels=labels, held_out=held_out, seed=4)
-    losses = frozen(300)(0) + labels  # one class is the hardest by far
+    losses = frozen(300)(0) + labels  # one class is far harder
     while not pruner.finished:
         kept = bitmask.indices(pruner.selection.kept)
         counts = torch.bincount(labels[kept])
@@ -108,7 +108,7 @@ def test_classes_keep_their_share_exactly_in_every_epoch() -> None:
     assert kept_of_held_out == keep_count(0.6, len(held_out))
 
 
-# --- nothing is pruned before every sample was visited once
+# --- pruning starts after every sample was visited once
 
 
 @pytest.mark.parametrize("until", [4, 100])
@@ -130,7 +130,7 @@ def test_nothing_is_pruned_before_every_sample_was_visited(until: int) -> None:
 
 
 def test_visits_of_the_warm_up_do_not_count() -> None:
-    # Gates learn nothing in it.
+    # Gates do not learn from it.
     pruner = Pruner(20, 0.5, epochs=4, warmup_epochs=1)
     for epoch in range(3):
         ids = torch.arange(20 if epoch == 0 else 19)
@@ -153,7 +153,7 @@ def test_held_out_samples_must_be_observed() -> None:
     assert pruner.result().forced
 
 
-# --- held back, and the choice
+# --- pauses, and the choice of the best selection
 
 
 @pytest.mark.parametrize("method", HOMES)
@@ -175,7 +175,7 @@ def test_selection_of_the_best_epoch_at_the_ratio_wanted_is_chosen() -> None:
     losses = [frozen(100, seed)(0) for seed in range(12)]  # so that selections differ
 
     def held_out(best: int) -> Callable[[int], float]:
-        # The lowest of all is before the ratio wanted is reached.
+        # The lowest loss is before the run reaches its keep ratio.
         return lambda epoch: 0.90 if epoch == 2 else 0.95 if epoch == best else 0.98
 
     chosen = set()
@@ -216,7 +216,7 @@ def test_of_equally_good_selections_the_latest_is_chosen() -> None:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_held_out_loss_that_is_not_finite_is_no_best(broken: float) -> None:
     pruner = Pruner(100, 0.5, epochs=10, method="published")
-    # The first epoch at the ratio wanted has no finite loss; later ones have.
+    # The first epoch at the keep ratio has no finite loss; later epochs have one.
     values = {6: broken}
     kept = drive(pruner, frozen(100), validation=lambda epoch: values.get(epoch, 0.5))
     at_target = [epoch for epoch, each in enumerate(kept) if len(each) == 50]
@@ -230,7 +230,7 @@ def test_held_out_loss_that_is_not_finite_is_no_best(broken: float) -> None:
     assert len(pruner.result().indices) == 50
 
 
-@pytest.mark.parametrize("last", [2.0, 0.5])  # the best is that of an epoch before, or this one's
+@pytest.mark.parametrize("last", [2.0, 0.5])  # the best selection is an earlier one, or this one
 def test_choice_with_a_sample_that_turns_out_unreadable_is_taken_back(last: float) -> None:
     pruner = Pruner(100, 0.5, epochs=10)
     losses = frozen(100)(0)
@@ -290,7 +290,7 @@ def test_normalised_losses_are_on_no_scale(warmup_epochs: int) -> None:
     assert len(plain & scaled) >= 98
     assert len(plain & tiny) >= 98
     assert torch.allclose(logits_of[1.0, True], logits_of[1000.0, True], atol=1e-3)
-    # Without it all losses of that scale press alike, by the cap.
+    # Without it, all losses of this scale have the same pressure, the cap.
     run(1000.0, False)
     spread = {normalize: logits_of[1000.0, normalize].std() for normalize in (True, False)}
     assert spread[False] < 0.01 * spread[True]

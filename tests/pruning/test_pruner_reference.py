@@ -1,4 +1,4 @@
-"""Pruner in a loop of one's own, the whole of it against the plain float64 version."""
+"""A whole run of Pruner in the user's own loop, against a float64 version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapruner.pruning.selection import keep_count
 def drawn(
     method: Sampled, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
 ) -> torch.Tensor:
-    """What a run of seed 0 ranks samples by after so many epochs."""
+    """The keys of a run with seed 0 after a number of epochs."""
     within, turns = (0.0, 0.0) if final else (method.read_distance_floor, method.rotation)
     pressures = (1 - gates.m) / unit
     easiest, hardest = method.target_range

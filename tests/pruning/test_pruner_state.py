@@ -1,4 +1,4 @@
-"""Pruner: what it refuses, and how it is stopped and gone on with."""
+"""Pruner: errors for bad arguments, and stopping and resuming."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapruner import DatasetMismatchError, Pruner
 
 
 def saved_lists(result: Any) -> list[Any]:
-    """What a result says, but for the seconds."""
+    """The parts of a result, without seconds."""
     history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.history]
     return [
         result.indices.tolist(),
@@ -87,7 +87,7 @@ def test_result_before_the_end_and_step_after_it_are_refused() -> None:
 
 
 def interrupted(stop: int, **arguments: Any) -> Pruner:
-    """A run that is stopped at the start of an epoch and gone on with by another pruner."""
+    """A run that stops at the start of an epoch and is resumed by another pruner."""
 
     def losses(epoch: int) -> Tensor:
         loss = frozen(120, epoch)(0)
@@ -108,7 +108,7 @@ def interrupted(stop: int, **arguments: Any) -> Pruner:
         first.step(validation(first.epoch))
     second = pruner()
     second.load_state_dict(first.state_dict())
-    # Two lives of their own from here.
+    # From here both pruners run on their own.
     state = first.gates.logits.clone()
     drive(second, losses, validation)
     assert torch.equal(first.gates.logits, state)

@@ -22,7 +22,7 @@ DRAWS = 4000
 
 
 def gates_of(pressures: list[float], unit: float, method: Method = SAMPLED) -> Gates:
-    """Gates that have been under these mean pressures, visited in the last epoch."""
+    """Gates with given mean pressures, visited in the last epoch."""
     gates = Gates(len(pressures), 0.5, method, track_losses=True)
     gates.logits.copy_(1 - unit * torch.tensor(pressures))
     gates.age.fill_(1)
@@ -30,7 +30,7 @@ def gates_of(pressures: list[float], unit: float, method: Method = SAMPLED) -> G
 
 
 def first_drawn(gates: Gates, history: list[dict], final: bool) -> np.ndarray:
-    """How often each sample comes first."""
+    """Number of draws in which each sample comes first."""
     firsts = [SAMPLED.keys(gates, history, seed, final).argmax().item() for seed in range(DRAWS)]
     return np.bincount(firsts, minlength=len(gates.logits)) / DRAWS
 
@@ -63,23 +63,23 @@ def test_a_gate_tells_the_mean_pressure(epochs: int) -> None:
 def test_the_kept_are_drawn_by_how_far_they_are_from_the_reach() -> None:
     history = [PRUNE] * 8
     gates = gates_of([-9.0, -0.2, 0.1, 1.3, 1.5, 1.8, 2.9], SAMPLED.logit_per_pressure(history))
-    gates.age[1] = 9  # says nothing here
+    gates.age[1] = 9  # has no effect here
     found = first_drawn(gates, history, final=True)
-    # From 0 to 1.4, and no farther than 1.4 from there.
+    # The target range is 0 to 1.4, and the largest distance is 1.4.
     expected = shares([math.exp(-6 * far) for far in (1.4, 0.2, 0.0, 0.0, 0.1, 0.4, 1.4)])
     assert found.tolist() == pytest.approx(expected, abs=0.03)
 
 
 def test_what_was_hard_and_is_easy_now_is_kept() -> None:
     pruner = Pruner(600, 0.3, epochs=13, warmup_epochs=1)
-    group = torch.arange(600) % 3  # fitted long since, learned in the middle of the run, never
+    group = torch.arange(600) % 3  # fitted early, fitted in the middle of the run, never fitted
     for epoch in range(13):
         now = torch.tensor([0.01, 3.0 if epoch < 7 else 0.01, 5.0])
         for ids in pruner.batches(50):
             pruner.weigh(now[group[ids]], ids)
         pruner.step()
     kept = np.bincount(group[pruner.result().indices], minlength=3)
-    # Chances of the others are e^−8.4; a few of the 200 have not been read since they were hard.
+    # The others have chances of e^−8.4. A few of the 200 were last read while they were hard.
     assert kept[1] >= 170
     assert kept.sum() == 180
 
@@ -89,7 +89,7 @@ def test_epochs_read_evenly_what_is_in_reach_and_by_turns() -> None:
     gates = gates_of([0.8, 2.5, 3.0, -1.1, -2.0, 0.8], SAMPLED.logit_per_pressure(history))
     gates.age[5] = 3
     found = first_drawn(gates, history, final=False)
-    # Below a distance of 1.2 all count as 1.2; three epochs of waiting make three times the chance.
+    # Distances below 1.2 count as 1.2. An age of three epochs makes the chance three times larger.
     expected = shares([1.0, 1.0, math.exp(-6 * 0.2), 1.0, math.exp(-6 * 0.2), 3.0])
     assert found.tolist() == pytest.approx(expected, abs=0.03)
 
@@ -128,7 +128,7 @@ def test_the_training_loss_is_the_plain_mean_while_gates_step() -> None:
 @pytest.mark.parametrize("method", ["sampled", "published"])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_what_never_had_a_finite_loss_is_kept_last(method: str, broken: float) -> None:
-    losses = torch.full((1000,), 8.0)  # the worst there is
+    losses = torch.full((1000,), 8.0)  # the worst sample
     losses[::50] = broken
     pruner = Pruner(1000, 0.98, epochs=8, method=method)
     while not pruner.finished:
@@ -179,7 +179,7 @@ def test_a_seed_draws_one_set_and_another_one_another() -> None:
     assert len(first) == len(other) == 120
     assert first == again
     common = len(set(first) & set(other))
-    assert 40 < common < 119  # alike by the losses, different by chance
+    assert 40 < common < 119  # equal losses, but another draw
 
 
 def test_the_result_is_the_last_draw_whatever_the_held_out_losses() -> None:
@@ -200,5 +200,5 @@ def test_each_epoch_reads_another_draw_of_the_same_size() -> None:
     at_target = [read for read in reads if read.sum() == 150]
     assert len(at_target) >= 4
     for one, next_one in pairwise(at_target):
-        # By turns: less than chance (75) of one epoch is read in the next.
+        # Samples take turns: two epochs share fewer samples than chance (75).
         assert (one & next_one).sum() < 75

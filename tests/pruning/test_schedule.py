@@ -1,4 +1,4 @@
-"""The pace: how it rises, pauses, backs off and recovers."""
+"""The pace of the controller: it rises, pauses, backs off and recovers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SLOPE = (0.1, 5.0)
 
 
 def paces(controller: Controller, losses: list[float | None]) -> list[tuple[float, float, str]]:
-    """Slope and ratio in each epoch, and what is decided at its end."""
+    """Slope and ratio of each epoch, and the decision at its end."""
     result = []
     for epoch, loss in enumerate(losses):
         slope, ratio = controller.slope_now, controller.ratio_now
@@ -54,7 +54,7 @@ def test_pace_of_a_long_run() -> None:
 
 
 def test_ratio_wanted_is_reached_to_the_last_bit() -> None:
-    # 1 − (1 − 0.1) is not 0.1, and of 15 samples it keeps one fewer.
+    # 1 − (1 − 0.1) is not 0.1: it keeps one sample fewer of 15.
     for percent in range(1, 100):
         ratio = percent / 100
         for epochs in (3, 4, 6, 7, 8, 15, 20, 51):
@@ -70,7 +70,7 @@ def test_ratio_wanted_is_reached_to_the_last_bit() -> None:
 
 
 def test_pause_back_off_and_recovery() -> None:
-    # Five strides to the end; behind is more than a tenth above the best.
+    # The run has five strides. A loss is behind if it is more than a tenth above the best loss.
     losses = [1.0, 0.8, 0.87, 0.89, 0.9, 0.95, 0.85, 0.7]
     controller = Controller(7, 1, 0.5, SLOPE)
     words, progress = [], []

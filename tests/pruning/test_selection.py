@@ -1,4 +1,4 @@
-"""Exact counts, quotas and top-k at every ratio; the exploration of the pruned."""
+"""Exact counts, quotas and top-k at every ratio, and the exploration of pruned samples."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def test_keep_count_is_the_float64_product_rounded_half_up() -> None:
 
 
 def test_keep_count_does_not_see_the_digits_that_float64_drops() -> None:
-    # 0.7 is a little less than 7/10, so that in exact numbers 15 of them stay below 10½.
+    # 0.7 is a little less than 7/10, so the exact product with 15 is below 10½.
     assert Fraction(0.7) * 15 < Fraction(21, 2)
     assert keep_count(0.7, 15) == 11
-    # And the other way round: the product falls short of 14½.
+    # The other way round: the product is below 14½.
     assert keep_count(0.29, 50) == 14
 
 
 @given(st.floats(1e-9, 1.0), st.integers(1, 2**40))
 def test_keep_count_of_any_ratio(ratio: float, num_samples: int) -> None:
     count = keep_count(ratio, num_samples)
-    if ratio * num_samples != 0.49999999999999994:  # the one product whose sum with ½ is rounded
+    if ratio * num_samples != 0.49999999999999994:  # the only product whose sum with ½ is rounded
         assert count == half_up(ratio * num_samples)
     assert 0 <= count <= num_samples
 
@@ -86,8 +86,11 @@ def test_keep_ratios_that_are_one(ratio: float) -> None:
 
 
 def closest_in_whole_numbers(total: int, sizes: tuple[int, ...]) -> list[int]:
-    """Among all ways to deal, the nearest to the exact shares; of equal ones that which gives most
-    to the lower indices. That is what the largest remainders come to."""
+    """The division of ``total`` that is nearest to the exact shares.
+
+    Of equal divisions, the one that gives most to the lower indices. The method of the largest
+    remainders gives the same division.
+    """
     shares = [Fraction(total * size, sum(sizes)) for size in sizes]
     ways = itertools.product(*(range(size + 1) for size in sizes))
     valid = [way for way in ways if sum(way) == total]
@@ -116,14 +119,14 @@ def test_largest_remainder_is_the_closest_deal() -> None:
 def test_equal_remainders_go_to_the_lower_index() -> None:
     sizes = np.array([5, 5, 5, 5])
     assert largest_remainder(10, sizes, sizes).tolist() == [3, 3, 2, 2]
-    # An exact tie of numbers that float64 cannot tell apart from their neighbours.
+    # An exact tie. float64 rounds these numbers to the same values as their neighbours.
     large = np.array([2**60, 2**60, 2**60 - 1])
     assert largest_remainder(1, large, large).tolist() == [1, 0, 0]
     assert largest_remainder(2, large, large).tolist() == [1, 1, 0]
 
 
 def dealt_in_rounds(total: int, sizes: list[int], available: list[int]) -> list[int]:
-    """The same with limits, in exact fractions: rounds among those that are not full."""
+    """Largest remainders with limits, in exact fractions: rounds among shares that are not full."""
     dealt = [0] * len(sizes)
     while sum(dealt) < total:
         left = total - sum(dealt)
@@ -152,7 +155,7 @@ def test_largest_remainder_with_limits() -> None:
 
 def test_what_a_full_one_cannot_take_goes_on_in_proportion() -> None:
     sizes = np.array([100, 60, 40])
-    # 50, 30 and 20 are due; the first can take 20, and its 30 go on as 18 and 12.
+    # The shares are 50, 30 and 20. The first can take 20, so its other 30 are divided as 18 and 12.
     assert largest_remainder(100, sizes, np.array([20, 60, 40])).tolist() == [20, 48, 32]
 
 
@@ -174,7 +177,7 @@ def test_selection_is_the_exact_top_k_at_every_ratio() -> None:
         assert bitmask.indices(selection.kept).tolist() == expected.tolist()
         assert selection.kept_count == keep_count(ratio, 203)
         assert torch.equal(selection.read, selection.kept)
-        # The pass brings s̄ and ρ to the new slope.
+        # The pass computes s̄ and ρ at the new slope.
         assert gates.real("slope") == slope
         s = torch.sigmoid(slope * logits.double())
         assert gates.mean_gate == pytest.approx(s.mean().item(), abs=1e-9)
@@ -189,7 +192,7 @@ def test_unreadable_samples_are_never_kept_and_counted_out() -> None:
     for ratio in (1.0, 0.9, 0.76, 0.75, 0.6, 0.5):
         selection.select(gates, ratio, 1.0)
         kept = bitmask.indices(selection.kept).tolist()
-        # On the way down there may be fewer than scheduled, at the end never.
+        # Before the end, fewer samples than scheduled are allowed; at the end they are not.
         assert len(kept) == min(keep_count(ratio, 100), 75)
         assert set(kept) <= readable
     assert gates.integer("population") == 75
@@ -250,7 +253,7 @@ def test_classes_and_the_held_out_part_keep_their_shares_at_every_ratio(
         count = keep_count(ratio, num_samples)
         assert kept.sum() == count
         assert kept[is_held_out].sum() == keep_count(ratio, len(held_out))
-        # A class has its share as a whole, whatever part of it is held out.
+        # A class has its share, whether its samples are held out or not.
         assert np.bincount(labels[kept], minlength=10).tolist() == dealt_in_rounds(
             count, sizes, sizes
         )
@@ -274,7 +277,7 @@ def test_held_out_samples_compete_among_themselves() -> None:
 
 
 def test_quotas_give_way_where_samples_cannot_be_read() -> None:
-    # Class 0 of the training part is nearly all unreadable; the others make up for it.
+    # Nearly all training samples of class 0 are unreadable. Held-out samples take their places.
     labels = torch.arange(90) % 3
     held_out = torch.arange(0, 90, 10)
     logits = torch.zeros(90)

@@ -1,4 +1,4 @@
-"""The page: what it says against what the result holds, and that it is whole and harmless."""
+"""The page of a report: its values match the result, and the page is complete and harmless."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ N, K = 60, 42
 
 
 class Pictures(Source):
-    """Gray 4 x 5 pictures: sample i is i everywhere but in its first pixel."""
+    """Gray 4 x 5 pictures. Sample i has the value i, except in its first pixel."""
 
     def __init__(self, broken=(), paths=None, fingerprint="some pictures"):
         super().__init__(fingerprint=fingerprint)
@@ -208,7 +208,7 @@ def picture(address):
 
     image = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
     pixels = np.asarray(image)
-    assert (pixels[:25, :25] == 255).all()  # enlarged in whole steps: no pixel is mixed
+    assert (pixels[:25, :25] == 255).all()  # enlarged by a whole factor: no pixel is mixed
     rest = np.unique(pixels[25:])
     assert len(rest) == 1
     return int(rest[0]), image.size
@@ -225,7 +225,7 @@ def test_a_broken_sample_keeps_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (None, "the folder /no/such is not there"),
+        (None, "the folder /no/such cannot be found"),
         (as_source((torch.arange(N), torch.arange(N) % 2)), "no pictures"),
         (Pictures(broken=range(N)), "SyntaxError: broken <PNG> file"),
     ],
@@ -254,7 +254,7 @@ def test_source_is_found_again(tmp_path):
     )
     assert write(tmp_path, result).gallery("most-wanted")[0].all("img")
     other = dataclasses.replace(result, fingerprint="0" * 64)
-    assert "not, or no longer" in write(tmp_path, other).section("most-wanted").text()
+    assert "has changed, or is not" in write(tmp_path, other).section("most-wanted").text()
     own = Pictures()
     assert write(tmp_path, make(source=own)).gallery("most-wanted")[0].all("img")
     assert len(own.asked) == 48

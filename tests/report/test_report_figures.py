@@ -1,4 +1,4 @@
-"""Figures, colours, pictures and numbers of the report, each against a count of its own."""
+"""Figures, colours, pictures and numbers of the report, against separate counts."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_samples_without_any_finite_loss_do_not_stretch_the_axis():
 
 
 def test_missing_losses_are_counted():
-    assert "(3 without one)" in figures.sample_losses(make()).axes[0].get_xlabel()
+    assert "(3 without a loss)" in figures.sample_losses(make()).axes[0].get_xlabel()
 
 
 def test_keep_ratio_over_epochs():
@@ -175,7 +175,11 @@ def test_losses_and_decisions_over_epochs():
     ("draw", "changes", "reason"),
     [
         (figures.kept_per_class, {"targets": None}, "classes"),
-        (figures.gate_logits, {"gate_logits": torch.full((N,), -math.inf)}, "none could be read"),
+        (
+            figures.gate_logits,
+            {"gate_logits": torch.full((N,), -math.inf)},
+            "no sample was read",
+        ),
         (figures.sample_losses, {"sample_losses": None}, "no finite loss"),
         (figures.sample_losses, {"sample_losses": torch.full((N,), math.nan)}, "no finite loss"),
         (figures.keep_ratio, {"history": []}, "no history"),
@@ -189,7 +193,7 @@ def test_nothing_to_show(draw, changes, reason):
 
 
 def settings(rc_params):
-    return {key: rc_params[key] for key in rc_params if key != "backend"}  # asking picks one
+    return {key: rc_params[key] for key in rc_params if key != "backend"}  # reading it picks one
 
 
 def random_states():
@@ -200,7 +204,7 @@ def random_states():
 def test_users_settings_neither_reach_the_figures_nor_change(monkeypatch):
     import matplotlib
 
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would raise
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import would raise
     with matplotlib.rc_context({"text.usetex": True, "font.size": 40, "svg.fonttype": "path"}):
         before = settings(matplotlib.rcParams)
         states = random_states()
@@ -295,7 +299,7 @@ def test_thumbnail_of_each_mode(mode):
     assert pixels.shape == (SIDE // 2, SIDE, 3)
     assert pixels[:, :60].max() < 10
     assert pixels[:, -60:].min() > 245
-    assert image.size == (300, 150)  # the source's image is left as it is
+    assert image.size == (300, 150)  # the image of the source does not change
 
 
 def test_thumbnail_shows_what_is_transparent_as_white():

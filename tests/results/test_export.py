@@ -1,4 +1,4 @@
-"""Exports: what other tools read back, and what is on disk when one fails."""
+"""Exports: other tools read them, and the content of the disk when an export fails."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_another_dataset_is_refused(folder: Path, tmp_path: Path, to: str) -> No
     (folder / "dog/c.png").write_bytes(b"x")
     with pytest.raises(DatasetMismatchError, match=result.fingerprint):
         export(result, tmp_path / "kept", to=to, source=folder)
-    if to != "npy":  # which asks for no dataset where none is given
+    if to != "npy":  # needs no dataset
         with pytest.raises(DatasetMismatchError, match=as_source(folder).fingerprint()):
             export(result, tmp_path / "kept", to=to)
     unknown = dataclasses.replace(result, fingerprint="")
@@ -271,7 +271,7 @@ def test_names_that_lines_or_text_cannot_hold(folder: Path, tmp_path: Path) -> N
     try:
         os.rename(folder / "dog/b\n.png", os.fsencode(folder) + b"/dog/\xe9.png")
     except OSError:
-        return  # a file system of Unicode names only
+        return  # this file system allows only Unicode names
     result = make_result(folder, kept=[7])
     export(result, tmp_path / "kept", to="paths")
     assert (tmp_path / "kept").read_bytes() == b"dog/\xe9.png\n"

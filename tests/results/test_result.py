@@ -1,4 +1,4 @@
-"""PruneResult: save and load, every kind of damage to a file, and which dataset it belongs to."""
+"""PruneResult: save and load, damaged files, and the dataset that it belongs to."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_result(fingerprint: str = "ab" * 32, **changes: Any) -> PruneResult:
 
 
 class Numbers(Dataset[tuple[int, int]]):
-    """A dataset with no identity beyond its class and length."""
+    """A dataset that is identified only by its class and length."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -246,7 +246,7 @@ def test_subset_with_an_identity_that_the_user_states() -> None:
     for fingerprint in (None, "numbers, version 2"):
         with pytest.raises(DatasetMismatchError, match="another dataset"):
             result.subset(Numbers(5), fingerprint=fingerprint)
-    # The result's own fingerprint vouches for whatever is given, but not for its length.
+    # The result's own fingerprint is accepted for any dataset of its length.
     assert len(result.subset((inputs, targets), fingerprint=result.fingerprint)) == 3
     with pytest.raises(DatasetMismatchError, match="number of samples 5, found 6"):
         result.subset(Numbers(6), fingerprint=result.fingerprint)

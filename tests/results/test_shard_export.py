@@ -20,7 +20,7 @@ from adapruner.results.export import export
 from adapruner.results.result import PruneResult
 
 COUNTS = (5, 1, 4, 7)
-KEPT = [0, 3, 4, 10, 13, 16]  # none of the second shard, which has 5, nor of the third
+KEPT = [0, 3, 4, 10, 13, 16]  # no sample of the second shard, which has 5, nor of the third
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ def test_filtered_indexes_are_read_by_dali(shards: Path, tmp_path: Path) -> None
     assert [path.name for path in indexes] == [f"train-{j:03d}.idx" for j in (0, 3)]
     tars = [shards / f"{path.stem}.tar" for path in indexes]
     check(read_by_dali(tars, indexes, len(KEPT)), KEPT)
-    # adapruner reads the kept samples by them too.
+    # adapruner reads the kept samples with these indexes too.
     source = as_source(tars, index_folder=tmp_path / "kept")
     check([source[index] for index in range(len(source))], KEPT)
 
 
 def test_whole_indexes_are_read_by_dali(shards: Path, tmp_path: Path) -> None:
-    """What adapruner adds after DALI's lines is nothing to it."""
+    """DALI ignores the lines that adapruner adds."""
     export(make_result(shards, list(range(17))), tmp_path / "all", to="wds-index")
     indexes = sorted((tmp_path / "all").iterdir())
     assert b"# adapruner" in indexes[0].read_bytes()

@@ -23,7 +23,7 @@ Run = Callable[..., Outcome]
 
 
 def runner(capfd: pytest.CaptureFixture[str]) -> Run:
-    """A function that runs the command with its arguments, and gives what came of it."""
+    """A function that runs the command and returns its exit code, output and errors."""
 
     def call(*arguments: object) -> Outcome:
         capfd.readouterr()

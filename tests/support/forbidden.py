@@ -1,4 +1,4 @@
-"""Files that the process may not read, whoever runs the tests."""
+"""Files that the process may not read, also if root runs the tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def permissions_count() -> Iterator[None]:
 
 @contextmanager
 def public_folder() -> Iterator[Path]:
-    """A folder that everybody may enter, which pytest's own are not."""
+    """A folder that everybody may enter, unlike the folders of pytest."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)
         yield Path(name)

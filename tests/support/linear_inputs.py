@@ -1,4 +1,4 @@
-"""Sample inputs of ``masked_linear_cross_entropy``, as those of tests/sample_inputs.py."""
+"""Sample inputs of ``masked_linear_cross_entropy``; see tests/support/sample_inputs.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.sample_inputs import (
 
 @dataclass(frozen=True)
 class LinearSample:
-    """Arguments of ``masked_linear_cross_entropy``, and the gates as the reference has them."""
+    """Arguments of ``masked_linear_cross_entropy``, and the reference gates."""
 
     input: Tensor  # [B, ..., H]
     linear_weight: Tensor  # [C, H]
@@ -33,12 +33,12 @@ class LinearSample:
     options: dict[str, Any]  # weight, ignore_index, label_smoothing
 
     def leaves(self) -> list[Tensor]:
-        """What can take a gradient, as leaves that ask for one."""
+        """The tensors that can take a gradient, as leaves that require it."""
         given = [self.input, self.linear_weight, self.linear_bias]
         return [tensor.detach().requires_grad_() for tensor in given if tensor is not None]
 
     def arguments(self, leaves: list[Tensor]) -> tuple[Any, ...]:
-        """Arguments of the operator, with :meth:`leaves` as the first of them."""
+        """Arguments of the operator, with the given leaves first."""
         gates = native_gates(self.gates)
         bias = leaves[2] if self.linear_bias is not None else None
         return *leaves[:2], bias, self.target, self.ids, gates.logits, gates.state
@@ -92,10 +92,10 @@ LINEAR = {
     "no rows": LinearSpec((2, 0), 4, 10),
     "warm-up": LinearSpec((8,), 4, 5, gates={"resting": True}),
     "plain mean": LinearSpec((8,), 4, 5, gates={"plain": True}),
-    # A chunk has 64 rows here (of two bytes each: 128).
+    # A chunk has 64 rows here; with two bytes a value, 128 rows.
     "chunks": LinearSpec((50, 3), 3, 131_072, bias=True, smoothing=0.1, ignore=0.05),
 }
-# Small ones that between them reach every branch, for checks that run an operator many times.
+# Small samples that together reach every branch, for checks that run an operator many times.
 FEW_LINEAR = ("odd", "tokens", "everything", "one class", "empty", "warm-up")
 
 
@@ -103,7 +103,7 @@ FEW_LINEAR = ("odd", "tokens", "everything", "one class", "empty", "warm-up")
 def linear_sample(
     name: str, dtype: torch.dtype = torch.float32, *, device: torch.device
 ) -> LinearSample:
-    """The sample of that name in :data:`LINEAR`, always the same."""
+    """The sample with a name in :data:`LINEAR`. Its values are always the same."""
     spec = LINEAR[name]
     random = generator("linear " + name)
 

@@ -1,4 +1,4 @@
-"""Another process that can import what the tests can."""
+"""A new process that can import the tests' modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report as a tree of elements, for the tests that look into it."""
+"""A report as a tree of elements."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Element:
 
 
 class Page(HTMLParser):
-    """A tree of the page; a tag that is closed out of turn is an error."""
+    """A tree of the page. A tag that is closed in the wrong place is an error."""
 
     def __init__(self, path):
         super().__init__()

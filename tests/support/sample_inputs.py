@@ -1,7 +1,7 @@
 """Sample inputs of the operators: one list for reference, gradient and ``opcheck`` tests.
 
-Every table maps the name of a sample to what makes it up; ``cross_entropy_sample(name, dtype)`` and
-its like build it on the default device, always of the same values. N is 50.
+Each table maps the name of a sample to its description. ``cross_entropy_sample(name, dtype)`` and
+similar functions build it on the default device, always with the same values. N is 50.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Made = TypeVar("Made")
 
 
 def same_values(make: Callable[..., Made]) -> Callable[..., Made]:
-    """Have ``make`` draw its numbers on the CPU, and hand it the device that they are wanted on."""
+    """Let ``make`` draw its numbers on the CPU, and pass it the device for them."""
 
     @functools.wraps(make)
     def made(*arguments: Any, device: torch.device | str | None = None, **options: Any) -> Made:
@@ -44,7 +44,7 @@ def same_values(make: Callable[..., Made]) -> Callable[..., Made]:
 
 
 def generator(name: str) -> torch.Generator:
-    """Random numbers of the default device that depend on the name alone."""
+    """A generator on the default device that depends only on the name."""
     return torch.Generator(torch.get_default_device()).manual_seed(zlib.crc32(name.encode()))
 
 
@@ -59,7 +59,7 @@ def reference_gates(name: str, device: torch.device, **constants: Any) -> Refere
 
 
 def constants_of(objective: Objective) -> dict[str, Any]:
-    """The constants of an objective, by the names that the reference has for them."""
+    """The constants of an objective, with the names of the reference."""
     return {
         "plain": not objective.weighs,
         "balance": objective.balance,
@@ -88,7 +88,7 @@ def native_gates(reference: ReferenceGates, track_losses: bool = True) -> Gates:
     assert torch.equal(gates.logits.double(), reference.m), "m must hold float32 values"
     ages = [NEVER_VISITED if age is None else age for age in reference.age]
     gates.age.copy_(torch.tensor(ages, dtype=torch.uint8))
-    gates.set_integer("age_cap", reference.age_cap)  # with last losses it would be 1
+    gates.set_integer("age_cap", reference.age_cap)  # with last losses it is 1
     gates.set_slope(reference.slope)
     gates.set_integer("resting", int(reference.resting))
     gates.set_integer("plain", int(reference.plain))
@@ -98,7 +98,7 @@ def native_gates(reference: ReferenceGates, track_losses: bool = True) -> Gates:
 
 @dataclass(frozen=True)
 class CrossEntropySample:
-    """Arguments of ``masked_cross_entropy``, and the gates as the reference has them."""
+    """Arguments of ``masked_cross_entropy``, and the reference gates."""
 
     logits: Tensor  # [B, C] or [B, C, ...]
     target: Tensor  # [B] or [B, ...]
@@ -171,7 +171,7 @@ CROSS_ENTROPY = {
     "scaled": CrossEntropySpec((8, 5), gates={"loss_scale": 2.5, "easy_weight": 0.2}),
     "capped": CrossEntropySpec((40, 5), gates={"pressure_cap": 1.1, "easy_weight": 0.4}),
 }
-# Small ones that between them reach every branch, for checks that run an operator many times.
+# Small samples that together reach every branch, for checks that run an operator many times.
 FEW = ("odd", "unsigned", "rows", "weight and smoothing", "one class", "empty", "warm-up")
 
 
@@ -179,7 +179,7 @@ FEW = ("odd", "unsigned", "rows", "weight and smoothing", "one class", "empty", 
 def cross_entropy_sample(
     name: str, dtype: torch.dtype = torch.float32, *, device: torch.device
 ) -> CrossEntropySample:
-    """The sample of that name in :data:`CROSS_ENTROPY`."""
+    """The sample with a name in :data:`CROSS_ENTROPY`."""
     spec = CROSS_ENTROPY[name]
     random = generator(name)
     batch, classes, *rows = spec.shape
@@ -239,7 +239,7 @@ def _ids(batch: int, repeats: bool, random: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class LossSample:
-    """Arguments of ``masked_loss``, and the gates as the reference has them."""
+    """Arguments of ``masked_loss``, and the reference gates."""
 
     sample_loss: Tensor  # [B]
     ids: Tensor  # [B]
@@ -262,7 +262,7 @@ LOSSES: dict[str, tuple[int, dict[str, Any]]] = {  # B, constants of the gates
 def loss_sample(
     name: str, dtype: torch.dtype = torch.float32, *, device: torch.device
 ) -> LossSample:
-    """The sample of that name in :data:`LOSSES`; its losses reach from 0 to about 100."""
+    """The sample with a name in :data:`LOSSES`. Its losses are from 0 to about 100."""
     batch, constants = LOSSES[name]
     random = generator("loss " + name)
     loss = torch.exp(torch.randn(batch, generator=random, dtype=torch.float64) * 2)
@@ -274,7 +274,7 @@ def loss_sample(
 
 @dataclass(frozen=True)
 class UpdateSample:
-    """Arguments of ``gate_update``, and the gates before it as the reference has them."""
+    """Arguments of ``gate_update``, and the reference gates before it."""
 
     ids: Tensor  # [B]
     pressure: Tensor  # [B]

@@ -1,4 +1,4 @@
-"""A disk that is soon full, for the tests of what is left on it."""
+"""A small disk, for tests with a full disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A folder on a disk of 128 KiB; where nothing can be mounted, a limit on file sizes."""
+    """A folder on a disk of 128 KiB. If no disk can be mounted, a limit on file sizes."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(folder)]
     try:

@@ -1,4 +1,4 @@
-"""A method of a test's own: it keeps the samples with the largest last losses."""
+"""A method for tests. It keeps the samples with the largest last losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values to select from, and what the exact top-k must give: a stable sort in float64."""
+"""Values for the exact top-k, and its expected results from a stable sort in float64."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def quotas_of(share, segments: np.ndarray, count: int) -> np.ndarray:
 
 
 def sampled_indices(n: int) -> np.ndarray:
-    """Where the operator looks for its bracket, retold from csrc/math/topk.h, to mislead it."""
+    """The places that the operator samples for its bracket, as in csrc/math/topk.h."""
     strata = int(0.8 * np.cbrt(float(n)) ** 2)
     stratum = np.arange(strata)
     length, longer = divmod(n, strata)

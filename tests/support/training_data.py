@@ -23,7 +23,7 @@ from adapruner.pruning.order import epoch_batches
 
 
 class Counted(Dataset[tuple[Tensor, int]]):
-    """Sample i is ([i, …], label of i); notes how often each one is asked for, in this process."""
+    """Sample i is ([i, …], label of i). Counts the reads of each sample in this process."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Counted(Dataset[tuple[Tensor, int]]):
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):
-    """Random numbers of the three generators that augmentations draw from; the target is i."""
+    """Random numbers from the three generators that augmentations use. The target is i."""
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
@@ -105,7 +105,7 @@ def drive(
     validation: Callable[[int], float | None] = lambda epoch: None,
     batch_size: int = 16,
 ) -> list[np.ndarray]:
-    """Run ``pruner`` to its end on given losses ``[N]`` of each epoch; what each epoch kept."""
+    """Run ``pruner`` to its end on given losses ``[N]`` of each epoch. Returns the kept sets."""
     kept = []
     while not pruner.finished:
         epoch = pruner.epoch
@@ -125,13 +125,13 @@ def gates_with(logits: Tensor, keep_ratio: float) -> Gates:
 
 
 def random_logits(num_samples: int, seed: int = 0) -> Tensor:
-    """With many ties, as gates that had the same losses have."""
+    """Random logits with many ties, as after equal losses."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-8, 9, (num_samples,), generator=generator).float() / 4
 
 
 class Followed:
-    """What a loader follows, in the hands of the test."""
+    """A pruner for a loader, which the test controls."""
 
     def __init__(self, num_samples: int, seed: int = 0) -> None:
         self.epoch = 0
@@ -158,7 +158,7 @@ def loader_of(
 
 
 def order_of(reads: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The whole order of an epoch that reads what the bools say."""
+    """The whole order of an epoch that reads the samples with True."""
     mask = bitmask.pack(reads)
     return np.concatenate([*epoch_batches(mask, len(reads), seed, epoch, 7), np.zeros(0, int)])
 
@@ -168,7 +168,7 @@ def all_ids(loader: PrunedLoader) -> list[int]:
 
 
 def frozen(num_samples: int, seed: int = 0) -> Callable[[int], Tensor]:
-    """Losses that stay what they are."""
+    """Losses that are the same in each epoch."""
     losses = torch.rand(num_samples, generator=torch.Generator().manual_seed(seed)) * 3
     return lambda epoch: losses
 
@@ -188,7 +188,7 @@ def check_exact(result: PruneResult, count: int) -> None:
 
 
 class Points(Dataset[Any]):
-    """Blobs as a map-style dataset, with samples that fail or are not numbers."""
+    """Blobs as a map-style dataset, with samples that fail or are NaN."""
 
     def __init__(self, num_samples: int, bad: tuple[int, ...] = (), nan: tuple[int, ...] = ()):
         self.x, self.y = blobs(num_samples)
@@ -214,7 +214,7 @@ class Stop(Exception):
 
 
 def checkpointed(folder: Path | None, stop_at: int | None = None, **arguments: Any) -> Any:
-    """A run of 6 epochs over 420 points; stopped at a batch where one is given."""
+    """A run of 6 epochs over 420 points, which stops at a batch if ``stop_at`` is given."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = arguments.pop("model", network)()
@@ -232,7 +232,7 @@ def checkpointed(folder: Path | None, stop_at: int | None = None, **arguments: A
 
 
 def outcome(result: PruneResult) -> list[Any]:
-    """All that a result says but for the seconds."""
+    """All parts of a result, without seconds."""
     history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.history]
     return [
         result.indices.tolist(),

@@ -1,4 +1,4 @@
-"""Checkpoints that do not belong or are damaged, and what one can hold."""
+"""Checkpoints of other runs, damaged checkpoints, and values that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stopped(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# --- checkpoints that do not belong
+# --- checkpoints of other runs
 
 
 def test_leftovers_of_killed_writers_are_removed(stopped: Path) -> None:
@@ -125,12 +125,12 @@ def test_damaged_checkpoint_is_refused_with_advice(stopped: Path, damage: str) -
     with pytest.raises(FileFormatError, match=r"cannot resume.*remove it to start again") as caught:
         checkpointed(stopped)
     assert str(path) in str(caught.value)
-    assert path.read_bytes() == damaged  # the user's to remove
+    assert path.read_bytes() == damaged  # only the user removes it
     path.unlink()
     assert len(checkpointed(stopped)[1].indices) == 210
 
 
-# --- what a checkpoint can hold
+# --- values that a checkpoint can hold
 
 
 def test_nested_states_go_round(tmp_path: Path) -> None:

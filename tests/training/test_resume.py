@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and started again ends as one that never stopped."""
+"""A run that is killed at any moment and resumed ends like a run that never stopped."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from adapruner import PruneResult
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint
 
-# Starts the same run again and again, in a process of its own each time, forked before torch has
-# done anything (importing it, and the compiler that optimisers import at their first step, takes
-# longer than the runs). Each life ends by SIGKILL at its place.
+# Starts the same run again and again, each time in a new process. The processes are forked before
+# torch has done any work, because importing torch and its compiler takes longer than the runs. Each
+# process ends by SIGKILL at its place.
 SCRIPT = '''
 import json, os, random, signal, sys
 
@@ -145,7 +145,7 @@ main(*sys.argv[1:])
 
 
 def live(folder: Path, optimizer: str, *deaths: str) -> list[list[Any]]:
-    """For each life: what killed it, its exit code, the epoch of the checkpoint, files there."""
+    """For each process: its death, its exit code, the epoch of the checkpoint, and the files."""
     folder.mkdir()
     (folder / "script.py").write_text(SCRIPT)
     done = subprocess.run(
@@ -170,17 +170,17 @@ def test_killed_run_ends_as_one_that_never_stopped(tmp_path: Path, optimizer: st
         optimizer,
         "batch 9",  # in the middle of epoch 1
         "replace 1",  # epoch 1 is trained and its checkpoint written, but not in its place
-        "fsync 1",  # the same, and its file may not be on the disk
+        "fsync 1",  # the same, but the file may not be on the disk yet
         "batch 1",  # at the very start of epoch 1
         "written 2",  # right after the checkpoint of epoch 2
-        "fsync 4",  # epochs 3 and 4; their files are in place, the folder's entry perhaps not
+        "fsync 4",  # epochs 3 and 4: their files are in place, maybe not the folder's entry
         "batch 7",  # in the middle of a late epoch
         "end 0",
     )
     assert killed == [
         ["batch 9", -9, 1, 1],
         ["replace 1", -9, 1, 2],  # with the temporary folder left behind
-        ["fsync 1", -9, 1, 2],  # the one before was removed, this is another
+        ["fsync 1", -9, 1, 2],  # the earlier folder was removed; this is a new one
         ["batch 1", -9, 1, 1],
         ["written 2", -9, 3, 2],
         ["fsync 4", -9, 5, 1],

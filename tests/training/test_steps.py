@@ -1,4 +1,4 @@
-"""Steps of the optimiser: those of finite losses alone, with and without waiting for the device."""
+"""Steps of the optimiser, only for finite losses, with and without waiting for the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 def batches(count: int, bad: dict[int, float]) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and ids of batches; that of each number in ``bad`` has the value in its second row."""
+    """Inputs and ids of batches. Batches in ``bad`` have the value in their second row."""
     random = torch.Generator().manual_seed(5)
     made = []
     for number in range(count):
@@ -34,7 +34,7 @@ def batches(count: int, bad: dict[int, float]) -> list[tuple[Tensor, Tensor]]:
 def train(
     optimizer: str, fused: bool, data: list[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, list[LeftOut], int]:
-    """The weights at the end, what was left out, and the number of finite batches."""
+    """The final weights, the batches left out, and the number of finite batches."""
     layer = nn.Linear(3, 1)
     nn.init.constant_(layer.weight, 0.2)
     nn.init.zeros_(layer.bias)
@@ -89,5 +89,5 @@ def test_a_fused_optimizer_is_asked_after_its_first_step_and_then_seldom() -> No
         if steps.full:
             asked.append(number)
             steps.look()
-    # The first one is bad, the second one decides.
+    # The first batch is bad, so the host decides about the second.
     assert asked == [0, LOOK_EVERY + 1, 2 * LOOK_EVERY + 1]

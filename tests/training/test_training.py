@@ -1,4 +1,4 @@
-"""fast_prune: every form of data and option, and what the result says."""
+"""fast_prune: every form of data, every option, and the result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_forms_of_the_same_samples_give_the_same_set(form: str) -> None:
 
 
 def cats_and_dogs(folder: Path) -> nn.Module:
-    """24 images of 6 x 6 pixels and a file that is none; gives a model for them."""
+    """24 images of 6 x 6 pixels and a broken file; returns a model for them."""
     image = pytest.importorskip("PIL.Image")
     random = np.random.default_rng(0)
     for number in range(24):
@@ -167,7 +167,7 @@ def test_validation_data() -> None:
     assert len(seen) == 4 * 50  # once in every epoch
     assert all(torch.equal(row, held_x[place % 50]) for place, row in enumerate(seen))
     for entry in result.history:
-        assert entry["samples_evaluated"] == 0  # none of the dataset
+        assert entry["samples_evaluated"] == 0  # not from the dataset
         assert math.isfinite(entry["validation_loss"])
     assert result.history[0]["samples_read"] == 450  # nothing held out
     assert result.config["held_out"] == 0
@@ -222,7 +222,7 @@ def test_own_optimizer() -> None:
 
     check_exact(prune(blobs(50), optimizer=sgd), 30)
     assert len(made) == 1
-    assert made[0].param_groups[0]["lr"] == 0.07  # no schedule of ours
+    assert made[0].param_groups[0]["lr"] == 0.07  # the user's schedule
 
 
 def test_own_optimizer_and_scheduler() -> None:
@@ -283,7 +283,7 @@ def test_exactly_k(keep_ratio: float, epochs: int) -> None:
     check_exact(result, math.floor(keep_ratio * 75 + 0.5))
 
 
-# --- what the result says
+# --- the result
 
 
 def test_result_equals_independent_counts() -> None:

@@ -1,4 +1,4 @@
-"""fast_prune: what it refuses, and what becomes of a run with broken samples or a full disk."""
+"""fast_prune: errors for bad arguments, runs with broken samples, and full disks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adapruner.training.checkpoint import load_checkpoint
 pytestmark = pytest.mark.usefixtures("seeded")
 
 
-# --- what is refused
+# --- bad arguments
 
 
 class Stream(IterableDataset[Any]):
@@ -182,7 +182,7 @@ def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
     if held_out:
         assert not caught
         assert result.gate_logits[broken] == -1000
-    else:  # known for what it is, and not read again
+    else:  # noted as unreadable, and not read again
         assert result.unreadable == [(broken, "its input is not finite")]
         assert result.gate_logits[broken] == -torch.inf
         assert [str(warning.message) for warning in caught] == [
@@ -192,7 +192,7 @@ def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
             "their samples as not_finite",
         ]
     assert result.gate_logits.isfinite().sum() == 419 + held_out
-    # And nothing is held back because of it.
+    # It does not make the controller pause.
     assert not result.forced
     assert all(math.isfinite(entry["validation_loss"]) for entry in result.history)
 
@@ -254,7 +254,7 @@ def test_nothing_but_nan_is_an_error_and_the_checkpoint_stands(tmp_path: Path) -
     state = load_checkpoint(tmp_path)
     assert state["pruner"]["epoch"] == 2
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
-    # Where the cause is gone, the run goes on from there.
+    # Without the cause, the run resumes from there.
     result = prune((x, y), nn.Linear(5, 3), checkpoint_dir=tmp_path)
     assert [entry["epoch"] for entry in result.history] == [0, 1, 2, 3]
 
@@ -312,7 +312,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
 
 def fill(path: Path) -> None:
-    """Fill the disk of ``path``; where it is no disk of its own, let files have 1 KiB at most."""
+    """Fill the disk of ``path``. If it is not a separate disk, limit files to 1 KiB."""
     if not os.path.ismount(path.parent):
         resource.setrlimit(
             resource.RLIMIT_FSIZE, (1 << 10, resource.getrlimit(resource.RLIMIT_FSIZE)[1])

@@ -33,7 +33,7 @@ def find_method(name: str) -> Method:
         ValueError: no method has this name.
 
     Warns:
-        DeprecationWarning: the name is an old one.
+        DeprecationWarning: the name is the name of an old version.
     """
     if name in OLD_NAMES:
         warnings.warn(

@@ -28,6 +28,6 @@ def _ranked(gates: Gates) -> Tensor:
     return gates.logits.masked_fill(gates.logits == 1, NEVER_FINITE)
 
 
-# The constants of the paper. An easy sample (ℓ = 0.01) has a pressure of 4.6, a wrong one (ℓ = 4)
-# of 2.6.
+# The constants of the paper. An easy sample (ℓ = 0.01) has a pressure of 4.6, and a wrong sample
+# (ℓ = 4) a pressure of 2.6.
 METHOD = Published(easy_weight=1.0)
