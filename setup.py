@@ -1,4 +1,4 @@
-"""A thin bridge: runs CMake with Ninja on CMakeLists.txt, which alone says how to build."""
+"""Runs CMake with Ninja. CMakeLists.txt describes the build."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLDEST_TORCH = (2, 9)
 
 
 def find_torch():
-    """The torch to build against; it is only ever the one of this very environment."""
+    """The torch to build against, which is always the one of this environment."""
     install = "install torch, then: pip install --no-build-isolation ."
     try:
         import torch
@@ -26,14 +26,12 @@ def find_torch():
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
-        sys.exit(
-            f"adapruner: torch {torch.__version__} is too old; version {oldest} or later is needed"
-        )
+        sys.exit(f"adapruner: torch must have version {oldest} or later; found {torch.__version__}")
     return torch
 
 
 def find_program(name: str) -> str:
-    """A program by name, beside this Python first (pip puts cmake and ninja there)."""
+    """The path of a program. Looks beside this Python first, where pip puts cmake and ninja."""
     found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if found is None:
         sys.exit(
@@ -43,7 +41,7 @@ def find_program(name: str) -> str:
 
 
 def find_compiler() -> str:
-    """The C++ compiler: $CXX, or the first usual one there is."""
+    """The C++ compiler: $CXX, or the first usual one that is found."""
     names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in names:
         if found := shutil.which(name):
@@ -55,9 +53,10 @@ def find_compiler() -> str:
 
 
 def cuda_architectures(torch) -> str:
-    """What CUDA kernels are built for, in torch's notation; empty for cmake/cuda.cmake's default.
+    """The architectures of the CUDA kernels, in torch's notation.
 
-    TORCH_CUDA_ARCH_LIST where it is set, otherwise the GPUs of this machine.
+    They come from TORCH_CUDA_ARCH_LIST if it is set, otherwise from the GPUs of this machine. If
+    there are none, the result is empty, and cmake/cuda.cmake uses its default.
     """
     if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return chosen

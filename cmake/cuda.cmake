@@ -1,12 +1,14 @@
-# Whether, with what and for what CUDA kernels are built.
-#   in   ADAPRUNER_CUDA: auto, on or off; TORCH_CUDA_VERSION: empty for a torch without CUDA;
-#        CUDA_ARCH_LIST: in torch's notation, empty for the default list; in the environment
-#        CUDACXX, an nvcc, or CUDA_HOME
-#   out  the language CUDA is enabled, CUDA_ARCHITECTURE_NAMES says for what; or NO_CUDA says why not
-# No GPU is needed, and no part of the toolkit beside nvcc and the headers it comes with.
+# Decides whether CUDA kernels are built, with which nvcc, and for which architectures.
+#   in   ADAPRUNER_CUDA           auto, on or off
+#        TORCH_CUDA_VERSION       empty for a torch without CUDA
+#        CUDA_ARCH_LIST           in torch's notation; empty for the default list
+#        CUDACXX, CUDA_HOME       environment variables that name an nvcc
+#   out  CUDA_ARCHITECTURE_NAMES  the architectures; the language CUDA is enabled
+#        NO_CUDA                  the reason why no kernels are built; empty if they are
+# No GPU is needed. Of the CUDA toolkit, only nvcc and its headers are needed.
 
-# The architectures of CUDA_ARCH_LIST, or of the default as far as nvcc knows them, as
-# CMAKE_CUDA_ARCHITECTURES.
+# Sets CMAKE_CUDA_ARCHITECTURES from CUDA_ARCH_LIST. If that is empty, the default architectures that
+# nvcc knows are used.
 function(choose_cuda_architectures nvcc)
   execute_process(COMMAND "${nvcc}" --list-gpu-arch OUTPUT_VARIABLE known)
   string(REGEX MATCHALL "[0-9]+" known "${known}")
@@ -28,7 +30,7 @@ function(choose_cuda_architectures nvcc)
     set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}")
     if(NOT number IN_LIST known)
       message(FATAL_ERROR "${nvcc} does not know the architecture ${name} (of TORCH_CUDA_ARCH_LIST, or "
-        "of a GPU of this machine where that is not set); expected one of: ${known}")
+        "of a GPU of this machine if that is not set); expected one of: ${known}")
     endif()
     if(CMAKE_MATCH_4)
       list(APPEND architectures "${number}${CMAKE_MATCH_3}")
@@ -69,9 +71,9 @@ endif()
 
 if(NOT NO_CUDA)
   choose_cuda_architectures("${NVCC}")
-  # torch has the runtime, and brings it.
+  # torch ships the runtime.
   set(CMAKE_CUDA_RUNTIME_LIBRARY None)
-  if(NOT CMAKE_CUDA_COMPILER)  # tried before, and now again
+  if(NOT CMAKE_CUDA_COMPILER)  # an earlier try failed; try again
     unset(CMAKE_CUDA_COMPILER CACHE)
   endif()
   set(ENV{CUDACXX} "${NVCC}")

@@ -40,10 +40,11 @@ using MaskedLinearCrossEntropySignature =
                                                                int64_t, double, bool, bool, bool);
 
 void refuse_second_derivative() {
-  TORCH_CHECK(!at::GradMode::is_enabled(),
-              "adapruner's masked cross entropy forms its gradient in the forward pass and has no "
-              "second derivative (create_graph=True); use masked_loss over "
-              "torch.nn.functional.cross_entropy(..., reduction=\"none\") instead");
+  TORCH_CHECK(
+      !at::GradMode::is_enabled(),
+      "the masked cross entropy has no second derivative, because it computes its gradient in the "
+      "forward pass; found create_graph=True. Use masked_loss over "
+      "torch.nn.functional.cross_entropy(..., reduction=\"none\")");
 }
 
 // False for a tensor that is traced or wrapped by torch.compile, a tensor subclass or vmap.
@@ -169,8 +170,8 @@ class MaskedCrossEntropy : public torch::autograd::Function<MaskedCrossEntropy> 
     if (!upstream[0].defined()) return gradients;
     refuse_second_derivative();
     TORCH_CHECK(ctx->saved_data.count("nothing") == 0,
-                "masked_cross_entropy was called with compute_gradient=False and cannot be "
-                "differentiated");
+                "masked_cross_entropy must be called with compute_gradient=True to be "
+                "differentiated; found compute_gradient=False");
     const Tensor gradient = saved_gradient(ctx);
     gradients[0] = scaled(gradient, factor_of(gradient, upstream[0]));
     return gradients;
@@ -195,8 +196,8 @@ class MaskedCrossEntropyInPlace : public torch::autograd::Function<MaskedCrossEn
     if (!upstream[0].defined()) return gradients;
     refuse_second_derivative();
     TORCH_CHECK(ctx->saved_data.count("used") == 0,
-                "backward a second time through a loss that has overwritten its logits; leave out "
-                "overwrite_logits=True to keep the graph");
+                "the backward pass of a loss that has overwritten its logits can run once; found a "
+                "second backward pass. Leave out overwrite_logits=True to keep the graph");
     ctx->saved_data["used"] = true;
     static auto scale = find_operator<void(Tensor&, const Tensor&)>("adapruner::scale_gradient_");
     gradients[0] = saved_gradient(ctx);
@@ -253,9 +254,9 @@ class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCr
     for (int64_t i = 0; i < ctx->saved_data["inputs"].toInt(); ++i) {
       if (!ctx->needs_input_grad(i)) continue;
       TORCH_CHECK(computed.get(i),
-                  "masked_linear_cross_entropy was called with "
-                  "compute_{input,weight,bias}_gradient=False for a tensor that a gradient is now "
-                  "asked for");
+                  "masked_linear_cross_entropy must be called with "
+                  "compute_{input,weight,bias}_gradient=True for a tensor that needs a gradient; "
+                  "found False");
       gradients[i] = scaled(saved[i], upstream[0]);
     }
     return gradients;
@@ -315,8 +316,10 @@ CrossEntropyInPlaceResults masked_cross_entropy__autograd(
     torch::autograd::impl::bump_version(logits);
     return results;
   }
-  TORCH_CHECK(!logits.is_leaf(),
-              "masked_cross_entropy_ cannot overwrite a leaf tensor that requires grad");
+  TORCH_CHECK(
+      !logits.is_leaf(),
+      "the logits of masked_cross_entropy_ must not be a leaf that requires grad, because they are "
+      "overwritten; found a leaf");
   CrossEntropyInPlaceResults results;
   std::get<0>(results) = MaskedCrossEntropyInPlace::apply(logits, with, results);
   return results;

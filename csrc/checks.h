@@ -25,8 +25,8 @@ inline void check_floats(const at::Tensor& tensor, const char* name) {
 }
 
 inline void check_device(const at::Tensor& tensor, const at::Tensor& like, const char* name) {
-  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, " is on ", tensor.device(),
-                    "; expected ", like.device(), ", where the first argument is");
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, " must be on ", like.device(),
+                    ", the device of the first argument; found ", tensor.device());
 }
 
 inline void check_gate_logits(const at::Tensor& gate_logits) {
@@ -40,8 +40,8 @@ inline void check_state(const at::Tensor& state) {
   TORCH_CHECK_TYPE(state.scalar_type() == at::kLong, "state must be int64; found ",
                    state.scalar_type());
   TORCH_CHECK_VALUE(state.dim() == 1 && state.size(0) == kStateSize && state.is_contiguous(),
-                    "state must be a contiguous tensor of shape [", kStateSize, "]; found shape ",
-                    state.sizes());
+                    "state must be contiguous and have shape [", kStateSize, "]; found shape ",
+                    state.sizes(), " and strides ", state.strides());
 }
 
 // Checks ids [B], gate_logits [N] and state of an operator on a batch.
@@ -61,8 +61,8 @@ inline void check_labels(const at::Tensor& target, at::IntArrayRef expected, con
                          const at::Tensor& gate_logits, const at::Tensor& state,
                          const std::optional<at::Tensor>& weight, double label_smoothing) {
   check_integers(target, "target");
-  TORCH_CHECK_VALUE(target.sizes() == expected, "target must have shape ", expected, ", that of ",
-                    without, "; found shape ", target.sizes());
+  TORCH_CHECK_VALUE(target.sizes() == expected, "target must have shape ", expected,
+                    ", the shape of ", without, "; found shape ", target.sizes());
   check_gates(ids, expected[0], gate_logits, state);
   TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1,
                     "label_smoothing must be in [0, 1]; found ", label_smoothing);
@@ -88,7 +88,7 @@ inline void check_cross_entropy(const at::Tensor& logits, const at::Tensor& targ
   TORCH_CHECK_VALUE(logits.dim() >= 2, "logits must have shape [B, C] or [B, C, ...]; found shape ",
                     logits.sizes());
   TORCH_CHECK_VALUE(logits.size(1) >= 1,
-                    "logits must have at least one class in dimension 1; found ", "shape ",
+                    "logits must have at least one class in dimension 1; found shape ",
                     logits.sizes());
   auto expected = logits.sizes().vec();
   expected.erase(expected.begin() + 1);
@@ -134,8 +134,8 @@ inline void check_masked_loss(const at::Tensor& sample_loss, const at::Tensor& i
                               const at::Tensor& gate_logits, const at::Tensor& state) {
   check_floats(sample_loss, "sample_loss");
   TORCH_CHECK_VALUE(sample_loss.dim() == 1,
-                    "sample_loss must have one dimension [B], a loss per "
-                    "sample (reduction=\"none\", averaged over a sample's own rows); found shape ",
+                    "sample_loss must have one dimension [B], one loss per sample "
+                    "(reduction=\"none\", and the mean over the rows of a sample); found shape ",
                     sample_loss.sizes());
   check_gates(ids, sample_loss.size(0), gate_logits, state);
   check_device(ids, sample_loss, "ids");
@@ -146,23 +146,27 @@ inline void check_masked_loss(const at::Tensor& sample_loss, const at::Tensor& i
 inline void check_age(const at::Tensor& gate_logits, const at::Tensor& age) {
   TORCH_CHECK_TYPE(age.scalar_type() == at::kByte, "age must be uint8; found ", age.scalar_type());
   TORCH_CHECK_VALUE(age.sizes() == gate_logits.sizes(), "age must have the shape of gate_logits, ",
-                    gate_logits.sizes(), "; found ", age.sizes());
+                    gate_logits.sizes(), "; found shape ", age.sizes());
   check_device(age, gate_logits, "age");
 }
 
 // Checks age [N] for operators that update the gates in place.
 inline void check_age_in_place(const at::Tensor& gate_logits, const at::Tensor& age) {
   check_age(gate_logits, age);
-  TORCH_CHECK_VALUE(gate_logits.is_contiguous() && age.is_contiguous(),
-                    "gate_logits and age are written in place and must be contiguous");
+  for (const auto& [tensor, name] : {std::pair{&gate_logits, "gate_logits"}, {&age, "age"}}) {
+    TORCH_CHECK_VALUE(tensor->is_contiguous(), name,
+                      " must be contiguous, because it is updated in place; found strides ",
+                      tensor->strides());
+  }
 }
 
 inline void check_last_loss(const at::Tensor& gate_logits, const at::Tensor& last_loss) {
   TORCH_CHECK_TYPE(last_loss.scalar_type() == at::kFloat, "last_loss must be float32; found ",
                    last_loss.scalar_type());
   TORCH_CHECK_VALUE(last_loss.sizes() == gate_logits.sizes() && last_loss.is_contiguous(),
-                    "last_loss must be contiguous, of the shape of gate_logits, ",
-                    gate_logits.sizes(), "; found ", last_loss.sizes());
+                    "last_loss must be contiguous and have the shape of gate_logits, ",
+                    gate_logits.sizes(), "; found shape ", last_loss.sizes(), " and strides ",
+                    last_loss.strides());
   check_device(last_loss, gate_logits, "last_loss");
 }
 
@@ -183,8 +187,8 @@ inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& a
   check_floats(pressure, "pressure");
   check_floats(sample_loss, "sample_loss");
   TORCH_CHECK_VALUE(sample_loss.sizes() == pressure.sizes(),
-                    "sample_loss must have the shape of pressure, ", pressure.sizes(), "; found ",
-                    sample_loss.sizes());
+                    "sample_loss must have the shape of pressure, ", pressure.sizes(),
+                    "; found shape ", sample_loss.sizes());
   check_age_in_place(gate_logits, age);
   check_device(state, gate_logits, "state");
   check_device(ids, gate_logits, "ids");
@@ -197,16 +201,17 @@ inline void check_first_loss_scale(const at::Tensor& pressure, const at::Tensor&
                                    const at::Tensor& sample_loss) {
   TORCH_CHECK_TYPE(pressure.scalar_type() == at::kFloat, "pressure must be float32; found ",
                    pressure.scalar_type());
-  TORCH_CHECK_VALUE(pressure.dim() == 1 && pressure.is_contiguous(),
-                    "pressure is written in place and must be contiguous, of shape [B]; found "
-                    "shape ",
-                    pressure.sizes());
+  TORCH_CHECK_VALUE(
+      pressure.dim() == 1 && pressure.is_contiguous(),
+      "pressure must be contiguous, because it is updated in place, and have shape [B]; "
+      "found shape ",
+      pressure.sizes(), " and strides ", pressure.strides());
   check_state(state);
   check_device(state, pressure, "state");
   check_floats(sample_loss, "sample_loss");
   TORCH_CHECK_VALUE(sample_loss.sizes() == pressure.sizes(),
-                    "sample_loss must have the shape of pressure, ", pressure.sizes(), "; found ",
-                    sample_loss.sizes());
+                    "sample_loss must have the shape of pressure, ", pressure.sizes(),
+                    "; found shape ", sample_loss.sizes());
   check_device(sample_loss, pressure, "sample_loss");
 }
 
@@ -225,18 +230,17 @@ inline void check_topk(const at::Tensor& gate_logits, int64_t k,
 
 // Errors in values that kernels have found. An index of −1 means no error.
 inline void check_no_nan(int64_t first_nan) {
-  TORCH_CHECK_VALUE(first_nan < 0, "gate_logits[", first_nan,
-                    "] is NaN; a gate logit must be a number");
+  TORCH_CHECK_VALUE(first_nan < 0, "gate_logits[", first_nan, "] must be a number; found NaN");
 }
 
 [[noreturn]] inline void refuse_segment(int64_t index, int64_t segment, int64_t count) {
-  TORCH_CHECK_VALUE(false, "segments[", index, "] is ", segment, "; expected a segment in [0, ",
-                    count, "), or -1 for none");
+  TORCH_CHECK_VALUE(false, "segments[", index, "] must be a segment in [0, ", count,
+                    "), or -1 for none; found ", segment);
 }
 
 [[noreturn]] inline void refuse_quota(int64_t segment, int64_t quota, int64_t size) {
-  TORCH_CHECK_VALUE(false, "quotas[", segment, "] is ", quota, "; segment ", segment, " has ", size,
-                    " values, so its quota must be in [0, ", size, "]");
+  TORCH_CHECK_VALUE(false, "quotas[", segment, "] must be in [0, ", size,
+                    "], the number of values in segment ", segment, "; found ", quota);
 }
 
 inline void check_key_range(const at::Tensor& key_range) {

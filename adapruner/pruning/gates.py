@@ -190,15 +190,15 @@ class Gates:
         if kind == 0:
             return
         noted.zero_()
-        late = " (found on the GPU in an earlier batch)"
+        late = " on the GPU in an earlier batch"
         if kind == _C.error_kinds["id"]:
-            expected = f"expected a dataset index in [0, {len(self.logits)})"
-            raise IndexError(f"ids[{place}] is {value}; {expected}{late}")
+            expected = f"a dataset index in [0, {len(self.logits)})"
+            raise IndexError(f"ids[{place}] must be {expected}; found {value}{late}")
         if kind == _C.error_kinds["target"]:
-            expected = "expected a class that the logits have, or ignore_index"
-            raise IndexError(f"target.flatten()[{place}] is {value}; {expected}{late}")
+            expected = "a class that the logits have, or ignore_index"
+            raise IndexError(f"target.flatten()[{place}] must be {expected}; found {value}{late}")
         (loss,) = struct.unpack("d", struct.pack("q", value))
-        raise ValueError(f"sample_loss[{place}] is {loss}; expected a loss of at least 0{late}")
+        raise ValueError(f"sample_loss[{place}] must be at least 0; found {loss}{late}")
 
     def end_epoch(self) -> None:
         """End an epoch: set the loss scale, step unvisited gates, age samples, reset loss sums.

@@ -12,8 +12,8 @@ inline at::Tensor checked_ids(const at::Tensor& ids, int64_t gates) {
   const at::Tensor result = as_int64(ids);
   const int64_t* values = result.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < result.numel(); ++b) {
-    TORCH_CHECK_INDEX(values[b] >= 0 && values[b] < gates, "ids[", b, "] is ", values[b],
-                      "; expected a dataset index in [0, ", gates, ")");
+    TORCH_CHECK_INDEX(values[b] >= 0 && values[b] < gates, "ids[", b,
+                      "] must be a dataset index in [0, ", gates, "); found ", values[b]);
   }
   return result;
 }

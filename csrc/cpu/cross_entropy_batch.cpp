@@ -17,9 +17,9 @@ std::vector<int64_t> count_rows(const CrossEntropyBatch& batch) {
     for (int64_t i = b * batch.rows; i < (b + 1) * batch.rows; ++i) {
       if (target[i] == batch.ignore_index) continue;
       TORCH_CHECK_INDEX(target[i] >= 0 && target[i] < batch.classes, "target[", b, "] (row ",
-                        i - b * batch.rows, " of the sample) is ", target[i],
-                        "; expected a class in [0, ", batch.classes, ") or ignore_index ",
-                        batch.ignore_index);
+                        i - b * batch.rows, " of the sample) must be a class in [0, ",
+                        batch.classes, ") or ignore_index ", batch.ignore_index, "; found ",
+                        target[i]);
       ++counts[b];
     }
   }

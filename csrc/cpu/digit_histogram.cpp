@@ -18,8 +18,8 @@ Search<uint32_t> checked_search(const at::Tensor& key_range) {
   const int64_t* numbers = range.const_data_ptr<int64_t>();
   TORCH_CHECK_VALUE(
       kLowestKey <= numbers[0] && numbers[0] <= numbers[1] && numbers[1] <= kHighestKey,
-      "key_range must be two ascending keys in [", kLowestKey, ", ", kHighestKey,
-      "] and a rank; found ", numbers[0], " and ", numbers[1]);
+      "key_range must begin with two ascending keys in [", kLowestKey, ", ", kHighestKey,
+      "]; found ", numbers[0], " and ", numbers[1]);
   return search_in(numbers);
 }
 
@@ -54,9 +54,9 @@ at::Tensor narrowed_range_cpu(const at::Tensor& key_range, const at::Tensor& his
   const int64_t* counts = dense.const_data_ptr<int64_t>();
   int64_t inside = 0;
   for (int digit = 0; digit < kDigits; ++digit) inside += counts[digit];
-  TORCH_CHECK_VALUE(search.rank >= 1 && search.rank <= inside,
-                    "the rank of key_range must be in [1, ", inside,
-                    "], as many as the histogram counts in the range; found ", search.rank);
+  TORCH_CHECK_VALUE(
+      search.rank >= 1 && search.rank <= inside, "the rank of key_range must be in [1, ", inside,
+      "], the number of values that the histogram counts in the range; found ", search.rank);
   const DigitRank found = find_digit(counts, kDigits, search.rank);
   at::Tensor narrower = at::empty({3}, key_range.options());
   write_range(narrowed(search, found, 0), narrower.mutable_data_ptr<int64_t>());

@@ -33,8 +33,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_loss_cpu(const at::Tensor&
   const double balance = balance_pressure(s);
   double total = 0;
   for (int64_t b = 0; b < samples; ++b) {
-    TORCH_CHECK_VALUE(!(l[b] < 0), "sample_loss[", b, "] (dataset index ", id[b], ") is ", l[b],
-                      "; expected a loss of at least 0");
+    TORCH_CHECK_VALUE(!(l[b] < 0), "sample_loss[", b, "] (dataset index ", id[b],
+                      ") must be at least 0; found ", l[b]);
     const double weight = sample_weight(s, m[id[b]]);
     total += weight * l[b];
     pressures.mutable_data_ptr<float>()[b] = sample_pressure(s, balance, l[b], true);

@@ -29,8 +29,8 @@ inline at::ScalarType loss_type(const at::Tensor& tensor) {
 
 // A launch has fewer than 2³¹ blocks.
 inline void check_units(int64_t units) {
-  TORCH_CHECK_VALUE(units < int64_t{1} << 31, "the batch needs ", units,
-                    " blocks of threads; a GPU takes fewer than 2**31 of them");
+  TORCH_CHECK_VALUE(units < int64_t{1} << 31,
+                    "a batch must need fewer than 2**31 blocks of threads on a GPU; found ", units);
 }
 
 // A call on B samples whose losses are computed in units.
@@ -91,8 +91,8 @@ class CrossEntropyCall : public LossCall {
                    double label_smoothing)
       : LossCall(type, ids, gate_logits, state), target_(native_integers(target)) {
     constexpr int64_t kMostClasses = int64_t{1} << 30;
-    TORCH_CHECK_VALUE(classes < kMostClasses, "there are ", classes,
-                      " classes; expected fewer than 2**30 on a GPU");
+    TORCH_CHECK_VALUE(classes < kMostClasses,
+                      "there must be fewer than 2**30 classes on a GPU; found ", classes);
     batch.rows = batch.samples == 0 ? 0 : target.numel() / batch.samples;
     batch.classes = classes;
     batch.target = integers_of(target_);

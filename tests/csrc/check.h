@@ -1,5 +1,5 @@
-// Checks for the C++ tests of csrc/math/: no framework. A failed check is named on stderr and the
-// test goes on; main returns the result of failures().
+// Checks for the C++ tests, without a framework. A failed check is reported on stderr and the test
+// goes on. main returns the result of failures().
 #pragma once
 
 #include <iostream>

@@ -1,4 +1,4 @@
-// A batch for the kernels of the cross entropy, and what long double makes of it.
+// A batch for the cross entropy kernels, and its results in long double.
 #pragma once
 
 #define ADAPRUNER_EMULATE
@@ -22,13 +22,13 @@ struct Case {
   bool strided = false;
   double smoothing = 0;
   bool weights = false;
-  double ignored = 0;  // share of rows
+  double ignored = 0;  // share of ignored rows
   bool in_place = true;
   int64_t pad = 0;               // values between rows (strided: between classes)
   int64_t offset = 0;            // values before the first
-  double scale = 3;              // of the logits
-  double masked = 0;             // share of logits that are −inf, beside targets
-  int64_t units_per_launch = 0;  // 0: all units in one
+  double scale = 3;              // standard deviation of the logits
+  double masked = 0;             // share of logits that are −inf, except targets
+  int64_t units_per_launch = 0;  // 0: all units in one launch
   DeviceSize device{3, 64 * 1024};
 };
 
@@ -53,7 +53,7 @@ struct State {
 };
 
 template <typename T>
-double precision() {  // of a stored value
+double precision() {  // relative precision of a stored value
   return std::is_same_v<T, double>          ? 1e-13
          : std::is_same_v<T, float>         ? 1e-6
          : std::is_same_v<T, __nv_bfloat16> ? 4e-3
@@ -79,8 +79,8 @@ class Batch {
       weight.push_back(static_cast<A>(uniform(random_) + 0.1));
       total_weight += weight.back();
     }
-    // A row beside another, or a class; nothing behind the last value, so that a read of it is
-    // found.
+    // Rows (or classes) follow one another. Nothing follows the last value, so that a read beyond
+    // it is found.
     const int64_t inner = (with.strided ? with.rows : with.classes) + with.pad;
     const int64_t outer = with.strided ? with.classes : with.rows;
     strides = with.strided ? Strides{outer * inner, 1, inner} : Strides{outer * inner, inner, 1};
@@ -137,7 +137,7 @@ class Batch {
     const int64_t step = c.units_per_launch == 0 ? plan.units : c.units_per_launch;
     for (int64_t begin = 0; begin < plan.units; begin += step) {
       const int64_t end = std::min(begin + step, plan.units);
-      // As the linear operator has them: the rows of these units alone.
+      // The linear operator passes only the rows of these units.
       const UnitRows first = rows_of(plan, c.samples, c.rows, begin);
       const int64_t origin =
           c.strided || c.units_per_launch == 0 ? 0 : first.sample * c.rows + first.first;
@@ -206,7 +206,7 @@ class Batch {
     std::cerr << what << ": " << double(found) << " is not " << double(expected) << "\n";
   }
 
-  // The loss of a row, after a look at its gradient.
+  // Checks the gradient of a row and returns its loss.
   long double check_row(int64_t b, int64_t r, bool takes_part, long double scale) {
     const Case& c = with_;
     const int64_t y = target[b * c.rows + r];
@@ -242,7 +242,7 @@ class Batch {
     return loss;
   }
 
-  // What is no logit is as it was.
+  // Values that are not logits must be unchanged.
   void check_between() {
     std::vector<bool> of_a_row(logits.size());
     for (int64_t b = 0; b < with_.samples; ++b) {

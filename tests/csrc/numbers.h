@@ -1,4 +1,4 @@
-// Numbers that are held to a relative error.
+// Comparison of numbers by their relative error.
 #pragma once
 
 #include <cmath>

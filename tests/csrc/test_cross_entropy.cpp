@@ -66,7 +66,7 @@ void rows_follow_their_definition() {
                 smoothing};
         for (Real& x : row.logits) x = reach * (uniform(random) - 0.5f);
         for (Real& w : row.weights) w = uniform(random) + 0.1f;
-        row.logits[row.target] -= 1;  // no loss of almost 0, whose relative error says little
+        row.logits[row.target] -= 1;  // avoids a loss near 0, whose relative error is large
         check_row<double>(row, 1e-12L);
         for (Real& x : row.logits) x = static_cast<float>(x);
         check_row<float>(row, 1e-4L);

@@ -1,4 +1,4 @@
-// How cross entropies are cut into units of work.
+// The units of work of cross entropies.
 #include "../../csrc/cuda/cross_entropy_plan.h"
 #include "../../csrc/linear_chunks.h"
 #include "check.h"
@@ -12,7 +12,7 @@ constexpr DeviceSize kH200{132, 227 * 1024}, kA100{108, 163 * 1024}, kSmall{20, 
 
 bool is_power_of_two(int x) { return x > 0 && (x & (x - 1)) == 0; }
 
-// What holds for every plan, and that its units have every row once, in order.
+// Checks properties that all plans have, and that the units contain every row once, in order.
 void holds(int64_t samples, int64_t rows, int64_t classes, int bytes, bool strided, bool smoothing,
            const DeviceSize& device, int64_t launches) {
   const CrossEntropyPlan plan =
@@ -93,7 +93,7 @@ void rows_are_read_once_where_they_fit() {
   const CrossEntropyPlan longer = on_h200(4096, 1, 128256, 2);
   CHECK_EQUAL(longer.threads, 1024);
   CHECK_EQUAL(longer.shared_packs + kHeldPacks * longer.row_threads, 128256 * 2 / 16);
-  const CrossEntropyPlan between = on_h200(4096, 1, 50304, 2);  // two blocks still fit
+  const CrossEntropyPlan between = on_h200(4096, 1, 50304, 2);  // two blocks fit
   CHECK_EQUAL(between.threads, 512);
   CHECK(between.shared_packs > 0);
 }

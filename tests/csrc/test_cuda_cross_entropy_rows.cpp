@@ -1,4 +1,4 @@
-// Kernels of the cross entropy in the emulator: rows of every length and layout.
+// Cross entropy kernels in the emulator, with rows of every length and layout.
 #include "cross_entropy_cases.h"
 
 namespace {
@@ -21,7 +21,7 @@ void narrow_rows() {
   each_type({.samples = 3, .rows = 200, .classes = 6, .ignored = 0.2});
 }
 
-// One warp for a row and more, heads and rests of every length.
+// One or more warps for a row. Heads and rests of every length.
 void wide_rows() {
   for (int64_t offset = 0; offset < 8; ++offset) {
     each_type({.samples = 3, .rows = 1, .classes = 263 - 2 * offset, .offset = offset});
@@ -39,7 +39,7 @@ void wide_rows() {
              .offset = 1});
 }
 
-// Beyond what registers hold: into shared memory, and beyond that.
+// Rows that do not fit the registers, and rows that do not fit shared memory either.
 void long_rows() {
   run<double>({.samples = 1, .rows = 1, .classes = 9001, .offset = 1});
   run<double>(

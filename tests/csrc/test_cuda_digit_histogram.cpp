@@ -1,5 +1,5 @@
-// csrc/cuda/digit_histogram.cuh in the emulator: histograms against counting, and a top-k of
-// several parts that share them against a stable sort of the whole.
+// csrc/cuda/digit_histogram.cuh in the emulator. Histograms are compared with plain counts. A top-k
+// of several parts that share histograms is compared with a stable sort of the whole.
 #define ADAPRUNER_EMULATE
 #include "../../csrc/cuda/digit_histogram.cuh"
 #include "check.h"
@@ -29,7 +29,7 @@ void histograms_are_counts() {
     CHECK(found == expected);
   }
   std::vector<int64_t> found(kDigits + 1, -1);
-  const int64_t given[3] = {-5, int64_t{1} << 40, 1};  // no keys: as far as there are any
+  const int64_t given[3] = {-5, int64_t{1} << 40, 1};  // not keys: clamped to the valid range
   count_key_digits(x.data(), 0, given, found.data(), 3, nullptr);
   CHECK(found == std::vector<int64_t>(kDigits + 1, 0));
 }

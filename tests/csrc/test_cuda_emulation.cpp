@@ -1,6 +1,6 @@
-// The emulator of tests/csrc/emulation/ itself, and the reductions of csrc/cuda/device.h in it:
-// what kernels do here must be what CUDA promises, and what is undefined there must end the
-// program.
+// Tests of the emulator in tests/csrc/emulation/, and of the reductions of csrc/cuda/device.h in
+// it. Kernels must do in the emulator the same as in CUDA. Code that is undefined in CUDA must end
+// the program.
 #define ADAPRUNER_EMULATE
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,7 +15,7 @@ namespace {
 
 using namespace adapruner::cuda;
 
-// Every thread of a grid of three dimensions, once.
+// Every thread of a three-dimensional grid runs once.
 __global__ void count_visits(int* visits) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
   const int z = blockIdx.z * blockDim.z + threadIdx.z;
@@ -26,11 +26,12 @@ void threads_and_blocks() {
   std::vector<int> visits(6 * 20 * 12);
   launch(count_visits, dim3(2, 4, 3), dim3(3, 5, 4), 0, nullptr, visits.data());
   for (const int count : visits) CHECK_EQUAL(count, 1);
-  launch(count_visits, 0, 32, 0, nullptr, visits.data());  // nothing
+  launch(count_visits, 0, 32, 0, nullptr, visits.data());  // launches nothing
   CHECK_EQUAL(visits[0], 1);
 }
 
-// Reverses a block's part through shared memory of both kinds; wrong without the barriers.
+// Reverses the part of a block through shared memory of both kinds. The result is wrong without
+// barriers.
 __global__ void reverse(const int* in, int* out) {
   __shared__ int fixed[1024];
   int* dynamic = dynamic_shared<int>();
@@ -53,7 +54,7 @@ void barriers_and_shared_memory() {
   }
 }
 
-// Threads that return early are not waited for; the others are counted.
+// Threads that return early are not waited for. The others are counted.
 __global__ void some_leave(int stay, int* counts) {
   if (static_cast<int>(threadIdx.x) >= stay) return;
   const int odd = __syncthreads_count(threadIdx.x % 2);
@@ -76,7 +77,7 @@ void early_exit() {
   }
 }
 
-// What each lane gets from every kind of shuffle and vote.
+// The result of each lane from every kind of shuffle and vote.
 __global__ void shuffles(long long* out) {
   const int i = threadIdx.x;
   const long long value = 1000 + i;
@@ -164,7 +165,7 @@ void reductions() {
     std::vector<float> in(threads), sums(threads), largest(threads);
     for (int i = 0; i < threads; ++i) in[i] = static_cast<float>((i * 37) % 101 - 50) / 8;
     launch(sum_block, 1, threads, 0, nullptr, in.data(), sums.data(), largest.data());
-    const float sum = std::accumulate(in.begin(), in.end(), 0.0f);  // exact at this size
+    const float sum = std::accumulate(in.begin(), in.end(), 0.0f);  // exact for sums of this size
     for (int i = 0; i < threads; ++i) {
       CHECK_EQUAL(sums[i], sum);
       CHECK_EQUAL(largest[i], *std::max_element(in.begin(), in.end()));
@@ -172,7 +173,7 @@ void reductions() {
   }
 }
 
-// The nearest representable number, found among all.
+// The nearest representable number, by a search over all of them.
 void halves() {
   for (unsigned bits = 0; bits < 0x7c00; ++bits) {
     const __half x{static_cast<uint16_t>(bits)}, next{static_cast<uint16_t>(bits + 1)};

@@ -1,4 +1,4 @@
-// csrc/cuda/errors.h in the emulator: which of many offenders is told.
+// csrc/cuda/errors.h in the emulator: which of several errors is kept.
 #define ADAPRUNER_EMULATE
 #include <vector>
 

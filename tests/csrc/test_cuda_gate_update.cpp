@@ -1,5 +1,5 @@
-// csrc/cuda/gate_update.cuh in the emulator, against a sequential update of the same batch that is
-// written with a map, one visit at a time: the same bits.
+// csrc/cuda/gate_update.cuh in the emulator, compared bit by bit with a sequential update of the
+// same batch, which is written with a map and visits one sample at a time.
 #define ADAPRUNER_EMULATE
 #include <cmath>
 #include <limits>
@@ -68,7 +68,7 @@ struct Batch {
   std::vector<int64_t> ids;
   std::vector<Real> pressure, loss;
 
-  // Ids drawn from the first `distinct` ones.
+  // Draws ids from the first `distinct` ids.
   Batch(int64_t size, int64_t distinct, unsigned seed = 5) : ids(size), pressure(size), loss(size) {
     std::mt19937_64 random(seed);
     std::uniform_int_distribution<int64_t> id(0, std::max<int64_t>(distinct - 1, 0));
@@ -168,7 +168,7 @@ void sizes_and_repeats() {
   }
   compare(Gates(1), Batch<float>(40, 1));
   compare(Gates(5000, 4, 0.1), Batch<float>(300, 7));
-  compare(Gates(9, 4, 5.0), Batch<double>(200, 1));  // all of one
+  compare(Gates(9, 4, 5.0), Batch<double>(200, 1));  // one id
   compare<kUpdateThreads>(Gates(3000), Batch<float>(1100, 2500));
   compare<32>(Gates(300), Batch<float>(100, 40));
 }
@@ -199,7 +199,7 @@ void visits_that_are_not_finite() {
       if (kind == 4) batch.loss[b] = kInfinity;
     }
     const Gates once = compare(gates, batch);
-    compare(once, batch);  // there is no room for more ids
+    compare(once, batch);  // the table has no room for more ids
     Batch<float> none(40, 100);
     none.pressure.assign(40, kNaN);
     compare(gates, none);
@@ -232,7 +232,7 @@ void bad_ids_are_noted_and_take_no_part() {
   CHECK_EQUAL(twice.state[kErrorPlace], 40);
 }
 
-// Ids that are all one block's, many more than its table holds.
+// Ids that all belong to one block, many more than its table holds.
 void a_share_beyond_its_table_is_cut() {
   const int64_t size = 4096;
   std::vector<int64_t> ids;
@@ -245,7 +245,7 @@ void a_share_beyond_its_table_is_cut() {
   compare<256>(Gates(ids.back() + 1), batch);
 }
 
-// Ids with the same first slot, more than there are probes.
+// More ids with the same first slot than there are probes.
 void ids_that_begin_their_probes_together() {
   std::vector<int64_t> ids;
   for (int64_t id = 0; ids.size() < 300; ++id) {
@@ -293,7 +293,7 @@ void drift() {
   }
 }
 
-// The scale is the mean in the order of the CPU's lanes, written out here.
+// The scale is the mean in the lane order of the CPU, which is written out here.
 template <int kThreads, typename Real>
 void first_batch_of_size(int64_t size, bool running, bool first) {
   Gates gates(10);

@@ -32,7 +32,7 @@ void a_launch_that_failed_leaves_no_error_behind() {
   CHECK_EQUAL(blocks, 2);
 }
 
-// A limit lowered by a small launch would make a large one of another thread fail.
+// If a small launch lowered the limit, a large launch of another thread would fail.
 void the_limit_of_shared_memory_is_set_once_to_all_there_is() {
   const auto& runtime = emulation::runtime();
   const int before = runtime.limits_set;

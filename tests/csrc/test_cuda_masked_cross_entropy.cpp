@@ -1,5 +1,5 @@
-// A batch's results from kernels in the emulator: the same whatever the order of blocks, however
-// units are spread over launches; and what becomes of bad batches.
+// Results of a batch from kernels in the emulator. They do not depend on the order of blocks, nor
+// on how units are shared among launches. Also the results of bad batches.
 #include "cross_entropy_cases.h"
 
 namespace {
@@ -45,7 +45,7 @@ void units_may_be_spread_over_launches() {
   }
 }
 
-// target and id: the offenders.
+// target and id: the wrong values.
 void bad_batches(const Case& with) {
   Batch<float> batch(with, 5);
   const int64_t all = with.samples * with.rows;
@@ -87,7 +87,7 @@ void gates_of_a_plain_mean_weigh_one() {
   }
 }
 
-// A row of −inf alone, one with +inf, one with NaN, and a target of −inf.
+// A row of −inf only, a row with +inf, a row with NaN, and a target of −inf.
 void losses_that_are_not_finite() {
   for (const bool strided : {false, true}) {
     for (const int64_t classes : {9, 300}) {

@@ -1,4 +1,4 @@
-// csrc/cuda/masked_loss.cuh in the emulator, against long double.
+// csrc/cuda/masked_loss.cuh in the emulator, compared with long double.
 #define ADAPRUNER_EMULATE
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-// csrc/cuda/oldest_mask.cuh in the emulator, against a sort by age and hash.
+// csrc/cuda/oldest_mask.cuh in the emulator, compared with a sort by age and hash.
 #define ADAPRUNER_EMULATE
 #include "../../csrc/cuda/oldest_mask.cuh"
 #include "check.h"
@@ -26,7 +26,7 @@ void oldest_are_those_of_a_sort(int64_t n, int ages, double share, int multiproc
   std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     return age[a] != age[b] ? age[a] > age[b] : hash(a) < hash(b);
   });
-  if (n % 8 != 0) candidates.back() |= 0x80;  // a spare bit is no candidate
+  if (n % 8 != 0) candidates.back() |= 0x80;  // a spare bit is not a candidate
   const auto most = static_cast<int64_t>(order.size());
   for (const int64_t count : {int64_t{0}, int64_t{1}, most / 3, most, most + 5}) {
     cases::Arena arena;

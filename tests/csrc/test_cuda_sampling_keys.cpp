@@ -1,4 +1,5 @@
-// csrc/cuda/sampling_keys.cuh in the emulator, to the bit against the formulas and the CPU's loop.
+// csrc/cuda/sampling_keys.cuh in the emulator, compared bit by bit with the formulas and the CPU's
+// loop.
 #define ADAPRUNER_EMULATE
 #include <cmath>
 #include <cstring>

@@ -1,4 +1,4 @@
-// csrc/cuda/scale_gradient.cuh in the emulator, against plain products.
+// csrc/cuda/scale_gradient.cuh in the emulator, compared with plain products.
 #define ADAPRUNER_EMULATE
 #include <random>
 #include <vector>
@@ -19,7 +19,7 @@ void products(int64_t n, int offset, int multiprocessors, double upstream) {
   const auto factor = static_cast<Accumulator<T>>(upstream);
   scale_gradient(gradient.data() + offset, out.data() + offset, n, &factor, multiprocessors,
                  nullptr);
-  CHECK_EQUAL(widen(out[offset + n]), 0);  // nothing beyond the end
+  CHECK_EQUAL(widen(out[offset + n]), 0);  // nothing is written beyond the end
   for (int64_t i = 0; i < n; ++i) {
     const auto exact = widen(gradient[offset + i]) * factor;
     CHECK_EQUAL(widen(out[offset + i]), widen(narrow<T>(exact)));

@@ -1,4 +1,4 @@
-// csrc/cuda/segmented_topk.cuh in the emulator, against a stable sort within every segment.
+// csrc/cuda/segmented_topk.cuh in the emulator, compared with a stable sort in every segment.
 #define ADAPRUNER_EMULATE
 #include "../../csrc/cuda/segmented_topk.cuh"
 #include "check.h"
@@ -22,7 +22,7 @@ struct Case {
   std::vector<T> segments;
   std::vector<int64_t> quotas;
 
-  // Segments in any order, or one after another; the quotas some share of each.
+  // Segments in random order or one after another. The quota is a share of the segment.
   Case(const std::string& kind, int64_t n, int64_t count, bool sorted, uint32_t seed = 3)
       : x(cases::values_of(kind, n)), segments(n), quotas(count, 0) {
     std::mt19937 random(seed);
@@ -95,13 +95,14 @@ void every_type_and_size() {
   for (const int64_t n : {1, 2, 3, 5, 127, 1025}) check_case<int16_t>("few values", n, 2, false, 1);
 }
 
-// More in the bins of thresholds than is stored at once, so that all values are counted again.
+// The bins of the thresholds contain more values than are stored at once. So all values are counted
+// again.
 void data_in_few_bins() {
   check_case<int16_t>("equal", 70001, 5, false, 1);
   check_case<int16_t>("two values", 70001, 300, false, 2);
 }
 
-// 96 KB of shared memory for the counters.
+// The counters take 96 KB of shared memory.
 void many_values_for_each_counter() { check_case<uint8_t>("normal", 197003, 60, false, 1); }
 
 void entries_of_many_values_give_the_same() {

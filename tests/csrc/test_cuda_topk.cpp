@@ -1,4 +1,4 @@
-// csrc/cuda/topk.cuh in the emulator, against a stable sort.
+// csrc/cuda/topk.cuh in the emulator, compared with a stable sort.
 #define ADAPRUNER_EMULATE
 #include <optional>
 
@@ -12,8 +12,8 @@ using namespace adapruner;
 using namespace adapruner::cuda;
 using cases::Arena;
 
-// By topk_mask, or with other limits for one block, and if `wide` with entries as for more than 2³²
-// values. A vector's own memory is aligned to 16 bytes.
+// Runs topk_mask, or Topk with other limits for one block. With `wide`, entries are as for more
+// than 2³² values. The memory of a vector is aligned to 16 bytes.
 void check_selection(const std::vector<float>& x, int64_t k, const std::vector<int64_t>& order,
                      int multiprocessors, std::optional<OneBlock> one_block = {},
                      bool wide = false) {
@@ -75,7 +75,7 @@ void entries_of_many_values_give_the_same() {
   }
 }
 
-// As for so many values that samples and bands are more than one block's work.
+// Samples and bands that are too large for one block.
 void more_than_one_block_searches() {
   for (const std::string& kind : cases::kinds()) {
     const std::vector<float> x = cases::values_of(kind, 17003);
@@ -118,7 +118,7 @@ void nothing_to_select_from() {
   CHECK(sums[0] == 0 && sums[1] == 0);
 }
 
-// The band's capacity, and the sample's size, for sizes that no test can hold.
+// The capacity of the band and the size of the sample, for sizes that are too large for a test.
 void plans_are_in_proportion() {
   for (const int64_t n : {int64_t{1} << 14, int64_t{1000000}, int64_t{1} << 31, int64_t{1} << 36}) {
     for (const double share : {1e-6, 0.3, 0.7, 0.999}) {
@@ -153,8 +153,8 @@ void check_calls(const std::string& kind, int64_t n, int64_t k, int launches) {
 void launches_are_few() {
   check_calls("normal", 4000, 2800, 2);      // pass, band
   check_calls("normal", 40000, 28000, 3);    // sample, pass, band
-  check_calls("normal", 200000, 140000, 4);  // and a digit of the band
-  check_calls("equal", 40000, 28000, 5);     // and two for ties
+  check_calls("normal", 200000, 140000, 4);  // and one digit of the band
+  check_calls("equal", 40000, 28000, 5);     // and two launches for ties
   check_calls("normal", 40000, 40000, 1);
 }
 

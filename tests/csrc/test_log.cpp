@@ -1,4 +1,4 @@
-// csrc/math/log.h against the standard library in long double.
+// csrc/math/log.h compared with the standard library in long double.
 #include <cmath>
 #include <limits>
 #include <random>

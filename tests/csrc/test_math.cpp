@@ -1,4 +1,4 @@
-// csrc/math/{exp,gate,state}.h against the standard library in long double.
+// csrc/math/{exp,gate,state}.h compared with the standard library in long double.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -30,7 +30,7 @@ uint32_t bits_of(float x) {
   return bits;
 }
 
-// A state of ordinary constants; the sums are those of `m`.
+// A state with ordinary constants and the sums of `m`.
 struct State {
   int64_t slots[kStateSize] = {};
 
@@ -65,7 +65,7 @@ void exp2_of_a_fraction_in_exact_arithmetic() {
 }
 
 void exp_nonpositive_is_as_close_as_it_says() {
-  // Every 211th float from −0 down to −87: all exponents, subnormal numbers too.
+  // Every 211th float from −0 down to −87: all exponents, and subnormal numbers.
   for (uint32_t bits = bits_of(-0.0f); bits <= bits_of(-87.0f); bits += 211) {
     const float x = from_bits(bits);
     const Real bound = 3e-7L + std::fabs(static_cast<Real>(x)) * 1e-7L;
@@ -127,7 +127,7 @@ void gates_are_sigmoids() {
     for (int i = 0; i < 30000; ++i) {
       const float m = logits(random);
       const Real expected = sigmoid(static_cast<Real>(slope) * m);
-      // The product k·m is rounded: an error of |k·m| units goes into the exponential.
+      // The product k·m is rounded. An error of |k·m| units goes into the exponential.
       const Real bound = 1e-15L + 1.2e-16L * std::fabs(static_cast<Real>(slope) * m);
       CHECK(near(gate(slope, m), expected, bound));
     }
@@ -154,7 +154,7 @@ void fixed_gates_are_gates_to_half_a_unit() {
       sum += error;
     }
     CHECK(worst <= 0.53L);
-    CHECK(std::fabs(sum / kCount) <= 0.01L);  // no drift: roundings go both ways
+    CHECK(std::fabs(sum / kCount) <= 0.01L);  // no drift: rounding errors cancel
   }
 }
 
@@ -176,7 +176,7 @@ void fixed_gates_at_their_ends() {
     CHECK_EQUAL(gate_fixed(0.0, m), kOne / 2);
     CHECK_EQUAL(gate_fixed(1e-300, m), kOne / 2);
   }
-  for (double slope : {0.5, 5.0}) {  // about where they saturate, and the bound on m
+  for (double slope : {0.5, 5.0}) {  // where gates saturate, and at the clamp of m
     for (float x = 19.0f; x < 50.0f; x += 0.25f) {
       const float m = x / static_cast<float>(slope);
       const Real closed = sigmoid(slope * static_cast<Real>(-m)) * kFixedOne;
@@ -211,7 +211,7 @@ void sums_of_fixed_gates_need_no_order_and_no_correction() {
   for (float x : m) mean += sigmoid(static_cast<Real>(1.3) * x);
   const Real size = static_cast<Real>(m.size());
   CHECK(std::fabs(forward / (kFixedOne * size) - mean / size) <= 0.5L / kFixedOne);
-  // Steps taken off and put on leave exactly what a recount finds.
+  // Updates of the sums by differences give exactly the sums of a recount.
   int64_t kept_up = forward;
   for (float& x : m) {
     const float after = x - 0.1f * logits(random);
@@ -293,7 +293,7 @@ void a_step_follows_its_formula() {
       CHECK(std::fabs(found - expected) <= 6.1e-8L * std::fabs(expected) + 1e-14L);
     }
     CHECK_EQUAL(stepped(state.slots, 0.7f, 0, 0.0), 0.7f);
-    CHECK_EQUAL(stepped(state.slots, -kInfinity, 5, -100.0), -kInfinity);  // closed for good
+    CHECK_EQUAL(stepped(state.slots, -kInfinity, 5, -100.0), -kInfinity);  // stays closed
     CHECK(std::isfinite(stepped(state.slots, 300.0f, 16, 1e30)));
     CHECK(std::isfinite(stepped(state.slots, -300.0f, 16, -1e30)));
   }

@@ -1,5 +1,4 @@
-// csrc/math/permutation.h: the grid, the rounds, and that they are undone by nothing but one
-// another.
+// csrc/math/permutation.h: the grid and the rounds.
 #include <vector>
 
 #include "../../csrc/math/permutation.h"
@@ -9,7 +8,7 @@ namespace {
 
 using namespace adapruner;
 
-// Every size has a grid of at least as many cells, and of few more.
+// The grid of every size has at least as many cells, and only a few more.
 void grid_is_as_small_as_it_can_be() {
   std::vector<uint64_t> sizes;
   for (uint64_t n = 1; n <= 3000; ++n) sizes.push_back(n);
@@ -56,7 +55,7 @@ void largest_sizes_stay_inside() {
   }
 }
 
-// Sums of two numbers below a range of up to 2³¹, and 2³² times a number taken apart.
+// Sums of two numbers below a range of up to 2³¹, and products with a number in 2³²nds.
 void words_stay_in_their_range() {
   for (const uint32_t range : {1u, 2u, 3u, 1000u, (1u << 31) - 1, 1u << 31}) {
     for (const uint32_t a : {0u, range / 3, range - 1}) {
@@ -71,7 +70,7 @@ void words_stay_in_their_range() {
   }
 }
 
-// Half of the bits of a mixed word change with any bit of its argument.
+// About half of the bits of a mixed word change with each bit of its argument.
 void words_are_well_mixed() {
   for (int bit = 0; bit < 64; ++bit) {
     int changed = 0;

@@ -1,4 +1,4 @@
-// csrc/math/sampling.h against the standard library in long double.
+// csrc/math/sampling.h compared with the standard library in long double.
 #include <cmath>
 #include <limits>
 #include <random>
@@ -15,7 +15,7 @@ void units_are_open() {
   CHECK_EQUAL(open_unit(0), std::ldexp(1.0, -53));
   CHECK_EQUAL(open_unit(~uint64_t{0}), std::nextafter(1.0, 0.0));
   CHECK_EQUAL(open_unit(uint64_t{1} << 63), 0.5 + std::ldexp(1.0, -53));
-  CHECK_EQUAL(open_unit(0xfff), open_unit(0));  // the lowest bits are left
+  CHECK_EQUAL(open_unit(0xfff), open_unit(0));  // the lowest bits are not used
   std::mt19937_64 random(1);
   for (int i = 0; i < 100000; ++i) {
     const uint64_t hash = random();
@@ -52,7 +52,7 @@ void keys_at_their_ends() {
   };
   const auto key = [&](double scale, float m) { return capped(scale, m, kInfinity); };
   for (const double scale : {2.0, 0.0, -2.0, 1e300}) {
-    CHECK_EQUAL(key(scale, -kInfinity), -kInfinity);  // excluded is excluded
+    CHECK_EQUAL(key(scale, -kInfinity), -kInfinity);  // an excluded sample stays excluded
     CHECK(std::isnan(key(scale, std::numeric_limits<float>::quiet_NaN())));
     for (const double ceiling : {-1e300, 0.0, 0.7}) {
       CHECK_EQUAL(capped(scale, -kInfinity, ceiling), -kInfinity);
@@ -64,14 +64,14 @@ void keys_at_their_ends() {
   CHECK_EQUAL(key(1e300, 1.0f), kInfinity);
   CHECK_EQUAL(key(0.0, 3e38f), static_cast<float>(0.5 + gumbel));
   CHECK_EQUAL(key(-1.5, 0.3f), static_cast<float>(-1.5 * double{0.3f} + 0.5 + gumbel));
-  // Above its ceiling m counts as that, not as the nearest float.
+  // m above its ceiling counts as the ceiling, not as the float nearest to it.
   const float at_ceiling = static_cast<float>(3.0 * 0.1 + 0.5 + gumbel);
   for (const float m : {0.1f, 2.0f, 3e38f, kInfinity}) {  // 0.1f is above 0.1
     CHECK_EQUAL(capped(3.0, m, 0.1), at_ceiling);
   }
   CHECK_EQUAL(capped(3.0, 0.0999f, 0.1), key(3.0, 0.0999f));
   CHECK_EQUAL(capped(0.0, kInfinity, 0.1), static_cast<float>(0.5 + gumbel));
-  CHECK_EQUAL(capped(1.0, -2.0f, -1e300), -kInfinity);  // of a product, not of an exclusion
+  CHECK_EQUAL(capped(1.0, -2.0f, -1e300), -kInfinity);  // from the product, not from an exclusion
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// csrc/math/topk.h against plain float comparisons, sorting and counting.
+// csrc/math/topk.h compared with plain comparisons of floats, sorting and counting.
 #include <algorithm>
 #include <cfloat>
 #include <functional>
@@ -15,7 +15,7 @@ using namespace adapruner;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// A number with random bits: every magnitude, subnormal ones and infinities too, but not NaN.
+// A number with random bits: every magnitude, subnormal numbers and infinities, but not NaN.
 float any_number(std::mt19937& random) {
   for (;;) {
     const uint32_t bits = random();
@@ -61,7 +61,7 @@ void keys_give_their_values_back() {
   CHECK_EQUAL(key_value(kZeroKey - 1), -FLT_TRUE_MIN);
 }
 
-// NaN may have any key, but none that a number has.
+// NaN may have any key that no number has.
 void nan_has_the_key_of_no_number() {
   for (uint32_t bits :
        {0x7f800001u, 0x7fc00000u, 0x7fffffffu, 0xff800001u, 0xffc00000u, 0xffffffffu}) {
@@ -80,7 +80,7 @@ void digits_cut_a_range_without_gaps() {
       const int shift = digit_shift(range, bits);
       const uint32_t last = digit_of(range.high, range.low, shift);
       CHECK(last >> bits == 0);
-      CHECK(shift == 0 || last >> (bits - 1) == 1);  // no coarser than needed
+      CHECK(shift == 0 || last >> (bits - 1) == 1);  // not coarser than needed
       CHECK_EQUAL(digit_of(range.low, range.low, shift), 0u);
       uint32_t next = range.low;
       for (uint32_t digit = 0; digit <= last; ++digit) {
@@ -141,7 +141,7 @@ void sample_has_one_member_from_each_stratum() {
   CHECK(sample_size(int64_t{1} << 50) <= int64_t{1} << 20);
 }
 
-// The ranks surround k's own, at a distance of a few standard deviations of it in a random sample.
+// The ranks surround the rank of k, at a few standard deviations of a random sample.
 void sample_ranks_surround_the_threshold() {
   const int64_t n = 10000000, size = 20000;
   for (int64_t k : {int64_t{1}, int64_t{1000}, n / 2, n * 7 / 10, n - 1}) {
@@ -156,7 +156,7 @@ void sample_ranks_surround_the_threshold() {
   std::mt19937 random(4);
   int outside = 0;
   for (int trial = 0; trial < 2000; ++trial) {
-    // How many of the sample are above the threshold of the keep ratio 0.7.
+    // Number of members of the sample above the threshold for the keep ratio 0.7.
     const int64_t above = std::binomial_distribution<int64_t>(1000, 0.7)(random);
     const SampleRanks ranks = bracket_ranks(n * 7 / 10, n, 1000);
     outside += above < ranks.high || above >= ranks.low;

@@ -1,4 +1,4 @@
-// Values to select from, and what a selection must be: a stable sort.
+// Values to select from, and the expected selection from a stable sort.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,8 @@ inline const std::vector<std::string>& kinds() {
   return all;
 }
 
-// Those of "misleading" kinds are not what the sample of adapruner::sample_index tells.
+// In "misleading" kinds, the members of the sample of adapruner::sample_index are unlike the other
+// values.
 inline std::vector<float> values_of(const std::string& kind, int64_t n, uint32_t seed = 1) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.8f, 0.3f);
@@ -60,7 +61,7 @@ inline std::vector<float> values_of(const std::string& kind, int64_t n, uint32_t
   return x;
 }
 
-// Indices of the values from the largest to the smallest, equal ones ascending.
+// Indices of the values from the largest to the smallest. Indices of equal values are ascending.
 inline std::vector<int64_t> stable_order(const std::vector<float>& x) {
   std::vector<int64_t> order(x.size());
   std::iota(order.begin(), order.end(), int64_t{0});
@@ -71,8 +72,8 @@ inline std::vector<int64_t> stable_order(const std::vector<float>& x) {
 inline void set(std::vector<uint32_t>& mask, int64_t i) { mask[i / 32] |= 1u << (i % 32); }
 inline std::vector<uint32_t> empty_mask(int64_t n) { return std::vector<uint32_t>((n + 31) / 32); }
 
-// Memory that a launcher asks for: each piece by itself, so that AddressSanitizer sees its bounds,
-// and holding nothing in particular.
+// Memory for a launcher. Each piece is allocated by itself, so that AddressSanitizer knows its
+// bounds, and is filled with garbage.
 class Arena {
  public:
   void* operator()(size_t bytes, adapruner::cuda::Memory) {

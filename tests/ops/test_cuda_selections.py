@@ -81,9 +81,9 @@ def test_the_first_nan_is_named(place: int) -> None:
     m[place] = m[-1] = float("nan")
     segments, quotas = torch.zeros(100_000, dtype=torch.int16), torch.tensor([10])
     for k in (0, 70_000, 100_000):
-        with pytest.raises(ValueError, match=rf"gate_logits\[{place}\] is NaN"):
+        with pytest.raises(ValueError, match=rf"gate_logits\[{place}\] must be .* found NaN"):
             ops.topk_mask(m.cuda(), k)
-    with pytest.raises(ValueError, match=rf"gate_logits\[{place}\] is NaN"):
+    with pytest.raises(ValueError, match=rf"gate_logits\[{place}\] must be .* found NaN"):
         ops.segmented_topk(m.cuda(), segments.cuda(), quotas.cuda())
 
 
@@ -115,13 +115,13 @@ def test_segments_and_quotas_of_any_integer_type(dtype: torch.dtype) -> None:
 
 def test_segments_and_quotas_out_of_range_are_named() -> None:
     m, segments = torch.zeros(5).cuda(), torch.tensor([0, 1, 1, -1, 1]).cuda()
-    with pytest.raises(ValueError, match=r"quotas\[1\] is 4; segment 1 has 3 values"):
+    with pytest.raises(ValueError, match=r"quotas\[1\] must be in \[0, 3\].* segment 1; found 4"):
         ops.segmented_topk(m, segments, torch.tensor([1, 4]).cuda())
-    with pytest.raises(ValueError, match=r"quotas\[0\] is -1"):
+    with pytest.raises(ValueError, match=r"quotas\[0\] must be in .*; found -1"):
         ops.segmented_topk(m, segments, torch.tensor([-1, 4]).cuda())
-    with pytest.raises(ValueError, match=r"segments\[1\] is 1; expected a segment in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"segments\[1\] must be a segment in \[0, 1\).*; found 1"):
         ops.segmented_topk(m, segments, torch.tensor([1]).cuda())
-    with pytest.raises(ValueError, match=r"quotas is on cuda:0; expected cpu"):
+    with pytest.raises(ValueError, match=r"quotas must be on cpu.*; found cuda:0"):
         ops.segmented_topk(m.cpu(), segments.cpu(), torch.tensor([1, 2]).cuda())
 
 
@@ -152,7 +152,7 @@ def test_sampling_keys(num_samples: int, scale: float, ceiling: float) -> None:
     strided = ops.sampling_keys(m.cuda()[1::3], age.cuda()[1::3], scale, 0.5, 5)
     expected = ops.sampling_keys(m[1::3], age[1::3], scale, 0.5, 5)
     assert torch.equal(strided.cpu().view(torch.int32), expected.view(torch.int32))
-    with pytest.raises(ValueError, match="age is on cpu; expected cuda:0"):
+    with pytest.raises(ValueError, match=r"age must be on cuda:0.*; found cpu"):
         ops.sampling_keys(m.cuda(), age, scale, 0.5, 5)
 
 

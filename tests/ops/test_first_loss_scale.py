@@ -102,7 +102,7 @@ def errors() -> dict[str, tuple[dict[str, Tensor], type[Exception], str]]:
         "strided": ({"pressure": torch.ones(8)[::2]}, ValueError, "pressure .* contiguous"),
         "dims": ({"pressure": torch.ones(2, 2)}, ValueError, r"shape \[2, 2\]"),
         "loss type": ({"sample_loss": torch.ones(4).long()}, TypeError, "sample_loss.*Long"),
-        "loss shape": ({"sample_loss": torch.ones(3)}, ValueError, r"\[4\]; found \[3\]"),
+        "loss shape": ({"sample_loss": torch.ones(3)}, ValueError, r"\[4\]; found shape \[3\]"),
         "state": ({"state": torch.zeros(8).long()}, ValueError, r"state must be.*\[8\]"),
     }
 

@@ -78,7 +78,7 @@ def test_errors() -> None:
     _, gates, losses = gates_of_ages("sampled", 5)
     with pytest.raises(TypeError, match="last_loss must be float32; found Double"):
         ops.gate_drift(gates.logits, gates.age, gates.state, losses.double())
-    with pytest.raises(ValueError, match=r"shape of gate_logits, \[301\]; found \[300\]"):
+    with pytest.raises(ValueError, match=r"shape of gate_logits, \[301\]; found shape \[300\]"):
         ops.gate_drift(gates.logits, gates.age, gates.state, losses[1:])
     with pytest.raises(TypeError, match="age must be uint8; found Int"):
         ops.gate_drift(gates.logits, gates.age.int(), gates.state, losses)

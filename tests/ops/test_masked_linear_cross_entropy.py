@@ -257,16 +257,20 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "target shape": (
         change(target=torch.ones(4).long()),
         ValueError,
-        r"target must have shape \[5\], that of input without its features; found shape \[4\]",
+        r"target must have shape \[5\], the shape of input without its features; found shape \[4\]",
     ),
     "target too large": (
         change(target=torch.tensor([0, 1, 33, 3, 40])),
         IndexError,
-        r"target\[2\] .*is 33; expected a class in \[0, 33\) or ignore_index -100",
+        r"target\[2\] .* must be a class in \[0, 33\) or ignore_index -100; found 33",
     ),
     "target negative": (change(target=torch.tensor([0, 1, 2, 3, -1])), IndexError, r"\[4\].* -1"),
     "ids shape": (change(ids=torch.ones(4).long()), ValueError, r"ids must have shape \[5\].*4"),
-    "id too large": (change(ids=torch.tensor([0, 50, 1, 2, 3])), IndexError, r"ids\[1\] is 50"),
+    "id too large": (
+        change(ids=torch.tensor([0, 50, 1, 2, 3])),
+        IndexError,
+        r"ids\[1\].*found 50",
+    ),
     "gates of float64": (change(gate_logits=torch.ones(50).double()), TypeError, "float32"),
     "short state": (change(state=torch.zeros(9).long()), ValueError, r"shape \[\d+\].*\[9\]"),
     "integer weight": (change(weight=torch.ones(33).long()), TypeError, "weight must be.*Long"),

@@ -170,22 +170,26 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative": (
         change(sample_loss=torch.tensor([0.5, 2.0, -0.25, -1.0])),
         ValueError,
-        r"sample_loss\[2\] \(dataset index 7\) is -0.25; expected a loss of at least 0",
+        r"sample_loss\[2\] \(dataset index 7\) must be at least 0; found -0.25",
     ),
     "minus infinity": (
         change(sample_loss=torch.tensor([0.5, -torch.inf, 0.0, 1.0])),
         ValueError,
-        r"sample_loss\[1\] \(dataset index 5\) is -inf",
+        r"sample_loss\[1\] \(dataset index 5\) must be at least 0; found -inf",
     ),
     "integers": (change(sample_loss=torch.ones(4).long()), TypeError, "sample_loss must be.*Long"),
     "reduced": (change(sample_loss=torch.ones(())), ValueError, r"reduction=\"none\".*\[\]"),
-    "rows": (change(sample_loss=torch.ones(4, 3)), ValueError, r"own rows.*\[4, 3\]"),
+    "rows": (change(sample_loss=torch.ones(4, 3)), ValueError, r"rows of a sample.*\[4, 3\]"),
     "ids shape": (change(ids=torch.arange(3)), ValueError, r"ids must have shape \[4\].*\[3\]"),
     "float ids": (change(ids=torch.ones(4)), TypeError, "ids must hold integers.*Float"),
-    "id too large": (change(ids=torch.tensor([1, 2, 3, 50])), IndexError, r"ids\[3\] is 50.*50\)"),
-    "id negative": (change(ids=torch.tensor([-1, 2, 3, 4])), IndexError, r"ids\[0\] is -1"),
+    "id too large": (
+        change(ids=torch.tensor([1, 2, 3, 50])),
+        IndexError,
+        r"ids\[3\].*50\); found 50",
+    ),
+    "id negative": (change(ids=torch.tensor([-1, 2, 3, 4])), IndexError, r"ids\[0\] .* found -1"),
     "gates": (change(gate_logits=torch.ones(50).half()), TypeError, "float32; found Half"),
-    "no gates": (change(gate_logits=torch.ones(0)), IndexError, r"ids\[0\] is 3.*\[0, 0\)"),
+    "no gates": (change(gate_logits=torch.ones(0)), IndexError, r"ids\[0\] .*\[0, 0\); found 3"),
     "state": (change(state=torch.zeros(3).long()), ValueError, r"state must be.*\[3\]"),
 }
 

@@ -210,7 +210,7 @@ def test_tensors_that_are_strided() -> None:
         (
             {"age": torch.zeros(5, dtype=torch.uint8)},
             ValueError,
-            r"age must have the shape of gate_logits, \[4\]; found \[5\]",
+            r"age must have the shape of gate_logits, \[4\]; found shape \[5\]",
         ),
         ({"scale": math.inf}, ValueError, "scale must be a finite number; found inf"),
         ({"turns": math.nan}, ValueError, "turns must be a finite number; found nan"),

@@ -119,23 +119,23 @@ def test_the_first_segment_out_of_range_is_named(bad, place):
     quotas = torch.tensor([5, 0, 0, 0])
     for count in THREADS:
         torch.set_num_threads(count)
-        with pytest.raises(ValueError, match=rf"segments\[{place}\] is {bad}; .*\[0, 4\)"):
+        with pytest.raises(ValueError, match=rf"segments\[{place}\] .*\[0, 4\).*; found {bad}"):
             torch.ops.adapruner.segmented_topk(m, segments, quotas, 1.0)
 
 
 def test_segmented_says_what_is_wrong():
     operator = torch.ops.adapruner.segmented_topk
     m, segments = torch.zeros(5), torch.tensor([0, 1, 1, -1, 1])
-    with pytest.raises(ValueError, match=r"quotas\[1\] is 4; segment 1 has 3 values"):
+    with pytest.raises(ValueError, match=r"quotas\[1\] must be in \[0, 3\].* segment 1; found 4"):
         operator(m, segments, torch.tensor([1, 4]), 1.0)
-    with pytest.raises(ValueError, match=r"quotas\[0\] is -1"):
+    with pytest.raises(ValueError, match=r"quotas\[0\] must be in .*; found -1"):
         operator(m, segments, torch.tensor([-1, 4]), 1.0)
-    with pytest.raises(ValueError, match=r"segments\[1\] is 1; expected a segment in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"segments\[1\] must be a segment in \[0, 1\).*; found 1"):
         operator(m, segments, torch.tensor([1]), 1.0)
     with pytest.raises(ValueError, match="segments must have the shape of gate_logits"):
         operator(m, segments[:4], torch.tensor([1, 1]), 1.0)
     beyond = torch.tensor([0, 1, 2**64 - 1, 0, 0], dtype=torch.uint64)  # the bits of −1
-    with pytest.raises(ValueError, match=r"segments\[2\] is \d{10,}; expected a segment"):
+    with pytest.raises(ValueError, match=r"segments\[2\] must be a segment .*; found \d{10,}"):
         operator(m, beyond, torch.tensor([1, 1]), 1.0)
     with pytest.raises(TypeError, match="segments must hold integers"):
         operator(m, segments.float(), torch.tensor([1, 1]), 1.0)

@@ -177,9 +177,13 @@ def test_the_first_nan_is_named(places, nan):
     for count in THREADS:
         torch.set_num_threads(count)
         for k in (0, 70_000, len(m)):
-            with pytest.raises(ValueError, match=rf"gate_logits\[{places[0]}\] is NaN"):
+            with pytest.raises(
+                ValueError, match=rf"gate_logits\[{places[0]}\] must be .* found NaN"
+            ):
                 torch.ops.adapruner.topk_mask(gate_logits, k, 1.0)
-            with pytest.raises(ValueError, match=rf"gate_logits\[{places[0]}\] is NaN"):
+            with pytest.raises(
+                ValueError, match=rf"gate_logits\[{places[0]}\] must be .* found NaN"
+            ):
                 torch.ops.adapruner.segmented_topk(gate_logits, segments, torch.tensor([k]), 1.0)
 
 

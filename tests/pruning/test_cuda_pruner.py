@@ -132,7 +132,7 @@ def test_a_step_in_a_graph() -> None:
         assert same_state(graphed, plain)
     static[2][5] = N + 7
     graph.replay()
-    with pytest.raises(IndexError, match=rf"ids\[5\] is {N + 7}"):
+    with pytest.raises(IndexError, match=rf"ids\[5\] must .*; found {N + 7} on"):
         graphed.step()
 
 
@@ -246,7 +246,7 @@ def test_resumes_where_it_was(tmp_path: Path) -> None:
 def test_a_bad_label_stops_the_run() -> None:
     x, y = blobs(N)
     y[77] = 3
-    with pytest.raises(IndexError, match="is 3; expected a class"):
+    with pytest.raises(IndexError, match=r"must be a class .*; found 3"):
         fast_prune(nn.Linear(5, 3), (x, y), 0.5, epochs=3, device="cuda", progress=False)
 
 

@@ -305,7 +305,7 @@ def test_normalising_does_not_touch_the_gradient_of_the_model() -> None:
 
 def test_negative_loss_is_refused() -> None:
     pruner = Pruner(8, 0.5, epochs=3)
-    with pytest.raises(ValueError, match=r"dataset index 5\) is -1; expected a loss of at least 0"):
+    with pytest.raises(ValueError, match=r"dataset index 5\) must be at least 0; found -1"):
         pruner.weigh(torch.tensor([1.0, -1.0]), torch.tensor([2, 5]))
 
 

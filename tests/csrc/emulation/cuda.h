@@ -1,12 +1,14 @@
-// Enough of CUDA to run the kernels of csrc/cuda/ on a CPU, thread by thread, under the sanitizers.
+// A part of CUDA that is large enough to run the kernels of csrc/cuda/ on a CPU, thread by thread,
+// under the sanitizers.
 //
-// Blocks run one after another, threads of a block as fibers that switch at barriers and warp
-// operations only. So it finds wrong indices, missing barriers (set_order runs threads and blocks
-// in other orders), warp operations that not all of their lanes reach, and results that depend on
-// an order; it cannot find races between instructions, nor run blocks that wait for one another.
-// What is undefined in CUDA ends the program with a sentence.
+// Blocks run one after another. The threads of a block are fibers that switch at barriers and warp
+// operations only. The emulator finds wrong indices, missing barriers (set_order runs threads and
+// blocks in other orders), warp operations that some of their lanes do not reach, and results that
+// depend on an order. It cannot find races between instructions, and it cannot run blocks that wait
+// for one another. Code that is undefined in CUDA ends the program with a message.
 //
-// All of CUDA's own names are here, in types.h and in runtime.h; the rest is in namespace emulation.
+// All names of CUDA are here, in types.h and in runtime.h. Everything else is in namespace
+// emulation.
 #pragma once
 
 #ifndef ADAPRUNER_EMULATE
@@ -65,7 +67,7 @@ inline unsigned __activemask() { return emulation::alive(); }
 
 namespace emulation {
 
-// The value of lane `from` for every lane of a mask; each names its own.
+// Gives every lane of a mask the value of the lane `from` that it names.
 template <typename T>
 T shuffle(unsigned mask, T value, int from, Where where) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
@@ -79,7 +81,7 @@ T shuffle(unsigned mask, T value, int from, Where where) {
 
 inline void check_width(int width, Where where) {
   if (width < 1 || width > 32 || !std::has_single_bit(unsigned(width))) {
-    fail("shuffles with a width that is no power of two up to 32", where);
+    fail("shuffles with a width that is not a power of two up to 32", where);
   }
 }
 

@@ -1,4 +1,4 @@
-// The emulator's grid: blocks one after another, the threads of a block as fibers.
+// The grid of the emulator. Blocks run one after another, and the threads of a block are fibers.
 #pragma once
 
 #include <ucontext.h>
@@ -26,10 +26,10 @@ using Where = std::source_location;
 
 enum class Wait { kNothing, kBlock, kWarp, kDone };
 
-// What a warp operation hands to each of its lanes.
+// The data that a warp operation gives to each of its lanes.
 struct Exchange {
   unsigned present;     // lanes that take part
-  uint64_t values[32];  // theirs
+  uint64_t values[32];  // their values
 };
 
 struct Fiber {
@@ -39,7 +39,7 @@ struct Fiber {
   Wait wait = Wait::kDone;
   Where where;
   bool predicate = false;  // at a barrier of the block
-  int count = 0;           // its answer
+  int count = 0;           // result of the barrier
   unsigned mask = 0;       // of a warp operation
   uint64_t value = 0;
   Exchange got;
@@ -47,7 +47,7 @@ struct Fiber {
 
 struct State {
   dim3 thread_index, block_index, block_size, grid_size;
-  std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch
+  std::vector<std::unique_ptr<Fiber>> fibers;  // reused by later launches
   unsigned threads = 0, current = 0;
   ucontext_t scheduler;
   const void* scheduler_stack = nullptr;
@@ -72,7 +72,7 @@ inline State& state() {
 
 constexpr size_t kStackBytes = 256 * 1024;
 
-// Stacks are announced to AddressSanitizer, which otherwise takes a switch for a wild jump.
+// AddressSanitizer is told about the stacks. Otherwise it takes a switch for a wild jump.
 inline void to_scheduler() {
   State& s = state();
   Fiber& fiber = *s.fibers[s.current];
@@ -91,7 +91,7 @@ inline void fiber_main() {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_finish_switch_fiber(nullptr, &s.scheduler_stack, &s.scheduler_size);
 #endif
-  for (;;) {  // a fiber lives on, for the thread of the same number in the next block
+  for (;;) {  // a fiber is reused for the thread with the same number in the next block
     s.kernel();
     s.fibers[s.current]->wait = Wait::kDone;
     to_scheduler();
@@ -127,7 +127,7 @@ inline unsigned alive() {
   return mask;
 }
 
-// The number of threads whose predicate holds. Threads that have returned are not waited for.
+// The number of threads whose predicate is true. Threads that have returned are not waited for.
 inline int block_barrier(bool predicate, Where where) {
   Fiber& fiber = *state().fibers[state().current];
   fiber.wait = Wait::kBlock;
@@ -156,7 +156,7 @@ inline std::string place(const Where& where) {
   return std::string(where.file_name()) + ":" + std::to_string(where.line());
 }
 
-// Lets a warp operation happen if all of its lanes have come to it; true if so.
+// Completes a warp operation if all of its lanes have reached it. Returns true if so.
 inline bool release_warp(unsigned thread) {
   State& s = state();
   const unsigned first = thread / 32 * 32;
@@ -180,7 +180,7 @@ inline bool release_warp(unsigned thread) {
   return true;
 }
 
-// The same for a barrier of the block.
+// Completes a barrier of the block if all threads have reached it.
 inline bool release_block() {
   State& s = state();
   int count = 0;
@@ -232,8 +232,7 @@ inline void run_block(const std::vector<unsigned>& order) {
   }
 }
 
-// Of what follows: 0 for ascending threads and blocks, 1 for descending ones, others for shuffled
-// ones.
+// Sets the order of threads and blocks: 0 is ascending, 1 is descending, others are shuffled.
 inline void set_order(uint64_t order) { state().order = order; }
 
 template <typename Number>
@@ -244,7 +243,7 @@ void put_in_order(std::vector<Number>& numbers, uint64_t order) {
   std::shuffle(numbers.begin(), numbers.end(), random);
 }
 
-// Calls `work`, which launches, compares and checks, under several orders.
+// Calls `work` under several orders. It launches kernels and checks their results.
 template <typename Work>
 void each_order(Work work) {
   for (const uint64_t order : {0, 1, 2, 3}) {
@@ -260,7 +259,7 @@ inline void grow(unsigned threads) {
   State& s = state();
   while (s.fibers.size() < threads) {
     auto fiber = std::make_unique<Fiber>();
-    fiber->stack.reset(new char[kStackBytes]);  // not written, so that it costs no memory
+    fiber->stack.reset(new char[kStackBytes]);  // not written, so it costs no memory
     getcontext(&fiber->context);
     fiber->context.uc_stack.ss_sp = fiber->stack.get();
     fiber->context.uc_stack.ss_size = kStackBytes;
@@ -293,8 +292,7 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()
   for (const uint64_t number : blocks) {
     s.block_index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y),
                      unsigned(number / grid.x / grid.y)};
-    s.dynamic.assign(shared_bytes,
-                     char(0xa5));  // what a block finds there is nothing in particular
+    s.dynamic.assign(shared_bytes, char(0xa5));  // garbage
     run_block(order);
   }
 }

@@ -1,4 +1,5 @@
-// CUDA's runtime calls, for the emulator: one device, whose calls a test can count and have fail.
+// CUDA's runtime calls for the emulator. There is one device. A test can count its calls and make
+// them fail.
 #pragma once
 
 #include <cstddef>
@@ -31,9 +32,9 @@ constexpr int kResidentBlocks = 3;  // on a multiprocessor, of any kernel
 
 struct Runtime {
   cudaError_t last_error = cudaSuccess;
-  cudaError_t next_launch = cudaSuccess;  // what becomes of it
-  std::map<const void*, int> limits;      // of dynamic shared memory, where they were set
-  int limits_set = 0, launches = 0, memsets = 0, copies = 0, waits = 0;  // calls
+  cudaError_t next_launch = cudaSuccess;  // result of the next launch
+  std::map<const void*, int> limits;      // limits of dynamic shared memory that were set
+  int limits_set = 0, launches = 0, memsets = 0, copies = 0, waits = 0;  // numbers of calls
 };
 
 inline Runtime& runtime() {

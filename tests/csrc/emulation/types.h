@@ -1,4 +1,4 @@
-// CUDA's vectors and halves, for the emulator.
+// CUDA's vector and half types, for the emulator.
 #pragma once
 
 #include <bit>
@@ -59,8 +59,7 @@ inline __half __float2half_rn(float x) {
   const float size = std::fabs(x);
   if (x != x) return {0x7fff};
   if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
-  // In units of the last place there, to the nearest, ties to even; a carry goes on into the
-  // exponent by itself.
+  // In units of the last place, to the nearest, ties to even. A carry goes into the exponent.
   const int exponent = size < 0x1p-14f ? -14 : std::ilogb(size);
   const int units = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
   return {static_cast<uint16_t>(sign | ((exponent + 14) * 1024 + units))};
