@@ -94,7 +94,7 @@ def check_destination(path: Path) -> None:
     """Raise OSError unless a file can be written to ``path``. Nothing is left behind."""
     try:
         path.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # told below
         pass
     except OSError as error:  # a name that is too long, say
         raise OSError(f"cannot write {path}: {error.strerror}") from error

@@ -100,8 +100,8 @@ def test_a_batch_is_read_as_one_where_the_dataset_can() -> None:
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ({"ids": 1}, "sample 0 has a key 'ids' already"),
-        (WithIds(torch.zeros(1), 3), "samples of type WithIds have a field 'ids' already"),
+        ({"ids": 1}, "without a key 'ids'; found one in sample 0"),
+        (WithIds(torch.zeros(1), 3), "without a field 'ids'; found one in WithIds"),
     ],
 )
 def test_a_name_that_is_taken_is_refused(sample: Any, message: str) -> None:

@@ -87,7 +87,7 @@ X, Y = blobs(30)
         ((X, Y - 1), {"balance": "class"}, ValueError, "labels must be at least 0; found -1"),
         ((X, Y), {"loss": lambda o, t: None}, TypeError, "sample_loss must be a tensor; found No"),
         ((X, Y), {"loss": lambda o, t: 0.5}, TypeError, "sample_loss must be .* found float, 0.5"),
-        ([(x, "a") for x in X], {}, TypeError, "target must be a tensor; found list, .'a', 'a'"),
+        ([(x, "a") for x in X], {}, TypeError, "target must be a tensor; found tuple, .'a', 'a'"),
         (
             (X, Y),
             {"validation_data": (X, Y + 1)},
