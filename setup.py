@@ -26,9 +26,7 @@ def find_torch():
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
-        sys.exit(
-            f"adapruner: torch must have version {oldest} or later; found {torch.__version__}"
-        )
+        sys.exit(f"adapruner: torch must have version {oldest} or later; found {torch.__version__}")
     return torch
 
 
