@@ -98,9 +98,9 @@ def test_cuda_on_with_an_nvcc_that_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("7.0", "does not know the architecture 7.0 (of TORCH_CUDA_ARCH_LIST"),
-        ("Hopper", "TORCH_CUDA_ARCH_LIST has Hopper; expected numbers"),
-        ("8.0 9", "TORCH_CUDA_ARCH_LIST has 9; expected numbers"),
+        ("7.0", "nvcc knows (80;90); found 7.0"),
+        ("Hopper", "TORCH_CUDA_ARCH_LIST must hold numbers such as 8.0;9.0;10.0+PTX; found Hopper"),
+        ("8.0 9", "TORCH_CUDA_ARCH_LIST must hold numbers such as 8.0;9.0;10.0+PTX; found 9"),
     ],
 )
 def test_architectures_that_are_not(names: str, message: str, tmp_path: Path) -> None:
@@ -111,4 +111,4 @@ def test_architectures_that_are_not(names: str, message: str, tmp_path: Path) ->
 
 def test_cuda_neither_on_nor_off(tmp_path: Path) -> None:
     said = configure(tmp_path, ADAPRUNER_CUDA="maybe")
-    assert "ADAPRUNER_CUDA is maybe; expected auto, on or off" in said
+    assert "ADAPRUNER_CUDA must be auto, on or off; found maybe" in said
