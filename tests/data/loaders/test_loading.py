@@ -148,7 +148,7 @@ class TestWithDali:
         for loader in ("dali", "torch"):
             out = tmp_path / f"{loader}.safetensors"
             arguments = f"prune {folder} --out {out} --epochs 2 --model test_resnet --quiet"
-            assert main.main([*arguments.split(), "--loader", loader, "--threads", "1"]) == 0
+            assert main([*arguments.split(), "--loader", loader, "--threads", "1"]) == 0
             results[loader] = PruneResult.load(out).config
         assert results["dali"]["evaluation_loader"] == results["dali"]["loader"] == "dali"
         assert results["torch"]["evaluation_loader"] == results["torch"]["loader"] == "torch"
