@@ -267,6 +267,18 @@ def test_subset_of_a_result_without_fingerprint_compares_lengths() -> None:
         result.subset(Numbers(4))
 
 
+def test_check_dataset_takes_a_source_or_a_fingerprint() -> None:
+    source = as_source(arrays())
+    result = make_result(source.fingerprint())
+    result.check_dataset(source)
+    result.check_dataset(source.fingerprint())
+    for other in ("0" * 64, ""):
+        with pytest.raises(DatasetMismatchError, match=f"{source.fingerprint()}, found {other}$"):
+            result.check_dataset(other)
+    with pytest.raises(DatasetMismatchError, match=f"expected fingerprint , found {'0' * 64}"):
+        make_result("").check_dataset("0" * 64)
+
+
 def test_subset_of_what_is_no_dataset() -> None:
     with pytest.raises(TypeError, match="map-style"):
         make_result().subset(iter([1, 2]))
