@@ -62,7 +62,8 @@ TORCH_LIBRARY(adapruner, m) {
       "-> (Tensor loss, Tensor sample_loss, Tensor pressure, Tensor input_gradient, "
       "Tensor weight_gradient, Tensor bias_gradient)");
 
-  // Loss and pressure from given sample losses [B]. A negative loss is a ValueError.
+  // Loss and pressure from given sample losses [B]. A negative loss is a ValueError, unless rounding
+  // can explain it (kLossRounding of csrc/math/gate.h); then it counts as 0.
   // gradient [B] is s_i / B, in the dtype of sample_loss.
   m.def(
       "masked_loss(Tensor sample_loss, Tensor ids, Tensor gate_logits, Tensor state) "

@@ -147,7 +147,9 @@ def masked_loss(sample_loss: Tensor, ids: Tensor, gate_logits: Tensor, state: Te
     """The loss of any task, weighted by the gates, and the pressure of each sample.
 
     Args:
-        sample_loss: ℓ ≥ 0, ``[B]``, unreduced, with its graph; any floating type.
+        sample_loss: ℓ ≥ 0, ``[B]``, unreduced, with its graph; any floating type. A loss that
+            rounding made negative counts as 0: down to −1e−6, in float16 to −2⁻⁷, in bfloat16 to
+            −2⁻⁴.
         ids: ``[B]``, any integer type.
         gate_logits: m, float32 ``[N]``.
         state: the run's state, int64.
@@ -160,4 +162,4 @@ def masked_loss(sample_loss: Tensor, ids: Tensor, gate_logits: Tensor, state: Te
         IndexError: an id is out of range.
     """
     loss, pressure, _ = torch.ops.adapruner.masked_loss(sample_loss, ids, gate_logits, state)
-    return MaskedLoss(loss, sample_loss.detach(), pressure)
+    return MaskedLoss(loss, sample_loss.detach().clamp(min=0), pressure)

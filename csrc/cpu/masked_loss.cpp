@@ -32,12 +32,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_loss_cpu(const at::Tensor&
   const int64_t* s = state.const_data_ptr<int64_t>();
   const double balance = balance_pressure(s);
   double total = 0;
+  const double rounding = sample_loss.scalar_type() == at::kHalf       ? kFloat16LossRounding
+                          : sample_loss.scalar_type() == at::kBFloat16 ? kBFloat16LossRounding
+                                                                       : kLossRounding;
   for (int64_t b = 0; b < samples; ++b) {
-    TORCH_CHECK_VALUE(!(l[b] < 0), "sample_loss[", b, "] (dataset index ", id[b],
+    const double given = without_rounding(l[b], rounding);
+    TORCH_CHECK_VALUE(!(given < 0), "sample_loss[", b, "] (dataset index ", id[b],
                       ") must be at least 0; found ", l[b]);
     const double weight = sample_weight(s, m[id[b]]);
-    total += weight * l[b];
-    pressures.mutable_data_ptr<float>()[b] = sample_pressure(s, balance, l[b], true);
+    total += weight * given;
+    pressures.mutable_data_ptr<float>()[b] = sample_pressure(s, balance, given, true);
     gradient.mutable_data_ptr<double>()[b] = weight / static_cast<double>(samples);
   }
   loss.fill_(samples == 0 ? 0.0 : total / static_cast<double>(samples));

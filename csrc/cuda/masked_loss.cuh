@@ -13,7 +13,10 @@ __global__ void __launch_bounds__(kLossThreads, 1)
   const int64_t b = blockIdx.x * int64_t{kLossThreads} + threadIdx.x;
   double part = 0;
   if (b < batch.samples) {
-    const double loss = widen(sample_loss[b]);
+    constexpr double kRounding = std::is_same_v<T, __half>          ? kFloat16LossRounding
+                                 : std::is_same_v<T, __nv_bfloat16> ? kBFloat16LossRounding
+                                                                    : kLossRounding;
+    const double loss = without_rounding(widen(sample_loss[b]), kRounding);
     double weight = weight_of(batch, b);
     bool takes_part = weight != kNoPart;
     if (takes_part && loss < 0) {

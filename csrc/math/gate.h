@@ -104,6 +104,16 @@ ADAPRUNER_HD inline double pressure(const int64_t* state, double balance, double
   return (of_loss < cap ? of_loss : cap) + balance;
 }
 
+// Rounding can make a given loss of 0 negative, a Kullback-Leibler divergence for example. Such a loss
+// counts as 0. A loss below −kLossRounding, or the same for a half type, is an error.
+constexpr double kLossRounding = 1e-6;
+constexpr double kFloat16LossRounding = 8.0 / 1024;  // 8 units in the last place at 1
+constexpr double kBFloat16LossRounding = 8.0 / 128;  // likewise
+
+ADAPRUNER_HD inline double without_rounding(double loss, double rounding) {
+  return loss < 0 && loss >= -rounding ? 0.0 : loss;
+}
+
 // The pressure that an operator returns for a sample: NaN for a loss that is not finite, +inf for a
 // sample without rows.
 ADAPRUNER_HD inline float sample_pressure(const int64_t* state, double balance, double loss,

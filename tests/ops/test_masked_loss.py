@@ -207,3 +207,51 @@ def test_errors(name: str) -> None:
     with pytest.raises(error, match=message):
         ops.masked_loss(**(arguments | changes))
     assert ops.masked_loss(**arguments).loss.isfinite()
+
+
+# The largest magnitude of a negative loss that rounding explains, and the next larger number.
+ROUNDING = {
+    torch.float64: (1e-6, 1.0001e-6),
+    torch.float32: (0.999e-6, 1.001e-6),
+    torch.float16: (2**-7, 2**-7 * 1.01),
+    torch.bfloat16: (2**-4, 2**-4 * 1.01),
+}
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_a_loss_that_rounding_made_negative_counts_as_zero(dtype: torch.dtype) -> None:
+    rounded, real = ROUNDING[dtype]
+    gates = native_gates(reference_gates("rounding"))
+    ids = torch.arange(4)
+    given = torch.tensor([0.5, -rounded, -1e-9, 2.0], dtype=dtype, requires_grad=True)
+    plain = given.detach().clamp(min=0).requires_grad_()
+    found, expected = (
+        ops.masked_loss(losses, ids, gates.logits, gates.state) for losses in (given, plain)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    found.loss.backward()
+    expected.loss.backward()
+    assert torch.equal(given.grad, plain.grad)
+
+    def call_and_check() -> None:
+        losses = torch.tensor([0.5, -real, 1.0, 2.0], dtype=dtype)
+        ops.masked_loss(losses, ids, gates.logits, gates.state)
+        gates.check_errors()  # a kernel of a GPU cannot raise
+
+    with pytest.raises(ValueError, match=r"sample_loss\[1\]"):
+        call_and_check()
+
+
+def test_divergences_that_are_zero_end_no_run() -> None:
+    logits = torch.randn(2000, 30, generator=torch.Generator().manual_seed(0))
+    same = torch.log_softmax(logits, 1)
+    divergence = torch.nn.functional.kl_div(
+        same, torch.log_softmax(logits + 3, 1), reduction="none", log_target=True
+    ).sum(1)
+    assert (divergence < 0).any()
+    gates = native_gates(reference_gates("rounding"))
+    loss = ops.masked_loss(divergence, torch.arange(2000) % 5, gates.logits, gates.state)
+    assert loss.loss >= 0
+    assert (loss.sample_loss >= 0).all()
