@@ -134,11 +134,14 @@ class Run:
         """Take note of the dataset, of N samples. Each loader made for this pruner calls this.
 
         Raises:
-            DatasetMismatchError: the dataset has another length than N.
+            DatasetMismatchError: the dataset has another length than N, or it is not the dataset of
+                the state that was loaded before.
         """
         check_same_dataset("this pruner", "number of samples", self.num_samples, len(samples))
-        self.fingerprint = samples.fingerprint()
-        self.samples = samples
+        fingerprint = samples.fingerprint()
+        if self.fingerprint and self.samples is None:  # of a loaded state
+            check_same_dataset("the state", "fingerprint", self.fingerprint, fingerprint)
+        self.fingerprint, self.samples = fingerprint, samples
 
     @property
     def unreadable(self) -> list[tuple[int, str]]:
@@ -257,6 +260,7 @@ class Run:
         if state["segments"] != self.selection.digest():
             raise ValueError("the state is of a run with other labels or other held-out samples")
         self.gates.load_state_dict(state["gates"])
+        self.fingerprint = self.fingerprint or theirs
         self.epoch = state["epoch"]
         self.history = [dict(entry) for entry in state["history"]]
         self.controller.load_state_dict(state["controller"])

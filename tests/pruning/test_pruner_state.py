@@ -148,6 +148,19 @@ def test_state_of_other_segments_or_another_dataset_is_refused() -> None:
     assert unknown.reads().sum() == 28
 
 
+def test_a_state_that_is_loaded_first_knows_its_dataset_too() -> None:
+    x, y = torch.randn(30, 5), torch.arange(30) % 3
+    first = Pruner(30, 0.5, epochs=3)
+    first.loader((x, y))
+    state = first.state_dict()
+    again = Pruner(30, 0.5, epochs=3)
+    again.load_state_dict(state)
+    with pytest.raises(DatasetMismatchError, match="the state belongs to another dataset"):
+        again.loader((x + 1, y))
+    again.loader((x, y))
+    assert again.fingerprint == first.fingerprint
+
+
 @pytest.mark.parametrize("state", [{}, {"settings": {}, "epoch": 0}])
 def test_what_is_no_state_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"expected the state of a Pruner; not found: .*gates"):
