@@ -117,6 +117,12 @@ class Run:
         """:meth:`reads` as bits, uint8 ``[ceil(N / 8)]``: sample i is bit i % 8 of byte i / 8."""
         return self.selection.read
 
+    @property
+    def target_count(self) -> int:
+        """K, the number of samples to keep in the end; all readable ones if there are fewer."""
+        wanted = keep_count(self.keep_ratio, self.num_samples)
+        return min(wanted, self.gates.integer("population"))
+
     def planned_reads(self) -> list[int]:
         """Number of samples that each epoch of the run trains on.
 
@@ -177,7 +183,6 @@ class Run:
 
         Raises:
             RuntimeError: the run has ended already.
-            ValueError: fewer samples can be read than are to be kept.
             IndexError: a GPU has found an id or a target out of range in a batch of this epoch.
         """
         if self.finished:
@@ -214,7 +219,7 @@ class Run:
         kept = self.selection.kept
         if not self.method.chooses_best or not math.isfinite(validation_loss):
             return
-        if self.selection.kept_count != keep_count(self.keep_ratio, self.num_samples):
+        if self.selection.kept_count != self.target_count:
             return
         if (kept & ~self.gates.readable()).any():
             return

@@ -22,6 +22,9 @@ from adapruner._util.seeds import Stream, stream_seed
 from adapruner.pruning import bitmask
 from adapruner.pruning.gates import Gates
 
+# A run goes on where this share of N is missing among the samples to keep.
+MOST_MISSING = 0.05
+
 
 def keep_count(ratio: float, num_samples: int) -> int:
     """K = ⌊ratio·N + ½⌋, in float64. All code turns a ratio into a count with this function."""
@@ -199,7 +202,7 @@ class Selection:
                 instead of the gate logits.
 
         Raises:
-            ValueError: fewer samples are readable than the run must keep.
+            ValueError: many of the samples that the run must keep cannot be read.
         """
         segments = self._segments()
         # The pass that ranks gate logits also computes their sums. A pass over keys cannot.
@@ -242,9 +245,13 @@ class Selection:
         return np.concatenate([of_class - of_held_out, of_held_out])
 
     def _clip(self, count: int, readable: int) -> int:
-        """``count``, cut to the number of readable samples. The final count must be available."""
+        """``count``, cut to the number of readable samples.
+
+        A few missing samples end no run. Many are more likely the fault of a disk or of the code,
+        and the checkpoint of the run is worth more than its result.
+        """
         wanted = keep_count(self.keep_ratio, self.num_samples)
-        if wanted > readable:
+        if readable == 0 or wanted - readable > max(1, int(MOST_MISSING * self.num_samples)):
             raise ValueError(
                 f"keep_ratio {self.keep_ratio} of {self.num_samples} samples needs {wanted} "
                 f"readable samples; found {readable}"

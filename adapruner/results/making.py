@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,15 @@ def result_of(pruner: Pruner) -> PruneResult:
         selected_epoch, mask = pruner.best.epoch, pruner.best.mask
     indices = bitmask.indices(mask)
     # False if no epoch trained at the final keep ratio.
-    target = keep_count(pruner.keep_ratio, pruner.num_samples)
-    at_target = any(e["phase"] == "prune" and e["kept"] == target for e in pruner.history)
+    pruned = [entry for entry in pruner.history if entry["phase"] == "prune"]
+    at_target = any(entry["kept"] == pruner.target_count for entry in pruned)
+    wanted = keep_count(pruner.keep_ratio, pruner.num_samples)
+    if wanted > len(indices):
+        warnings.warn(
+            f"expected {wanted} kept samples (keep_ratio {pruner.keep_ratio} of "
+            f"{pruner.num_samples}); found {len(indices)}, since no more can be read",
+            stacklevel=3,
+        )
     samples = pruner.samples
     targets = None if samples is None else samples.targets
     return PruneResult(

@@ -199,7 +199,7 @@ def test_unreadable_samples_are_never_kept_and_counted_out() -> None:
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_fewer_readable_than_to_be_kept_is_an_error(balanced: bool) -> None:
+def test_a_few_unreadable_samples_end_no_run_and_many_do(balanced: bool) -> None:
     logits = random_logits(40)
     logits[:12] = -torch.inf
     gates = gates_with(logits, 0.7)
@@ -207,10 +207,15 @@ def test_fewer_readable_than_to_be_kept_is_an_error(balanced: bool) -> None:
     selection = Selection(40, 0.7, labels=labels)
     selection.select(gates, 1.0, 1.0)
     assert selection.kept_count == 28
-    gates.exclude(torch.tensor([20]))
+    for missing in (1, 2):
+        gates.exclude(torch.tensor([20 + missing]))
+        selection.select(gates, 0.7, 1.0)
+        kept = bitmask.unpack(selection.kept, 40)
+        assert np.array_equal(kept, (gates.logits != -torch.inf).numpy())
+    gates.exclude(torch.tensor([30]))
     with pytest.raises(
         ValueError,
-        match=r"keep_ratio 0.7 of 40 samples needs 28 readable samples; found 27",
+        match=r"keep_ratio 0.7 of 40 samples needs 28 readable samples; found 25",
     ):
         selection.select(gates, 1.0, 1.0)
 

@@ -169,8 +169,17 @@ def test_nothing_readable_is_an_error_at_once() -> None:
 
 
 def test_too_few_readable_samples() -> None:
-    with pytest.raises(ValueError, match="needs 60 readable samples; found 59"):
-        prune(Points(100, bad=tuple(range(20, 61))))
+    with pytest.raises(ValueError, match="needs 60 readable samples; found 54"):
+        prune(Points(100, bad=tuple(range(20, 66))))
+
+
+@pytest.mark.parametrize("balance", [None, "class"])
+def test_one_unreadable_sample_of_which_all_are_to_be_kept(balance: str | None) -> None:
+    few = pytest.warns(UserWarning, match="expected 100 kept samples .*; found 99, since no more")
+    with few, pytest.warns(UserWarning, match="1 of 100 samples cannot be read"):
+        result = prune(Points(100, bad=(20,)), keep_ratio=1.0, balance=balance)
+    assert result.indices.tolist() == [index for index in range(100) if index != 20]
+    assert not result.forced
 
 
 @pytest.mark.parametrize("held_out", [False, True])
