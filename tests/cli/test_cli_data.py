@@ -65,6 +65,38 @@ class TestIndex:
         assert sorted(os.listdir(tmp_path / "indexes")) == [f"train-{j}.idx" for j in range(3)]
         assert len(list(shards.iterdir())) == 3
 
+    def test_any_case_of_the_ending(self, run: Run, shards: Path) -> None:
+        (shards / "train-1.tar").rename(shards / "train-1.TAR")
+        assert run("index", shards).out == "wrote the indexes of 3 shards, with 50 samples\n"
+        (shards / "train-1.idx").unlink()
+        (shards / "train-1.tar").write_bytes((shards / "train-1.TAR").read_bytes())
+        code, _, err = run("index", shards)
+        assert code == 1
+        assert f"different names; found two with the index {shards}/train-1.idx" in err
+        assert not (shards / "train-1.idx").exists()
+
+    def test_compressed_shards_are_refused(self, run: Run, shards: Path, tmp_path: Path) -> None:
+        (shards / "train-3.tar.gz").write_bytes(b"")
+        out = tmp_path / "kept.safetensors"
+        for paths in ([shards], [shards / "train-3.tar.gz"], sorted(shards.iterdir())):
+            for command in (["index", *paths], ["prune", *paths, "--out", out, *TINY]):
+                code, _, err = run(*command)
+                assert code == 1
+                assert "found 1 compressed among" in err
+                assert "train-3.tar.gz" in err
+        assert not list(shards.glob("*.idx"))
+
+    def test_missing_end_mark_is_told(self, run: Run, shards: Path) -> None:
+        content = (shards / "train-0.tar").read_bytes().rstrip(b"\0")
+        (shards / "train-0.tar").write_bytes(content + bytes(-len(content) % 512))
+        code, out, err = run("index", shards)
+        assert (code, out) == (1, "wrote the indexes of 2 shards, with 30 samples\n")
+        line = err.splitlines()[0]
+        assert line.startswith(f"adapruner: no index of {shards}/train-0.tar: ")
+        assert "has no end-of-archive mark" in line
+        assert not (shards / "train-0.idx").exists()
+        assert len(as_source(shards)) == 50
+
     def test_broken_shards_are_told(self, run: Run, shards: Path) -> None:
         whole = (shards / "train-1.tar").read_bytes()
         (shards / "train-1.tar").write_bytes(whole[: len(whole) // 2])

@@ -18,7 +18,8 @@ from adapruner.data.sources.image_folder import (
     is_image_folder_dataset,
 )
 from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
-from adapruner.data.sources.shards import ShardSource, find_shards, is_shards
+from adapruner.data.sources.shard_paths import find_shards, is_shards
+from adapruner.data.sources.shards import ShardSource
 from adapruner.vision.decoding import MAX_PIXELS
 
 __all__ = [
