@@ -52,7 +52,8 @@ def as_source(
     - the path of an image folder, ROOT/CLASS/…/IMAGE;
     - WebDataset shards: the path of a tar file or of a folder of tar files, a pattern such as
       ``train-{000..099}.tar`` or ``train-*.tar``, or a list of paths and patterns;
-    - a tuple ``(inputs, targets)`` of tensors, of NumPy arrays, or of paths of .npy files;
+    - a tuple ``(inputs, targets)`` of tensors, of NumPy arrays, or of paths of .npy files. The
+      targets can also be a sequence or a pandas Series, which is read in order of position;
     - a ``TensorDataset`` of two tensors;
     - one split of a Hugging Face dataset;
     - a map-style dataset of ``(input, target)`` pairs;
