@@ -73,6 +73,9 @@ class ShardSource(Source):
         FileNotFoundError: a shard is missing.
         IndexMismatchError: an index does not belong to its shard.
         ValueError: there is no shard or no sample, or no sample has an image and a class.
+
+    Warns:
+        MissingEndMarkWarning: a shard may have been cut off between two members.
     """
 
     kind = "shards"

@@ -31,7 +31,7 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
         OSError: the shard cannot be opened, is not a tar, or is damaged. The message has ``path``.
 
     Warns:
-        MissingEndMarkWarning: see there.
+        MissingEndMarkWarning: after the last member, the file ends without a mark.
     """
     shard, length, offset = os.fspath(path), os.path.getsize(path), 0
     try:
