@@ -54,6 +54,7 @@ class ArraySource(Source):
     ) -> None:
         super().__init__(transform, fingerprint)
         targets = _plain_targets(targets)
+        inputs, targets = _common_type(inputs), _common_type(targets)
         _check_array("inputs", inputs)
         _check_array("targets", targets)
         if len(inputs) != len(targets):
@@ -178,6 +179,13 @@ def _plain_targets(targets: Any) -> Any:
         raise TypeError(f"targets must hold numbers, in rows of one shape: {error}") from error
 
 
+def _common_type(array: Any) -> Any:
+    """``array`` in the C type that torch takes, where NumPy has two integer types of one size."""
+    if not isinstance(array, np.ndarray) or array.dtype.char not in "qQ":
+        return array
+    return array.view(array.dtype.str)
+
+
 def _check_array(name: str, array: Any) -> None:
     if not isinstance(array, (Tensor, np.ndarray)):
         raise TypeError(
@@ -190,7 +198,7 @@ def _check_array(name: str, array: Any) -> None:
             raise TypeError(f"{name} must be a dense tensor; found layout {array.layout}")
         return
     try:
-        torch.from_numpy(np.empty(0, _native(array.dtype)))
+        torch.from_numpy(np.empty(0, array.dtype.newbyteorder("=")))
     except TypeError as error:
         raise TypeError(f"{name} must hold numbers; found an array of {array.dtype}") from error
 
@@ -223,13 +231,6 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
     Torch has no negative strides, no other byte order, and no memory that is read-only or not
     aligned.
     """
-    native = _native(array.dtype)
-    return torch.from_numpy(np.require(array, native, ["C", "A", "W"]).view(native))
-
-
-def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """``dtype`` in the machine's byte order, and as the C type that torch takes.
-
-    NumPy has two types of 64 unsigned bits, and torch takes only one of them.
-    """
-    return np.dtype(dtype.str).newbyteorder("=")
+    if array.flags.carray and array.dtype.isnative:  # C strides, aligned and writable
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
