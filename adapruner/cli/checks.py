@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from adapruner._util.tar_names import is_compressed_tar, is_tar
 from adapruner.cli.console import complain
 from adapruner.pruning.methods import HOMES, current_name
 
@@ -71,7 +72,7 @@ def check_data(paths: Sequence[Path]) -> None:
 
     Patterns of shards are not searched here.
     """
-    kinds = {path.suffix for path in paths}
+    kinds = set(map(_kind, paths))
     if kinds == {".npy"} and len(paths) != 2:
         raise ValueError(
             f"expected two arrays, of images and of classes; found {len(paths)}: {paths[0]}"
@@ -79,7 +80,7 @@ def check_data(paths: Sequence[Path]) -> None:
     if kinds <= {".tar", ".npy"} and len(kinds) == 1:
         return
     if len(paths) > 1:
-        folder = next((path for path in paths if path.suffix not in (".tar", ".npy")), paths[0])
+        folder = next((path for path in paths if _kind(path) not in (".tar", ".npy")), paths[0])
         raise ValueError(
             f"{folder} cannot be combined with other data; expected one {EXPECTED}; "
             f"found {len(paths)} paths"
@@ -88,6 +89,11 @@ def check_data(paths: Sequence[Path]) -> None:
         raise FileNotFoundError(f"no such folder: {paths[0]}; expected an {EXPECTED}")
     if not paths[0].is_dir():
         raise NotADirectoryError(f"{paths[0]} is not a folder; expected an {EXPECTED}")
+
+
+def _kind(path: Path) -> str:
+    """The suffix of ``path``, ".tar" for all tars. The data layer refuses compressed ones."""
+    return ".tar" if is_tar(path.name) or is_compressed_tar(path.name) else path.suffix
 
 
 def check_destination(path: Path) -> None:

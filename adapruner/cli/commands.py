@@ -24,8 +24,10 @@ from adapruner._util.files import replace_atomically
 from adapruner.cli.console import complain, say
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source, source_again
-from adapruner.data.sources.shard_index import scan, write_index
-from adapruner.data.sources.shards import find_shards, index_path
+from adapruner.data.sources.shard_index import ShardIndex, scan, write_index
+from adapruner.data.sources.shard_paths import find_shards
+from adapruner.data.sources.shards import index_path
+from adapruner.data.sources.tar_members import MissingEndMarkWarning
 from adapruner.ops.device import why_no_cuda
 from adapruner.results.result import PruneResult
 from adapruner.training import CHECKPOINT_NAME
@@ -148,22 +150,41 @@ def export(arguments: Namespace) -> None:
 def index(arguments: Namespace) -> None:
     """Write the indexes of ``arguments.shards``. A broken shard is reported and gets no index.
 
+    A shard without an end-of-archive mark counts as broken, because it may be cut off.
+
     Raises:
         OSError, ValueError: the message is for users.
     """
-    shards = [shard for pattern in arguments.shards for shard in find_shards(pattern)]
+    named = (shard for pattern in arguments.shards for shard in find_shards(pattern))
+    shards = list(dict.fromkeys(named))  # patterns may overlap
+    paths = [index_path(shard, arguments.out) for shard in shards]
+    if len(set(paths)) < len(paths):
+        double = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"shards must have different names; found two with the index {double}")
     broken, samples = 0, 0
-    for shard in tqdm(shards, unit=" shards", leave=False, disable=None):
-        found = scan(shard, arguments.column)
-        if found.damage is None and found.lines:
-            write_index(index_path(shard, arguments.out), found, os.path.getsize(shard))
+    for shard, path in zip(
+        tqdm(shards, unit=" shards", leave=False, disable=None), paths, strict=True
+    ):
+        found, problem = _scanned(shard, arguments.column)
+        if problem is None:
+            write_index(path, found, os.path.getsize(shard))
             samples += len(found.lines)
         else:
             broken += 1
-            complain(f"no index of {shard}: {found.damage or 'the shard has no sample'}")
+            complain(f"no index of {shard}: {problem}")
     say(f"wrote the indexes of {len(shards) - broken:,} shards, with {samples:,} samples")
     if broken:
         raise OSError(f"{broken:,} of {len(shards):,} shards have no index")
+
+
+def _scanned(shard: str, column: str) -> tuple[ShardIndex, str | None]:
+    """The index of ``shard``, and the reason why it must not be written, or None."""
+    with warnings.catch_warnings(record=True) as caught:
+        # With an index no later run would warn of a shard that may be cut off.
+        warnings.simplefilter("always", MissingEndMarkWarning)
+        found = scan(shard, column)
+    doubt = next((str(w.message) for w in caught if w.category is MissingEndMarkWarning), None)
+    return found, found.damage or doubt or (None if found.lines else "the shard has no sample")
 
 
 def _given_source(arguments: Namespace, result: PruneResult) -> Source | None:

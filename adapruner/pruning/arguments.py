@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adapruner._util.checks import checked_whole
+from adapruner._util.integers import as_int64, plain_array
 
 
 def check_one_process() -> None:
@@ -87,10 +88,7 @@ def _whole_numbers(name: str, values: Any) -> Tensor:
         TypeError: the values are not whole numbers.
         ValueError: a value is larger than int64 holds.
     """
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()
-    array = np.asarray(values)
+    array = plain_array(values)
     if array.size == 0:
         return torch.zeros(array.shape, dtype=torch.int64, device="cpu")
     whole = array.dtype.kind in "iu"
@@ -98,7 +96,4 @@ def _whole_numbers(name: str, values: Any) -> Tensor:
         whole = bool((np.isfinite(array) & (array == np.floor(array))).all())
     if not whole:
         raise TypeError(f"{name} must hold integers; found {array.dtype}")
-    if array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name} must be less than 2**63; found {array.max()}")
-    # A copy: of any strides and byte order, and no longer the caller's.
-    return torch.from_numpy(array.astype(np.int64, order="C"))
+    return torch.from_numpy(as_int64(name, array))

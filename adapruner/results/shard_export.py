@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from adapruner._util.files import new_folder
 from adapruner.data.sources.base import IntArray
-from adapruner.data.sources.shard_index import ShardIndex, parse_line, scan, walk, write_index
+from adapruner.data.sources.shard_index import ShardIndex, parse_line, scan, write_index
 from adapruner.data.sources.shards import ShardSource, index_path
+from adapruner.data.sources.tar_members import walk
 
 
 def write_kept_indexes(source: ShardSource, kept: IntArray, destination: Path) -> None:

@@ -14,6 +14,7 @@ from support.shard_files import write_tar
 
 from adapruner import PruneResult, as_source
 from adapruner.data.sources.shard_index import read_index, scan
+from adapruner.data.sources.tar_members import MissingEndMarkWarning
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
@@ -64,6 +65,39 @@ class TestIndex:
         assert run("index", *patterns, "--out", tmp_path / "indexes").code == 0
         assert sorted(os.listdir(tmp_path / "indexes")) == [f"train-{j}.idx" for j in range(3)]
         assert len(list(shards.iterdir())) == 3
+
+    def test_any_case_of_the_ending(self, run: Run, shards: Path) -> None:
+        (shards / "train-1.tar").rename(shards / "train-1.TAR")
+        assert run("index", shards).out == "wrote the indexes of 3 shards, with 50 samples\n"
+        (shards / "train-1.idx").unlink()
+        (shards / "train-1.tar").write_bytes((shards / "train-1.TAR").read_bytes())
+        code, _, err = run("index", shards)
+        assert code == 1
+        assert f"different names; found two with the index {shards}/train-1.idx" in err
+        assert not (shards / "train-1.idx").exists()
+
+    def test_compressed_shards_are_refused(self, run: Run, shards: Path, tmp_path: Path) -> None:
+        (shards / "train-3.tar.gz").write_bytes(b"")
+        out = tmp_path / "kept.safetensors"
+        for paths in ([shards], [shards / "train-3.tar.gz"], sorted(shards.iterdir())):
+            for command in (["index", *paths], ["prune", *paths, "--out", out, *TINY]):
+                code, _, err = run(*command)
+                assert code == 1
+                assert "found 1 compressed among" in err
+                assert "train-3.tar.gz" in err
+        assert not list(shards.glob("*.idx"))
+
+    def test_missing_end_mark_is_told(self, run: Run, shards: Path) -> None:
+        content = (shards / "train-0.tar").read_bytes().rstrip(b"\0")
+        (shards / "train-0.tar").write_bytes(content + bytes(-len(content) % 512))
+        code, out, err = run("index", shards)
+        assert (code, out) == (1, "wrote the indexes of 2 shards, with 30 samples\n")
+        line = err.splitlines()[0]
+        assert line.startswith(f"adapruner: no index of {shards}/train-0.tar: ")
+        assert "has no end-of-archive mark" in line
+        assert not (shards / "train-0.idx").exists()
+        with pytest.warns(MissingEndMarkWarning):
+            assert len(as_source(shards)) == 50
 
     def test_broken_shards_are_told(self, run: Run, shards: Path) -> None:
         whole = (shards / "train-1.tar").read_bytes()
@@ -195,6 +229,17 @@ class TestArrays:
         data = ("--data", arrays[0], "--data", arrays[1])
         assert run("report", file, "--out", tmp_path / "r.html", *data).code == 0
         assert "data:image" in (tmp_path / "r.html").read_text()
+
+    @pytest.mark.parametrize("dtype", ["u1", ">u2", "<u4", ">u8"])
+    def test_classes_of_any_integer_type(
+        self, run: Run, arrays: tuple[Path, Path], tmp_path: Path, dtype: str
+    ) -> None:
+        np.save(arrays[1], (np.arange(60) % 3).astype(dtype)[:, None])
+        code, _, err = run("prune", *arrays, "--out", tmp_path / "kept", *TINY)
+        assert code == 0, err
+        targets = PruneResult.load(tmp_path / "kept").targets
+        assert targets is not None
+        assert targets.tolist() == [number % 3 for number in range(60)]
 
     def test_validation(self, run: Run, arrays: tuple[Path, Path], tmp_path: Path) -> None:
         options = ("--validation", arrays[0], "--validation", arrays[1])

@@ -12,15 +12,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adapruner._util.integers import plain_array
 from adapruner.data.sources.base import (
     Array,
     Source,
     Transform,
     integer_targets,
+    is_array_like,
     new_digest,
     update_with_array,
 )
 from adapruner.vision.decoding import picture_axes
+
+_ARRAYS = ("_inputs", "_targets", "_given_targets")
 
 
 class ArraySource(Source):
@@ -28,13 +32,15 @@ class ArraySource(Source):
 
     Args:
         inputs: ``[N, …]`` tensor or NumPy array. A memory map is not copied.
-        targets: ``[N, …]`` tensor or NumPy array.
+        targets: ``[N, …]`` tensor, NumPy array, sequence or pandas Series. Integers of shape
+            ``[N]`` or ``[N, 1]`` are classes, read as int64 ``[N]``. Others stay as they are.
         transform: applied to each row of ``inputs``, as a tensor.
         fingerprint: a string that identifies the samples. The default is a hash of their bytes.
 
     Raises:
-        TypeError: an array is not a tensor or NumPy array, or torch lacks its dtype.
-        ValueError: there are no rows, or the numbers of inputs and targets differ.
+        TypeError: an array is not of these types, or torch lacks its dtype.
+        ValueError: there are no rows, the numbers of inputs and targets differ, or a class is
+            larger than int64 holds.
     """
 
     kind = "arrays"
@@ -42,11 +48,13 @@ class ArraySource(Source):
     def __init__(
         self,
         inputs: Array,
-        targets: Array,
+        targets: Any,
         transform: Transform | None = None,
         fingerprint: str | None = None,
     ) -> None:
         super().__init__(transform, fingerprint)
+        targets = _plain_targets(targets)
+        inputs, targets = _common_type(inputs), _common_type(targets)
         _check_array("inputs", inputs)
         _check_array("targets", targets)
         if len(inputs) != len(targets):
@@ -57,9 +65,15 @@ class ArraySource(Source):
         if len(inputs) == 0:
             raise ValueError("expected at least one sample; found arrays of length 0")
         self._inputs, self._targets = inputs, targets
+        self._given_targets = targets  # the fingerprint covers their dtype and shape
         self.targets = integer_targets(targets, len(targets))
         self.deterministic = transform is None
         if self.targets is not None:
+            self._targets = self.targets
+            if isinstance(targets, Tensor):
+                self._targets = torch.from_numpy(self.targets).to(targets.device)
+                # Torch cannot pickle unsigned tensors for a worker. The hash is the same.
+                self._given_targets = plain_array(targets)
             self.pixel_axes = _pixel_axes(inputs)
 
     def __len__(self) -> int:
@@ -83,18 +97,18 @@ class ArraySource(Source):
     def _identify(self) -> str:
         digest = new_digest(self.kind)
         update_with_array(digest, self._inputs)
-        update_with_array(digest, self._targets)
+        update_with_array(digest, self._given_targets)
         return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickling a memory map would copy the whole file. Workers map the file again instead.
         state = self.__dict__.copy()
-        for name in ("_inputs", "_targets"):
+        for name in _ARRAYS:
             state[name] = _MappedFile.of(state[name]) or state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name in ("_inputs", "_targets"):
+        for name in _ARRAYS:
             if isinstance(state[name], _MappedFile):
                 state[name] = state[name].open()
         self.__dict__.update(state)
@@ -154,6 +168,24 @@ class _MappedFile:
         )
 
 
+def _plain_targets(targets: Any) -> Any:
+    """A sequence, a Series or an array of objects as an array of numbers; others unchanged."""
+    given = isinstance(targets, (Tensor, np.ndarray)) and targets.dtype != object
+    if given or not is_array_like(targets):
+        return targets
+    try:
+        return plain_array(targets)
+    except (ValueError, TypeError, RuntimeError) as error:  # unequal rows
+        raise TypeError(f"targets must hold numbers, in rows of one shape: {error}") from error
+
+
+def _common_type(array: Any) -> Any:
+    """``array`` in the C type that torch takes, where NumPy has two integer types of one size."""
+    if not isinstance(array, np.ndarray) or array.dtype.char not in "qQ":
+        return array
+    return array.view(array.dtype.str)
+
+
 def _check_array(name: str, array: Any) -> None:
     if not isinstance(array, (Tensor, np.ndarray)):
         raise TypeError(
@@ -182,15 +214,23 @@ def _pixel_axes(inputs: Array) -> str | None:
 def _rows(array: Array, indices: list[int]) -> Tensor:
     if isinstance(array, Tensor):
         return array[torch.tensor(indices, dtype=torch.int64, device=array.device)]
-    rows = np.asarray(array[np.array(indices, dtype=np.int64)])
-    return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+    return _tensor(np.asarray(array[np.array(indices, dtype=np.int64)]))
 
 
 def _row(array: Array, index: int) -> Tensor:
     if isinstance(array, Tensor):
         return array[index]
     row = np.asarray(array[index])
-    native = row.dtype.newbyteorder("=")
-    # Every tensor is writable, so it must not share memory with a read-only array or a file.
-    copy = isinstance(array, np.memmap) or not row.flags.writeable
-    return torch.from_numpy(row.astype(native) if copy else row.astype(native, copy=False))
+    # Every tensor is writable, so it must not share memory with a file.
+    return _tensor(row.copy() if isinstance(array, np.memmap) else row)
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    """A tensor of ``array``. It shares the memory of the array where torch can.
+
+    Torch has no negative strides, no other byte order, and no memory that is read-only or not
+    aligned.
+    """
+    if array.flags.carray and array.dtype.isnative:  # C strides, aligned and writable
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))

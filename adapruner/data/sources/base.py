@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from adapruner._util.integers import as_int64, plain_array
 from adapruner.vision.decoding import is_pil_image
 
 if TYPE_CHECKING:
@@ -193,29 +194,38 @@ def viewable(value: Any) -> Any | None:
 
 
 def integer_targets(values: Any, length: int) -> IntArray | None:
-    """``values`` as int64 ``[length]`` if they are ``length`` integers, else None."""
+    """``values`` as int64 ``[length]`` if they are ``length`` integers, else None.
+
+    The integers have any type and byte order, and the shape ``[length]`` or ``[length, 1]``.
+
+    Raises:
+        ValueError: a value is larger than int64 holds.
+    """
     array = numeric_array(values, length)
-    if array is None or array.ndim != 1:
+    if array is None or tuple(array.shape) not in ((length,), (length, 1)):
         return None
-    if isinstance(array, Tensor):
-        array = array.detach().cpu()
-        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
-    return array.astype(np.int64) if array.dtype.kind in "iu" else None
+    array = plain_array(array)
+    return as_int64("targets", array).reshape(length) if array.dtype.kind in "iu" else None
 
 
 def numeric_array(values: Any, length: int) -> Array | None:
     """``values`` as an array or tensor if they are ``length`` rows of numbers, else None."""
     if isinstance(values, Tensor):
         return values if values.ndim and len(values) == length else None
-    if not isinstance(values, (np.ndarray, list, tuple, range)) or isinstance(values, str):
+    if not is_array_like(values):
         return None
     try:
-        array = np.asarray(values)
+        array = plain_array(values)
     except (ValueError, TypeError, RuntimeError):  # unequal rows, or tensors of several values
         return None
     if array.dtype.kind not in "biuf" or not array.ndim or len(array) != length:
         return None
     return array
+
+
+def is_array_like(values: Any) -> bool:
+    """Whether ``values`` are a sequence, or convert themselves to an array, as a Series does."""
+    return isinstance(values, (list, tuple, range)) or hasattr(values, "__array__")
 
 
 def new_digest(kind: str) -> _Hash:

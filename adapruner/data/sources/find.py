@@ -18,7 +18,8 @@ from adapruner.data.sources.image_folder import (
     is_image_folder_dataset,
 )
 from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
-from adapruner.data.sources.shards import ShardSource, find_shards, is_shards
+from adapruner.data.sources.shard_paths import find_shards, is_shards
+from adapruner.data.sources.shards import ShardSource
 from adapruner.vision.decoding import MAX_PIXELS
 
 __all__ = [
@@ -51,7 +52,8 @@ def as_source(
     - the path of an image folder, ROOT/CLASS/…/IMAGE;
     - WebDataset shards: the path of a tar file or of a folder of tar files, a pattern such as
       ``train-{000..099}.tar`` or ``train-*.tar``, or a list of paths and patterns;
-    - a tuple ``(inputs, targets)`` of tensors, of NumPy arrays, or of paths of .npy files;
+    - a tuple ``(inputs, targets)`` of tensors, of NumPy arrays, or of paths of .npy files. The
+      targets can also be a sequence or a pandas Series, which is read in order of position;
     - a ``TensorDataset`` of two tensors;
     - one split of a Hugging Face dataset;
     - a map-style dataset of ``(input, target)`` pairs;

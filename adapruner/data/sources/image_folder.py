@@ -138,6 +138,18 @@ def is_image_folder_dataset(dataset: Any) -> bool:
     )
 
 
+def find_image(root: str) -> str | None:
+    """The path of an image in a class folder of ``root``, relative to it, or None."""
+    with os.scandir(root) as entries:
+        folders = [e.name for e in entries if not e.name.startswith(".") and _is_folder(e)]
+    for name in folders:
+        for folder, files in _walk(root, name, frozenset()):
+            for entry in files:
+                if entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                    return f"{folder}/{entry.name}"
+    return None
+
+
 @dataclass
 class _Scan:
     """The files below one class folder."""

@@ -22,8 +22,8 @@ import numpy as np
 
 from adapruner._util.files import replace_atomically
 from adapruner.data.sources.base import IntArray
+from adapruner.data.sources.tar_members import BLOCK, walk
 
-BLOCK = 512  # bytes; a tar header is one block, and contents are padded to whole blocks
 CLASS = "cls"
 UNKNOWN = -1  # the class is missing, or is not a whole number
 
@@ -184,47 +184,6 @@ def _members(path: str | os.PathLike[str], column: ClassColumn) -> Iterator[_Mem
     except OSError as error:
         raise _Damage(str(error), found) from error
     return iter(found)
-
-
-def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
-    """Yield the regular files of a tar, each with the open shard at the file's first byte.
-
-    Iterating a ``TarFile`` would silently stop at a broken header.
-
-    Raises:
-        OSError: the shard cannot be opened, is not a tar, or is damaged. The message has ``path``.
-    """
-    shard, length, offset = os.fspath(path), os.path.getsize(path), 0
-    try:
-        # "r:" refuses compressed files, which have no byte ranges.
-        with tarfile.open(shard, "r:", encoding="utf-8") as tar:
-            handle = tar.fileobj
-            assert handle is not None
-            while True:
-                handle.seek(offset)
-                try:
-                    info = tarfile.TarInfo.fromtarfile(tar)
-                except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-                    return
-                end = info.offset_data + info.size
-                if info.size < 0 or tar.offset <= offset:
-                    raise tarfile.ReadError(f"member {info.name} has the size {info.size}")
-                if end > length:
-                    raise tarfile.ReadError(
-                        f"cut off: {info.name} ends at byte {end}, the file at {length}"
-                    )
-                if info.isreg() and not info.issparse():
-                    handle.seek(info.offset_data)
-                    yield info, handle
-                offset = tar.offset
-    except OSError as error:
-        if error.filename is not None:
-            raise  # the message of the system has the path
-        raise OSError(f"cannot read {shard}: {error}") from error
-    except Exception as error:  # tarfile's own errors, and errors from broken numbers and names
-        what = "it is cut off" if offset + BLOCK > length else "it is damaged"
-        text = str(error) or type(error).__name__
-        raise OSError(f"cannot read {shard}: {what} at byte {offset} ({text})") from error
 
 
 def _member(info: tarfile.TarInfo, handle: Any, column: ClassColumn) -> _Member | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import numpy as np
 
 from adapruner.data.sources.base import IntArray, Location, Source, Transform, new_digest
 from adapruner.data.sources.shard_index import (
-    BLOCK,
     CLASS,
     UNKNOWN,
     ClassColumn,
@@ -27,6 +24,7 @@ from adapruner.data.sources.shard_index import (
     read_index,
     scan,
 )
+from adapruner.data.sources.tar_members import BLOCK
 from adapruner.vision.decoding import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,
@@ -75,6 +73,9 @@ class ShardSource(Source):
         FileNotFoundError: a shard is missing.
         IndexMismatchError: an index does not belong to its shard.
         ValueError: there is no shard or no sample, or no sample has an image and a class.
+
+    Warns:
+        MissingEndMarkWarning: a shard may have been cut off between two members.
     """
 
     kind = "shards"
@@ -315,56 +316,6 @@ def index_path(shard: str | os.PathLike[str], folder: str | os.PathLike[str] | N
     """The path of the index of ``shard``: ``NAME.idx`` beside the shard, or in ``folder``."""
     path = Path(shard).with_suffix(".idx")
     return path if folder is None else Path(folder) / path.name
-
-
-def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
-    """The shards of a path, a folder, a glob or a brace pattern, in order.
-
-    Raises:
-        FileNotFoundError: a shard is missing, or no shard fits.
-    """
-    text = os.path.expanduser(os.fspath(pattern))
-    if os.path.isdir(text):
-        text = os.path.join(glob.escape(text), "*.tar")
-    found: list[str] = []
-    for path in [text] if os.path.lexists(text) else _expand_braces(text):
-        if glob.has_magic(path) and not os.path.lexists(path):
-            found += sorted(glob.glob(path))
-        elif os.path.exists(path):
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"no such shard: {path}")
-    if not found:
-        raise FileNotFoundError(f"no shard fits {os.fspath(pattern)}")
-    return found
-
-
-def is_shards(data: Any) -> bool:
-    """Whether ``data`` is a path or pattern that ends in .tar, or a folder with .tar files."""
-    if isinstance(data, (list, tuple)):
-        return bool(data) and all(isinstance(p, (str, os.PathLike)) and is_shards(p) for p in data)
-    if not isinstance(data, (str, os.PathLike)):
-        return False
-    text = os.path.expanduser(os.fspath(data))
-    if not os.path.isdir(text):
-        return text.endswith(".tar")
-    with os.scandir(text) as entries:
-        return any(entry.name.endswith(".tar") for entry in entries)
-
-
-def _expand_braces(text: str) -> Iterator[str]:
-    """Expand ``{000..012}`` and ``{a,b}``, as shells and webdataset do."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", text)
-    if match is None:
-        yield text
-        return
-    first, last, listed = match.groups()
-    if listed is not None:
-        parts: Iterator[str] = iter(listed.split(","))
-    else:
-        parts = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
-    for part in parts:
-        yield from _expand_braces(text[: match.start()] + part + text[match.end() :])
 
 
 def _components(line: bytes, shard: str, shard_bytes: int) -> list[Component]:

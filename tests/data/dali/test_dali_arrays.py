@@ -25,7 +25,10 @@ image_module = pytest.importorskip("PIL.Image")
 from adapruner.data.dali.loader import DaliEvaluation, DaliLoader, why_not_dali  # noqa: E402
 
 COUNT = 41
-FORMS = ("mapped", "mapped grey", "mapped CHW", "fortran", "array", "tensor", "subset")
+FORMS = (
+    *("mapped", "mapped grey", "mapped CHW", "fortran", "array", "tensor", "subset"),
+    *("reversed", "mapped reversed", "read-only CHW reversed"),
+)
 
 
 def pixels(height: int, width: int) -> np.ndarray:
@@ -42,6 +45,14 @@ def source_of(form: str, folder: Path, transform: Any, size: tuple[int, int] = (
     if form == "tensor":
         chw = torch.from_numpy(x).permute(0, 3, 1, 2)  # not contiguous
         return as_source((chw, torch.from_numpy(y)), transform=transform)
+    if "reversed" in form:
+        np.save(folder / "x.npy", x)
+        rows = np.load(folder / "x.npy", mmap_mode="r") if form == "mapped reversed" else x
+        rows = rows[:, ::-1, :, ::-1]
+        if form == "read-only CHW reversed":
+            rows = rows.transpose(0, 3, 1, 2)
+            rows.flags.writeable = False
+        return as_source((rows, y.astype(">u2")[:, None]), transform=transform)
     stored = {
         "mapped grey": x[..., 1],
         "mapped CHW": np.ascontiguousarray(x.transpose(0, 3, 1, 2)),

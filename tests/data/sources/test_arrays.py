@@ -120,7 +120,9 @@ def test_chunks_do_not_show_in_the_fingerprint(
     assert digests == [sha256(header, array.tobytes())] * 2
 
 
-@pytest.mark.parametrize("targets", [TARGETS.float(), TARGETS > 0, TARGETS[:, None]])
+@pytest.mark.parametrize(
+    "targets", [TARGETS.float(), TARGETS > 0, TARGETS[:, None].float(), TARGETS.expand(2, 6).T]
+)
 def test_targets_that_are_no_classes(targets: torch.Tensor) -> None:
     source = as_source((INPUTS, targets))
     assert source.targets is None
@@ -181,7 +183,12 @@ def test_other_memory_maps_are_pickled_by_value(tmp_path: Path) -> None:
         ((INPUTS, TARGETS, TARGETS), ValueError, "expected two arrays.*found a tuple of 3"),
         ((INPUTS,), ValueError, "found a tuple of 1"),
         (TensorDataset(INPUTS), ValueError, "found a TensorDataset of 1"),
-        ((INPUTS, [0] * 6), TypeError, "targets must be a torch tensor or .* array; found list"),
+        ((INPUTS, set(range(6))), TypeError, "targets must be a torch tensor or .*; found set"),
+        ((INPUTS, [[0], [1, 2]] * 3), TypeError, "targets must hold numbers, in rows of one shape"),
+        ((INPUTS, [0, None] * 3), TypeError, "targets must hold numbers; found .*object"),
+        ((INPUTS, ["a"] * 6), TypeError, "targets must hold numbers; found .*<U1"),
+        ((INPUTS, [2**63] * 6), ValueError, r"targets must be less than 2\*\*63; found 92233"),
+        ((INPUTS.tolist(), TARGETS), TypeError, "inputs must be a torch tensor or .*; found list"),
         ((INPUTS, torch.tensor(1)), ValueError, "targets must have one row for each sample"),
         ((INPUTS, np.array(["a"] * 6)), TypeError, "targets must hold numbers; found .*<U1"),
         ((np.array([None] * 6), TARGETS), TypeError, "inputs must hold numbers; found .*object"),

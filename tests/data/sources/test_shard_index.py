@@ -189,7 +189,8 @@ def test_tar_cut_off_anywhere_gives_what_is_before(tmp_path: Path) -> None:
     whole, lines = shard.read_bytes(), scan(shard).lines
     ends = [offset + size for line in lines for offset, size in _ranges(line)]
     end_of_members = max(-(-end // 512) * 512 for end in ends)
-    for length in (*range(0, end_of_members, 100), *ends, end_of_members):
+    boundaries = {offset - 512 for line in lines for offset, _ in _ranges(line)}
+    for length in sorted({*range(0, end_of_members, 100), *ends} - boundaries | {0}):
         shard.write_bytes(whole[:length])
         index = scan(shard)
         assert index.damage is not None

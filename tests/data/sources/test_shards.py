@@ -15,7 +15,8 @@ from torch.utils.data import Subset
 
 from adapruner.data import as_source
 from adapruner.data.sources.shard_index import IndexMismatchError, scan, write_index
-from adapruner.data.sources.shards import ShardSource, find_shards
+from adapruner.data.sources.shard_paths import find_shards
+from adapruner.data.sources.shards import ShardSource
 
 
 def index_all(folder: Path, to: Path | None = None) -> None:
