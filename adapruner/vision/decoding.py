@@ -1,4 +1,11 @@
-"""Decoding of images, the same for every source, and its errors."""
+"""Decoding of images, the same for every source and loader, and its errors.
+
+Pillow decides which images can be read, and their pixels. The first frame of an image is read. A
+TIFF is turned as its orientation tag says, because Pillow turns it. The orientation of all other
+formats is ignored. Transparency is dropped. 16-bit grey keeps its high byte. The DALI loader
+decodes whole JPEGs and sound PNGs itself, whose pixels are Pillow's to a level of 255. It decodes
+every other image with the functions of this module.
+"""
 
 from __future__ import annotations
 
