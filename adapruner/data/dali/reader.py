@@ -147,11 +147,11 @@ class FileReader:
                 _fill(batch, self._bytes(batch.ids.tolist()))
             batch.shapes = self._inspect_one_by_one(batch)
         pixels = batch.shapes.prod(1)
-        wanted = (pixels > 0) & (pixels <= self._max_pixels)
+        fits = (pixels > 0) & (pixels <= self._max_pixels)
         places = [
             at
-            for at, fits in enumerate(wanted.tolist())
-            if not (fits and dali_decodes(np.asarray(batch.stored[at])))
+            for at, encoded in enumerate(batch.stored)
+            if not (fits[at] and dali_decodes(np.asarray(encoded)))
         ]
         self.read_again(batch, places)
         return batch

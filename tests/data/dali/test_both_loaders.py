@@ -74,6 +74,11 @@ def png(
     )
 
 
+def segment(mark: int, content: bytes) -> bytes:
+    """A part of the header of a JPEG."""
+    return struct.pack(">BBH", 0xFF, mark, len(content) + 2) + content
+
+
 def packed(bits: int) -> list[bytes]:
     random = np.random.default_rng(bits)
     return [random.bytes(WIDTH * bits // 8) for _ in range(HEIGHT)]
@@ -122,11 +127,14 @@ def pngs() -> dict[str, bytes]:
 
 
 def jpegs() -> dict[str, bytes]:
-    good = encoded("JPEG", quality=95)
+    good, cmyk = encoded("JPEG", quality=95), encoded("JPEG", PICTURE.convert("CMYK"))
     end = b"\xff\xd9"
     return {
         "good": good,
-        "cmyk": encoded("JPEG", PICTURE.convert("CMYK")),
+        "cmyk": cmyk,
+        "cmyk_without_its_mark": cmyk.replace(b"Adobe", b"Other"),
+        "strange_mark": cmyk[:-200] + b"\xff\xfd" + cmyk[-198:],
+        "thumbnail": good[:2] + segment(0xE1, encoded("JPEG", PICTURE.resize((8, 8)))) + good[2:],
         "grey": encoded("JPEG", PICTURE.convert("L")),
         "rgb": encoded("JPEG", keep_rgb=True),
         "progressive": encoded("JPEG", progressive=True),
@@ -191,6 +199,7 @@ REFUSED = {
     "broken_pixels.png",
     "cut_off.png",
     "no_end.jpg",
+    "strange_mark.jpg",
     "cut_off.jpg",
     "cut_off_in_the_header.jpg",
     "cut_off_in_the_header_with_end.jpg",
