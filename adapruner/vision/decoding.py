@@ -75,6 +75,8 @@ def _decode(handle: IO[bytes], name: str, mode: str | None, max_pixels: int) -> 
     except OSError as error:
         if error.errno is not None and error.filename is not None:
             raise  # the message of the system names the file
+        if error.errno is not None:  # the disk failed; the number tells whether to try again
+            raise OSError(error.errno, error.strerror, name) from error
         raise OSError(f"cannot decode {name}: {error}") from error
     except Exception as error:
         # Pillow's plugins raise many types for a corrupt file, even SyntaxError. They all mean that
