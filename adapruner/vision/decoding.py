@@ -1,4 +1,11 @@
-"""Decoding of images, the same for every source, and its errors."""
+"""Decoding of images, the same for every source and loader, and its errors.
+
+Pillow decides which images can be read, and their pixels. The first frame of an image is read. A
+TIFF is turned as its orientation tag says, because Pillow turns it. The orientation of all other
+formats is ignored. Transparency is dropped. 16-bit grey keeps its high byte. The DALI loader
+decodes whole JPEGs and sound PNGs itself, whose pixels are Pillow's to a level of 255. It decodes
+every other image with the functions of this module.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +75,8 @@ def _decode(handle: IO[bytes], name: str, mode: str | None, max_pixels: int) -> 
     except OSError as error:
         if error.errno is not None and error.filename is not None:
             raise  # the message of the system names the file
+        if error.errno is not None:  # the disk failed; the number tells whether to try again
+            raise OSError(error.errno, error.strerror, name) from error
         raise OSError(f"cannot decode {name}: {error}") from error
     except Exception as error:
         # Pillow's plugins raise many types for a corrupt file, even SyntaxError. They all mean that

@@ -87,7 +87,7 @@ class Decoder:
             self._make_reader = partial(PixelReader, source)
             self._make_images = partial(Pixels, source.pixel_axes)
         else:
-            self._make_reader = partial(FileReader, source, batch_size, graph.partial)
+            self._make_reader = partial(FileReader, source, batch_size, num_threads)
             self._make_images = Encoded
         self._idle: _Pipelines | None = None
 
@@ -105,13 +105,16 @@ class Decoder:
     def _start(self, pipelines: _Pipelines, batch: Batch) -> Batch:
         if not len(batch.ids):
             return batch
-        drawn = uniforms(self._seed, batch.epoch, batch.ids, self._graph.draws)
-        batch.feeds = self._graph.inputs(batch.shapes, drawn)
+        self._draw(batch)
         kind = frozenset(batch.feeds)
         if kind not in pipelines.stages:
             pipelines.stages[kind] = self._new_stage(kind, self._batch_size)
         pipelines.stages[kind].push({**batch.feeds, "stored": batch.stored})
         return batch
+
+    def _draw(self, batch: Batch) -> None:
+        drawn = uniforms(self._seed, batch.epoch, batch.ids, self._graph.draws)
+        batch.feeds = self._graph.inputs(batch.shapes, drawn)
 
     def _pop(self, pipelines: _Pipelines, batch: Batch) -> _Decoded:
         if not len(batch.ids):
@@ -134,27 +137,30 @@ class Decoder:
         return Stage(define, batch_size, self._num_threads, self._device_id)
 
     def _one_by_one(self, reader: Reader, batch: Batch) -> tuple[Any, ...] | None:
-        """The outputs of a batch that failed, without the samples that cause the error."""
-        indices = batch.ids.tolist()
-        kind = frozenset(batch.feeds)
-        tried = self._new_stage(kind, 1).try_each(
+        """The outputs of a batch that failed, without the samples that cannot be read.
+
+        The samples that DALI failed on are tried once more as the reader reads them without DALI.
+        """
+        reader.read_again(batch, list(self._errors(batch)))
+        if len(batch.ids):
+            self._draw(batch)  # an image can have another size now
+            indices, errors = batch.ids.tolist(), self._errors(batch)
+            batch.leave_out({at: reader.reason(indices[at], e) for at, e in errors.items()})
+        if not len(batch.ids):
+            return None
+        again = self._new_stage(frozenset(batch.feeds), self._batch_size)
+        return again.do({**batch.feeds, "stored": batch.stored})
+
+    def _errors(self, batch: Batch) -> dict[int, BatchError]:
+        """The places of the samples that fail alone, with their errors."""
+        tried = self._new_stage(frozenset(batch.feeds), 1).try_each(
             {
                 "stored": [batch.stored[at]],
                 **{name: values[at : at + 1] for name, values in batch.feeds.items()},
             }
-            for at in range(len(indices))
+            for at in range(len(batch.ids))
         )
-        batch.leave_out(
-            {
-                at: reader.reason(indices[at], found)
-                for at, found in enumerate(tried)
-                if isinstance(found, BatchError)
-            }
-        )
-        if not len(batch.ids):
-            return None
-        again = self._new_stage(kind, self._batch_size)
-        return again.do({**batch.feeds, "stored": batch.stored})
+        return {at: found for at, found in enumerate(tried) if isinstance(found, BatchError)}
 
 
 def _ahead(

@@ -23,13 +23,8 @@ def inspect_files() -> tuple[Any, ...]:
 
 
 def inspect_bytes() -> tuple[Any, ...]:
-    """``stored``, the shapes ``[B, 3]`` of the images, their first two and last two bytes."""
+    """``stored``, and the shapes ``[B, 3]`` of the images."""
     return _inspected(_dali()[0], Encoded("cpu").stored)
-
-
-def decode() -> tuple[Any, ...]:
-    """Decode the whole image, to find out whether it can be decoded."""
-    return (Encoded("cpu").whole(),)
 
 
 class Images(Protocol):
@@ -61,7 +56,7 @@ class Encoded:
 
     def whole(self) -> Any:
         fn, types = _dali()
-        # Like Pillow, ignore the orientation in the metadata.
+        # Like Pillow, ignore the orientation in the metadata of a JPEG or a PNG.
         return fn.decoders.image(
             self.stored, device=self._device, output_type=types.RGB, adjust_orientation=False
         )
@@ -114,11 +109,9 @@ class Graph(Protocol):
 
     Attributes:
         draws: random numbers for each sample.
-        partial: whether only a part of an image may be decoded.
     """
 
     draws: int
-    partial: bool
 
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         """The inputs besides the images, by name. ``shapes`` of the images is ``[B, 2]``."""
@@ -133,7 +126,7 @@ class Graph(Protocol):
 class ZoomGraph:
     """The operators for ``Zoom``."""
 
-    partial, finish = True, staticmethod(unchanged)
+    finish = staticmethod(unchanged)
 
     def __init__(self, zoom: Zoom, mean: Sequence[float], std: Sequence[float]) -> None:
         self.draws, self.inputs = zoom.draws, zoom.inputs
@@ -148,8 +141,6 @@ class ZoomGraph:
 
 class WindowGraph:
     """The operators for ``Zoom`` on the CPU. DALI only decodes windows."""
-
-    partial = True
 
     def __init__(
         self, zoom: Zoom, mean: Sequence[float], std: Sequence[float], num_threads: int
@@ -166,7 +157,7 @@ class WindowGraph:
 class CropGraph:
     """The operators for ``Crop``."""
 
-    partial, finish = False, staticmethod(unchanged)
+    finish = staticmethod(unchanged)
 
     def __init__(self, crop: Crop, mean: Sequence[float], std: Sequence[float]) -> None:
         self.draws, self.inputs = crop.draws, crop.inputs
@@ -192,7 +183,7 @@ class CropGraph:
 class WholeGraph:
     """The operators for whole images, scaled to [0, 1]. A batch must have images of one size."""
 
-    draws, partial, finish = 0, False, staticmethod(unchanged)
+    draws, finish = 0, staticmethod(unchanged)
 
     def inputs(self, shapes: Shapes, drawn: Uniforms) -> Inputs:
         if (shapes != shapes[:1]).any():
@@ -212,7 +203,7 @@ class WholeGraph:
 class CustomGraph:
     """The user's function of the node of stored images and a node of random numbers."""
 
-    draws, partial, finish = 16, True, staticmethod(unchanged)
+    draws, finish = 16, staticmethod(unchanged)
 
     def __init__(self, function: UserGraph) -> None:
         self._function = function
@@ -243,8 +234,7 @@ def _stored(ndim: int, layout: str | None = None) -> Any:
 
 
 def _inspected(fn: Any, encoded: Any) -> tuple[Any, ...]:
-    shapes = fn.peek_image_shape(encoded, adjust_orientation=False)
-    return encoded, shapes, encoded[:2], encoded[-2:]
+    return encoded, fn.peek_image_shape(encoded, adjust_orientation=False)
 
 
 def _normalized(image: Any, mean: Sequence[float], std: Sequence[float], mirror: Any) -> Any:

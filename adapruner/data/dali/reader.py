@@ -1,9 +1,14 @@
-"""The first half of the DALI loader: the stored images of a batch, and their sizes."""
+"""The first half of the DALI loader: the stored images of a batch, and their sizes.
+
+DALI decodes the images that :func:`adapruner.data.dali.formats.dali_decodes` names, if it can.
+The source reads every other image with Pillow, as it does for the torch loader. So both loaders
+read the same images and refuse the same images, for the same reasons.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from adapruner.data.dali import graphs
+from adapruner.data.dali.formats import as_ppm, dali_decodes
 from adapruner.data.dali.stage import BatchError, Stage
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.map_style import origin
 from adapruner.data.unreadable import Unreadable, describe_error
-from adapruner.vision.decoding import MAX_PIXELS
-
-_JPEG_START, _JPEG_END = (0xFF, 0xD8), (0xFF, 0xD9)
+from adapruner.vision.decoding import MAX_PIXELS, to_picture
 
 _Read = list["npt.NDArray[np.uint8] | str"]
 
@@ -64,6 +68,9 @@ class Reader(Protocol):
     def finish(self, batch: Batch) -> Batch:
         """Set the images of the oldest started batch, and take out undecodable ones."""
 
+    def read_again(self, batch: Batch, places: Sequence[int]) -> None:
+        """Read the images at ``places`` without DALI, or take them out, after DALI failed."""
+
     def reason(self, index: int, error: BatchError) -> str:
         """The reason why sample ``index`` failed."""
 
@@ -87,23 +94,26 @@ class PixelReader:
         batch.shapes = np.tile(self._shape, (len(batch.ids), 1))
         return batch
 
+    def read_again(self, batch: Batch, places: Sequence[int]) -> None:
+        """Nothing to read. DALI does not decode arrays."""
+
     def reason(self, index: int, error: BatchError) -> str:
         return f"BatchError: DALI cannot process the image of sample {index}: {error}"
 
 
 class FileReader:
-    """Reads encoded images and their sizes. It does not decode.
+    """Reads encoded images and their sizes, and decodes the images that DALI must not decode.
 
     DALI reads whole files by path. The source reads byte ranges, in a thread.
 
     Args:
         source: encoded images.
         batch_size: the largest number of samples in a batch.
-        careful: check that each JPEG is whole, because only a part of it may be decoded later.
+        num_threads: threads that decode with Pillow.
     """
 
-    def __init__(self, source: Source, batch_size: int, careful: bool) -> None:
-        self._source, self._careful = source, careful
+    def __init__(self, source: Source, batch_size: int, num_threads: int) -> None:
+        self._source = source
         self._max_pixels = getattr(origin(source), "max_pixels", MAX_PIXELS)
         self._by_path = _are_whole_files(source)
         define = graphs.inspect_files if self._by_path else graphs.inspect_bytes
@@ -111,6 +121,7 @@ class FileReader:
         self._stage = Stage(define, batch_size, 1, None)
         self._thread = None if self._by_path else ThreadPoolExecutor(1, "adapruner-read")
         self._read: dict[int, Future[_Read]] = {}
+        self._pillow = ThreadPoolExecutor(num_threads, "adapruner-pillow")
 
     def start(self, batch: Batch) -> Batch:
         indices = batch.ids.tolist()
@@ -124,30 +135,52 @@ class FileReader:
     def finish(self, batch: Batch) -> Batch:
         try:
             if self._thread is None:
-                looks = self._stage.pop()
+                batch.stored, shapes = self._stage.pop()
             else:
                 _fill(batch, self._read.pop(id(batch)).result())
                 if not len(batch.ids):
                     return batch
-                looks = self._stage.do({"stored": batch.stored})
-            batch.stored, shapes, starts, ends = looks[0], *map(_array, looks[1:])
+                batch.stored, shapes = self._stage.do({"stored": batch.stored})
+            batch.shapes = _sizes(shapes)
         except BatchError:
             if self._thread is None:
                 _fill(batch, self._bytes(batch.ids.tolist()))
-            shapes, starts, ends = self._inspect_one_by_one(batch)
-        batch.shapes = shapes[:, :2]
-        self._leave_out_suspect(batch, starts, ends)
+            batch.shapes = self._inspect_one_by_one(batch)
+        pixels = batch.shapes.prod(1)
+        fits = (pixels > 0) & (pixels <= self._max_pixels)
+        places = [
+            at
+            for at, encoded in enumerate(batch.stored)
+            if not (fits[at] and dali_decodes(np.asarray(encoded)))
+        ]
+        self.read_again(batch, places)
         return batch
 
+    def read_again(self, batch: Batch, places: Sequence[int]) -> None:
+        """Let the source read the images at ``places`` with Pillow, or take them out."""
+        if not places:
+            return
+        images = list(self._pillow.map(self._image, batch.ids[list(places)].tolist()))
+        batch.stored = [batch.stored[at] for at in range(len(batch.ids))]
+        for at, image in zip(places, images, strict=True):
+            if not isinstance(image, str):
+                batch.stored[at], batch.shapes[at] = as_ppm(image), image.size[::-1]
+        batch.leave_out(
+            {at: why for at, why in zip(places, images, strict=True) if isinstance(why, str)}
+        )
+
     def reason(self, index: int, error: BatchError) -> str:
-        """The reason from the source, or from DALI if the source can decode the image."""
-        try:
-            self._source.image(index)
-        except Exception as reason:  # the torch loader reports the same
-            return describe_error(reason)
+        """The reason why DALI failed on an image that the source has read."""
         location = self._source.location(index)
         where = f" at byte {location.offset}" if location.size is not None else ""
         return f"OSError: DALI cannot decode {location.path}{where}: {error}"
+
+    def _image(self, index: int) -> Any:
+        """The image as the torch loader reads it, in RGB, or the reason why it cannot be read."""
+        try:
+            return to_picture(self._source.image(index)).convert("RGB")
+        except Exception as error:  # the torch loader reports the same
+            return describe_error(error)
 
     def _bytes(self, indices: list[int]) -> _Read:
         """For each sample, its encoded image or the reason why it cannot be read."""
@@ -159,39 +192,15 @@ class FileReader:
                 read.append(describe_error(error))
         return read
 
-    def _inspect_one_by_one(self, batch: Batch) -> list[npt.NDArray[Any]]:
+    def _inspect_one_by_one(self, batch: Batch) -> npt.NDArray[np.int64]:
+        """The sizes of the images. A size is 0 where DALI does not find it."""
         stage = Stage(graphs.inspect_bytes, 1, 1, None)
         seen = stage.try_each({"stored": [encoded]} for encoded in batch.stored)
-        indices = batch.ids.tolist()
-        batch.leave_out(
-            {
-                at: self.reason(indices[at], found)
-                for at, found in enumerate(seen)
-                if isinstance(found, BatchError)
-            }
-        )
-        looks = [found[1:] for found in seen if not isinstance(found, BatchError)]
-        if not looks:
-            return [np.zeros((0, 3), np.int64), np.zeros((0, 2)), np.zeros((0, 2))]
-        return [np.concatenate([_array(look[part]) for look in looks]) for part in range(3)]
-
-    def _leave_out_suspect(
-        self, batch: Batch, starts: npt.NDArray[Any], ends: npt.NDArray[Any]
-    ) -> None:
-        too_large = batch.shapes.prod(1) > self._max_pixels
-        cut_off = np.zeros_like(too_large)
-        if self._careful:
-            cut_off = (starts == _JPEG_START).all(1) & (ends != _JPEG_END).any(1) & ~too_large
-        if not (too_large | cut_off).any():
-            return
-        indices = batch.ids.tolist()
-        stage = Stage(graphs.decode, 1, 1, None)
-        places = np.flatnonzero(cut_off).tolist()
-        tried = stage.try_each({"stored": [batch.stored[at]]} for at in places)
-        errors = {at: e for at, e in zip(places, tried, strict=True) if isinstance(e, BatchError)}
-        for at in np.flatnonzero(too_large).tolist():
-            errors[at] = BatchError(f"more than {self._max_pixels:,} pixels (max_pixels)")
-        batch.leave_out({at: self.reason(indices[at], error) for at, error in errors.items()})
+        sizes = np.zeros((len(seen), 2), np.int64)
+        for at, found in enumerate(seen):
+            if not isinstance(found, BatchError):
+                sizes[at] = _sizes(found[1])[0]
+        return sizes
 
 
 def _fill(batch: Batch, read: _Read) -> None:
@@ -199,8 +208,9 @@ def _fill(batch: Batch, read: _Read) -> None:
     batch.leave_out({at: why for at, why in enumerate(read) if isinstance(why, str)})
 
 
-def _array(outputs: Any) -> npt.NDArray[Any]:
-    return np.array(outputs.as_array())
+def _sizes(shapes: Any) -> npt.NDArray[np.int64]:
+    """Height and width from the shapes that DALI found."""
+    return np.array(shapes.as_array())[:, :2]
 
 
 def _are_whole_files(source: Source) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adapruner._util.integers import as_int64, plain_array
+from adapruner._util.retry import read_twice
 from adapruner.vision.decoding import is_pil_image
 
 if TYPE_CHECKING:
@@ -83,11 +84,14 @@ class Source(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """Sample ``index`` as ``(input, target)``, with the transform applied to the input.
 
+        A read that fails by chance (EIO, ESTALE, EAGAIN, too many open files) is tried once more.
+
         Raises:
             IndexError: ``index`` is not in [-N, N).
             OSError: the sample's file cannot be read or decoded.
         """
-        return self.transformed(self._read(self._checked(index)))
+        position = self._checked(index)
+        return self.transformed(read_twice(lambda: self._read(position)))
 
     def transformed(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
         """Apply the transform to the input of a sample from :meth:`read_batch`."""
@@ -123,7 +127,8 @@ class Source(Dataset[tuple[Any, Any]]):
 
         A PIL image, or a NumPy array of two or three dimensions. None if the sample is neither.
         """
-        return viewable(self._read(self._checked(index))[0])
+        position = self._checked(index)
+        return viewable(read_twice(lambda: self._read(position))[0])
 
     def location(self, index: int) -> Location:
         """Where the encoded image of sample ``index`` is.
@@ -142,9 +147,13 @@ class Source(Dataset[tuple[Any, Any]]):
             OSError: the image cannot be read, or is not in its place. The message has the path.
         """
         location = self.location(index)
-        with open(location.path, "rb") as handle:
-            handle.seek(location.offset)
-            return handle.read(location.size)
+
+        def read() -> bytes:
+            with open(location.path, "rb") as handle:
+                handle.seek(location.offset)
+                return handle.read(location.size)
+
+        return read_twice(read)
 
     def pixels(self, index: int) -> npt.NDArray[np.uint8]:
         """The stored image of sample ``index``, a view with the axes ``pixel_axes``.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from adapruner._util.retry import read_twice
 from adapruner.data.sources.base import IntArray, Location, Source, Transform, new_digest
 from adapruner.data.sources.shard_index import (
     CLASS,
@@ -132,7 +133,7 @@ class ShardSource(Source):
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the image of sample ``index``. The shard stays open for the next read."""
-        return self._encoded(index)[0]
+        return read_twice(lambda: self._encoded(index)[0])
 
     def shard_index(self, shard: int) -> ShardIndex:
         """The index of shard number ``shard``, as it was when this source was made.
@@ -264,7 +265,10 @@ class _OpenFiles:
         """
         file = self._file(path)
         # pread does not move the position of a file that other processes share.
-        content = os.pread(file.descriptor, BLOCK + size, offset - BLOCK)
+        try:
+            content = os.pread(file.descriptor, BLOCK + size, offset - BLOCK)
+        except OSError as error:  # it does not have the path
+            raise OSError(error.errno, f"{error.strerror} at byte {offset}", path) from error
         try:
             check_header(content[:BLOCK], size)
         except IndexMismatchError as error:

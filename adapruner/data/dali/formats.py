@@ -1,0 +1,69 @@
+"""Which images DALI decodes, and the form in which it takes the images of Pillow."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# The marks of the header that give the size of the image, and the mark of a scan.
+_FRAMES, _SCAN = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xDA
+# After 0xFF: an escape, a Huffman table, restart marks, the end, a scan, a fill byte.
+_IN_SCANS = np.zeros(256, np.bool_)
+_IN_SCANS[[0x00, 0xC4, *range(0xD0, 0xD8), 0xD9, 0xDA, 0xFF]] = True
+_PNG_START, _PNG_END, _PNG_FRAMES = b"\x89PNG\r\n\x1a\n", b"IEND", b"acTL"
+_MAX_BITS = 8
+
+
+def dali_decodes(encoded: npt.NDArray[np.uint8]) -> bool:
+    """Whether DALI may decode the image: a whole JPEG, or a sound PNG.
+
+    A whole JPEG is grey or has three colours, ends with its end mark, and has no strange mark
+    after its header. A sound PNG has at most 8 bits a channel, right checksums, its end mark and
+    one frame. DALI and Pillow read such images alike. Pillow decodes the rest.
+    """
+    view = encoded.data
+    if view[:2] == _JPEG_START:
+        return view[-2:] == _JPEG_END and _is_sound_jpeg(encoded)
+    return view[:8] == _PNG_START and _is_sound_png(view)
+
+
+def as_ppm(image: Any) -> npt.NDArray[np.uint8]:
+    """A PIL image in RGB as the bytes of a PPM file. DALI decodes it without a loss."""
+    header = b"P6 %d %d 255\n" % image.size
+    return np.frombuffer(header + image.tobytes(), np.uint8)
+
+
+def _is_sound_jpeg(encoded: npt.NDArray[np.uint8]) -> bool:
+    # The header is a series of segments: 0xFF, the mark, the length, the content. A content can
+    # have any bytes, such as a small JPEG.
+    at, view = len(_JPEG_START), encoded.data
+    while at + 10 <= len(view) and view[at] == 0xFF:
+        mark = view[at + 1]
+        if mark in _FRAMES and view[at + 9] > 3:  # CMYK
+            return False
+        if mark == _SCAN:
+            scans = encoded[at:]
+            return bool(_IN_SCANS[scans[1:][scans[:-1] == 0xFF]].all())
+        at += 2 + int.from_bytes(view[at + 2 : at + 4], "big")
+    return False
+
+
+def _is_sound_png(view: memoryview) -> bool:
+    if len(view) < 25 or view[24] > _MAX_BITS:
+        return False
+    at = len(_PNG_START)
+    while at + 12 <= len(view):  # length, name and checksum
+        end = at + 8 + int.from_bytes(view[at : at + 4], "big")
+        name = view[at + 4 : at + 8]
+        if zlib.crc32(view[at + 4 : end]).to_bytes(4, "big") != view[end : end + 4]:
+            return False
+        if name == _PNG_FRAMES:
+            return False
+        if name == _PNG_END:
+            return True
+        at = end + 4
+    return False
