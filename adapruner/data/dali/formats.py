@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # The marks of the header that give the size of the image, and the mark of a scan.
-_FRAMES, _SCAN = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xDA
+_SIZES, _SCAN = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xDA
 # After 0xFF: an escape, a Huffman table, restart marks, the end, a scan, a fill byte.
 _IN_SCANS = np.zeros(256, np.bool_)
 _IN_SCANS[[0x00, 0xC4, *range(0xD0, 0xD8), 0xD9, 0xDA, 0xFF]] = True
@@ -43,7 +43,7 @@ def _is_sound_jpeg(encoded: npt.NDArray[np.uint8]) -> bool:
     at, view = len(_JPEG_START), encoded.data
     while at + 10 <= len(view) and view[at] == 0xFF:
         mark = view[at + 1]
-        if mark in _FRAMES and view[at + 9] > 3:  # CMYK
+        if mark in _SIZES and view[at + 9] > 3:  # CMYK
             return False
         if mark == _SCAN:
             scans = encoded[at:]

@@ -90,8 +90,7 @@ def changed(content: bytes, at: int) -> bytes:
 
 def pngs() -> dict[str, bytes]:
     good, rows = encoded("PNG"), [row.tobytes() for row in ROWS]
-    wide = [row.tobytes() for row in np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH * 6))]
-    wide = [bytes(row[::8]) for row in wide]
+    wide = [np.random.default_rng(row).bytes(6 * WIDTH) for row in range(HEIGHT)]
     palette = PICTURE.convert("P")
     colours = {bits: chunk(b"PLTE", bytes(range(3 * 2**bits))) for bits in (1, 2, 4)}
     return {
