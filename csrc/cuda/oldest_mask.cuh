@@ -48,6 +48,8 @@ struct Candidates {
           if (bits >> j & 1) f(first + j, int{ages[j]});
         }
       } else {
+        // The end of the array, once in a call: a loop, so that its code stays short.
+#pragma unroll 1
         for (int j = 0; j < left; ++j) {
           if (bits >> j & 1) f(first + j, int{age[first + j]});
         }
