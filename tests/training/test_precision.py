@@ -67,3 +67,19 @@ def test_images_have_the_memory_format_of_the_weights(last: bool) -> None:
         model = model.to(memory_format=torch.channels_last)
     prune((torch.randn(90, 2, 6, 6), torch.arange(90) % 3), model, epochs=2)
     assert set(seen) == {last}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_run_under_another_default_dtype(dtype: torch.dtype) -> None:
+    x, y = blobs(200)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = nn.Linear(5, 3)
+        result = prune((x.to(dtype), y), model, epochs=4)
+    finally:
+        torch.set_default_dtype(before)
+    check_exact(result, 120)
+    assert model.weight.dtype == dtype
+    assert result.gate_logits.dtype == torch.float32
+    assert result.history[-1]["training_loss"] < result.history[0]["training_loss"]
