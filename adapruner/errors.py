@@ -13,3 +13,7 @@ class FileFormatError(ValueError):
 
 class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run must stop."""
+
+
+class MissingEndMarkWarning(UserWarning):
+    """A tar has no end-of-archive mark. Its members are whole, but it may be cut off after one."""

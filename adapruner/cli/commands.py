@@ -27,7 +27,7 @@ from adapruner.data.sources.find import as_source, source_again
 from adapruner.data.sources.shard_index import ShardIndex, scan, write_index
 from adapruner.data.sources.shard_paths import find_shards
 from adapruner.data.sources.shards import index_path
-from adapruner.data.sources.tar_members import MissingEndMarkWarning
+from adapruner.errors import MissingEndMarkWarning
 from adapruner.ops.device import why_no_cuda
 from adapruner.results.result import PruneResult
 from adapruner.training import CHECKPOINT_NAME

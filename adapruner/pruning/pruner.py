@@ -30,6 +30,8 @@ class Pruner(Run):
     Args:
         num_samples: N, the number of samples of the dataset.
         keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
+            If fewer can be read, all readable samples are kept, with a warning. If more than 5 % of
+            N are missing to that number, it is an error.
         epochs: epochs of the run, at least 1.
         warmup_epochs: epochs at the start that train on everything, unweighted, while the gates do
             not step; 0 for a model that is trained already. About a tenth of ``epochs`` where None.

@@ -28,7 +28,8 @@ class PruneResult:
             The method "published" uses the gate logits. The method "sampled" uses 1 minus a scaled
             distance between the sample's mean pressure and the target range (docs/method.md).
             −inf marks an unreadable sample, −1000 a sample that never had a finite loss.
-        keep_ratio: the keep ratio of the run; ``K = floor(keep_ratio * N + 0.5)``.
+        keep_ratio: the keep ratio of the run; ``K = floor(keep_ratio * N + 0.5)``, or the number of
+            readable samples if that is less.
         fingerprint: SHA-256 that identifies the samples of the dataset.
         config: the settings of the run.
         dataset: kind and number of samples; root folder and class names where known.

@@ -83,6 +83,8 @@ def fast_prune(
             shards, (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset;
             see :func:`adapruner.data.as_source`.
         keep_ratio: share of the samples to keep, in (0, 1]; exactly ⌊keep_ratio·N + ½⌋ are kept.
+            If fewer can be read, all readable samples are kept, with a warning. If more than 5 % of
+            N are missing to that number, it is an error.
         epochs: epochs of the run. A run selects well if it fits most of the data. A new model needs
             ten epochs or more.
         batch_size: samples in a batch.

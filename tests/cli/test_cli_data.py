@@ -14,7 +14,7 @@ from support.shard_files import write_tar
 
 from adapruner import PruneResult, as_source
 from adapruner.data.sources.shard_index import read_index, scan
-from adapruner.data.sources.tar_members import MissingEndMarkWarning
+from adapruner.errors import MissingEndMarkWarning
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")

@@ -8,14 +8,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from adapruner.errors import MissingEndMarkWarning
+
 BLOCK = 512  # bytes; a tar header is one block, and contents are padded to whole blocks
 
 _CHUNK = 1 << 20  # bytes read at once behind the end of an archive
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-
-
-class MissingEndMarkWarning(UserWarning):
-    """A tar has no end-of-archive mark. Its members are whole, but it may be cut off after one."""
 
 
 def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:

@@ -245,7 +245,7 @@ def test_what_is_no_tar_is_damage(tmp_path: Path) -> None:
     assert str(path) in str(scan(path).damage)
 
 
-@pytest.mark.filterwarnings("ignore::adapruner.data.sources.tar_members.MissingEndMarkWarning")
+@pytest.mark.filterwarnings("ignore::adapruner.errors.MissingEndMarkWarning")
 def test_no_broken_tar_or_index_hangs_or_crashes(tmp_path: Path) -> None:
     members = [*sample(0), (f"{LONG}.cls", b"1"), (f"{LONG}.png", b"x" * 700), *sample(1)]
     shard, path = write_tar(tmp_path / "a.tar", members), tmp_path / "a.idx"
