@@ -15,5 +15,9 @@ class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run must stop."""
 
 
+class RankError(RuntimeError):
+    """Another process of a distributed run has failed, so this one ends too."""
+
+
 class MissingEndMarkWarning(UserWarning):
     """A tar has no end-of-archive mark. Its members are whole, but it may be cut off after one."""
