@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,8 +112,8 @@ class Ranks:
                 one, value = found[0]["same"][name], other["same"][name]
                 if repr(one) != repr(value):
                     raise ValueError(
-                        f"all ranks must have the same {name.replace('_', ' ')}; found {one!r} on "
-                        f"rank 0 and {value!r} on rank {rank}"
+                        f"all ranks must have the same {name.replace('_', ' ')}; found "
+                        f"{reprlib.repr(one)} on rank 0 and {reprlib.repr(value)} on rank {rank}"
                     )
         return [other["note"] for other in found]
 
@@ -138,7 +139,31 @@ class Ranks:
         parts = [one[:count] for one, count in zip(every, counts, strict=True)]
         return torch.cat(parts).to(own.device)
 
-    def share_of_first(self, tensors: Sequence[Tensor]) -> None:
+    def gather_calls(self, parts: Sequence[Tensor]) -> Tensor:
+        """The tensors of all calls of all ranks: call by call, and in a call rank by rank.
+
+        Args:
+            parts: a tensor of one dimension for each call of this rank. All ranks have as many.
+        """
+        own = torch.cat(list(parts))
+        if self.alone:
+            return own
+        sizes = torch.tensor([len(part) for part in parts], dtype=torch.int64, device="cpu")
+        lengths = self.gather(sizes, [len(parts)] * self.size).view(self.size, -1)
+        every = self.gather(own, lengths.sum(1).tolist())
+        return every[call_by_call(lengths).to(own.device)]
+
+    def on_first(self, call: str, do: Callable[[], None]) -> None:
+        """Let rank 0 do something for all. Its error is raised on all ranks."""
+        error = None
+        if self.first:
+            try:
+                do()
+            except Exception as found:
+                error = found
+        self.meet(call, error)
+
+    def copy_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite ``tensors`` with the values that they have on rank 0."""
         if self.alone:
             return
@@ -201,6 +226,21 @@ class Ranks:
                 f"one that was made before, so that each of the {dist.get_world_size()} ranks "
                 "would select by its own losses"
             )
+
+
+def call_by_call(lengths: Tensor) -> Tensor:
+    """The order that takes samples call by call, and in a call rank by rank.
+
+    Args:
+        lengths: int64 ``[W, calls]``, the samples of each rank in each call. They lie rank by rank.
+
+    >>> call_by_call(torch.tensor([[2, 1], [1, 1]]))
+    tensor([0, 1, 3, 2, 4])
+    """
+    starts = (lengths.flatten().cumsum(0) - lengths.flatten()).view_as(lengths).T.flatten()
+    lengths = lengths.T.flatten()
+    shift = (starts - lengths.cumsum(0) + lengths).repeat_interleave(lengths)
+    return shift + torch.arange(len(shift), device="cpu")
 
 
 def describe(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate, repeat
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from adapruner import ops
 from adapruner._util.seeds import epoch_seed, splitmix
 from adapruner.pruning import bitmask
+
+_Batch = TypeVar("_Batch", Tensor, np.ndarray)
 
 # Samples that one call of the operator returns. The fixed cost of a call is small beside them.
 STRETCH = 2**16
@@ -60,7 +63,7 @@ def epoch_batches(
         yield batch
 
 
-def share(batch: Tensor, rank: int, world_size: int) -> Tensor:
+def share(batch: _Batch, rank: int, world_size: int) -> _Batch:
     """The part of a batch that a rank reads. The parts of two ranks differ by at most one sample.
 
     >>> batch = torch.arange(8)

@@ -255,7 +255,8 @@ class Run:
         selection.select(gates, ratio, controller.slope_now, keys)
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
-        entry["seconds"] = time.perf_counter() - self._started
+        seconds = time.perf_counter() - self._started
+        entry["seconds"] = max(self.ranks.exchange("step", seconds))
         self._started = time.perf_counter()
         self.history.append(entry)
         return entry

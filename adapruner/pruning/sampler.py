@@ -66,7 +66,7 @@ class _EpochSampler:
         self._unit, self._drop_last, self._block_size = unit, drop_last, block_size
         self._epoch, self._position = pruner.epoch, 0
         self._resumed = False
-        pruner.ranks.meet(
+        self.ranks.meet(
             type(self).__name__, batch_size=unit, drop_last=drop_last, block_size=block_size
         )
 
@@ -87,6 +87,11 @@ class _EpochSampler:
     def epoch(self) -> int:
         """The pruner's current epoch."""
         return self._pruner.epoch
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks of the pruner."""
+        return self._pruner.ranks
 
     def planned_samples(self) -> int:
         """Planned number of samples of the whole run.
@@ -248,7 +253,7 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
         return islice(self._shares(), self._position, None)
 
     def _shares(self) -> Iterator[torch.Tensor]:
-        ranks = self._pruner.ranks
+        ranks = self.ranks
         for batch in self._pieces(self._unit):
             own = share(batch, ranks.rank, ranks.size)
             weight = ranks.size * len(own) / len(batch)

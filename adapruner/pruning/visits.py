@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapruner import ops
-from adapruner.pruning.distributed import Ranks
+from adapruner.pruning.distributed import Ranks, call_by_call
 from adapruner.pruning.gates import Gates
 
 # Calls whose visits are stored together, and later exchanged together.
@@ -158,7 +158,7 @@ class Recorded:
             every_id = ranks.gather(own_ids, counts)
             every_loss = ranks.gather(own_losses, counts)
             self._check_visited_once(every_id, counts, len(gates.logits))
-            order = _call_by_call(part).to(every_id.device)
+            order = call_by_call(part).to(every_id.device)
             batches = part.sum(0).tolist()
             yield from zip(
                 sizes[0, begin : begin + PIECE].tolist(),
@@ -219,20 +219,3 @@ def _losses_again(gates: Gates, ids: Tensor, losses: Tensor) -> ops.MaskedLoss:
     losses = losses.masked_fill(no_rows, 0)
     again = ops.masked_loss(losses, ids, gates.logits, gates.state)
     return ops.MaskedLoss(again.loss, losses, again.pressure.masked_fill_(no_rows, torch.inf))
-
-
-def _call_by_call(lengths: Tensor) -> Tensor:
-    """The order that takes visits call by call, and within a call rank by rank.
-
-    Args:
-        lengths: int64 ``[W, calls]``, the visits of each rank in each call. The visits lie rank by
-            rank.
-
-    >>> _call_by_call(torch.tensor([[2, 1], [1, 1]]))
-    tensor([0, 1, 3, 2, 4])
-    """
-    starts = (lengths.flatten().cumsum(0) - lengths.flatten()).view_as(lengths).T.flatten()
-    lengths = lengths.T.flatten()
-    ends = lengths.cumsum(0)
-    shift = (starts - ends + lengths).repeat_interleave(lengths)
-    return shift + torch.arange(len(shift), device="cpu")
