@@ -95,6 +95,8 @@ class Ranks:
             if error is not None:
                 raise error
             return [note]
+        if not _is_initialized():
+            raise RuntimeError("the process group of this run was destroyed before the run ended")
         told = None if error is None else describe(error)
         content = {"call": call, "error": told, "same": same, "note": note}
         found = [json.loads(text) for text in self._gather_text(json.dumps(content))]
@@ -212,8 +214,6 @@ class Ranks:
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
-        if not _is_initialized():
-            raise RuntimeError("the process group of this run was destroyed before the run ended")
         try:
             yield
         except RuntimeError as error:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
-from adapruner import Pruner
+from adapruner import PrunedBatchSampler, PrunedSampler, Pruner, fast_prune, with_ids
+from adapruner._util.tensors import whole
+from adapruner.pruning import bitmask
 from adapruner.pruning.order import batches, share
+from adapruner.training import trainer
+from adapruner.vision import evaluation_transform
+from support.training_data import blobs
 
 # Collectives of torch.distributed that send tensors.
 COLLECTIVES = (
@@ -124,3 +131,275 @@ def traffic(group: Any, case: dict[str, Any], batch_size: int) -> list[dict[str,
             {"visits": visits, "steps": sum(in_steps.values()), "end": sum(at_end.values())}
         )
     return found
+
+
+def memory(group: Any, count: int, batch_size: int) -> tuple[int, int, int]:
+    """Bytes of the gates and of the records of an epoch, and the visits of this rank."""
+    pruner = Pruner(count, process_group=group)
+    visits = 0
+    for ids in pruner.batches(batch_size):
+        pruner.weigh(torch.rand(len(ids), requires_grad=True), ids)
+        visits += len(ids)
+    tensors = [pruner.gates.logits, pruner.gates.age, pruner.gates.last_loss]
+    recorded: Any = pruner.visits
+    pieces = [*recorded._ids.pieces(), *recorded._losses.pieces()]
+    gates, records = (sum(t.nbytes for t in each) for each in (tensors, pieces))
+    return gates, records, visits
+
+
+# --- the losses of a batch
+
+
+def table(num_samples: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Logits and targets of all samples. The first three samples have ignored rows only."""
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(num_samples, *shape, generator=generator)
+    target = torch.randint(0, shape[0], (num_samples, *shape[1:]), generator=generator)
+    if len(shape) > 1:
+        target[:, ::3] = -100
+        target[:3] = -100
+    return logits, target
+
+
+def by_logits(group: Any, settings: dict[str, Any], shape: tuple[int, ...], size: int) -> Any:
+    """The states of a run that gives logits to ``loss``."""
+    world = 1 if group is None else group.size()
+    logits, target = table(203, shape)
+    pruner = Pruner(203, process_group=group, **settings)
+    states = []
+    while not pruner.finished:
+        for ids in pruner.batches(size // world):
+            pruner.loss(logits[ids].requires_grad_(), target[ids], ids)
+        pruner.step()
+        states.append(plain(pruner.state_dict()))
+    return states
+
+
+def gradients(group: Any, count: int, size: int, way: str) -> list[Tensor]:
+    """The gradients of each batch of an epoch, averaged over the ranks as DDP does."""
+    world = 1 if group is None else group.size()
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (count,), generator=generator)
+    weight = torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    pruner = Pruner(count, 1.0, 3, warmup_epochs=0, method="published", process_group=group)
+    found = []
+    for ids in pruner.batches(size // world):
+        if way == "linear_loss":
+            loss = pruner.linear_loss(x[ids], weight, y[ids], ids)
+        elif way == "loss":
+            loss = pruner.loss(x[ids] @ weight.T, y[ids], ids)
+        else:
+            rows = nn.functional.cross_entropy(x[ids] @ weight.T, y[ids], reduction="none")
+            loss = pruner.weigh(rows, ids)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        if group is not None:
+            dist.all_reduce(gradient, group=group)
+        found.append(gradient / world)
+    return found
+
+
+# --- loaders and states
+
+
+def read(group: Any, data: Any, kind: str, settings: dict[str, Any]) -> list[Any]:
+    """For each epoch, the ids of each batch of this rank and the reads of each sample."""
+    count = len(data) if isinstance(data, Dataset) else len(data[0])
+    pruner = Pruner(count, 0.4, 4, process_group=group)
+    losses = torch.rand(count, generator=torch.Generator().manual_seed(1)) * 3
+    if kind == "dali":
+        from adapruner.data.dali.loader import DaliLoader
+
+        transform = evaluation_transform(16)
+        loader: Any = DaliLoader(data, pruner, transform=transform, num_threads=1, **settings)
+    elif kind == "own":
+        sampler = PrunedBatchSampler(pruner, **settings)
+        loader = torch.utils.data.DataLoader(with_ids(data), batch_sampler=sampler)
+    else:
+        loader = pruner.loader(data, num_workers=int(kind == "workers"), **settings)
+    found = []
+    while not pruner.finished:
+        expected = list(pruner.batches(settings["batch_size"], block_size=settings["block_size"]))
+        before = data.reads.copy() if isinstance(data, Dataset) else 0
+        batches = []
+        for inputs, targets, ids in loader:
+            assert len(inputs) == len(targets) == len(ids)
+            batches.append(ids.tolist())
+            pruner.weigh(losses[ids].requires_grad_(), ids)
+        assert batches == [ids.tolist() for ids in expected]
+        reads = data.reads - before if isinstance(data, Dataset) else 0
+        found.append((batches, bitmask.indices(pruner.read_mask()).tolist(), reads))
+        pruner.step()
+    return found
+
+
+def begin(group: Any, count: int, size: int, batches: int) -> Any:
+    """The states of pruner and loader after some batches of the second epoch."""
+    pruner, loader = _with_loader(group, count, size)
+    _epoch(pruner, loader)
+    pruner.step()
+    _epoch(pruner, loader, batches)
+    return pruner.state_dict(), loader.state_dict()
+
+
+def go_on(group: Any, count: int, size: int, state: Any) -> Any:
+    """The end of a run that begins at the states of pruner and loader; None is the start."""
+    pruner, loader = _with_loader(group, count, size)
+    if state is not None:
+        pruner.load_state_dict(state[0])
+        loader.load_state_dict(state[1])
+    while not pruner.finished:
+        _epoch(pruner, loader)
+        pruner.step()
+    return plain(pruner.state_dict())
+
+
+def _with_loader(group: Any, count: int, size: int) -> Any:
+    world = 1 if group is None else group.size()
+    pruner = Pruner(count, 0.4, 5, method="published", warmup_epochs=0, process_group=group)
+    return pruner, pruner.loader(Dataset(count), size // world)
+
+
+def _epoch(pruner: Pruner, loader: Any, most: int | None = None) -> None:
+    losses = torch.rand(pruner.num_samples, generator=torch.Generator().manual_seed(1)) * 3
+    for _, _, ids in itertools.islice(loader, most):
+        pruner.weigh(losses[ids].requires_grad_(), ids)
+
+
+# --- what is refused
+
+
+def refused(group: Any, what: str) -> None:
+    """Ranks that do not do the same."""
+    rank = dist.get_rank()
+    count, settings, data = 40, {"seed": 0}, Dataset(40)
+    if what == "seed":
+        settings = {"seed": rank}
+    elif what == "keep_ratio":
+        settings = {"keep_ratio": 0.5 + rank / 10}
+    elif what == "num_samples":
+        count += rank
+    elif what == "labels":
+        settings = {"labels": [int(i == rank) for i in range(40)]}
+    pruner = Pruner(count, process_group=group, **settings)
+    if what == "fingerprint":
+        data.x[0] += rank
+        pruner.loader((data.x, torch.tensor(data.targets)), 4)
+    elif what == "batch_size":
+        pruner.batches(4 + rank)
+    elif what == "single samples":
+        PrunedSampler(pruner)
+    ids = torch.arange(4) + 4 * rank
+    losses = torch.ones(4, requires_grad=True)
+    if what == "same sample":
+        ids[2] = 30
+    pruner.weigh(losses, ids)
+    if what == "calls" and rank == 1:
+        pruner.weigh(losses, ids + 8)
+    if what == "order of calls":
+        (pruner.observe if rank else pruner.weigh)(losses, ids + 8)
+        (pruner.weigh if rank else pruner.observe)(losses, ids + 16)
+    if what == "other call" and rank == 1:
+        pruner.state_dict()
+    if what == "destroyed":
+        dist.destroy_process_group()
+    pruner.step(rank / 10 if what == "validation_loss" else None)
+
+
+def made_too_early(store: str, rank: int) -> None:
+    """A pruner that is made before the process group."""
+    pruner = Pruner(40)
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    pruner.step()
+
+
+# --- fast_prune
+
+
+class Dataset(torch.utils.data.Dataset[Any]):
+    """Points in five dimensions. Counts the reads of this process.
+
+    Args:
+        num_samples: N.
+        errors: for some samples, the error that reading them raises.
+        labels: for some samples, a label in place of their own.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        errors: dict[int, BaseException] | None = None,
+        labels: dict[int, int] | None = None,
+    ) -> None:
+        self.x, y = blobs(num_samples)
+        self.targets = [(labels or {}).get(i, int(y[i])) for i in range(num_samples)]
+        self.errors = errors or {}
+        self.reads = np.zeros(num_samples, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.reads[index] += 1
+        if index in self.errors:
+            raise self.errors[index]
+        return self.x[index], self.targets[index]
+
+
+def network(batch_norm: bool = False) -> nn.Module:
+    """The same weights in each process."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        middle = nn.BatchNorm1d(16) if batch_norm else nn.Identity()
+        return nn.Sequential(nn.Linear(5, 16), middle, nn.ReLU(), nn.Linear(16, 3))
+
+
+def fast(group: Any, data: Any, model: nn.Module | None = None, **settings: Any) -> Any:
+    """What fast_prune gives, on the ranks or in one process with their batches together.
+
+    Returns:
+        The kept indices, the history without seconds, unreadable samples, weights, config.
+    """
+    world = 1 if group is None else group.size()
+    settings = {"keep_ratio": 0.5, "epochs": 4, "global_batch": 32, "progress": False} | settings
+    settings["batch_size"] = settings.pop("global_batch") // world
+    model = network() if model is None else model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        result = fast_prune(model, data, process_group=group, loader="torch", **settings)
+    weights = {name: whole(value) for name, value in model.state_dict().items()}
+    return {
+        "indices": result.indices.tolist(),
+        "scores": result.gate_logits,
+        "history": plain(result.history),
+        "unreadable": result.unreadable,
+        "weights": weights,
+        "config": result.config,
+        "reads": getattr(data, "reads", None),
+    }
+
+
+def failing(group: Any, rank: int, what: str, folder: str, **settings: Any) -> Any:
+    """A run in which one rank fails."""
+    own = dist.get_rank() == rank
+    errors: dict[int, BaseException] = {}
+    labels: dict[int, int] = {}
+    if own and what == "label":
+        labels = dict.fromkeys(range(100), 7)
+    if own and what == "sample":
+        errors = {index: OSError("torn file") for index in range(100)}
+    if own and what == "interrupt":
+        errors = {index: KeyboardInterrupt() for index in range(100)}
+    data = Dataset(200, errors, labels)
+    with contextlib.ExitStack() as stack:
+        if own and what == "disk":
+            full = mock.Mock(side_effect=OSError(28, "No space left on device"))
+            stack.enter_context(mock.patch.object(trainer, "save_checkpoint", full))
+        return fast(
+            group,
+            data,
+            on_error="raise",
+            checkpoint_dir=folder,
+            fingerprint="points",
+            **settings,
+        )

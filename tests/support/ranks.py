@@ -71,6 +71,12 @@ class Pool:
         for pipe in self._begun:
             pipe.send((case, world, arguments))
 
+    def begin_each(self, case: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> None:
+        """Start ``case`` with other arguments on each process, and without a group."""
+        self._begun = self._pipes
+        for pipe, own in zip(self._pipes, arguments, strict=True):
+            pipe.send((case, 0, own))
+
     def results(self) -> list[Any]:
         """The results of the ranks; :class:`Failed` for an error, None for a killed process."""
         found: dict[Connection, Any] = {}
@@ -125,7 +131,7 @@ def _serve(pipe: Connection, store: str | None, rank: int, size: int) -> None:
         except EOFError:
             break
         try:
-            result = case(groups.get(world), *arguments)
+            result = case(groups[world], *arguments) if world else case(*arguments)
         except BaseException as error:
             result = Failed(type(error).__name__, str(error), traceback.format_exc())
         pipe.send(result)
