@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from adapruner import PrunedBatchSampler, PrunedSampler, Pruner, fast_prune, with_ids
 from adapruner._util.tensors import whole
@@ -20,7 +22,7 @@ from adapruner.pruning import bitmask
 from adapruner.pruning.order import batches, share
 from adapruner.training import trainer
 from adapruner.vision import evaluation_transform
-from support.training_data import blobs
+from support.training_data import blobs, convolutional, digits
 
 # Collectives of torch.distributed that send tensors.
 COLLECTIVES = (
@@ -403,3 +405,83 @@ def failing(group: Any, rank: int, what: str, folder: str, **settings: Any) -> A
             fingerprint="points",
             **settings,
         )
+
+
+def held_digits(group: Any, way: str, folder: str | None, **settings: Any) -> Any:
+    """A run on digits with a model that is wrapped in one way, and its accuracy."""
+    x, y = digits()
+    torch.manual_seed(0)
+    model: Any = convolutional()
+    if way == "FSDP2":
+        mesh = DeviceMesh.from_group(group, "cpu")
+        for layer in (model[0], model[4]):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    elif way == "DDP of the caller":
+        model = nn.parallel.DistributedDataParallel(model, process_group=group)
+    settings = {"epochs": 6, "global_batch": 64, "compile": way == "compiled DDP"} | settings
+    found = fast(group, (x[:1200], y[:1200]), model, checkpoint_dir=folder, **settings)
+    model.eval()
+    with torch.no_grad():
+        found["accuracy"] = (model(x[1200:]).argmax(1) == y[1200:]).float().mean().item()
+    return found
+
+
+def accumulated(group: Any) -> list[Tensor]:
+    """The weights of a loop that steps after two batches, with DDP's no_sync."""
+    data = Dataset(200)
+    pruner = Pruner(200, 0.5, 3, process_group=group)
+    model: Any = network().double()
+    world = 1 if group is None else group.size()
+    if group is not None:
+        model = nn.parallel.DistributedDataParallel(model, process_group=group)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = pruner.loader(data, 48 // world)
+    while not pruner.finished:
+        for number, (inputs, targets, ids) in enumerate(loader, 1):
+            steps = number % 2 == 0 or number == len(loader)
+            waits = group is not None and not steps
+            with model.no_sync() if waits else contextlib.nullcontext():
+                pruner.loss(model(inputs.double()), targets, ids).backward()
+            if steps:
+                optimizer.step()
+                optimizer.zero_grad()
+        pruner.step()
+    return [p.detach() for p in model.parameters()]
+
+
+def small(group: Any, errors: dict[int, BaseException], **settings: Any) -> Any:
+    """A run on few or on partly unreadable samples."""
+    return fast(group, Dataset(settings.pop("count"), errors), **settings)
+
+
+def not_finite(group: Any) -> Any:
+    """A run with samples that have NaN in their input."""
+    data = Dataset(200)
+    data.x[[7, 90]] = torch.nan
+    return fast(group, data)
+
+
+def long_run(group: Any, folder: str) -> Any:
+    """A run of some seconds, with a checkpoint after each epoch."""
+    return fast(
+        group, Dataset(600), network(True), epochs=12, global_batch=16, checkpoint_dir=folder
+    )
+
+
+class StopsAfter:
+    """The default optimiser, which is interrupted after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self, parameters: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
+
+        def count(*arguments: Any) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+        optimizer.register_step_pre_hook(count)
+        return optimizer

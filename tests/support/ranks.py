@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
 import traceback
@@ -65,17 +66,17 @@ class Pool:
             else:
                 os.environ["PYTHONPATH"] = before
 
-    def begin(self, case: Callable[..., Any], world: int, *arguments: Any) -> None:
-        """Start ``case(group, *arguments)`` on the first ``world`` processes."""
+    def begin(self, case: Callable[..., Any], world: int, *arguments: Any, **settings: Any) -> None:
+        """Start ``case(group, *arguments, **settings)`` on the first ``world`` processes."""
         self._begun = self._pipes[:world]
         for pipe in self._begun:
-            pipe.send((case, world, arguments))
+            pipe.send_bytes(pickle.dumps((case, world, arguments, settings)))
 
     def begin_each(self, case: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> None:
         """Start ``case`` with other arguments on each process, and without a group."""
         self._begun = self._pipes
         for pipe, own in zip(self._pipes, arguments, strict=True):
-            pipe.send((case, 0, own))
+            pipe.send_bytes(pickle.dumps((case, 0, own, {})))
 
     def results(self) -> list[Any]:
         """The results of the ranks; :class:`Failed` for an error, None for a killed process."""
@@ -85,14 +86,16 @@ class Pool:
             assert ready, f"ranks hang: {[i for i, p in enumerate(self._begun) if p not in found]}"
             for pipe in ready:
                 try:
-                    found[pipe] = pipe.recv()
-                except EOFError:
+                    found[pipe] = pickle.loads(pipe.recv_bytes())
+                except (EOFError, ConnectionResetError):
                     found[pipe] = None
         return [found[pipe] for pipe in self._begun]
 
-    def run(self, case: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
+    def run(
+        self, case: Callable[..., Any], world: int, *arguments: Any, **settings: Any
+    ) -> list[Any]:
         """The results of a case that no rank may fail in."""
-        self.begin(case, world, *arguments)
+        self.begin(case, world, *arguments, **settings)
         results = self.results()
         for rank, result in enumerate(results):
             assert not isinstance(result, Failed), f"rank {rank}: {result.trace}"
@@ -127,14 +130,15 @@ def _serve(pipe: Connection, store: str | None, rank: int, size: int) -> None:
         groups = {world: dist.new_group(range(world)) for world in range(1, size + 1)}
     while True:
         try:
-            case, world, arguments = pipe.recv()
+            case, world, arguments, settings = pickle.loads(pipe.recv_bytes())
         except EOFError:
             break
         try:
-            result = case(groups[world], *arguments) if world else case(*arguments)
+            group = (groups[world],) if world else ()
+            result = case(*group, *arguments, **settings)
         except BaseException as error:
             result = Failed(type(error).__name__, str(error), traceback.format_exc())
-        pipe.send(result)
+        pipe.send_bytes(pickle.dumps(result))  # a Pipe's own pickles share files for tensors
         if isinstance(result, Failed):
             break  # as a program does that nobody catches the error of
     os._exit(0)  # the group may be broken, and gloo then aborts an orderly exit
