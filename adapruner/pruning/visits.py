@@ -6,7 +6,7 @@ import hashlib
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -135,17 +135,20 @@ class Recorded:
         left_out = defaultdict(list)  # before each call
         for place, index, reason in chain.from_iterable(notes):
             left_out[place].append((index, reason))
-        for number, (size, ids, losses) in enumerate(self._gather(gates)):
+        for number, (size, ids, losses, no_rows) in enumerate(self._gather(gates)):
             if number in left_out:
                 yield LeftOut(left_out[number])
             if len(ids):
-                yield Batch(ids, _losses_again(gates, ids, losses), evaluated=size < 0)
+                again = ops.masked_loss(losses, ids, gates.logits, gates.state)
+                if no_rows is not None:
+                    again.pressure.masked_fill_(no_rows, torch.inf)
+                yield Batch(ids, again, evaluated=size < 0)
         if calls in left_out:
             yield LeftOut(left_out[calls])
         self._clear()
 
-    def _gather(self, gates: Gates) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Size (as in a record), ids and losses of each call, of all ranks."""
+    def _gather(self, gates: Gates) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+        """The calls of all ranks: size (as in a record), ids, losses and samples without rows."""
         ranks, calls = self._ranks, len(self._sizes)
         own = torch.tensor(self._sizes, dtype=torch.int32, device="cpu")
         sizes = ranks.gather(own, [calls] * ranks.size).view(ranks.size, calls)
@@ -156,14 +159,17 @@ class Recorded:
             part = lengths[:, begin : begin + PIECE]
             counts = part.sum(1).tolist()
             every_id = ranks.gather(own_ids, counts)
-            every_loss = ranks.gather(own_losses, counts)
             self._check_visited_once(every_id, counts, len(gates.logits))
             order = call_by_call(part).to(every_id.device)
+            ids, losses = every_id[order], ranks.gather(own_losses, counts)[order]
+            no_rows = losses == NO_ROWS
+            losses.masked_fill_(no_rows, 0)
             batches = part.sum(0).tolist()
             yield from zip(
                 sizes[0, begin : begin + PIECE].tolist(),
-                every_id[order].split(batches),
-                every_loss[order].split(batches),
+                ids.split(batches),
+                losses.split(batches),
+                no_rows.split(batches) if no_rows.any() else repeat(None, len(batches)),
                 strict=True,
             )
 
@@ -211,11 +217,3 @@ class _Pieces:
         yield from self._whole
         if self._recent:
             yield torch.cat(self._recent)
-
-
-def _losses_again(gates: Gates, ids: Tensor, losses: Tensor) -> ops.MaskedLoss:
-    """The pressures of recorded losses, at the present state of the gates."""
-    no_rows = losses == NO_ROWS
-    losses = losses.masked_fill(no_rows, 0)
-    again = ops.masked_loss(losses, ids, gates.logits, gates.state)
-    return ops.MaskedLoss(again.loss, losses, again.pressure.masked_fill_(no_rows, torch.inf))
