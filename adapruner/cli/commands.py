@@ -26,7 +26,7 @@ from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source, source_again
 from adapruner.data.sources.shard_index import ShardIndex, scan, write_index
 from adapruner.data.sources.shard_paths import find_shards
-from adapruner.data.sources.shards import index_path
+from adapruner.data.sources.stores import index_path
 from adapruner.errors import MissingEndMarkWarning
 from adapruner.ops.device import why_no_cuda
 from adapruner.results.result import PruneResult
