@@ -9,7 +9,6 @@ from typing import Any
 
 from torch.utils.data import Subset, TensorDataset
 
-from adapruner._util.addresses import is_address
 from adapruner.data.sources.arrays import ArraySource, map_array
 from adapruner.data.sources.base import Source, Transform, stated_fingerprint
 from adapruner.data.sources.hugging_face import HuggingFaceSource, is_hugging_face
@@ -19,7 +18,7 @@ from adapruner.data.sources.image_folder import (
     is_image_folder_dataset,
 )
 from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
-from adapruner.data.sources.remote import RemoteOptions, RemoteStore
+from adapruner.data.sources.remote import RemoteOptions, object_store
 from adapruner.data.sources.shard_paths import absolute, find_shards, is_shards
 from adapruner.data.sources.shards import ShardSource
 from adapruner.vision.decoding import MAX_PIXELS
@@ -97,7 +96,7 @@ def as_source(
             f"columns are for shards and Hugging Face datasets; found {type(data).__name__}"
         )
     patterns = list(data) if isinstance(data, (list, tuple)) else [data]
-    store = _object_store(patterns, remote) if shards else None
+    store = object_store(patterns, remote) if shards else None
     if remote is not None and store is None:
         raise ValueError(
             f"remote is for shards in an object store; found {type(data).__name__} without an "
@@ -159,20 +158,6 @@ def source_again(about: Mapping[str, Any], data: Any | None = None) -> Source:
         columns=None if columns is None else (columns[0], columns[1]),
         index_folder=about.get("index_folder"),
     )
-
-
-def _object_store(patterns: list[Any], remote: RemoteOptions | None) -> RemoteStore | None:
-    """The object store of addresses; None if all patterns are paths."""
-    addresses = [pattern for pattern in patterns if is_address(pattern)]
-    if not addresses:
-        return None
-    if len(addresses) < len(patterns):
-        path = next(pattern for pattern in patterns if not is_address(pattern))
-        raise ValueError(
-            f"shards must all be files or all lie in an object store; found {path} and "
-            f"{addresses[0]}"
-        )
-    return RemoteStore(remote)
 
 
 def _changed(source: Source, transform: Transform | None, fingerprint: str | None) -> Source:

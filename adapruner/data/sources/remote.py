@@ -202,6 +202,9 @@ class RemoteStore:
             UnreachableError: the store did not answer.
         """
         system, path = self._system(shard)
+        count = min(count, self.size(shard) - start)
+        if count <= 0:
+            return b""
         content = self._ask(shard, lambda: self._fetch(system, path, start, start + count))
         if len(content) > count:
             raise OSError(
@@ -211,6 +214,7 @@ class RemoteStore:
         return content
 
     def _fetch(self, system: Any, path: str, start: int | None, end: int | None) -> bytes:
+        """One request; ``end`` is within the shard."""
         self._traffic.add(0, 1)
         if system.async_impl:
             asyn = require("fsspec.asyn", extra="remote")
@@ -220,6 +224,8 @@ class RemoteStore:
         else:
             content = system.cat_file(path, start, end)
         self._traffic.add(len(content), 0)
+        if start is not None and end is not None and len(content) < end - start:
+            raise OSError(f"expected {end - start} bytes from {start}; found {len(content)}")
         return cast(bytes, content)
 
     def _ask(self, what: str, call: Callable[[], _Answer]) -> _Answer:
@@ -339,6 +345,26 @@ class RemoteStore:
         return self.__dict__ | {"_systems": {}, "_pool": None, "_process": -1}
 
 
+def object_store(
+    patterns: Sequence[Any], options: RemoteOptions | None = None
+) -> RemoteStore | None:
+    """The object store of addresses; None if all patterns are paths.
+
+    Raises:
+        ValueError: some patterns are addresses and others are paths.
+    """
+    addresses = [pattern for pattern in patterns if is_address(pattern)]
+    if not addresses:
+        return None
+    if len(addresses) < len(patterns):
+        path = next(pattern for pattern in patterns if not is_address(pattern))
+        raise ValueError(
+            f"shards must all be files or all lie in an object store; found {path} and "
+            f"{addresses[0]}"
+        )
+    return RemoteStore(options)
+
+
 def _is_shard(name: str) -> bool:
     last = name.rpartition("/")[2]
     return (is_tar(last) or is_compressed_tar(last)) and not last.startswith(".")
@@ -359,7 +385,7 @@ class _RangeFile(io.RawIOBase):
 
     def __init__(self, store: RemoteStore, shard: str) -> None:
         self.name = shard
-        self._store, self._size, self._position = store, store.size(shard), 0
+        self._store, self._position = store, 0
 
     def readable(self) -> bool:
         return True
@@ -368,13 +394,16 @@ class _RangeFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        start = {
+            io.SEEK_SET: 0,
+            io.SEEK_CUR: self._position,
+            io.SEEK_END: self._store.size(self.name),
+        }[whence]
         self._position = start + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        count = max(min(len(buffer), self._size - self._position), 0)
-        content = self._store.read_range(self.name, self._position, count) if count else b""
+        content = self._store.read_range(self.name, self._position, len(buffer))
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
