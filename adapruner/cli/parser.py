@@ -289,13 +289,13 @@ def _add_index(add: _AddParser) -> None:
         "shards",
         nargs="+",
         metavar="SHARDS",
-        help="tar files, folders of them, patterns, or addresses",
+        help="tar files, folders of them, patterns, or addresses of an object store",
     )
     option(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for the indexes; default beside the shards; needed for addresses",
+        help="folder for the indexes; default beside the shards, except in an object store",
     )
     option(
         "--class",

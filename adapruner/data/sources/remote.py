@@ -219,10 +219,15 @@ class RemoteStore:
         if system.async_impl:
             asyn = require("fsspec.asyn", extra="remote")
             content = asyn.sync(
-                system.loop, system._cat_file, path, start, end, timeout=self.options.timeout
+                system.loop,
+                system._cat_file,
+                path,
+                start=start,
+                end=end,
+                timeout=self.options.timeout,
             )
         else:
-            content = system.cat_file(path, start, end)
+            content = system.cat_file(path, start=start, end=end)
         self._traffic.add(len(content), 0)
         if start is not None and end is not None and len(content) < end - start:
             raise OSError(f"expected {end - start} bytes from {start}; found {len(content)}")
@@ -241,9 +246,9 @@ class RemoteStore:
                 time.sleep(min(0.1 * 2**attempt, _LONGEST_PAUSE))
             try:
                 return call()
-            except _FINAL:
-                raise
             except Exception as error:  # its type depends on the file system
+                if _is_final(error):
+                    raise
                 last = error
         raise UnreachableError(
             f"cannot read {what}: {attempts} attempts failed, the last with "
@@ -363,6 +368,13 @@ def object_store(
             f"{addresses[0]}"
         )
     return RemoteStore(options)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt would get the same answer."""
+    # fsspec calls every failure of a look-up over http FileNotFoundError. The status tells more.
+    status = getattr(error.__cause__, "status", 404)
+    return isinstance(error, _FINAL) and status in (401, 403, 404, 410)
 
 
 def _is_shard(name: str) -> bool:
