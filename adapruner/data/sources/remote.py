@@ -123,8 +123,9 @@ class RemoteStore:
     def version(self, shard: str) -> str:
         return self._look(shard).version
 
-    def open(self, shard: str) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(_RangeFile(self, shard), _PIECE))
+    def open(self, shard: str, piece: int = _PIECE) -> BinaryIO:
+        """A shard as a file that can seek. A request asks for ``piece`` bytes at least."""
+        return cast(BinaryIO, io.BufferedReader(_RangeFile(self, shard), piece))
 
     def open_index(
         self, shard: str, folder: str | os.PathLike[str] | None, column: str
@@ -139,7 +140,7 @@ class RemoteStore:
         given = self._given_index(shard, folder)
         if given is not None:
             index, stated = parse_index(*given)
-            check_index(index, stated, given[1], self.open(shard), size)
+            check_index(index, stated, given[1], self.open(shard, BLOCK), size)
             return index
         if (kept := self._cached("index", shard, version, column)) is not None:
             return parse_index(kept, f"the cached index of {shard}")[0]

@@ -19,7 +19,7 @@ from support.sample_data import to_tensor
 from support.shard_files import encoded_image, make_shards, sample, write_tar
 from support.small_disk import small_disk
 
-from adapruner import Pruner, vision
+from adapruner import Pruner, fast_prune, vision
 from adapruner.data import RemoteOptions, as_source
 from adapruner.data.sources.byte_cache import ByteCache
 from adapruner.data.sources.remote import RemoteStore
@@ -272,6 +272,35 @@ def test_a_store_that_stays_away_ends_the_run_and_excludes_nothing(
     assert pruner.unreadable == []
     server.fault = lambda request: ""
     assert sum(len(ids) for _, _, ids in pruner.loader(source, 4)) == 13
+
+
+def test_a_run_goes_on_after_the_store_was_away(
+    local: ShardSource, server: ObjectServer, tmp_path: Path
+) -> None:
+    def run(options: RemoteOptions, folder: Path | None) -> Any:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8 * 6 * 3, 3))
+        source = opened(f"{server.address}/train/", remote=options, transform=vision.to_tensor)
+        settings = {"batch_size": 4, "loader": "torch", "progress": False}
+        return fast_prune(model, source, 0.5, 5, checkpoint_dir=folder, **settings)
+
+    whole = run(PATIENT, None)
+    reads = 0
+
+    def fault(request: Request) -> str:
+        nonlocal reads
+        reads += request.range is not None
+        return "500" if reads > 40 else ""
+
+    server.fault = fault
+    with pytest.raises(UnreachableError):
+        run(HASTY, tmp_path / "checkpoint")
+    server.fault = lambda request: ""
+    resumed = run(HASTY, tmp_path / "checkpoint")
+    assert len(resumed.history) == 5
+    assert torch.equal(resumed.indices, whole.indices)
+    assert torch.equal(resumed.gate_logits, whole.gate_logits)
+    assert resumed.unreadable == []
 
 
 def test_a_deleted_shard_makes_its_samples_unreadable(
