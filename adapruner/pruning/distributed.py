@@ -39,7 +39,7 @@ class Ranks:
 
     def __init__(self, process_group: Any | None = None) -> None:
         self._chosen = process_group is not None
-        self.group: Any | None = None
+        self.group: Any = None
         self.rank, self.size = 0, 1
         if process_group is None and _is_initialized():
             process_group = dist.group.WORLD
@@ -198,19 +198,24 @@ class Ranks:
         """Tell the other ranks of an error in the block, and name the error of another rank.
 
         A rank that waits for a rank that has failed gets an error of the connection. It is raised
-        as a :class:`RankError` that names the error of the other rank.
+        as a :class:`RankError` that names the error of the other rank. All ranks must enter the
+        block.
         """
+        if self.alone:
+            yield
+            return
+        store = self.group.get_group_store()
+        self.on_first("start", lambda: store.delete_key(_ERROR))  # that of an earlier block
         try:
             yield
         except RankError:
             raise
         except BaseException as error:
-            if self.alone:
+            first = _first_error(store, f"rank {self.rank} failed: {describe(error)}")
+            of_connection = type(error) is RuntimeError or isinstance(error, dist.DistError)
+            if first is None or not of_connection:
                 raise
-            told = _first_error(self.group, f"rank {self.rank} failed: {describe(error)}")
-            if told is None:
-                raise
-            raise RankError(told) from error
+            raise RankError(first) from error
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
@@ -252,10 +257,9 @@ def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _first_error(group: Any, own: str) -> str | None:
+def _first_error(store: Any, own: str) -> str | None:
     """Note an error of this rank, and return the error that another rank has noted before."""
     try:
-        store = group.get_group_store()
         first = store.compare_set(_ERROR, "", own).decode()
     except RuntimeError:  # the store ended with the rank that held it
         return None

@@ -23,7 +23,7 @@ from adapruner.pruning.methods import DEFAULT_METHOD, current_name, find_method
 from adapruner.pruning.sampler import Samples
 from adapruner.pruning.schedule import Best, Controller, choose_best
 from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
-from adapruner.pruning.visits import Direct, Event, LeftOut, Recorded, Visits
+from adapruner.pruning.visits import Direct, Event, LeftOut, Visits
 
 _STATE = (
     *("settings", "fingerprint", "segments", "epoch", "history", "controller", "gates"),
@@ -100,7 +100,7 @@ class Run:
             "track_losses": track_losses,
         }
         self.ranks = Ranks(process_group)
-        self.visits: Visits = (Direct if self.ranks.alone else Recorded)(self.ranks)
+        self.visits = _visits_of(self.ranks)
         # The weight of each sample of an uneven share in this epoch: see note_share.
         self._share_weights: dict[int, float] = {}
         self.best: Best | None = None
@@ -333,6 +333,7 @@ class Run:
             raise ValueError("the state is of a run with other labels or other held-out samples")
         self.gates.load_state_dict(state["gates"])
         self.visits.forget()
+        self._share_weights.clear()
         self.fingerprint = self.fingerprint or theirs
         self.epoch = state["epoch"]
         self.history = [dict(entry) for entry in state["history"]]
@@ -343,3 +344,12 @@ class Run:
         self.unreadable_reasons = {index: reason for index, reason in state["unreadable"]}
         self.not_finite = list(state["not_finite"])
         self._started = time.perf_counter()
+
+
+def _visits_of(ranks: Ranks) -> Visits:
+    if ranks.alone:
+        return Direct(ranks)
+    # Imported here, because it loads the compiler of torch, which a process alone may not need.
+    from adapruner.pruning.recorded import Recorded
+
+    return Recorded(ranks)

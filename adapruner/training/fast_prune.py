@@ -261,7 +261,8 @@ def fast_prune(
         "learning_rate": trainer.highest_rate,
         "precision": precision,
     }
-    ranks.meet("fast_prune", None, **settings, evaluation_loader=evaluation_choice.name)
+    same = {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
+    ranks.meet("fast_prune", None, **settings, **same)
     with ranks.failing_together(), _training_mode_kept(model):
         if checkpoint_dir is not None:
             trainer.resume(checkpoint_dir, settings)
