@@ -36,7 +36,7 @@ COLLECTIVES = (
 def plain(state: Any) -> Any:
     """A nested state as bytes and plain values that can be compared; without seconds."""
     if isinstance(state, Tensor):
-        return str(state.dtype), tuple(state.shape), state.numpy().tobytes()
+        return str(state.dtype), tuple(state.shape), state.cpu().numpy().tobytes()
     if isinstance(state, Mapping):
         return {key: plain(value) for key, value in state.items() if key != "seconds"}
     if isinstance(state, (list, tuple)):
@@ -57,6 +57,7 @@ def losses_of(case: dict[str, Any], epoch: int) -> Tensor:
 def visit(pruner: Pruner, case: dict[str, Any], batch_size: int) -> None:
     """An epoch of visits. Bad samples are excluded where they are met."""
     losses, bad = losses_of(case, pruner.epoch), set(case["bad"])
+    losses = losses.to(pruner.gates.logits.device)
     drop_last, block_size = case["drop_last"], case["block_size"]
     for ids in pruner.batches(batch_size, drop_last, block_size):
         found = [index for index in ids.tolist() if index in bad]
@@ -369,7 +370,7 @@ def fast(group: Any, data: Any, model: nn.Module | None = None, **settings: Any)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         result = fast_prune(model, data, process_group=group, loader="torch", **settings)
-    weights = {name: whole(value) for name, value in model.state_dict().items()}
+    weights = {name: whole(value).cpu() for name, value in model.state_dict().items()}
     return {
         "indices": result.indices.tolist(),
         "scores": result.gate_logits,
@@ -407,13 +408,15 @@ def failing(group: Any, rank: int, what: str, folder: str, **settings: Any) -> A
         )
 
 
-def held_digits(group: Any, way: str, folder: str | None, **settings: Any) -> Any:
+def held_digits(
+    group: Any, way: str, folder: str | None, device: str = "cpu", **settings: Any
+) -> Any:
     """A run on digits with a model that is wrapped in one way, and its accuracy."""
     x, y = digits()
     torch.manual_seed(0)
-    model: Any = convolutional()
+    model: Any = convolutional().to(device)
     if way == "FSDP2":
-        mesh = DeviceMesh.from_group(group, "cpu")
+        mesh = DeviceMesh.from_group(group, device)
         for layer in (model[0], model[4]):
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -423,8 +426,8 @@ def held_digits(group: Any, way: str, folder: str | None, **settings: Any) -> An
     found = fast(group, (x[:1200], y[:1200]), model, checkpoint_dir=folder, **settings)
     model.eval()
     with torch.no_grad():
-        found["accuracy"] = (model(x[1200:]).argmax(1) == y[1200:]).float().mean().item()
-    return found
+        right = model(x[1200:].to(device)).argmax(1).cpu() == y[1200:]
+    return found | {"accuracy": right.float().mean().item()}
 
 
 def accumulated(group: Any) -> list[Tensor]:

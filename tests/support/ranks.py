@@ -36,14 +36,15 @@ class Failed:
 
 
 class Pool:
-    """Some processes with a gloo process group.
+    """Some processes with a process group.
 
     Args:
         size: number of processes.
         start: whether the processes initialise torch.distributed.
+        backend: of the process group. With NCCL, each process has a GPU of its own.
     """
 
-    def __init__(self, size: int, start: bool = True) -> None:
+    def __init__(self, size: int, start: bool = True, backend: str = "gloo") -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["support.rank_cases"])
         self._folder = tempfile.TemporaryDirectory()
@@ -55,7 +56,7 @@ class Pool:
             for rank in range(size):
                 ours, theirs = context.Pipe()
                 store = os.path.join(self._folder.name, "store") if start else None
-                process = context.Process(target=_serve, args=(theirs, store, rank, size))
+                process = context.Process(target=_serve, args=(theirs, store, rank, size, backend))
                 process.start()
                 theirs.close()
                 self._pipes.append(ours)
@@ -116,12 +117,14 @@ class Pool:
         self._folder.cleanup()
 
 
-def _serve(pipe: Connection, store: str | None, rank: int, size: int) -> None:
+def _serve(pipe: Connection, store: str | None, rank: int, size: int, backend: str) -> None:
     torch.set_num_threads(1)
+    if "nccl" in backend:
+        torch.cuda.set_device(rank)
     groups: dict[int, Any] = {}
     if store is not None:
         dist.init_process_group(
-            "gloo",
+            backend,
             store=dist.FileStore(store, size),
             rank=rank,
             world_size=size,
