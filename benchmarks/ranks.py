@@ -2,8 +2,8 @@
 
     python -m benchmarks.ranks --samples 1000000 10000000 --results benchmarks/results/ranks.json
 
-Two processes with gloo on this machine stand for the ranks. With `--document docs/many-gpus.md`, the
-tables of a result file go into the page, with a computed table for more ranks.
+Two processes with gloo on this machine stand for the ranks. With `--document docs/many-gpus.md`,
+the tables of a result file go into the page, with a computed table for more ranks.
 """
 
 from __future__ import annotations
@@ -174,9 +174,11 @@ def table(found: dict[str, Any]) -> str:
             f"{high:.2f}] |"
         )
     lines += ["", "Computed from these figures, for more ranks:", "", *_computed(found)]
+    about = tables.machine(found["about"])
     lines += [
         "",
-        f"Measured on {tables.machine(found['about'])}: two ranks, gloo, one thread each.",
+        f"Two ranks with gloo and one thread each ({about}). Batches of a rank: {found['batch']} in "
+        f"a step, {found['batch_at_end']} at the end of an epoch.",
     ]
     return "\n".join(lines)
 
