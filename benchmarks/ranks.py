@@ -177,8 +177,8 @@ def table(found: dict[str, Any]) -> str:
     about = tables.machine(found["about"])
     lines += [
         "",
-        f"Two ranks with gloo and one thread each ({about}). Batches of a rank: {found['batch']} in "
-        f"a step, {found['batch_at_end']} at the end of an epoch.",
+        f"Two ranks with gloo and one thread each ({about}). Batches of a rank: {found['batch']} "
+        f"in a step, {found['batch_at_end']} at the end of an epoch.",
     ]
     return "\n".join(lines)
 
