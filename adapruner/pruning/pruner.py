@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from adapruner import ops
 from adapruner._util.checks import check_tensors
+from adapruner.pruning.record import predicted_classes
 from adapruner.pruning.run import Run
 from adapruner.pruning.sampler import PrunedBatchSampler
 
@@ -44,9 +45,10 @@ class Pruner(Run):
         explore: each epoch also reads this share of N of pruned samples, so that they can return.
         normalize_loss: divide losses by their running mean in the pressure, for losses that are not
             on the scale of cross entropy.
-        track_losses: keep the last loss of every sample (4 bytes a sample). Gates then also step in
-            epochs that do not visit them. Without it, a later visit stands for those epochs, and
-            short runs select less like runs that visit all.
+        track_losses: keep the last loss of every sample, its mean loss, its number of visits and
+            its predicted class (14 bytes a sample). Gates then also step in epochs that do not
+            visit them. Without it, a later visit stands for those epochs, short runs select less
+            like runs that visit all, and the result cannot say why a sample was pruned.
         device: device of the gates and the losses, "cpu" or a CUDA device; torch's default where
             None. Errors that a GPU finds in a batch are raised by :meth:`step`.
 
@@ -170,6 +172,7 @@ class Pruner(Run):
         """
         check_tensors(logits=logits, target=target)
         ids = self._on_device(ids)
+        predicted = predicted_classes(logits)  # now, since the logits may be overwritten
         losses = ops.masked_cross_entropy(
             logits,
             target,
@@ -181,7 +184,7 @@ class Pruner(Run):
             label_smoothing=label_smoothing,
             overwrite_logits=overwrite_logits,
         )
-        self.gates.learn(ids, losses)
+        self.gates.learn(ids, losses, predicted)
         return losses.loss
 
     def linear_loss(
@@ -238,12 +241,13 @@ class Pruner(Run):
         self.gates.learn(ids, losses)
         return losses.loss
 
-    def weigh(self, sample_loss: Tensor, ids: Tensor) -> Tensor:
+    def weigh(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> Tensor:
         """The training loss of a batch from per-sample losses, for any task. Steps the gates.
 
         Args:
             sample_loss: ℓ ≥ 0, ``[B]``, unreduced, with its graph.
             ids: ``[B]``, dataset indices of the samples.
+            logits: ``[B, C]`` of a classifier, where the result should know the predicted classes.
 
         Returns:
             1/B · Σ s_i·ℓ_i, scalar, with its graph; s_i is 1 for a method without weights.
@@ -251,20 +255,21 @@ class Pruner(Run):
         check_tensors(sample_loss=sample_loss)
         ids = self._on_device(ids)
         losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
-        self.gates.learn(ids, losses)
+        self.gates.learn(ids, losses, None if logits is None else predicted_classes(logits))
         return losses.loss
 
-    def observe(self, sample_loss: Tensor, ids: Tensor) -> None:
+    def observe(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:
         """Take in losses of held-out samples from an evaluation. Each counts as a visit.
 
         Args:
             sample_loss: ℓ ≥ 0, ``[B]``.
             ids: ``[B]``, dataset indices of the samples.
+            logits: as in :meth:`weigh`.
         """
         check_tensors(sample_loss=sample_loss)
         ids = self._on_device(ids)
         losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
-        self.gates.observe(ids, losses)
+        self.gates.observe(ids, losses, None if logits is None else predicted_classes(logits))
         self._evaluated += len(ids)
 
     def _on_device(self, ids: Tensor) -> Tensor:

@@ -43,8 +43,10 @@ def result_of(pruner: Pruner) -> PruneResult:
             f"{pruner.num_samples}); found {len(indices)}, since no more can be read",
             stacklevel=3,
         )
-    samples = pruner.samples
+    samples, gates = pruner.samples, pruner.gates
     targets = None if samples is None else samples.targets
+    record, held_out, labels = gates.record, pruner.selection.held_out, pruner.selection.labels
+    keys = pruner.method.keys(gates, pruner.history, pruner.seed, final=True)
     return PruneResult(
         indices=indices,
         gate_logits=to_cpu(pruner.method.scores(pruner.gates, pruner.history)),
@@ -55,7 +57,14 @@ def result_of(pruner: Pruner) -> PruneResult:
         history=[dict(entry) for entry in pruner.history],
         selected_epoch=selected_epoch,
         forced=not at_target,
-        sample_losses=to_cpu(pruner.gates.last_loss),
+        sample_losses=to_cpu(gates.last_loss),
+        relative_losses=None if record is None else record.relative_losses().cpu(),
+        visits=None if record is None else to_cpu(record.visits[:-1]),
+        predicted=None if record is None else to_cpu(record.predicted[:-1]),
+        draw_keys=to_cpu(keys),
+        quota_labels=labels,
+        held_out=None if held_out is None else bitmask.indices(held_out),
+        paths=getattr(samples, "paths", None),
         unreadable=pruner.unreadable,
         not_finite=sorted(pruner.not_finite),
         targets=None if targets is None else torch.from_numpy(targets),

@@ -189,12 +189,13 @@ class Trainer:
             with self._autocast():
                 outputs = self._forward(inputs)
                 if self.loss is not None:
-                    sample_loss = self.loss(outputs, targets)
+                    logits, sample_loss = None, self.loss(outputs, targets)
                 else:
+                    logits = outputs
                     sample_loss, found = sample_cross_entropy(outputs, targets)
                     outside.append(found)
             if observe:
-                self.pruner.observe(sample_loss, ids)
+                self.pruner.observe(sample_loss, ids, logits)
             losses.append(sample_loss.double())
         check_targets(outside)
         return torch.cat(losses).cpu()
