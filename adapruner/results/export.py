@@ -20,6 +20,8 @@ from adapruner.results.table import write_csv, write_parquet
 if TYPE_CHECKING:
     from adapruner.results.result import PruneResult
 
+TABLES = ("csv", "parquet")  # formats with a row for every sample
+
 
 def export(
     result: PruneResult,
@@ -83,7 +85,7 @@ def find_source(result: PruneResult, source: Any | None, needed: str) -> Source 
 def _source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
     if source is not None:
         return as_source(source)
-    if needed == "npy" or (needed in _TABLES and result.paths is not None):
+    if needed == "npy" or (needed in TABLES and result.paths is not None):
         return None  # the result holds all of it
     if result.source is not None:
         return result.source
@@ -182,7 +184,6 @@ def _kept(result: PruneResult) -> IntArray:
     return kept
 
 
-_TABLES = ("csv", "parquet")
 _FORMATS: dict[str, Callable[[PruneResult, Path, Source | None], None]] = {
     "paths": _write_paths,
     "npy": _write_npy,

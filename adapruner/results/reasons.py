@@ -113,3 +113,22 @@ def _unreadable(result: PruneResult, scores: NDArray[np.float64]) -> NDArray[np.
     unreadable = scores == -np.inf
     unreadable[[index for index, _ in result.unreadable]] = True
     return unreadable
+
+
+def samples_of(result: PruneResult, reason: str) -> NDArray[np.int64]:
+    """The samples with a reason, the clearest cases first, int64.
+
+    "easy" begins with the smallest relative loss, "does not fit" with the largest, and every other
+    reason with the highest score. Of equal values the lower index is first.
+
+    Raises:
+        ValueError: ``reason`` is not in ``REASONS``.
+    """
+    if reason not in _CODE:
+        raise ValueError(f"reason must be one of {', '.join(REASONS)}; found {reason!r}")
+    found = np.flatnonzero(reason_codes(result) == _CODE[reason])
+    values = -result.gate_logits.double().numpy()[found]
+    losses = _typical_losses(result)
+    if losses is not None and reason in ("easy", "does not fit"):
+        values = losses[found] if reason == "easy" else -losses[found]
+    return found[np.argsort(values, kind="stable")]

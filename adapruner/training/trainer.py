@@ -291,13 +291,15 @@ class Trainer:
 
 
 def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:
-    """One line of text about an epoch of the history."""
+    """One line of text about an epoch of the history. It fits 80 columns in usual runs."""
 
     def number(name: str) -> str:
-        return "   -  " if entry[name] is None else f"{entry[name]:6.3f}"
+        return "-" if entry[name] is None else f"{entry[name]:.3f}"
 
+    seconds = entry["seconds"]
     return (
-        f"epoch {entry['epoch'] + 1:>3}/{epochs}  ratio {entry['keep_ratio']:.3f}  "
-        f"read {entry['samples_read']:>9,}  loss {number('training_loss')}  "
-        f"held-out {number('validation_loss')}  {entry['decision']:<8}  {entry['seconds']:.1f} s"
+        f"epoch {entry['epoch'] + 1:>3}/{epochs} keep {entry['keep_ratio']:.2f} "
+        f"read {entry['samples_read']:,} loss {number('training_loss')} "
+        f"held-out {number('validation_loss')} {entry['decision']} "
+        f"{seconds:.{1 if seconds < 100 else 0}f} s"
     )

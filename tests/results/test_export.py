@@ -215,7 +215,7 @@ def test_formats_of_files_refuse_arrays(tmp_path: Path, to: str) -> None:
 
 def test_unknown_format_is_answered_with_the_known(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"one of paths, npy, .*, shards; found 'xml'"):
-        export(make_result(arrays()), tmp_path / "kept", to="csv")
+        export(make_result(arrays()), tmp_path / "kept", to="xml")
 
 
 @pytest.mark.parametrize("to", FORMATS)
