@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from adapruner._version import __version__
 from adapruner.data.sources.base import Source
 from adapruner.pruning import bitmask
 from adapruner.pruning.pruner import Pruner
-from adapruner.pruning.selection import keep_count
+from adapruner.results.other_ratio import warn_of_few
 from adapruner.results.result import PruneResult
 
 
@@ -36,13 +35,7 @@ def result_of(pruner: Pruner) -> PruneResult:
     # False if no epoch trained at the final keep ratio.
     pruned = [entry for entry in pruner.history if entry["phase"] == "prune"]
     at_target = any(entry["kept"] == pruner.target_count for entry in pruned)
-    wanted = keep_count(pruner.keep_ratio, pruner.num_samples)
-    if wanted > len(indices):
-        warnings.warn(
-            f"expected {wanted} kept samples (keep_ratio {pruner.keep_ratio} of "
-            f"{pruner.num_samples}); found {len(indices)}, since no more can be read",
-            stacklevel=3,
-        )
+    warn_of_few(pruner.keep_ratio, pruner.num_samples, len(indices))
     samples, gates = pruner.samples, pruner.gates
     targets = None if samples is None else samples.targets
     record, held_out, labels = gates.record, pruner.selection.held_out, pruner.selection.labels

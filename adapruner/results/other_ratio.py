@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def at(result: PruneResult, keep_ratio: float) -> PruneResult:
     gates.exclude(unreadable)
     selection.select(gates, keep_ratio, 1.0, keys)
     indices = bitmask.indices(selection.kept)
+    warn_of_few(keep_ratio, count, len(indices))
     costs = ("samples_read", "samples_read_full", "seconds", "seconds_full")
     saved = {name: result.saved[name] for name in costs if name in result.saved}
     return replace(
@@ -46,3 +48,14 @@ def at(result: PruneResult, keep_ratio: float) -> PruneResult:
         config=result.config | {"run_keep_ratio": result.run_keep_ratio},
         saved={"samples": count - len(indices), **saved},
     )
+
+
+def warn_of_few(keep_ratio: float, num_samples: int, kept: int) -> None:
+    """Warn if fewer samples are kept than asked for, because others cannot be read."""
+    wanted = keep_count(keep_ratio, num_samples)
+    if wanted > kept:
+        warnings.warn(
+            f"expected {wanted} kept samples (keep_ratio {keep_ratio} of {num_samples}); found "
+            f"{kept}, since no more can be read",
+            stacklevel=4,
+        )

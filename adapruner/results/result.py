@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -133,26 +134,52 @@ class PruneResult:
             check_same_dataset(owner, "fingerprint", self.fingerprint, dataset.fingerprint())
         check_same_dataset(owner, "number of samples", self.num_samples, len(dataset))
 
-    def subset(self, dataset: Any, fingerprint: str | None = None) -> Subset[Any]:
-        """The kept samples of ``dataset`` as a :class:`torch.utils.data.Subset`.
+    def subset(
+        self,
+        dataset: Any,
+        fingerprint: str | None = None,
+        *,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """The kept samples of ``dataset``.
 
         Args:
             dataset: the dataset that was pruned, with any transforms. Another form of it with the
                 same fingerprint works too: a path or a tuple of arrays is read as a Source.
             fingerprint: identifies ``dataset`` if its content does not: the string that was given
                 to the run, or ``result.fingerprint`` if you know that the samples are the same.
+            transform: for a path or arrays, applied to each input. Where None, the images of a path
+                become tensors in [0, 1]. Images of several sizes need a transform for batches.
+
+        Returns:
+            For a Hugging Face dataset, a dataset of that library. For any other dataset, a
+            :class:`torch.utils.data.Subset`.
 
         Raises:
             DatasetMismatchError: ``dataset`` has another fingerprint or another length than the
                 dataset that was pruned.
             TypeError, ValueError: ``dataset`` is not a dataset; see
-                :func:`adapruner.data.as_source`.
+                :func:`adapruner.data.as_source`. Or ``transform`` is given for a dataset that has
+                transforms of its own.
         """
+        from adapruner.data.loaders.choice import training_source
         from adapruner.data.sources.find import as_source
+        from adapruner.data.sources.hugging_face import is_hugging_face
 
-        source = as_source(dataset, fingerprint=fingerprint)
+        is_data = isinstance(dataset, (str, os.PathLike, tuple, list))
+        if is_data:
+            source = training_source(dataset, transform, fingerprint=fingerprint)
+        elif transform is not None:
+            raise ValueError(
+                f"transform is for paths and arrays; found one with a {type(dataset).__name__}, "
+                "which can have a transform of its own"
+            )
+        else:
+            columns = self.dataset.get("columns") if is_hugging_face(dataset) else None
+            source = as_source(dataset, fingerprint=fingerprint, columns=columns)
         self.check_dataset(source)
-        is_data = isinstance(dataset, (str, os.PathLike, tuple))
+        if is_hugging_face(dataset):
+            return dataset.select(self.indices.numpy())
         return Subset(source if is_data else dataset, self.indices.tolist())
 
     def save(self, path: str | os.PathLike[str]) -> None:

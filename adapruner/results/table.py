@@ -86,9 +86,12 @@ def sample_table(result: PruneResult, source: Source | None = None) -> Table:
 def to_dataframe(result: PruneResult, source: Source | None = None) -> Any:
     """The table as a pandas or a polars DataFrame, by what is installed."""
     table = sample_table(result, source)
-    if importlib.util.find_spec("pandas") is None and importlib.util.find_spec("polars"):
+    try:
+        pandas = require("pandas", extra="table")
+    except ImportError:
+        if importlib.util.find_spec("polars") is None:
+            raise
         return _polars(table)
-    pandas = require("pandas", extra="table")
     columns = {}
     for name, column in table.items():
         if isinstance(column, Names):
@@ -154,8 +157,10 @@ def _values(column: Column, rows: slice | NDArray[np.int64]) -> list[Any]:
     if isinstance(column, list):
         return column[rows] if isinstance(rows, slice) else [column[row] for row in rows.tolist()]
     if column.dtype.kind == "f":  # the shortest text that gives the same float32
-        texts = column[rows].astype(str).astype(object)
-        return texts.filled(None).tolist() if np.ma.isMaskedArray(texts) else texts.tolist()
+        part = column[rows]
+        texts = np.ma.getdata(part).astype(str).tolist()
+        missing = np.ma.getmaskarray(part).tolist()
+        return [None if gone else text for text, gone in zip(texts, missing, strict=True)]
     values: list[Any] = column[rows].tolist()
     return values
 
