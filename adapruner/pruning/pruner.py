@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,6 +102,8 @@ class Pruner(Run):
         batch_size: int = 128,
         *,
         transform: Callable[[Any], Any] | None = None,
+        columns: tuple[str | Sequence[str], str] | None = None,
+        target: str | int | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         pin_memory: bool = False,
@@ -111,12 +113,17 @@ class Pruner(Run):
     ) -> PrunedLoader:
         """A loader of ``(inputs, targets, ids)`` for the samples that the current epoch reads.
 
+        Items of other forms keep their form, and get the ids as :func:`adapruner.with_ids` adds
+        them: a batch of dicts has them at the key "ids".
+
         Args:
             dataset: anything that :func:`adapruner.data.as_source` takes, of N samples.
             batch_size, num_workers, collate_fn, pin_memory, drop_last: as in
                 :class:`torch.utils.data.DataLoader`.
             transform: applied to each input. Where None, the images of a folder, of shards or of a
                 Hugging Face dataset become tensors in [0, 1] and must have one size.
+            columns, target: where an item has its inputs and its target; see
+                :func:`adapruner.data.as_source`.
             block_size: see :func:`adapruner.pruning.order.block_order`.
             on_error: "skip" leaves out unreadable samples and lists them in the result; "raise"
                 stops at the first one.
@@ -128,7 +135,7 @@ class Pruner(Run):
         from adapruner.data.loaders.torch_loader import PrunedLoader
 
         return PrunedLoader(
-            training_source(dataset, transform, collate_fn),
+            training_source(dataset, transform, collate_fn, columns=columns, target=target),
             self,
             batch_size,
             num_workers=num_workers,

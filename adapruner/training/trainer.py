@@ -8,7 +8,7 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from adapruner._util.checks import check_same_dataset
 from adapruner._util.tensors import to_cpu
+from adapruner.data.sources.items import described
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
 from adapruner.pruning.pruner import Pruner
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
@@ -38,8 +39,19 @@ _OPTIMIZER = (
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
+class CrossEntropy(NamedTuple):
+    """The options of the default loss, as in :func:`adapruner.ops.masked_cross_entropy`."""
+
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+
 class Loader(Protocol):
-    """Yields (inputs, targets, ids). ``len`` is the number of batches of the epoch."""
+    """Yields (inputs, targets, ids), with None for targets that the samples do not have.
+
+    ``len`` is the number of batches of the epoch.
+    """
 
     def __len__(self) -> int: ...
 
@@ -68,6 +80,7 @@ class Trainer:
         compile: bool,
         progress: bool,
         on_error: str,
+        cross_entropy: CrossEntropy | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             named = ", ".join(f'"{name}"' for name in PRECISIONS)
@@ -81,6 +94,10 @@ class Trainer:
         self.loss = loss
         self.progress = progress
         self.device = pruner.gates.logits.device
+        options = cross_entropy or CrossEntropy()
+        if options.weight is not None:
+            options = options._replace(weight=options.weight.to(self.device))
+        self._cross_entropy = options
         self.scheduler: Any = None
         self.steps_left_out = 0
         self.highest_rate = None if optimizer else learning_rate or LEARNING_RATE
@@ -124,12 +141,12 @@ class Trainer:
             if self.highest_rate is not None:
                 done = (pruner.epoch + position / batches) / pruner.epochs
                 set_learning_rate(self.optimizer, self.highest_rate, done)
-            inputs, targets = self._on_device(inputs), to_device(targets, self.device)
+            inputs, targets = self._pair(inputs, targets)
             with batch_norms_for(self.model, len(ids)):
                 with self._autocast():
                     outputs = self._forward(inputs)
                     if self.loss is None:
-                        loss = pruner.loss(outputs, targets, ids)
+                        loss = pruner.loss(outputs, targets, ids, **self._cross_entropy._asdict())
                     else:
                         loss = pruner.weigh(self.loss(outputs, targets), ids)
                 self._steps.take(loss, inputs, ids)
@@ -184,20 +201,20 @@ class Trainer:
                 self._leave_out(unreadable, observe)
             if not len(ids):
                 continue
-            inputs, targets = batch
-            inputs, targets = self._on_device(inputs), to_device(targets, self.device)
+            inputs, targets = self._pair(*batch)
             with self._autocast():
                 outputs = self._forward(inputs)
                 if self.loss is not None:
                     logits, sample_loss = None, self.loss(outputs, targets)
                 else:
                     logits = outputs
-                    sample_loss, found = sample_cross_entropy(outputs, targets)
+                    options = self._cross_entropy._asdict()
+                    sample_loss, found = sample_cross_entropy(outputs, targets, **options)
                     outside.append(found)
             if observe:
                 self.pruner.observe(sample_loss, ids, logits)
             losses.append(sample_loss.double())
-        check_targets(outside)
+        check_targets(outside, self._cross_entropy.ignore_index)
         return torch.cat(losses).cpu()
 
     def _leave_out(self, unreadable: list[Unreadable], of_training_data: bool) -> None:
@@ -270,8 +287,17 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
-    def _on_device(self, inputs: Any) -> Any:
-        return to_device(inputs, self.device, self._memory_format)
+    def _pair(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        """A batch on the device. Without targets, the inputs are the targets too."""
+        inputs = to_device(inputs, self.device, self._memory_format)
+        if targets is not None:
+            return inputs, to_device(targets, self.device)
+        if self.loss is None:
+            raise TypeError(
+                "samples must have a target for the default loss; found inputs alone. Name the "
+                "target with target=, or give a loss, which gets the inputs as targets"
+            )
+        return inputs, inputs
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -281,13 +307,25 @@ class Trainer:
     def _forward(self, inputs: Any) -> Any:
         outputs = self._call(**inputs) if isinstance(inputs, Mapping) else self._call(inputs)
         if self.loss is None and not isinstance(outputs, Tensor):
-            outputs = getattr(outputs, "logits", outputs)
-            if not isinstance(outputs, Tensor):
-                raise TypeError(
-                    "the model must return logits as a tensor, or an object with .logits; found "
-                    f"{type(outputs).__name__} (other outputs need loss=)"
-                )
+            outputs = _logits_of(outputs)
         return outputs
+
+
+def _logits_of(outputs: Any) -> Tensor:
+    """The logits among the outputs of a model.
+
+    They are ``.logits``, as in Hugging Face models, or the entry "logits" or "out" of a mapping, as
+    in torchvision's segmentation models.
+    """
+    found = getattr(outputs, "logits", None)
+    if isinstance(outputs, Mapping):
+        found = next((outputs[name] for name in ("logits", "out") if name in outputs), found)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            "the model must return logits as a tensor, an object with .logits, or a mapping with "
+            f'"logits" or "out"; found {described(outputs)} (other outputs need loss=)'
+        )
+    return found
 
 
 def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:

@@ -66,7 +66,7 @@ def _overlap(one: PruneResult, other: PruneResult) -> float:
 def table(found: list[dict[str, Any]]) -> str:
     """The table of docs/answers.md."""
     lines = [
-        "| data | method | ratio | n | `at` from a run at 0.7 | a run with another seed | by chance |",
+        "| data | method | ratio | n | `at`, from a run at 0.7 | another seed | by chance |",
         "|---" * 7 + "|",
     ]
     for (name, noise, method, ratio), cell in group(
