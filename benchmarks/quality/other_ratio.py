@@ -10,6 +10,7 @@ too. Two runs at that ratio with different seeds of the draw and of the model sh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,12 @@ def main() -> None:
     file = RESULTS / "other_ratio.jsonl"
     done = {(r["dataset"], r["noise"], r["seed"], r["method"]) for r in read_rows(file)}
     about = provenance()
-    for name, noise, most in CASES:
-        for method in METHODS:
-            for seed in range(most):
-                if (name, noise, seed, method) not in done:
-                    made = rows(name, noise, seed, method)
-                    append(file, *(row | {"about": about} for row in made))
-                    print(f"{name}, {noise}, {method}, seed {seed}", flush=True)
+    for seed in range(max(most for _, _, most in CASES)):
+        for (name, noise, most), method in product(CASES, METHODS):
+            if seed < most and (name, noise, seed, method) not in done:
+                made = rows(name, noise, seed, method)
+                append(file, *(row | {"about": about} for row in made))
+                print(f"{name}, {noise}, {method}, seed {seed}", flush=True)
     found = read_rows(file)
     note = f"Mean and 95 % interval over n seeds, %. {machine(found[-1]['about'])}."
     document = ROOT / "docs" / "answers.md"

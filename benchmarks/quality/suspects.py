@@ -155,9 +155,9 @@ def main() -> None:
     file = RESULTS / "suspects.jsonl"
     done = {(row["dataset"], row["labels"], row["seed"]) for row in read_rows(file)}
     about = provenance()
-    for name, labels, most in CASES:
-        for seed in range(min(most, arguments.seeds)):
-            if (name, labels, seed) not in done:
+    for seed in range(arguments.seeds):
+        for name, labels, most in CASES:
+            if seed < most and (name, labels, seed) not in done:
                 append(file, *(row | {"about": about} for row in rows(name, labels, seed)))
                 print(f"{name}, {labels}, seed {seed}", flush=True)
     found = read_rows(file)
