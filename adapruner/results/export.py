@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from adapruner._util.files import new_folder, replace_atomically
 from adapruner.data.sources.base import IntArray, Source
 from adapruner.data.sources.find import as_source, source_again
 from adapruner.data.sources.shards import ShardSource
+from adapruner.errors import UnreachableError
 from adapruner.results.shard_export import write_kept_indexes, write_kept_shards
 from adapruner.results.table import write_csv, write_parquet
 
@@ -92,6 +94,11 @@ def _source(result: PruneResult, source: Any | None, needed: str) -> Source | No
     try:
         return source_again(result.dataset)
     except FileNotFoundError:
+        return None
+    except UnreachableError as error:
+        if needed not in TABLES:
+            raise
+        warnings.warn(f"the table has no paths: {error}", stacklevel=4)
         return None
 
 
