@@ -41,11 +41,11 @@ class Record:
             sample_loss: ``[B]``.
             mean_loss: mean loss of the epoch so far, a scalar on the device.
         """
-        finite = sample_loss.isfinite()
         places = self._places(ids)
+        relative = (sample_loss.detach() / mean_loss.clamp(min=_LEAST)).to(torch.float32)
+        finite = relative.isfinite()
         self.visits.index_add_(0, places, finite.to(torch.int16))
-        relative = sample_loss.detach().double() / mean_loss.clamp(min=_LEAST)
-        self.relative_sum.index_add_(0, places, relative.where(finite, 0).to(torch.float32))
+        self.relative_sum.index_add_(0, places, relative.where(finite, 0))
 
     def note_classes(self, ids: Tensor, predicted: Tensor) -> None:
         """Note the predicted classes, int32 ``[B]``, of a batch."""
@@ -56,8 +56,10 @@ class Record:
         return (self.relative_sum / self.visits)[:-1]
 
     def _places(self, ids: Tensor) -> Tensor:
-        last = len(self.visits) - 1
         ids = ids.long()
+        if not ids.is_cuda:  # the operators of the CPU have raised for ids that are out of range
+            return ids
+        last = len(self.visits) - 1
         return ids.where((ids >= 0) & (ids < last), last)
 
     def state_dict(self) -> dict[str, Tensor]:
