@@ -59,6 +59,7 @@ class Gallery:
     total: int  # samples of this kind in the result
     no_pictures: str
     score: str  # the score that all of them have, or "" if their scores differ
+    empty: str = "None."  # the text in place of no samples
 
 
 def find_source(result: PruneResult, source: Any | None) -> Found:
@@ -107,8 +108,8 @@ def galleries(result: PruneResult, found: Found) -> list[Gallery]:
     ]
     try:
         suspects = result.suspects().indices.numpy()
-    except ValueError:
-        return made  # content.warnings says why
+    except ValueError as error:
+        return [*made, Gallery("suspects", "Suspects", "", [], 0, "", "", f"Absent: {error}.")]
     about = "Labels that are likely wrong: the model predicted another class, and the losses were "
     about += "high for the class. The likeliest come first."
     made.append(_gallery(result, codes, suspects, found, "suspects", "Suspects", about))

@@ -234,6 +234,11 @@ def test_equal_scores_are_named_once(tmp_path):
     assert not any("score" in sample.text() for sample in page.gallery("kept"))
 
 
+def test_a_result_without_predictions_says_why_it_has_no_suspects(tmp_path):
+    text = write(tmp_path, make(), Pictures()).section("suspects").text()
+    assert "Absent: suspects need the classes that the model predicted" in text
+
+
 def test_the_reasons_count_every_sample_once(tmp_path):
     rows = write(tmp_path, make(), Pictures()).rows("reasons")
     assert {row[0] for row in rows} == {"kept", "easy", "does not fit", "unreadable"}
