@@ -2,8 +2,8 @@
 
 A sample is an image with its mask, and its loss is the mean over its labelled pixels. `fast_prune`
 takes the masks as targets, and `ignore_index` leaves out pixels without a class. Takes camvid/ in
-the folder of `--data`: {train,test}/NAME.jpg and {train,test}annot/NAME.png, at a third of their
-size.
+the folder of `--data`: {train,test}/NAME.jpg and {train,test}annot/NAME.png, at about a
+quarter of their size.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.nn import functional as F
 import adapruner
 
 METRIC = "mIoU"
-CLASSES, UNLABELLED, SIZE = 11, 11, (80, 60)  # width, height
+CLASSES, UNLABELLED, SIZE = 11, 11, (64, 48)  # width, height
 
 
 def load(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Images, uint8 [N, 3, 60, 80], and masks, int64 [N, 60, 80]."""
+    """Images, uint8 [N, 3, 48, 64], and masks, int64 [N, 48, 64]."""
     images, masks = [], []
     for path in sorted((folder / "camvid" / split).glob("*.*")):
         mask = folder / "camvid" / f"{split}annot" / f"{path.stem}.png"
@@ -48,7 +48,7 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 class UNet(nn.Module):
     """Two levels down and up again. Takes uint8 images and gives logits [B, CLASSES, H, W]."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 12) -> None:
         super().__init__()
         self.down = nn.ModuleList([block(3, width), block(width, 2 * width)])
         self.bottom = block(2 * width, 4 * width)
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("ADAPRUNER_DATA", "data"))
     parser.add_argument("--keep-ratio", type=float, default=0.7)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="sampled", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 24 images")

@@ -34,7 +34,7 @@ TASKS: dict[str, tuple[float, int, int | None]] = {
     "detection": (0.8, 15, 292),
     "language_model": (0.7, 6, 4000),
     "regression": (0.7, 20, None),
-    "segmentation": (0.7, 15, 367),
+    "segmentation": (0.7, 12, 367),
     "text": (0.7, 10, 10_000),
 }
 SCALES = {
