@@ -69,7 +69,7 @@ wheel: setup
 	PATH="$(abspath $(BIN)):$$PATH" ADAPRUNER_CUDA=$(CUDA) \
 	  $(BIN)/python -m build --wheel --no-isolation --outdir build/wheels/raw
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir build/wheels \
-	  $(foreach name,torch c10 cuda cublas nv,--exclude 'lib$(name)*') build/wheels/raw/*.whl
+	  $(foreach name,torch c10 gomp cuda cublas nv,--exclude 'lib$(name)*') build/wheels/raw/*.whl
 	$(PYTHON) -m venv build/wheels/venv
 	build/wheels/venv/bin/python -m pip install --quiet $(TORCH) build/wheels/*.whl
 	cd build/wheels && venv/bin/python ../../tests/support/pruned_by_a_wheel.py

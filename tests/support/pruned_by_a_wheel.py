@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,10 @@ def main() -> None:
     result = adapruner.fast_prune(torch.nn.Linear(5, 3), (inputs, targets), 0.7, 3, progress=False)
     if len(result.indices) != 70:
         sys.exit(f"expected 70 kept samples; found {len(result.indices)}")
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    runtimes = {line.split()[-1] for line in maps if "libgomp" in line}
+    if len(runtimes) != 1:
+        sys.exit(f"expected one OpenMP runtime; found {', '.join(sorted(runtimes))}")
     print(f"{adapruner.__file__}: kept 70 of 100 samples")
 
 
