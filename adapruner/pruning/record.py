@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adapruner import ops
+
 NO_CLASS = -1
 _LEAST = 1e-12  # mean loss of an epoch whose losses are all 0
 
@@ -33,17 +35,20 @@ class Record:
         self.relative_sum = torch.zeros(count, dtype=torch.float32, device=device)
         self.predicted = torch.full((count,), NO_CLASS, dtype=torch.int32, device=device)
 
-    def note_losses(self, ids: Tensor, sample_loss: Tensor, mean_loss: Tensor) -> None:
-        """Count a visit of each sample whose loss is finite.
+    def note_losses(self, ids: Tensor, losses: ops.MaskedLoss, mean_loss: Tensor) -> None:
+        """Count a visit of each sample with a finite loss.
+
+        A sample whose rows are all ignored has no loss, and its pressure is not finite.
 
         Args:
             ids: ``[B]``, dataset indices.
-            sample_loss: ``[B]``.
+            losses: losses of the batch.
             mean_loss: mean loss of the epoch so far, a scalar on the device.
         """
         places = self._places(ids)
-        relative = (sample_loss.detach() / mean_loss.clamp(min=_LEAST)).to(torch.float32)
-        finite = relative.isfinite()
+        finite = losses.pressure.isfinite()
+        relative = losses.sample_loss.detach() / mean_loss.clamp(min=_LEAST)
+        relative = relative.to(torch.float32)
         self.visits.index_add_(0, places, finite.to(torch.int16))
         self.relative_sum.index_add_(0, places, relative.where(finite, 0))
 

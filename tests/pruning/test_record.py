@@ -66,6 +66,13 @@ def test_losses_that_are_not_finite_do_not_count() -> None:
     assert samples_of(result, "never seen").tolist() == [1, 2]
 
 
+def test_samples_whose_rows_are_all_ignored_do_not_count() -> None:
+    pruner = Pruner(3, 1.0, 1, warmup_epochs=0)
+    targets = torch.tensor([[0, 1], [-100, -100], [1, -100]])
+    pruner.loss(torch.randn(3, 2, 2), targets, torch.arange(3))
+    assert pruner.gates.record.visits[:-1].tolist() == [1, 0, 1]
+
+
 def test_losses_of_zero_are_relative_to_nothing() -> None:
     pruner = Pruner(3, 1.0, 1, warmup_epochs=0)
     pruner.weigh(torch.zeros(3), torch.arange(3))
