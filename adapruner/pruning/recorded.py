@@ -56,6 +56,10 @@ class Recorded:
         # Number of calls before the sample was found, index, reason.
         self._unreadable: list[tuple[int, int, str]] = []
 
+    @property
+    def waiting(self) -> bool:
+        return len(self._sizes) > 0
+
     @torch.compiler.disable  # a compiled loop would be compiled anew for each record
     def take(self, event: Event) -> Iterable[Event]:
         if isinstance(event, LeftOut):

@@ -289,11 +289,13 @@ class Run:
         self.best = choose_best(self.best, validation_loss, standard_error, self.epoch, kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the run: tensors and plain values. All ranks must call it, and get the same.
+        """The state of the run: tensors and plain values, the same on all ranks.
 
-        A state can be loaded by another number of ranks.
+        In the middle of an epoch, all ranks must call it. A state can be loaded by another number
+        of ranks.
         """
-        self._meet("state_dict")
+        if self.visits.waiting:
+            self._meet("state_dict")
         return {
             "settings": dict(self.settings),
             "fingerprint": self.fingerprint,
