@@ -19,6 +19,8 @@ NEEDS = {
     "regression": ("sklearn", None),
     "language_model": (None, "tinyshakespeare"),
     "detection": ("pycocotools", "bccd"),
+    "segmentation": ("PIL", "camvid"),
+    "text": (None, "sst2"),
 }
 WAYS = ["adapruner", "kept set, anew", "random part", "all data"]
 

@@ -191,9 +191,9 @@ class Run:
         if isinstance(event, LeftOut):
             self._exclude(event.unreadable)
         elif event.evaluated:
-            self.gates.observe(event.ids, event.losses)
+            self.gates.observe(event.ids, event.losses, event.predicted)
         else:
-            self.gates.learn(event.ids, event.losses)
+            self.gates.learn(event.ids, event.losses, event.predicted)
 
     def _exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         for index, reason in unreadable:

@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     ids: Tensor
     losses: ops.MaskedLoss
     evaluated: bool
+    predicted: Tensor | None = None  # predicted classes, int32 [B], where known
 
 
 class LeftOut(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from adapruner._version import __version__
 from adapruner.data.sources.base import Source
 from adapruner.pruning import bitmask
 from adapruner.pruning.pruner import Pruner
-from adapruner.pruning.selection import keep_count
+from adapruner.results.other_ratio import warn_of_few
 from adapruner.results.result import PruneResult
 
 
@@ -36,15 +35,11 @@ def result_of(pruner: Pruner) -> PruneResult:
     # False if no epoch trained at the final keep ratio.
     pruned = [entry for entry in pruner.history if entry["phase"] == "prune"]
     at_target = any(entry["kept"] == pruner.target_count for entry in pruned)
-    wanted = keep_count(pruner.keep_ratio, pruner.num_samples)
-    if wanted > len(indices):
-        warnings.warn(
-            f"expected {wanted} kept samples (keep_ratio {pruner.keep_ratio} of "
-            f"{pruner.num_samples}); found {len(indices)}, since no more can be read",
-            stacklevel=3,
-        )
-    samples = pruner.samples
+    warn_of_few(pruner.keep_ratio, pruner.num_samples, len(indices))
+    samples, gates = pruner.samples, pruner.gates
     targets = None if samples is None else samples.targets
+    record, held_out, labels = gates.record, pruner.selection.held_out, pruner.selection.labels
+    keys = pruner.method.keys(gates, pruner.history, pruner.seed, final=True)
     return PruneResult(
         indices=indices,
         gate_logits=to_cpu(pruner.method.scores(pruner.gates, pruner.history)),
@@ -55,7 +50,14 @@ def result_of(pruner: Pruner) -> PruneResult:
         history=[dict(entry) for entry in pruner.history],
         selected_epoch=selected_epoch,
         forced=not at_target,
-        sample_losses=to_cpu(pruner.gates.last_loss),
+        sample_losses=to_cpu(gates.last_loss),
+        relative_losses=None if record is None else record.relative_losses().cpu(),
+        visits=None if record is None else to_cpu(record.visits[:-1]),
+        predicted=None if record is None else to_cpu(record.predicted[:-1]),
+        draw_keys=to_cpu(keys),
+        quota_labels=labels,
+        held_out=None if held_out is None else bitmask.indices(held_out),
+        paths=getattr(samples, "paths", None),
         unreadable=pruner.unreadable,
         not_finite=sorted(pruner.not_finite),
         targets=None if targets is None else torch.from_numpy(targets),
