@@ -53,17 +53,22 @@ class _WithIds(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return _joined(self.dataset[index], index)
+        return joined(self.dataset[index], index)
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         if hasattr(self.dataset, "__getitems__"):
             samples = self.dataset.__getitems__(indices)
         else:
             samples = [self.dataset[index] for index in indices]
-        return [_joined(sample, index) for sample, index in zip(samples, indices, strict=True)]
+        return [joined(sample, index) for sample, index in zip(samples, indices, strict=True)]
 
 
-def _joined(sample: Any, index: int) -> Any:
+def joined(sample: Any, index: Any) -> Any:
+    """``sample`` with its index, or a batch with its ids; see :func:`with_ids`.
+
+    Raises:
+        ValueError: ``sample`` is a mapping or namedtuple that already has ``ids``.
+    """
     if isinstance(sample, Mapping):
         if "ids" in sample:
             raise ValueError(f"expected samples without a key 'ids'; found one in sample {index}")

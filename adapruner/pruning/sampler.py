@@ -213,12 +213,24 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
         self.batch_size, self.drop_last = batch_size, drop_last
         super().__init__(pruner, self.batch_size, drop_last, block_size)
 
-    def planned_batches(self) -> int:
-        """Planned number of batches of the whole run, for learning rate schedules.
+    def planned_lengths(self) -> list[int]:
+        """Planned number of batches of each epoch of the run.
 
         See :meth:`adapruner.Pruner.planned_reads`.
         """
-        return sum(map(self._count, self._pruner.planned_reads()))
+        return [self._count(reads) for reads in self._pruner.planned_reads()]
+
+    def planned_batches(self, accumulate: int = 1) -> int:
+        """Planned number of batches of the whole run, for learning rate schedules.
+
+        With gradient accumulation it is the number of optimiser steps. The last group of an epoch
+        may have fewer batches, and it counts as a step.
+
+        Args:
+            accumulate: batches of an optimiser step.
+        """
+        accumulate = checked_whole("accumulate", accumulate, 1)
+        return sum(-(-length // accumulate) for length in self.planned_lengths())
 
     def batches(self) -> Iterator[torch.Tensor]:
         """The batches of the current epoch that were not delivered yet, int64."""
