@@ -26,11 +26,13 @@ def entry_of(
         validation_loss: mean loss on held-out data, or None.
         evaluated: number of held-out samples that were evaluated.
     """
-    kept = selection.kept_count
+    kept, planned = selection.kept_count, bitmask.count(selection.read & gates.readable())
+    read = min(gates.visits(), planned)
     return {
         "epoch": epoch,
         "phase": "warm-up" if warming_up else "prune",
-        "samples_read": bitmask.count(selection.read & gates.readable()),
+        "samples_read": read,
+        "samples_skipped": planned - read,
         "samples_evaluated": evaluated,
         "kept": kept,
         "explored": bitmask.count(selection.explored()),

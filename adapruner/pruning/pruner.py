@@ -278,8 +278,11 @@ class Pruner(Run):
     def result(self) -> PruneResult:
         """The outcome of the run.
 
+        Before the end of the run, it is the outcome if the run ended now, marked ``partial``. The
+        run can go on afterwards.
+
         Raises:
-            RuntimeError: the run has not ended.
+            RuntimeError: the run has learned nothing yet: it is in its warm-up.
         """
         from adapruner.results.making import result_of
 

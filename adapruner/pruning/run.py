@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor
 
 from adapruner._util.checks import check_same_dataset, checked_real, checked_whole
+from adapruner.errors import PruningWarning
 from adapruner.ops.device import check_device
-from adapruner.pruning import bitmask
+from adapruner.pruning import bitmask, doubts
 from adapruner.pruning.arguments import (
     check_held_out,
     check_labels,
@@ -106,8 +109,17 @@ class Run:
         self.not_finite: list[int] = []
         self.fingerprint = ""
         self.samples: Samples | None = None
+        self.warnings: dict[str, str] = {}
+        self.may_drop = 0
         self._evaluated = 0
         self._started = time.perf_counter()
+        self.warn("epochs", doubts.few_epochs(epochs, keep_ratio))
+
+    def warn(self, name: str, text: str | None, stacklevel: int = 3) -> None:
+        """Warn with ``text``, once for each ``name``. The result keeps the text. None is silent."""
+        if text is not None and name not in self.warnings:
+            self.warnings[name] = text
+            warnings.warn(text, PruningWarning, stacklevel=stacklevel)
 
     def reads(self) -> np.ndarray:
         """Bools ``[N]``: the samples that the current epoch trains on. Each call makes a copy."""
@@ -148,6 +160,8 @@ class Run:
         if self.fingerprint and self.samples is None:  # of a loaded state
             check_same_dataset("the state", "fingerprint", self.fingerprint, fingerprint)
         self.fingerprint, self.samples = fingerprint, samples
+        for name, text in samples.doubts.items():
+            self.warn(name, text)
 
     @property
     def unreadable(self) -> list[tuple[int, str]]:
@@ -187,10 +201,17 @@ class Run:
         """
         if self.finished:
             raise RuntimeError(f"this run has ended after {self.epochs} epochs")
-        gates, selection, controller = self.gates, self.selection, self.controller
-        gates.check_errors()
-        warming_up = self.epoch < self.warmup_epochs
+        self.gates.check_errors()
+        if self.epoch in (0, self.warmup_epochs):
+            self.warn("ids", doubts.ids_like_positions(self.gates))
         loss = None if validation_loss is None else float(validation_loss)
+        entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)
+        self.warn("reads", doubts.unread_samples(entry, self.may_drop))
+        return entry
+
+    def _end_epoch(self, loss: float | None, standard_error: float, last: bool) -> dict[str, Any]:
+        gates, selection, controller = self.gates, self.selection, self.controller
+        warming_up = self.epoch < self.warmup_epochs
         entry = entry_of(self.epoch, warming_up, gates, selection, loss, self._evaluated)
         self.not_finite += [i for i in gates.not_finite() if i not in self.not_finite]
         if not warming_up and loss is not None:
@@ -201,7 +222,6 @@ class Run:
             gates.set_integer("resting", 0)
         # Pruning starts after every sample was visited once.
         pruning = not warming_up and not gates.any_unvisited()
-        last = self.epoch + 1 == self.epochs
         ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
         keys = None
         if ratio < 1:
@@ -213,6 +233,30 @@ class Run:
         self._started, self._evaluated = time.perf_counter(), 0
         self.history.append(entry)
         return entry
+
+    def ended_early(self) -> Run:
+        """A copy of this run that ends now, with the selection by what it has learned so far.
+
+        Raises:
+            RuntimeError: no gate has stepped yet.
+        """
+        seen = self.gates.visits() > 0
+        pruned = [entry["phase"] == "prune" for entry in self.history]
+        if not any(pruned) and not (seen and self.epoch >= self.warmup_epochs):
+            raise RuntimeError(
+                f"nothing was learned yet: gates step after the warm-up of {self.warmup_epochs} "
+                f"epochs; found {self.epoch} epochs ended"
+            )
+        ended = copy.copy(self)
+        ended.gates, ended.controller = copy.deepcopy((self.gates, self.controller))
+        ended.selection = copy.copy(self.selection)  # its masks are replaced, never changed
+        ended.history, ended.not_finite = list(self.history), list(self.not_finite)
+        if seen:  # the part of this epoch counts as one
+            ended._end_epoch(None, 0.0, last=True)
+        else:
+            keys = self.method.keys(ended.gates, self.history, self.seed, final=True)
+            ended.selection.select(ended.gates, self.keep_ratio, self.controller.slope_now, keys)
+        return ended
 
     def _note_best(self, validation_loss: float, standard_error: float) -> None:
         """Remember the selection of this epoch if it is at r and among the best."""
@@ -240,6 +284,7 @@ class Run:
             "best": None if self.best is None else self.best._asdict(),
             "unreadable": [list(item) for item in self.unreadable_reasons.items()],
             "not_finite": list(self.not_finite),
+            "warnings": dict(self.warnings),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -274,4 +319,5 @@ class Run:
         self.best = None if state["best"] is None else Best(**state["best"])
         self.unreadable_reasons = {index: reason for index, reason in state["unreadable"]}
         self.not_finite = list(state["not_finite"])
+        self.warnings = {**state.get("warnings", {}), **self.warnings}
         self._started = time.perf_counter()

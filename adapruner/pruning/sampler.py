@@ -19,6 +19,7 @@ class Samples(Protocol):
 
     targets: Any
     sizes: Any
+    doubts: dict[str, str]  # warnings about the samples, by name
 
     def __len__(self) -> int: ...
 
@@ -33,6 +34,7 @@ class EpochSource(Protocol):
     epoch: int
     seed: int
     num_samples: int
+    may_drop: int  # samples that loaders leave out of an epoch on purpose
 
     def read_mask(self) -> torch.Tensor: ...
 
@@ -211,6 +213,8 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
     ) -> None:
         batch_size = checked_whole("batch_size", batch_size, 1)
         self.batch_size, self.drop_last = batch_size, drop_last
+        if drop_last:
+            pruner.may_drop = max(pruner.may_drop, batch_size - 1)
         super().__init__(pruner, self.batch_size, drop_last, block_size)
 
     def planned_lengths(self) -> list[int]:

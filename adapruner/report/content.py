@@ -58,6 +58,7 @@ class Headline:
     dataset: str
     selection: str
     forced: str  # "" where the last selection was not forced
+    warnings: list[str]
     tiles: list[Tile]
 
 
@@ -74,6 +75,7 @@ def headline(result: PruneResult) -> Headline:
         dataset=_dataset(result),
         selection=_selection(result),
         forced=_forced(result),
+        warnings=result.warnings,
         tiles=_tiles(result),
     )
 
@@ -89,6 +91,8 @@ def _dataset(result: PruneResult) -> str:
 def _selection(result: PruneResult) -> str:
     if result.selected_epoch is not None:
         return f"epoch {result.selected_epoch}, chosen on held-out data"
+    if result.partial:
+        return f"by what {len(result.history)} epochs have learned, before the end of the run"
     return "the last one, at the end of the run"
 
 

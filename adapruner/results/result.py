@@ -34,7 +34,8 @@ class PruneResult:
         config: the settings of the run.
         dataset: kind and number of samples; root folder and class names where known.
         history: one entry per epoch, in order: ``epoch``, ``phase`` ("warm-up" or "prune"),
-            ``samples_read`` (training samples read), ``samples_evaluated`` (held-out samples),
+            ``samples_read`` (training samples given to a loss), ``samples_skipped`` (the other
+            samples that the epoch was to train on), ``samples_evaluated`` (held-out samples),
             ``kept``, ``explored``, ``keep_ratio`` (scheduled), ``slope``, ``mean_gate``,
             ``open_share`` (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or
             None), ``decision`` of the controller ("warm-up", "advance", "pause", "back off"),
@@ -44,10 +45,13 @@ class PruneResult:
         forced: whether the run ended before it trained an epoch at the keep ratio, so that the last
             selection was cut to size. The controller paused too often, or there were too few
             epochs.
+        partial: whether the result was made before the end of the run. The kept set is then that of
+            a run that ended at this moment, and ``saved`` compares with as many epochs.
         sample_losses: last loss of every sample, float32 ``[N]``, NaN where no loss was seen.
         targets: class of every sample, int64 ``[N]``, where known.
         unreadable: (index, reason) of the unreadable samples. They are never kept.
         not_finite: indices of the first samples that had a loss that was not finite.
+        warnings: texts of the warnings about the run, its dataset and its kept set.
         saved: savings of the kept set and of the run: ``samples``, ``bytes`` (on disk, where
             known); ``samples_read`` of the run and ``samples_read_full`` of an ordinary run with as
             many epochs; ``seconds`` of the run and ``seconds_full``, an estimate for an ordinary
@@ -65,10 +69,12 @@ class PruneResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     selected_epoch: int | None = None
     forced: bool = False
+    partial: bool = False
     sample_losses: Tensor | None = None
     targets: Tensor | None = None
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     not_finite: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     saved: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     source: Source | None = None
@@ -142,7 +148,9 @@ class PruneResult:
             tensors["sample_losses"] = self.sample_losses
         if self.targets is not None:
             tensors["targets"] = self.targets
-        write_file(path, "result", tensors, {name: getattr(self, name) for name in _IN_JSON})
+        write_file(
+            path, "result", tensors, {name: getattr(self, name) for name in (*_IN_JSON, *_NEWER)}
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruneResult:
@@ -164,7 +172,7 @@ class PruneResult:
             gate_logits=tensors["gate_logits"],
             sample_losses=tensors.get("sample_losses"),
             targets=tensors.get("targets"),
-            **{name: content[name] for name in _IN_JSON},
+            **{name: content[name] for name in (*_IN_JSON, *_NEWER) if name in content},
         )
 
     def export(
@@ -195,3 +203,6 @@ _IN_JSON = (
     "saved",
     "versions",
 )
+
+# Files of earlier versions lack them.
+_NEWER = ("partial", "warnings")

@@ -57,6 +57,7 @@ class Source(Dataset[tuple[Any, Any]]):
         has_encoded: True if every sample is an encoded image (a JPEG, a PNG) in a file.
             :meth:`encoded` reads the bytes, :meth:`location` says where they are, and ``targets``
             are known.
+        doubts: texts of warnings about the samples, by name. A run that reads them warns.
         pixel_axes: "HW", "HWC" or "CHW" if every sample is a uint8 image and all have one size.
             :meth:`pixels` returns the image, and ``targets`` are known. Otherwise None.
     """
@@ -76,6 +77,7 @@ class Source(Dataset[tuple[Any, Any]]):
         self.deterministic: bool = False
         self.has_encoded: bool = False
         self.pixel_axes: str | None = None
+        self.doubts: dict[str, str] = {}
 
     def __len__(self) -> int:
         """N, the number of samples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -26,15 +27,17 @@ from adapruner.data.sources.base import (
 )
 
 _TARGET_ATTRIBUTES = ("targets", "labels", "y")
+_PATH_ATTRIBUTES = ("samples", "imgs", "paths", "files", "filenames")
 
 
 class DatasetSource(Source):
     """The samples of a map-style dataset whose items are ``(input, target)``.
 
     ``targets`` are the dataset's attribute ``targets``, ``labels`` or ``y`` if it holds N integers
-    and there is no ``target_transform``. The fingerprint covers the name of the class, the length
-    and this attribute. It does not cover the module, because a class can move from ``__main__`` to
-    a module. If the fingerprint must say more, pass ``fingerprint``.
+    and there is no ``target_transform``. The fingerprint covers the name of the class, the length,
+    this attribute and, without it, the paths in ``samples``, ``imgs``, ``paths``, ``files`` or
+    ``filenames``, relative to their common folder. It does not cover the module, because a class
+    can move from ``__main__`` to a module. If the fingerprint must say more, pass ``fingerprint``.
 
     Raises:
         TypeError: the dataset has no length or cannot be indexed.
@@ -54,6 +57,13 @@ class DatasetSource(Source):
         if getattr(dataset, "target_transform", None) is None:
             self.targets = integer_targets(self._stored_targets, self._length)
         self.class_names = _class_names(dataset)
+        self._stored_paths = _stored_paths(dataset, self._length)
+        if fingerprint is None and self._stored_targets is None and self._stored_paths is None:
+            self.doubts["fingerprint"] = (
+                f"the fingerprint of this {type(dataset).__name__} rests on its class name and "
+                "length alone, so another dataset may have the same; pass fingerprint= to "
+                "adapruner.as_source"
+            )
 
     def __len__(self) -> int:
         return self._length
@@ -81,6 +91,8 @@ class DatasetSource(Source):
         digest.update(f"{type(self.dataset).__qualname__}\n{self._length}\n".encode())
         if self._stored_targets is not None:
             update_with_array(digest, self._stored_targets)
+        elif self._stored_paths is not None:
+            digest.update("\n".join(self._stored_paths).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -108,6 +120,7 @@ class SubsetSource(Source):
         if base.targets is not None and self._reads_base:
             self.targets = base.targets[self._indices]
         self.class_names, self.root = base.class_names, base.root
+        self.doubts = base.doubts
         if base.paths is not None:
             self.paths = [base.paths[index] for index in self._indices]
         if base.sizes is not None:
@@ -223,6 +236,27 @@ def _stored_targets(dataset: Any, length: int) -> Array | None:
         if array is not None:
             return array
     return None
+
+
+def _stored_paths(dataset: Any, length: int) -> list[str] | None:
+    """The paths that a dataset lists, one for each sample, relative to their common folder."""
+    for name in _PATH_ATTRIBUTES:
+        listed = getattr(dataset, name, None)
+        if not isinstance(listed, (list, tuple)) or len(listed) != length:
+            continue
+        paths = [item[0] if isinstance(item, (list, tuple)) and item else item for item in listed]
+        if all(isinstance(path, (str, os.PathLike)) for path in paths):
+            return relative_paths([os.fspath(path) for path in paths])
+    return None
+
+
+def relative_paths(paths: list[str]) -> list[str]:
+    """``paths`` with "/" between their parts, relative to the folder that holds all of them."""
+    parts = [path.replace(os.sep, "/").split("/") for path in paths]
+    shared = min(map(len, parts)) - 1
+    while any(path[:shared] != parts[0][:shared] for path in parts):
+        shared -= 1
+    return ["/".join(path[shared:]) for path in parts]
 
 
 def _class_names(dataset: Any) -> list[str] | None:
