@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from adapruner._util.extras import require
-from adapruner.data.loaders.user_loader import pruned_loader
+from adapruner.data.sources.find import identified
+from adapruner.integrations.accelerate import prepare_loader
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
@@ -79,6 +80,7 @@ class PruningMixin(_Mixin):
             int(self.args.num_train_epochs),
             **{"seed": self.args.seed, "device": self.args.device, **(pruner_options or {})},
         )
+        self.pruner.note_samples(identified(self.train_dataset))
         # The loss of a batch is a mean, which the Trainer divides by the accumulated batches.
         self.loss_is_scaled_for_ga: bool | None = False
         self._fused_head = _linear_head(self.model)
@@ -96,17 +98,9 @@ class PruningMixin(_Mixin):
 
     def get_train_dataloader(self) -> Any:
         """The trainer's own loader, reading the samples of the pruner's epoch, with ids."""
-        loader = pruned_loader(super().get_train_dataloader(), self.pruner)
+        loader = prepare_loader(self.accelerator, super().get_train_dataloader(), self.pruner)
         self._sampler = loader.batch_sampler
-        # The sampler gives each process its share already, so the loader is prepared as for one.
-        prepare = require("accelerate.data_loader", extra="transformers").prepare_data_loader
-        return prepare(
-            loader,
-            device=self.accelerator.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=self.accelerator.device_placement,
-        )
+        return loader
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """The Trainer's values, with the planned number of optimiser steps of the run."""

@@ -35,6 +35,7 @@ class EpochSource(Protocol):
     seed: int
     num_samples: int
     may_drop: int  # samples that loaders leave out of an epoch on purpose
+    samples: Samples | None
 
     def read_mask(self) -> torch.Tensor: ...
 
@@ -75,7 +76,8 @@ class _EpochSampler:
         if epoch != self._pruner.epoch:
             raise ValueError(
                 f"set_epoch must get the epoch of the pruner, {self._pruner.epoch}; found {epoch}. "
-                "Call pruner.step() once at the end of each epoch"
+                "Call pruner.step() once at the end of each epoch, and load the pruner's state "
+                "before the loader is prepared"
             )
 
     @property

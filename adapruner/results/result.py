@@ -130,9 +130,9 @@ class PruneResult:
             TypeError, ValueError: ``dataset`` is not a dataset; see
                 :func:`adapruner.data.as_source`.
         """
-        from adapruner.data.sources.find import as_source
+        from adapruner.data.sources.find import identified
 
-        source = as_source(dataset, fingerprint=fingerprint)
+        source = identified(dataset, fingerprint)
         self.check_dataset(source)
         is_data = isinstance(dataset, (str, os.PathLike, tuple))
         return Subset(source if is_data else dataset, self.indices.tolist())

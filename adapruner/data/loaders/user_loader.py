@@ -9,6 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from adapruner._util.checks import check_same_dataset
+from adapruner.data.sources.find import identified
+from adapruner.data.sources.timm import TimmSource, is_timm
 from adapruner.data.with_ids import joined
 from adapruner.pruning.sampler import EpochSource, PrunedBatchSampler
 
@@ -54,7 +56,9 @@ def pruned_loader(loader: DataLoader[Any], pruner: EpochSource) -> DataLoader[An
         >>> loader = pruned_loader(DataLoader(dataset, batch_size=16), Pruner(64, epochs=2))
         >>> inputs, targets, ids = next(iter(loader))
     """
-    batches, dataset = batches_of(loader), _Indexed(loader.dataset)
+    batches, dataset = batches_of(loader), _Indexed(_reader(loader.dataset))
+    if pruner.samples is None:
+        pruner.note_samples(identified(loader.dataset))
     check_same_dataset("this pruner", "number of samples", pruner.num_samples, len(dataset))
     batch_sampler = PrunedBatchSampler(
         pruner, batches.batch_size, getattr(batches, "drop_last", False)
@@ -88,6 +92,11 @@ def batches_of(loader: Any) -> Any:
             f"{type(batches).__name__}, has no batch_size"
         )
     return batches
+
+
+def _reader(dataset: Any) -> Any:
+    """The dataset, or a source where the dataset puts other samples in place of unreadable ones."""
+    return TimmSource(dataset) if is_timm(dataset) else dataset
 
 
 class _Indexed(Dataset[Any]):

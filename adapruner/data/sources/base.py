@@ -45,7 +45,7 @@ class Source(Dataset[tuple[Any, Any]]):
     ``_read`` and ``_identify``, and sets the attributes that it knows.
 
     Attributes:
-        kind: "image folder", "shards", "arrays", "hugging face" or "dataset".
+        kind: "image folder", "shards", "arrays", "hugging face", "timm" or "dataset".
         transform: applied to each input when it is read, or None.
         targets: class of every sample, int64 ``[N]``. None if only the samples themselves tell it.
         class_names: name of every class, or None.

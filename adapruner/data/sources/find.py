@@ -11,7 +11,12 @@ from torch.utils.data import Subset, TensorDataset
 
 from adapruner.data.sources.arrays import ArraySource, map_array
 from adapruner.data.sources.base import Source, Transform, stated_fingerprint
-from adapruner.data.sources.hugging_face import HuggingFaceSource, is_hugging_face
+from adapruner.data.sources.hugging_face import (
+    HuggingFaceRows,
+    HuggingFaceSource,
+    has_known_columns,
+    is_hugging_face,
+)
 from adapruner.data.sources.image_folder import (
     ImageFolderDatasetSource,
     ImageFolderSource,
@@ -20,6 +25,7 @@ from adapruner.data.sources.image_folder import (
 from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
 from adapruner.data.sources.shard_paths import find_shards, is_shards
 from adapruner.data.sources.shards import ShardSource
+from adapruner.data.sources.timm import TimmSource, is_timm
 from adapruner.vision.decoding import MAX_PIXELS
 
 __all__ = [
@@ -31,6 +37,7 @@ __all__ = [
     "ShardSource",
     "Source",
     "SubsetSource",
+    "TimmSource",
     "as_source",
 ]
 
@@ -56,6 +63,7 @@ def as_source(
       targets can also be a sequence or a pandas Series, which is read in order of position;
     - a ``TensorDataset`` of two tensors;
     - one split of a Hugging Face dataset;
+    - a timm ``ImageDataset``;
     - a map-style dataset of ``(input, target)`` pairs;
     - a ``Subset`` of a dataset named above;
     - a Source. It is returned unchanged, or copied to take ``transform`` or ``fingerprint``.
@@ -123,7 +131,25 @@ def as_source(
     checked_length(data)
     if is_image_folder_dataset(data):
         return ImageFolderDatasetSource(data, transform, fingerprint)
+    if is_timm(data):
+        return TimmSource(data, transform, fingerprint)
     return DatasetSource(data, transform, fingerprint)
+
+
+def identified(dataset: Any, fingerprint: str | None = None) -> Source:
+    """A source that identifies the samples of a dataset, whatever a sample consists of.
+
+    It is that of :func:`as_source` where there is one. A Hugging Face dataset without known columns
+    is identified by its rows, and a ``TensorDataset`` by its class and length.
+
+    Raises:
+        TypeError, ValueError: as :func:`as_source`, for what is not a dataset.
+    """
+    if is_hugging_face(dataset) and not has_known_columns(dataset):
+        return HuggingFaceRows(dataset, fingerprint=fingerprint)
+    if type(dataset) is TensorDataset and len(dataset.tensors) != 2:
+        return DatasetSource(dataset, fingerprint=fingerprint)
+    return as_source(dataset, fingerprint=fingerprint)
 
 
 def source_again(about: Mapping[str, Any], data: Any | None = None) -> Source:

@@ -92,21 +92,62 @@ class HuggingFaceSource(Source):
         The library's own ``_fingerprint`` does not fit. It hashes how a dataset was made and the
         times of its cache files, so it changes between machines and after every ``map``.
         """
-        arrow = require("pyarrow", extra="parquet")
-        rows = self.dataset.with_format(None).select_columns(list(self.columns))
-        rows = rows.with_format("arrow")
-        digest = new_digest(self.kind)
-        digest.update(f"{self._length}\n{self.class_names}\n".encode())
-        for start in range(0, self._length, _ROWS_PER_READ):
-            table = rows[start : min(start + _ROWS_PER_READ, self._length)]
-            for name in self.columns:
-                column = table.column(name)
-                # A fresh copy has neither the chunks nor the offsets of the file.
-                fresh = column.take(arrow.array(range(len(column)))).combine_chunks()
-                batch = arrow.record_batch([fresh], names=["column"])
-                digest.update(f"{column.type}\n".encode())
-                digest.update(arrow.ipc.read_message(batch.serialize()).body)
-        return digest.hexdigest()
+        return _hash_rows(self.dataset, list(self.columns), f"{self._length}\n{self.class_names}\n")
+
+
+class HuggingFaceRows(Source):
+    """Whole rows of a ``datasets.Dataset``, as mappings, whose columns need no roles.
+
+    ``targets`` are a column of integers with one of the usual names of targets. The fingerprint is
+    a hash of all columns.
+
+    Args:
+        dataset: one split.
+        transform: applied to each row.
+        fingerprint: a string that identifies the samples.
+    """
+
+    kind = "hugging face"
+
+    def __init__(
+        self, dataset: Any, transform: Transform | None = None, fingerprint: str | None = None
+    ) -> None:
+        super().__init__(transform, fingerprint)
+        self._length = checked_length(dataset)
+        self.dataset = dataset
+        named = [name for name in TARGET_COLUMNS if name in dataset.column_names]
+        if len(named) == 1:
+            self.targets = _integer_column(dataset, named[0], self._length)
+            self.class_names = _names_of(dataset.features[named[0]])
+        self._target = named[0] if self.targets is not None else None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _read(self, index: int) -> tuple[Any, Any]:
+        row = self.dataset[index]
+        return row, None if self._target is None else row[self._target]
+
+    def _identify(self) -> str:
+        return _hash_rows(self.dataset, list(self.dataset.column_names), f"rows {self._length}\n")
+
+
+def _hash_rows(dataset: Any, columns: list[str], first: str) -> str:
+    """A hash of the values of some columns, and of ``first``."""
+    arrow = require("pyarrow", extra="parquet")
+    rows = dataset.with_format(None).select_columns(columns).with_format("arrow")
+    digest = new_digest(HuggingFaceSource.kind)
+    digest.update(first.encode())
+    for start in range(0, len(rows), _ROWS_PER_READ):
+        table = rows[start : min(start + _ROWS_PER_READ, len(rows))]
+        for name in columns:
+            column = table.column(name)
+            # A fresh copy has neither the chunks nor the offsets of the file.
+            fresh = column.take(arrow.array(range(len(column)))).combine_chunks()
+            batch = arrow.record_batch([fresh], names=["column"])
+            digest.update(f"{column.type}\n".encode())
+            digest.update(arrow.ipc.read_message(batch.serialize()).body)
+    return digest.hexdigest()
 
 
 def is_hugging_face(data: Any) -> bool:
@@ -115,6 +156,13 @@ def is_hugging_face(data: Any) -> bool:
         base.__name__ == "Dataset" and base.__module__.split(".")[0] == "datasets"
         for base in type(data).__mro__
     )
+
+
+def has_known_columns(dataset: Any) -> bool:
+    """Whether the names of the columns tell which are the input and the target."""
+    names = dataset.column_names
+    both = (INPUT_COLUMNS, TARGET_COLUMNS)
+    return all(sum(name in names for name in known) == 1 for known in both)
 
 
 def _guess(names: list[str]) -> tuple[str, str]:
