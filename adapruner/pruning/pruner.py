@@ -269,6 +269,11 @@ class Pruner(Run):
 
     def _on_device(self, ids: Tensor) -> Tensor:
         """The ids on the gates' device. The copy does not wait for the device."""
+        if ids is None:
+            raise TypeError(
+                "ids must be the dataset indices of the batch, [B]; found None. A loader of "
+                "adapruner.pruned_loader or Pruner.loader yields them"
+            )
         if not isinstance(ids, Tensor):
             ids = torch.as_tensor(ids, device="cpu")
         return ids.to(self.gates.state.device, non_blocking=True)

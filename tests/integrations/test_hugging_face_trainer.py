@@ -98,7 +98,7 @@ class Watched(PrunedTrainer):
         if before is not None:
             parameters = dict(model.named_parameters())
             found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
-            # Copies, because the backward pass of the Trainer scales these gradients in place.
+            # Copies, because the Trainer accumulates into these gradients in place.
             copies = [gradient.clone() for gradient in found]
             self.first = (before, loss.detach(), given | dict(zip(parameters, copies, strict=True)))
         return loss
