@@ -63,6 +63,7 @@ def run(epochs: int = 20, **arguments):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    torch.set_num_threads(1)  # the network is too small for more threads to help
     parser.add_argument("--epochs", type=int, default=20)
     epochs = parser.parse_args().epochs
     result, accuracy, is_wrong = run(epochs, accelerator="cpu", enable_checkpointing=False)

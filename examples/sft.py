@@ -17,11 +17,12 @@ from trl import SFTConfig, SFTTrainer
 
 from adapruner.integrations.hugging_face import PruningMixin
 
-PAIRS = (
-    "hot cold big small old new fast slow high low hard soft wet dry full empty early late light "
-    "dark rich poor strong weak clean dirty near far open closed loud quiet sharp blunt deep "
-    "shallow happy sad long short wide narrow thick thin brave shy"
-).split()
+WORDS = """
+hot cold big small old new fast slow high low hard soft wet dry full empty early late light dark
+rich poor strong weak clean dirty near far open closed loud quiet sharp blunt deep shallow happy sad
+long short wide narrow thick thin brave shy
+"""
+PAIRS = WORDS.split()  # each word is beside its opposite
 FORMS = (
     "what is the opposite of {} ?",
     "give the opposite of {} .",
@@ -82,9 +83,9 @@ def run(folder: str, epochs: int = 24):
         SFTConfig(
             folder,
             num_train_epochs=epochs,
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=2,
-            learning_rate=3e-3,
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=1,
+            learning_rate=5e-3,
             lr_scheduler_type="cosine",
             save_strategy="no",
             report_to=[],
@@ -101,6 +102,7 @@ def run(folder: str, epochs: int = 24):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    torch.set_num_threads(1)  # the network is too small for more threads to help
     parser.add_argument("--epochs", type=int, default=24)
     with tempfile.TemporaryDirectory() as folder:
         trainer = run(folder, parser.parse_args().epochs)

@@ -45,7 +45,8 @@ class PruningMixin(_Mixin):
     Args:
         keep_ratio: share of the training set to keep.
         pruner_options: further arguments of :class:`adapruner.Pruner`, by name. ``epochs`` is
-            ``args.num_train_epochs``.
+            ``args.num_train_epochs``. By default ``seed`` and ``device`` are those of ``args``, and
+            the losses of language models are normalised.
 
     Attributes:
         pruner: the :class:`adapruner.Pruner`. Its ids are the rows of ``train_dataset`` as the
@@ -74,11 +75,17 @@ class PruningMixin(_Mixin):
             raise TypeError(
                 f"expected a train_dataset with a length; found {type(self.train_dataset).__name__}"
             )
+        options = {
+            "seed": self.args.seed,
+            "device": self.args.device,
+            # The loss of a token falls far below that of a class.
+            "normalize_loss": _loss_kind(self.model) in ("ForCausalLM", "ForMaskedLM"),
+        }
         self.pruner = Pruner(
             len(self.train_dataset),
             keep_ratio,
             int(self.args.num_train_epochs),
-            **{"seed": self.args.seed, "device": self.args.device, **(pruner_options or {})},
+            **options | (pruner_options or {}),
         )
         self.pruner.note_samples(identified(self.train_dataset))
         # The loss of a batch is a mean, which the Trainer divides by the accumulated batches.

@@ -250,14 +250,16 @@ class Gates:
 
         return bitmask.pack_pieces(len(self.logits), flags)
 
-    def any_unvisited(self) -> bool:
-        """Whether a sample that is not excluded has never been visited."""
+    def any_unvisited(self, but: int = 0) -> bool:
+        """Whether more than ``but`` samples, not counting excluded ones, were never visited."""
+        count = 0
         for ages, logits in zip(
             self.age.split(bitmask.PIECE), self.logits.split(bitmask.PIECE), strict=True
         ):
             if ages.max() < ops.NEVER_VISITED:
                 continue
-            if ((ages == ops.NEVER_VISITED) & (logits != -torch.inf)).any():
+            count += int(((ages == ops.NEVER_VISITED) & (logits != -torch.inf)).sum())
+            if count > but:
                 return True
         return False
 

@@ -220,8 +220,8 @@ class Run:
         gates.end_epoch()
         if warming_up and self.epoch + 1 == self.warmup_epochs:
             gates.set_integer("resting", 0)
-        # Pruning starts after every sample was visited once.
-        pruning = not warming_up and not gates.any_unvisited()
+        # Pruning starts after every sample was visited once, but for those of dropped batches.
+        pruning = not warming_up and not gates.any_unvisited(self.may_drop)
         ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
         keys = None
         if ratio < 1:

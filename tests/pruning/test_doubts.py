@@ -72,13 +72,19 @@ def test_a_last_batch_that_is_dropped_on_purpose_is_not_warned_of() -> None:
     pruner = Pruner(N, 0.5, 12)
     loader = pruner.loader((torch.rand(N, 2), torch.arange(N) % 2), 16, drop_last=True)
 
-    def run() -> None:
+    planned = loader.sampler.planned_batches()
+    delivered = []
+
+    def counted() -> None:
         while not pruner.finished:
-            epoch(pruner, [ids for _, _, ids in loader])
+            batches = [ids for _, _, ids in loader]
+            delivered.append(len(batches))
+            epoch(pruner, batches)
             pruner.step()
 
-    assert messages(run) == []
+    assert messages(counted) == []
     assert sum(entry["samples_skipped"] for entry in pruner.history) > 0
+    assert sum(delivered) == planned  # samples of dropped batches do not delay the pruning
 
 
 @pytest.mark.parametrize("track", [True, False])
