@@ -167,6 +167,14 @@ def test_a_forced_result_says_so(tmp_path):
     assert "the last one" in page.root.all("p", "facts")[0].text()
 
 
+def test_a_partial_result_and_its_warnings_say_so(tmp_path):
+    texts = ["the first doubt", "a <second> doubt"]
+    page = write(tmp_path, make(partial=True, selected_epoch=None, warnings=texts), Pictures())
+    notices = [notice.text() for notice in page.root.all("p", "notice")]
+    assert [notice.removeprefix("Warning.").strip() for notice in notices] == texts
+    assert "before the end of the run" in page.root.all("p", "facts")[0].text()
+
+
 def test_equal_gates_rank_by_their_losses(tmp_path):
     losses = torch.randperm(N, generator=torch.Generator().manual_seed(2)).float()
     losses[3] = torch.nan
