@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from adapruner.data.loaders.user_loader import pruned_loader
     from adapruner.data.sources.find import as_source
     from adapruner.data.with_ids import with_ids
-    from adapruner.errors import DatasetMismatchError, FileFormatError, UnreadableSampleError
+    from adapruner.errors import (
+        DatasetMismatchError,
+        FileFormatError,
+        RankError,
+        UnreadableSampleError,
+    )
     from adapruner.pruning.pruner import Pruner
     from adapruner.pruning.sampler import PrunedBatchSampler, PrunedSampler
     from adapruner.results.result import PruneResult
@@ -26,6 +31,7 @@ __all__ = [
     "PrunedBatchSampler",
     "PrunedSampler",
     "Pruner",
+    "RankError",
     "UnreadableSampleError",
     "__version__",
     "as_source",
@@ -41,6 +47,7 @@ _HOMES = {
     "PrunedBatchSampler": "adapruner.pruning.sampler",
     "PrunedSampler": "adapruner.pruning.sampler",
     "Pruner": "adapruner.pruning.pruner",
+    "RankError": "adapruner.errors",
     "UnreadableSampleError": "adapruner.errors",
     "as_source": "adapruner.data.sources.find",
     "fast_prune": "adapruner.training.fast_prune",

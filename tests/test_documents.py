@@ -104,6 +104,8 @@ CASES = {
     "docs/tutorials/language-model.md": (text_of_shakespeare, 40, 0.7),
     "docs/tutorials/frameworks.md": (frameworks, 40, 0.7),
     "docs/tutorials/detection.md": (images_with_boxes, 5, 0.8),
+    "docs/tutorials/recipes.md": (dict, 40, 0.7),
+    "docs/answers.md": (names_of_the_readme, 40, 0.7),
 }
 
 

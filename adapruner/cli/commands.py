@@ -20,8 +20,10 @@ from tqdm.auto import tqdm
 from adapruner import vision
 from adapruner._util.extras import require
 from adapruner._util.files import replace_atomically
+from adapruner.cli import answers
 from adapruner.cli.checks import Place
 from adapruner.cli.console import complain, say
+from adapruner.cli.launch import process_group, rank
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source, source_again
 from adapruner.data.sources.remote import RemoteOptions, object_store
@@ -31,6 +33,7 @@ from adapruner.data.sources.stores import FileStore, index_path
 from adapruner.data.sources.tar_members import Shard
 from adapruner.errors import MissingEndMarkWarning
 from adapruner.ops.device import why_no_cuda
+from adapruner.results.export import TABLES
 from adapruner.results.result import PruneResult
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.fast_prune import fast_prune
@@ -46,6 +49,7 @@ _NEED_DATA = {
 _EXPORTED = {
     "paths": "paths to {out}, relative to the image folder",
     "npy": "indices to {out}",
+    "csv": "rows to {out}",
     "parquet": "rows to {out}",
     "links": "links to {out}",
     "wds-index": "samples to indexes in {out}",
@@ -56,9 +60,11 @@ _EXPORTED = {
 def prune(arguments: Namespace) -> None:
     """Train on ``arguments.data`` and write the result to ``arguments.out``.
 
+    Where ``torchrun`` has started many processes, they train together and rank 0 writes.
+
     Raises:
-        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError: the message is
-            for users.
+        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError, RankError: the
+            message is for users.
     """
     if arguments.report is not None:
         for module in ("matplotlib", "jinja2"):
@@ -66,15 +72,20 @@ def prune(arguments: Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cpu" if why_no_cuda() else "cuda")
-    with _warnings_as_lines():
+    with process_group(device) as device:
+        _prune(arguments, device, writes=rank() in (None, 0))
+
+
+def _prune(arguments: Namespace, device: str, writes: bool) -> None:
+    with _warnings_as_lines(writes):
         source, validation = _sources(arguments)
         image_size = arguments.image_size or vision.guess_image_size(source)
         model = _model(arguments, source, image_size)
     if device != "cpu":
         model = model.to(memory_format=torch.channels_last)
-    if not arguments.quiet:
+    if writes and not arguments.quiet:
         _announce(arguments, model, source, image_size)
-    with _warnings_as_lines():
+    with _warnings_as_lines(writes):
         result = fast_prune(
             model,
             source,
@@ -99,6 +110,8 @@ def prune(arguments: Namespace) -> None:
             on_error=arguments.on_error,
             progress=not arguments.quiet,
         )
+    if not writes:
+        return
     result = replace(result, config=result.config | _settings(arguments, image_size))
     _save(result, arguments.out)
     if arguments.save_model is not None:
@@ -145,8 +158,27 @@ def export(arguments: Namespace) -> None:
     if source is None and arguments.to in _NEED_DATA:
         _check_data_known(result, arguments.to)
     result.export(arguments.out, to=arguments.to, source=source)
-    what = _EXPORTED[arguments.to]
-    say(f"wrote {result.indices.numel():,} {what.format(out=arguments.out)}")
+    count = result.num_samples if arguments.to in TABLES else result.indices.numel()
+    say(f"wrote {count:,} {_EXPORTED[arguments.to].format(out=arguments.out)}")
+
+
+def show(arguments: Namespace) -> None:
+    """Print samples of a result, with the reasons.
+
+    Raises:
+        OSError, ValueError: the message is for users.
+    """
+    result = PruneResult.load(arguments.result)
+    answers.show(result, arguments, _given_source(arguments, result))
+
+
+def info(arguments: Namespace) -> None:
+    """Print what a result holds.
+
+    Raises:
+        OSError, ValueError: the message is for users.
+    """
+    say(answers.describe(PruneResult.load(arguments.result)))
 
 
 def index(arguments: Namespace) -> None:
@@ -218,13 +250,13 @@ def _check_data_known(result: PruneResult, to: str) -> None:
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Show each warning as one line, without its place in the code."""
+def _warnings_as_lines(show: bool = True) -> Iterator[None]:
+    """Show each warning as one line, without its place in the code; or none of them."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             yield
     finally:
-        for warning in caught:
+        for warning in caught if show else ():
             complain(f"warning: {warning.message}")
 
 
@@ -361,9 +393,11 @@ def _next_commands(result: PruneResult, arguments: Namespace) -> list[str]:
         "shards": [("wds-index", f"{stem}-index"), ("shards", f"{stem}-shards")],
         "arrays": [("npy", f"{stem}.npy")],
     }[result.dataset["kind"]]
+    exports.append(("csv", f"{stem}.csv"))
     commands = [f"export {_quoted(written)} --to {to} --out {_quoted(out)}" for to, out in exports]
     if arguments.report is None:
         commands.insert(0, f"report {_quoted(written)} --out {_quoted(f'{stem}.html')}")
+    commands.insert(0, f"show {_quoted(written)}")
     return ["next:", *(f"  adapruner {command}" for command in commands)]
 
 

@@ -17,7 +17,7 @@ from adapruner.cli.checks import (
 )
 from adapruner.cli.console import complain, say
 from adapruner.cli.parser import build_parser
-from adapruner.errors import UnreadableSampleError
+from adapruner.errors import RankError, UnreadableSampleError
 from adapruner.training import CHECKPOINT_NAME
 
 
@@ -59,6 +59,7 @@ def _says_all(error: Exception) -> bool:
             FloatingPointError,
             MemoryError,
             UnreadableSampleError,
+            RankError,
         ),
     )
 
@@ -112,7 +113,18 @@ def _index(arguments: argparse.Namespace) -> None:
     commands.index(arguments)
 
 
+def _show(arguments: argparse.Namespace) -> None:
+    from adapruner.cli import commands
+
+    commands.show(arguments)
+
+
 def _info(arguments: argparse.Namespace) -> None:
+    if arguments.result is not None:
+        from adapruner.cli import commands
+
+        commands.info(arguments)
+        return
     from adapruner.info import describe
 
     say(describe())
@@ -122,6 +134,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "prune": _prune,
     "report": _report,
     "export": _export,
+    "show": _show,
     "index": _index,
     "info": _info,
 }

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
 
@@ -46,6 +47,17 @@ def with_ids(dataset: Any) -> Dataset[Any]:
     return _WithIds(dataset)
 
 
+def joined(batch: Any, ids: Any) -> Any:
+    """``batch`` with its ids, by the table of :func:`with_ids`.
+
+    A ``PackedSequence`` is a namedtuple with a fixed meaning, and gives (batch, ids).
+
+    Raises:
+        ValueError: ``batch`` is a mapping or namedtuple that already has ``ids``.
+    """
+    return (batch, ids) if isinstance(batch, PackedSequence) else _joined(batch, ids)
+
+
 class _WithIds(Dataset[Any]):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -54,22 +66,17 @@ class _WithIds(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return joined(self.dataset[index], index)
+        return _joined(self.dataset[index], index)
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         if hasattr(self.dataset, "__getitems__"):
             samples = self.dataset.__getitems__(indices)
         else:
             samples = [self.dataset[index] for index in indices]
-        return [joined(sample, index) for sample, index in zip(samples, indices, strict=True)]
+        return [_joined(sample, index) for sample, index in zip(samples, indices, strict=True)]
 
 
-def joined(sample: Any, index: Any) -> Any:
-    """``sample`` with its index, or a batch with its ids; see :func:`with_ids`.
-
-    Raises:
-        ValueError: ``sample`` is a mapping or namedtuple that already has ``ids``.
-    """
+def _joined(sample: Any, index: Any) -> Any:
     if isinstance(sample, Mapping):
         if "ids" in sample:
             where = "a batch" if isinstance(index, Tensor) else f"sample {index}"

@@ -12,6 +12,7 @@ from adapruner import ops
 from adapruner.ops import _C
 from adapruner.pruning import bitmask
 from adapruner.pruning.objective import Objective
+from adapruner.pruning.record import Record
 
 _SLOTS: dict[str, int] = _C.state_slots
 
@@ -24,9 +25,9 @@ class Gates:
         keep_ratio: r, the keep ratio of the run, in (0, 1].
         objective: the constants of the objective.
         device: device of the gates; torch's default device where None.
-        track_losses: keep the last loss of every sample (4 more bytes a sample). Gates then also
-            step in epochs that do not visit them. Without it, a later visit stands for those
-            epochs.
+        track_losses: keep the last loss and the record of every sample (14 more bytes a sample).
+            Gates then also step in epochs that do not visit them. Without it, a later visit stands
+            for those epochs.
         normalize_loss: divide losses by the loss scale in the pressure. The scale is the running
             mean loss in the first epoch, and the mean loss of the previous epoch in later epochs.
 
@@ -35,6 +36,8 @@ class Gates:
         age: epochs since the last visit, uint8 ``[N]``; 255 before the first.
         state: the state tensor, int64; ``csrc/math/state.h`` names its slots.
         last_loss: float32 ``[N]``, NaN where no loss was seen; None without ``track_losses``.
+        record: visits, losses and predicted classes; None without ``track_losses``.
+        evaluated: visits in this epoch that do not count in the training loss.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Gates:
             if track_losses
             else None
         )
+        self.record = Record(num_samples, device) if track_losses else None
+        self.evaluated = 0
         self.state = torch.zeros(_C.state_size, dtype=torch.int64, device=device)
         self.set_real("keep_ratio", keep_ratio)
         self.set_real("balance", objective.balance)
@@ -125,23 +130,35 @@ class Gates:
             losses.pressure,
             losses.sample_loss,
         )
+        if self.record is not None:
+            mean = self._reals[_SLOTS["loss_sum"]] / self.state[_SLOTS["loss_count"]]
+            self.record.note_losses(ids, losses, mean)
 
-    def learn(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
-        """Step the gates of a training batch: once for each forward pass with gradients enabled.
+    def learn(self, ids: Tensor, losses: ops.MaskedLoss, predicted: Tensor | None = None) -> None:
+        """Step the gates of a training batch.
 
-        Nothing happens when activation checkpointing repeats a forward pass.
+        Args:
+            ids: ``[B]``.
+            losses: losses of the batch.
+            predicted: predicted classes, int32 ``[B]``, where known.
         """
-        if torch.is_grad_enabled() and not _in_recomputation():
-            if self._scale_is_running:
-                ops.first_loss_scale(losses.pressure, self.state, losses.sample_loss)
-            self.visit(ids, losses)
+        if self._scale_is_running:
+            ops.first_loss_scale(losses.pressure, self.state, losses.sample_loss)
+        self.visit(ids, losses)
+        self._note_classes(ids, predicted)
 
-    def observe(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
+    def observe(self, ids: Tensor, losses: ops.MaskedLoss, predicted: Tensor | None = None) -> None:
         """Step the gates of an evaluated batch, which does not count in the training loss."""
         sums = self.slots("loss_sum", "loss_count")
         of_training = sums.clone()
         self.visit(ids, losses)
         sums.copy_(of_training)
+        self.evaluated += len(ids)
+        self._note_classes(ids, predicted)
+
+    def _note_classes(self, ids: Tensor, predicted: Tensor | None) -> None:
+        if self.record is not None and predicted is not None:
+            self.record.note_classes(ids, predicted)
 
     def _use_running_scale(self, running: bool) -> None:
         # Kept on the host too, so that no step reads it from the device.
@@ -217,6 +234,7 @@ class Gates:
         self.set_real("loss_sum", 0.0)
         self.set_integer("loss_count", 0)
         self.set_integer("not_finite_count", 0)
+        self.evaluated = 0
 
     def training_loss(self) -> float | None:
         """Mean of the finite losses since the start of the epoch, or None without one."""
@@ -268,6 +286,8 @@ class Gates:
         tensors = {"gate_logits": self.logits, "age": self.age, "state": self.state}
         if self.last_loss is not None:
             tensors["last_loss"] = self.last_loss
+        if self.record is not None:
+            tensors |= self.record.state_dict()
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -288,13 +308,16 @@ class Gates:
         self._use_running_scale(bool(self.integer("scale_running")))
 
 
-def _in_recomputation() -> bool:
-    """Whether activation checkpointing is repeating a forward pass that ran with gradients.
+def is_visit() -> bool:
+    """Whether a forward pass counts as a visit: with gradients enabled, and once for each batch.
 
-    The repetition runs within a backward pass. Reentrant checkpointing is the exception: its first
-    forward pass runs without gradients, so its repetition is the pass that counts.
+    Activation checkpointing repeats a forward pass, which does not count again. The repetition runs
+    within a backward pass. Reentrant checkpointing is the exception: its first forward pass runs
+    without gradients, so its repetition is the pass that counts.
     """
-    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+    if not torch.is_grad_enabled():
         return False
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return True
     node = torch._C._current_autograd_node()
-    return node is None or "CheckpointFunction" not in node.name()
+    return node is not None and "CheckpointFunction" in node.name()

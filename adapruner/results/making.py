@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from adapruner.data.sources.base import Source
 from adapruner.pruning import bitmask
 from adapruner.pruning.pruner import Pruner
 from adapruner.pruning.run import Run
-from adapruner.pruning.selection import keep_count
+from adapruner.results.other_ratio import warn_of_few
 from adapruner.results.result import PruneResult
 
 # A class with fewer kept samples is hardly learned.
@@ -38,19 +37,15 @@ def result_of(pruner: Pruner) -> PruneResult:
     # False if no epoch trained at the final keep ratio.
     pruned = [entry for entry in run.history if entry["phase"] == "prune"]
     at_target = any(entry["kept"] == run.target_count for entry in pruned)
-    wanted = keep_count(run.keep_ratio, run.num_samples)
-    if wanted > len(indices):
-        warnings.warn(
-            f"expected {wanted} kept samples (keep_ratio {run.keep_ratio} of "
-            f"{run.num_samples}); found {len(indices)}, since no more can be read",
-            stacklevel=3,
-        )
-    samples = run.samples
+    warn_of_few(run.keep_ratio, run.num_samples, len(indices))
+    samples, gates = run.samples, run.gates
     targets = None if samples is None else samples.targets
     if partial:
         pruner.warn("partial", _partial(run), stacklevel=4)
     if targets is not None:
         pruner.warn("classes", _small_classes(targets, indices.numpy()), stacklevel=4)
+    record, held_out, labels = gates.record, run.selection.held_out, run.selection.labels
+    keys = run.method.keys(gates, run.history, run.seed, final=True)
     return PruneResult(
         indices=indices,
         gate_logits=to_cpu(run.method.scores(run.gates, run.history)),
@@ -62,7 +57,14 @@ def result_of(pruner: Pruner) -> PruneResult:
         selected_epoch=selected_epoch,
         forced=not at_target,
         partial=partial,
-        sample_losses=to_cpu(run.gates.last_loss),
+        sample_losses=to_cpu(gates.last_loss),
+        relative_losses=None if record is None else record.relative_losses().cpu(),
+        visits=None if record is None else to_cpu(record.visits[:-1]),
+        predicted=None if record is None else to_cpu(record.predicted[:-1]),
+        draw_keys=to_cpu(keys),
+        quota_labels=labels,
+        held_out=None if held_out is None else bitmask.indices(held_out),
+        paths=getattr(samples, "paths", None),
         unreadable=run.unreadable,
         not_finite=sorted(run.not_finite),
         warnings=list(pruner.warnings.values()),

@@ -20,18 +20,21 @@ from tqdm.auto import tqdm
 from adapruner._util.checks import checked_real, checked_whole
 from adapruner._util.seeds import Stream, stream_seed
 from adapruner.data.loaders.choice import (
+    Columns,
     choose_loader,
     held_out_loader,
     training_loader,
     training_source,
 )
 from adapruner.data.sources.base import Source, Transform
+from adapruner.data.sources.items import Target
 from adapruner.ops.device import check_device
 from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
 from adapruner.training.checkpoint import describe
-from adapruner.training.trainer import OptimizerFactory, SampleLoss, Trainer
+from adapruner.training.parallel import core_of, shared_model
+from adapruner.training.trainer import CrossEntropy, OptimizerFactory, SampleLoss, Trainer
 
 # The controller's held-out samples: a share of the training data, and limits of their number.
 HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST = 0.05, 20, 5000
@@ -49,6 +52,8 @@ def fast_prune(
     loader: str = "auto",
     num_workers: int = 0,
     block_size: int | None = None,
+    columns: Columns | None = None,
+    target: Target | None = None,
     transform: Transform | None = None,
     evaluation_transform: Transform | None = None,
     validation_data: Any | None = None,
@@ -57,6 +62,9 @@ def fast_prune(
     precision: str = "fp32",
     compile: bool = False,
     loss: SampleLoss | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    class_weights: Any | None = None,
     normalize_loss: bool = False,
     balance: str | None = None,
     method: str = DEFAULT_METHOD,
@@ -66,6 +74,7 @@ def fast_prune(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     on_error: str = "skip",
     progress: bool = True,
+    process_group: Any | None = None,
 ) -> PruneResult:
     """Train ``model`` on ``data`` and learn which samples to keep, in one run.
 
@@ -75,10 +84,18 @@ def fast_prune(
     down to ``keep_ratio`` of them. Each epoch also reads pruned samples, up to 2 % of N, so that
     they can return.
 
+    Where ``torch.distributed`` is initialised, all processes train together: W ranks with batches
+    of B train and select like one process with batches of W·B. Each rank calls ``fast_prune`` with
+    the same arguments and gets the same result. Rank 0 shows the progress and writes checkpoints.
+
     Args:
         model: takes a batch of inputs and returns logits ``[B, C]`` or ``[B, C, ...]``, or an
-            object with the logits as ``.logits``, or with ``loss`` any outputs that ``loss`` takes.
+            object with the logits as ``.logits``, or a mapping with them as "logits" or "out", or
+            with ``loss`` any outputs that ``loss`` takes. Inputs that are a mapping are passed as
+            keywords.
             If its weights are in ``torch.channels_last``, batches of images are in that format too.
+            With many ranks, a plain model is wrapped in ``DistributedDataParallel``. A model that
+            is wrapped in it or sharded by ``fully_shard`` already is taken as it is.
         data: a map-style dataset of (input, target), the path of an image folder, WebDataset
             shards, (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset;
             see :func:`adapruner.data.as_source`.
@@ -87,7 +104,7 @@ def fast_prune(
             N are missing to that number, it is an error.
         epochs: epochs of the run. A run selects well if it fits most of the data. A new model needs
             ten epochs or more.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch of this process.
         seed: seed of the order, the held-out part, the augmentation and the model's dropout.
         device: "cpu" or a CUDA device; the device of the model where None.
         loader: "torch" is a DataLoader. "dali" is NVIDIA DALI: its native threads decode images of
@@ -99,6 +116,8 @@ def fast_prune(
         block_size: for slow disks, the size of blocks of neighbouring samples that are read
             together; see :func:`adapruner.pruning.order.block_order`. Where None, all samples are
             mixed.
+        columns, target: where an item has its inputs and its target; see
+            :func:`adapruner.data.as_source`.
         transform: applied to each input of the training data. Where None, the images of a folder,
             of shards or of a Hugging Face dataset become tensors in [0, 1] and must have one size.
         evaluation_transform: applied instead to the held-out samples and to ``validation_data``;
@@ -115,7 +134,11 @@ def fast_prune(
         precision: "fp32", or "bf16" for the model and the losses under :class:`torch.autocast`.
         compile: call the model through :func:`torch.compile`.
         loss: function of (outputs, targets). It returns the loss of each sample, ``[B]``, at least
-            0, unreduced. Where None, cross entropy.
+            0, unreduced. Where None, cross entropy. :mod:`adapruner.training.losses` has losses for
+            common tasks. Samples without a target have their inputs as targets.
+        ignore_index: target that the cross entropy ignores, for pixels or tokens without a class.
+        label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+        class_weights: weight of each class in the cross entropy, ``[C]``.
         normalize_loss: for losses that are not on the scale of cross entropy; see
             :class:`adapruner.Pruner`.
         balance: "class" keeps exactly the same share of every class. Without it, fewer samples are
@@ -131,6 +154,8 @@ def fast_prune(
         on_error: "skip" leaves out unreadable samples, lists them in the result and never keeps
             them; "raise" stops at the first one.
         progress: show the progress on standard error.
+        process_group: the processes that train on different samples; see
+            :class:`adapruner.Pruner`.
 
     Returns:
         The kept indices, the gate logits, and the record of the run.
@@ -142,6 +167,7 @@ def fast_prune(
         UnreadableSampleError: a sample is unreadable and ``on_error="raise"``, or no sample is
             readable.
         FloatingPointError: no batch of an epoch had a finite loss.
+        RankError: another rank has failed.
 
     Example:
         >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
@@ -169,7 +195,8 @@ def fast_prune(
         block_size = checked_whole("block_size", block_size, 1)
     compile = bool(compile)
     where = check_device(_device_of(model) if device is None else device)
-    source = training_source(data, transform, collate_fn, fingerprint)
+    cross_entropy = _cross_entropy(loss, class_weights, ignore_index, label_smoothing)
+    source = training_source(data, transform, collate_fn, fingerprint, columns, target)
     if balance == "class" and source.targets is None:
         raise ValueError(
             'balance="class" needs the classes of all samples before the run; found a dataset '
@@ -187,9 +214,12 @@ def fast_prune(
         held_out=held_out,
         normalize_loss=normalize_loss,
         device=where,
+        process_group=process_group,
     )
+    ranks = pruner.ranks
+    shared, parallel = shared_model(model.to(where), ranks, where)
     trainer = Trainer(
-        model.to(where),
+        shared,
         pruner,
         loss,
         learning_rate,
@@ -198,6 +228,7 @@ def fast_prune(
         compile,
         progress,
         on_error,
+        cross_entropy,
     )
     training_choice = choose_loader(loader, source, collate_fn)
     batches = training_loader(
@@ -214,7 +245,13 @@ def fast_prune(
         evaluated = _evaluation_source(source, evaluation_transform)
         indices = np.zeros(0, dtype=np.int64) if held_out is None else held_out
     else:
-        evaluated = training_source(validation_data, evaluation_transform or transform, collate_fn)
+        evaluated = training_source(
+            validation_data,
+            evaluation_transform or transform,
+            collate_fn,
+            columns=columns,
+            target=target,
+        )
         indices = np.arange(len(evaluated))
     evaluation_choice = choose_loader(
         "torch" if training_choice.name == "torch" else "auto", evaluated, collate_fn
@@ -224,31 +261,36 @@ def fast_prune(
         evaluated,
         indices,
         batch_size,
+        ranks=ranks,
         seed=seed,
         num_workers=num_workers,
         collate_fn=collate_fn,
         device=where,
     )
-    if progress:
+    if trainer.progress:
         tqdm.write(
             f"loader: {training_choice.name} ({training_choice.why}); "
             f"held-out samples: {evaluation_choice.name}",
             file=sys.stderr,
         )
+        if not ranks.alone:
+            tqdm.write(f"ranks: {ranks.size}; the model: {parallel}", file=sys.stderr)
     settings = {
         "loader": training_choice.name,
         "batch_size": batch_size,
         "block_size": block_size,
-        "model": describe(model),
+        "model": describe(core_of(model)),
         "optimizer": [type(trainer.optimizer).__name__, type(trainer.scheduler).__name__],
         "learning_rate": trainer.highest_rate,
         "precision": precision,
     }
-    if checkpoint_dir is not None:
-        trainer.resume(checkpoint_dir, settings)
-    with _training_mode_kept(model):
+    same = {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
+    ranks.meet("fast_prune", None, **settings, **same)
+    with ranks.failing_together(), _training_mode_kept(model):
+        if checkpoint_dir is not None:
+            trainer.resume(checkpoint_dir, settings)
         while not pruner.finished:
-            with _seeded(seed, pruner.epoch, where):
+            with _seeded(seed, pruner.epoch, ranks.rank, where):
                 trainer.train(batches)
                 losses = trainer.evaluate(evaluation, observe=validation_data is None)
             trainer.end_epoch(losses)
@@ -256,16 +298,46 @@ def fast_prune(
                 trainer.checkpoint(checkpoint_dir, settings)
     more = {
         "batch_size": batch_size,
-        "device": str(where),
+        "device": where.type if ranks.size > 1 else str(where),
         "precision": precision,
         "compile": compile,
         "loader": training_choice.name,
         "loader_reason": training_choice.why,
         "evaluation_loader": evaluation_choice.name,
+        "ranks": ranks.size,
+        "parallel": parallel,
     }
     result = pruner.result()
     trainer.warn_of_what_was_left_out()
     return replace(result, config=result.config | more)
+
+
+def _cross_entropy(
+    loss: SampleLoss | None, class_weights: Any, ignore_index: int, label_smoothing: float
+) -> CrossEntropy:
+    """The options of the default loss.
+
+    Raises:
+        ValueError: an option has a wrong value, or is given together with ``loss``.
+    """
+    weights = None
+    if class_weights is not None:
+        weights = torch.as_tensor(class_weights, dtype=torch.float32, device="cpu")
+        if weights.dim() != 1 or not (weights.isfinite() & (weights >= 0)).all():
+            raise ValueError(
+                f"class_weights must be numbers of at least 0, [C]; found {class_weights!r}"
+            )
+    label_smoothing = checked_real("label_smoothing", label_smoothing, "a share in [0, 1]")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1]; found {label_smoothing}")
+    options = CrossEntropy(weights, int(ignore_index), label_smoothing)
+    given = weights is not None or options[1:] != CrossEntropy()[1:]
+    if loss is not None and given:
+        raise ValueError(
+            "class_weights, ignore_index and label_smoothing are for the cross entropy; found them "
+            "together with loss"
+        )
+    return options
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -291,14 +363,18 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators for an epoch (for dropout), and restore them at the end."""
+def _seeded(seed: int, epoch: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for an epoch (for dropout), and restore them at the end.
+
+    Ranks drop different units.
+    """
+    own = stream_seed(seed, epoch, Stream.MODEL) + rank
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(stream_seed(seed, epoch, Stream.MODEL))
+        torch.default_generator.manual_seed(own)
         if on_gpu:
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(stream_seed(seed, epoch, Stream.MODEL))
+                torch.cuda.manual_seed(own)
         yield
 
 

@@ -8,7 +8,8 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias
+from itertools import chain
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,14 @@ from tqdm.auto import tqdm
 
 from adapruner._util.checks import check_same_dataset
 from adapruner._util.tensors import to_cpu
+from adapruner.data.sources.items import described
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
 from adapruner.pruning.pruner import Pruner
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 from adapruner.training.evaluation import check_targets, sample_cross_entropy
 from adapruner.training.learning_rate import LEARNING_RATE, WEIGHT_DECAY, set_learning_rate
+from adapruner.training.parallel import core_of, load_whole, load_whole_optimizer
 from adapruner.training.steps import Steps
 
 SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -38,8 +41,19 @@ _OPTIMIZER = (
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
+class CrossEntropy(NamedTuple):
+    """The options of the default loss, as in :func:`adapruner.ops.masked_cross_entropy`."""
+
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+
 class Loader(Protocol):
-    """Yields (inputs, targets, ids). ``len`` is the number of batches of the epoch."""
+    """Yields (inputs, targets, ids), with None for targets that the samples do not have.
+
+    ``len`` is the number of batches of the epoch.
+    """
 
     def __len__(self) -> int: ...
 
@@ -68,19 +82,25 @@ class Trainer:
         compile: bool,
         progress: bool,
         on_error: str,
+        cross_entropy: CrossEntropy | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             named = ", ".join(f'"{name}"' for name in PRECISIONS)
             raise ValueError(f"precision must be one of {named}; found {precision!r}")
         self.on_error = on_error
+        self.ranks = pruner.ranks
         self.model = model
         self._call: Callable[..., Any] = torch.compile(model) if compile else model
         self._precision = PRECISIONS[precision]
         self._memory_format = memory_format_of(model)
         self.pruner = pruner
         self.loss = loss
-        self.progress = progress
+        self.progress = progress and self.ranks.first
         self.device = pruner.gates.logits.device
+        options = cross_entropy or CrossEntropy()
+        if options.weight is not None:
+            options = options._replace(weight=options.weight.to(self.device))
+        self._cross_entropy = options
         self.scheduler: Any = None
         self.steps_left_out = 0
         self.highest_rate = None if optimizer else learning_rate or LEARNING_RATE
@@ -101,7 +121,9 @@ class Trainer:
         if not isinstance(made, Optimizer):
             raise TypeError(_OPTIMIZER.format(f"a function that returns {type(made).__name__}"))
         self.optimizer: Optimizer = made
-        self._steps = Steps(made, self.device)
+        self._steps = Steps(made, self.device, self.ranks)
+        # The last inputs, which a rank without a share of held-out samples calls the model with.
+        self._last_inputs: Any = None
 
     def train(self, loader: Loader) -> None:
         """Train one epoch on the samples of ``loader``.
@@ -124,24 +146,31 @@ class Trainer:
             if self.highest_rate is not None:
                 done = (pruner.epoch + position / batches) / pruner.epochs
                 set_learning_rate(self.optimizer, self.highest_rate, done)
-            inputs, targets = self._on_device(inputs), to_device(targets, self.device)
+            inputs, targets = self._pair(inputs, targets)
+            self._keep(inputs)
             with batch_norms_for(self.model, len(ids)):
                 with self._autocast():
                     outputs = self._forward(inputs)
                     if self.loss is None:
-                        loss = pruner.loss(outputs, targets, ids)
+                        loss = pruner.loss(outputs, targets, ids, **self._cross_entropy._asdict())
                     else:
                         loss = pruner.weigh(self.loss(outputs, targets), ids)
                 self._steps.take(loss, inputs, ids)
             if self._steps.full:
                 self._look()
         self._look()
+        self.ranks.copy_first(list(self.model.buffers()))  # the statistics of batch norms
         if not self._steps.finite:
+            pruner.synchronize()
             raise FloatingPointError(
                 f"no batch of epoch {pruner.epoch} had a finite loss; the first samples without a "
                 f"finite loss are {pruner.gates.not_finite()[:5]}; check the learning rate and the "
                 "inputs"
             )
+
+    def _keep(self, inputs: Any) -> None:
+        if not self.ranks.alone:
+            self._last_inputs = inputs
 
     def _look(self) -> None:
         """Note the batches that were left out, and raise errors that a GPU has found."""
@@ -153,7 +182,12 @@ class Trainer:
             self.pruner.exclude(refused)
 
     def warn_of_what_was_left_out(self) -> None:
-        """Warn of unreadable samples, and of steps that were left out. fast_prune calls this."""
+        """Warn of unreadable samples, and of steps that were left out. fast_prune calls this.
+
+        Rank 0 warns for all ranks.
+        """
+        if not self.ranks.first:
+            return
         if unreadable := self.pruner.unreadable:
             index, reason = unreadable[0]
             warnings.warn(
@@ -170,7 +204,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any], observe: bool) -> Tensor:
-        """Losses of the held-out samples, float64.
+        """Losses of the held-out samples of all ranks, float64.
 
         Args:
             batches: (batch, ids, unreadable samples).
@@ -179,34 +213,50 @@ class Trainer:
         self.model.eval()
         losses = [torch.zeros(0, dtype=torch.float64, device=self.device)]
         outside: list[Tensor] = []  # targets out of range, for check_targets
-        for batch, ids, unreadable in batches:
-            if unreadable:
-                self._leave_out(unreadable, observe)
-            if not len(ids):
+        unreadable: list[Unreadable] = []
+        for batch, ids, broken in batches:
+            unreadable += broken
+            refuse_unreadable(broken, self.on_error)
+            if observe and broken:
+                self.pruner.exclude(broken)
+            if len(ids):
+                inputs, targets = batch
+                logits, sample_loss = self._held_out_losses(inputs, targets, outside)
+            elif self.ranks.alone:
                 continue
-            inputs, targets = batch
-            inputs, targets = self._on_device(inputs), to_device(targets, self.device)
-            with self._autocast():
-                outputs = self._forward(inputs)
-                if self.loss is not None:
-                    sample_loss = self.loss(outputs, targets)
-                else:
-                    sample_loss, found = sample_cross_entropy(outputs, targets)
-                    outside.append(found)
+            else:  # the other ranks wait for this one where the model exchanges something
+                with self._autocast():
+                    self._forward(self._last_inputs)
+                logits, sample_loss = None, torch.zeros(0, device=self.device)
             if observe:
-                self.pruner.observe(sample_loss, ids)
+                self.pruner.observe(sample_loss, ids, logits)
             losses.append(sample_loss.double())
-        check_targets(outside)
-        return torch.cat(losses).cpu()
+        check_targets(outside, self._cross_entropy.ignore_index)
+        if not observe:
+            self._warn_of_unreadable(unreadable)
+        return self.ranks.gather_calls(losses).cpu()
 
-    def _leave_out(self, unreadable: list[Unreadable], of_training_data: bool) -> None:
-        refuse_unreadable(unreadable, self.on_error)
-        if of_training_data:
-            self.pruner.exclude(unreadable)
-        else:
-            sample, reason = unreadable[0]
+    def _held_out_losses(
+        self, inputs: Any, targets: Any, outside: list[Tensor]
+    ) -> tuple[Tensor | None, Tensor]:
+        """The logits of the default loss, and the losses."""
+        inputs, targets = self._pair(inputs, targets)
+        with self._autocast():
+            outputs = self._forward(inputs)
+            if self.loss is not None:
+                return None, self.loss(outputs, targets)
+            options = self._cross_entropy._asdict()
+            sample_loss, found = sample_cross_entropy(outputs, targets, **options)
+        outside.append(found)
+        return outputs, sample_loss
+
+    def _warn_of_unreadable(self, own: list[Unreadable]) -> None:
+        """Rank 0 warns of the unreadable samples of the validation data, of all ranks."""
+        every = sorted(chain.from_iterable(self.ranks.exchange("evaluate", own)))
+        if every and self.ranks.first:
+            sample, reason = every[0]
             warnings.warn(
-                f"{len(unreadable)} samples of the validation data cannot be read and are left "
+                f"{len(every)} samples of the validation data cannot be read and are left "
                 f"out; the first is sample {sample}: {reason}",
                 stacklevel=4,
             )
@@ -222,6 +272,7 @@ class Trainer:
         mean = held_out_losses.mean().item() if count else None
         error = held_out_losses.std().item() / math.sqrt(count) if count > 1 else 0.0
         if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.pruner.synchronize()
             measured = self.pruner.gates.training_loss() if mean is None else mean
             self.scheduler.step(math.inf if measured is None else measured)
         elif self.scheduler is not None:
@@ -231,32 +282,42 @@ class Trainer:
             tqdm.write(describe_epoch(entry, self.pruner.epochs), file=sys.stderr)
 
     def checkpoint(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
-        """Write a checkpoint of the run."""
+        """Write a checkpoint of the run. Rank 0 writes it for all ranks."""
         state = {
             "settings": settings,
+            "ranks": self.ranks.size,
             "fingerprint": self.pruner.fingerprint,
             "pruner": self.pruner.state_dict(),
-            "model": dict(self.model.state_dict()),
+            "model": dict(core_of(self.model).state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
         }
-        save_checkpoint(folder, to_cpu(state))
+        state = to_cpu(state)
+        self.ranks.on_first("checkpoint", lambda: save_checkpoint(folder, state))
 
     def resume(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
-        """Load the checkpoint in ``folder``, if it has one.
+        """Load the checkpoint in ``folder``, if it has one. Each rank reads it.
+
+        The number of ranks may change. The run goes on to the same bits if the batches of all ranks
+        together have the same size.
 
         Raises:
             DatasetMismatchError: the checkpoint belongs to another dataset.
-            ValueError: the checkpoint was made with other settings.
+            ValueError: the checkpoint was made with other settings, or ranks find different ones.
             OSError: the folder cannot be made.
         """
         # Made now, so that a bad place shows before the first epoch.
         os.makedirs(folder, exist_ok=True)
         state = load_checkpoint(folder)
+        found = None if state is None else state["pruner"]["epoch"]
+        self.ranks.meet("resume", epoch_in_the_checkpoint_folder=found)
         if state is None:
             return
         owner = f"the checkpoint in {os.fspath(folder)}"
         check_same_dataset(owner, "fingerprint", state["fingerprint"], self.pruner.fingerprint)
+        saved_size = state["settings"]["batch_size"]
+        if saved_size * state.get("ranks", 1) == settings["batch_size"] * self.ranks.size:
+            settings = settings | {"batch_size": saved_size}
         for name, value in settings.items():
             if (found := state["settings"].get(name)) != value:
                 raise ValueError(
@@ -264,13 +325,22 @@ class Trainer:
                     f"{reprlib.repr(found)}; remove it to start again, or choose another folder"
                 )
         self.pruner.load_state_dict(state["pruner"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_whole(core_of(self.model), state["model"])
+        load_whole_optimizer(self.optimizer, state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
-    def _on_device(self, inputs: Any) -> Any:
-        return to_device(inputs, self.device, self._memory_format)
+    def _pair(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        """A batch on the device. Without targets, the inputs are the targets too."""
+        inputs = to_device(inputs, self.device, self._memory_format)
+        if targets is not None:
+            return inputs, to_device(targets, self.device)
+        if self.loss is None:
+            raise TypeError(
+                "samples must have a target for the default loss; found inputs alone. Name the "
+                "target with target=, or give a loss, which gets the inputs as targets"
+            )
+        return inputs, inputs
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -280,23 +350,37 @@ class Trainer:
     def _forward(self, inputs: Any) -> Any:
         outputs = self._call(**inputs) if isinstance(inputs, Mapping) else self._call(inputs)
         if self.loss is None and not isinstance(outputs, Tensor):
-            outputs = getattr(outputs, "logits", outputs)
-            if not isinstance(outputs, Tensor):
-                raise TypeError(
-                    "the model must return logits as a tensor, or an object with .logits; found "
-                    f"{type(outputs).__name__} (other outputs need loss=)"
-                )
+            outputs = _logits_of(outputs)
         return outputs
 
 
+def _logits_of(outputs: Any) -> Tensor:
+    """The logits among the outputs of a model.
+
+    They are ``.logits``, as in Hugging Face models, or the entry "logits" or "out" of a mapping, as
+    in torchvision's segmentation models.
+    """
+    found = getattr(outputs, "logits", None)
+    if isinstance(outputs, Mapping):
+        found = next((outputs[name] for name in ("logits", "out") if name in outputs), found)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            "the model must return logits as a tensor, an object with .logits, or a mapping with "
+            f'"logits" or "out"; found {described(outputs)} (other outputs need loss=)'
+        )
+    return found
+
+
 def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:
-    """One line of text about an epoch of the history."""
+    """One line of text about an epoch of the history. It fits 80 columns in usual runs."""
 
     def number(name: str) -> str:
-        return "   -  " if entry[name] is None else f"{entry[name]:6.3f}"
+        return "-" if entry[name] is None else f"{entry[name]:.3f}"
 
+    seconds = entry["seconds"]
     return (
-        f"epoch {entry['epoch'] + 1:>3}/{epochs}  ratio {entry['keep_ratio']:.3f}  "
-        f"read {entry['samples_read']:>9,}  loss {number('training_loss')}  "
-        f"held-out {number('validation_loss')}  {entry['decision']:<8}  {entry['seconds']:.1f} s"
+        f"epoch {entry['epoch'] + 1:>3}/{epochs} keep {entry['keep_ratio']:.2f} "
+        f"read {entry['samples_read']:,} loss {number('training_loss')} "
+        f"held-out {number('validation_loss')} {entry['decision']} "
+        f"{seconds:.{1 if seconds < 100 else 0}f} s"
     )
