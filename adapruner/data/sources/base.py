@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -71,7 +71,7 @@ class Source(Dataset[tuple[Any, Any]]):
         self.targets: IntArray | None = None
         self.class_names: list[str] | None = None
         self.root: str | None = None
-        self.paths: list[str] | None = None
+        self.paths: Sequence[str] | None = None
         self.sizes: IntArray | None = None
         self.deterministic: bool = False
         self.has_encoded: bool = False
