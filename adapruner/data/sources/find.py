@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from adapruner.data.sources.arrays import ArraySource, map_array
 from adapruner.data.sources.base import Source, Transform, stated_fingerprint
@@ -17,13 +17,19 @@ from adapruner.data.sources.image_folder import (
     ImageFolderSource,
     is_image_folder_dataset,
 )
-from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
+from adapruner.data.sources.map_style import (
+    ConcatSource,
+    DatasetSource,
+    SubsetSource,
+    checked_length,
+)
 from adapruner.data.sources.shard_paths import find_shards, is_shards
 from adapruner.data.sources.shards import ShardSource
 from adapruner.vision.decoding import MAX_PIXELS
 
 __all__ = [
     "ArraySource",
+    "ConcatSource",
     "DatasetSource",
     "HuggingFaceSource",
     "ImageFolderDatasetSource",
@@ -57,7 +63,7 @@ def as_source(
     - a ``TensorDataset`` of two tensors;
     - one split of a Hugging Face dataset;
     - a map-style dataset of ``(input, target)`` pairs;
-    - a ``Subset`` of a dataset named above;
+    - a ``Subset`` or a ``ConcatDataset`` of datasets named above;
     - a Source. It is returned unchanged, or copied to take ``transform`` or ``fingerprint``.
 
     Args:
@@ -123,6 +129,9 @@ def as_source(
     checked_length(data)
     if is_image_folder_dataset(data):
         return ImageFolderDatasetSource(data, transform, fingerprint)
+    if isinstance(data, ConcatDataset):
+        parts = [as_source(part) for part in data.datasets if len(part)]  # type: ignore[arg-type]
+        return ConcatSource(data, parts, transform, fingerprint)
     return DatasetSource(data, transform, fingerprint)
 
 

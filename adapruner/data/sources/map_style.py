@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from adapruner.data.sources.base import (
     Array,
@@ -24,6 +24,7 @@ from adapruner.data.sources.base import (
     update_with_array,
     viewable,
 )
+from adapruner.data.sources.paths import Paths
 
 _TARGET_ATTRIBUTES = ("targets", "labels", "y")
 
@@ -84,6 +85,43 @@ class DatasetSource(Source):
         return digest.hexdigest()
 
 
+class ConcatSource(DatasetSource):
+    """The samples of a :class:`torch.utils.data.ConcatDataset`.
+
+    The fingerprint covers those of the parts, in order. Classes are known if those of all parts
+    are.
+
+    Args:
+        dataset: the ``ConcatDataset``.
+        parts: the source of each of its datasets, in order.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        parts: Sequence[Source],
+        transform: Transform | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        super().__init__(dataset, transform, fingerprint)
+        self.parts = parts
+        targets = [part.targets for part in parts if part.targets is not None]
+        # A derived class with its own __getitem__ reads its own items.
+        reads_parts = type(dataset).__getitem__ is ConcatDataset.__getitem__
+        if self.targets is None and reads_parts and len(targets) == len(parts):
+            self.targets = np.concatenate(targets)
+        names = [part.class_names for part in parts]
+        if self.class_names is None and all(name == names[0] for name in names):
+            self.class_names = names[0]
+
+    def _identify(self) -> str:
+        digest = new_digest("concatenation")
+        digest.update(f"{type(self.dataset).__qualname__}\n{len(self.parts)}\n".encode())
+        for part in self.parts:
+            digest.update(f"{part.fingerprint()}\n".encode())
+        return digest.hexdigest()
+
+
 class SubsetSource(Source):
     """The samples of a :class:`torch.utils.data.Subset` of the dataset behind ``base``.
 
@@ -109,7 +147,7 @@ class SubsetSource(Source):
             self.targets = base.targets[self._indices]
         self.class_names, self.root = base.class_names, base.root
         if base.paths is not None:
-            self.paths = [base.paths[index] for index in self._indices]
+            self.paths = Paths(base.paths[index] for index in self._indices)
         if base.sizes is not None:
             self.sizes = base.sizes[self._indices]
         self.deterministic = base.deterministic and self._reads_base and transform is None
