@@ -12,6 +12,7 @@ from adapruner.ops.losses import (
     masked_cross_entropy,
     masked_linear_cross_entropy,
     masked_loss,
+    mean_weight,
 )
 from adapruner.ops.native import _C
 from adapruner.ops.order import Order, masked_order
@@ -46,6 +47,7 @@ __all__ = [
     "masked_linear_cross_entropy",
     "masked_loss",
     "masked_order",
+    "mean_weight",
     "narrowed_range",
     "oldest_mask",
     "sampling_keys",
