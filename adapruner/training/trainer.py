@@ -54,7 +54,7 @@ class Trainer:
     Attributes:
         highest_rate: highest learning rate of the one-cycle schedule; None with the user's
             optimiser.
-        steps_left_out: number of steps left out because their loss was not finite.
+        steps_left_out: number of steps left out because their loss or a gradient was not finite.
     """
 
     def __init__(
@@ -101,17 +101,17 @@ class Trainer:
         if not isinstance(made, Optimizer):
             raise TypeError(_OPTIMIZER.format(f"a function that returns {type(made).__name__}"))
         self.optimizer: Optimizer = made
-        self._steps = Steps(made, self.device)
+        self._steps = Steps(model, made, self.device)
 
     def train(self, loader: Loader) -> None:
         """Train one epoch on the samples of ``loader``.
 
         Raises:
-            FloatingPointError: no batch had a finite loss.
+            FloatingPointError: no batch had a finite loss and finite gradients.
         """
         self.model.train()
         pruner, batches = self.pruner, len(loader)
-        self._steps.finite = 0
+        self._steps.begin()
         bar = tqdm(
             loader,
             total=batches,
@@ -138,9 +138,9 @@ class Trainer:
         self._look()
         if not self._steps.finite:
             raise FloatingPointError(
-                f"no batch of epoch {pruner.epoch} had a finite loss; the first samples without a "
-                f"finite loss are {pruner.gates.not_finite()[:5]}; check the learning rate and the "
-                "inputs"
+                f"no batch of epoch {pruner.epoch} had a finite loss and finite gradients; the "
+                f"first samples without a finite loss are {pruner.gates.not_finite()[:5]}; check "
+                "the learning rate and the inputs"
             )
 
     def _look(self) -> None:
@@ -163,8 +163,8 @@ class Trainer:
             )
         if self.steps_left_out:
             warnings.warn(
-                f"steps left out because the loss of their batch was not finite: "
-                f"{self.steps_left_out}; the result lists their samples as not_finite",
+                f"steps left out because the loss or a gradient of their batch was not finite: "
+                f"{self.steps_left_out}; the result lists samples whose loss was not finite",
                 stacklevel=3,
             )
 
@@ -248,10 +248,7 @@ class Trainer:
         Raises:
             DatasetMismatchError: the checkpoint belongs to another dataset.
             ValueError: the checkpoint was made with other settings.
-            OSError: the folder cannot be made.
         """
-        # Made now, so that a bad place shows before the first epoch.
-        os.makedirs(folder, exist_ok=True)
         state = load_checkpoint(folder)
         if state is None:
             return
