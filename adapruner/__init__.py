@@ -12,7 +12,12 @@ from adapruner._version import __version__
 if TYPE_CHECKING:
     from adapruner.data.sources.find import as_source
     from adapruner.data.with_ids import with_ids
-    from adapruner.errors import DatasetMismatchError, FileFormatError, UnreadableSampleError
+    from adapruner.errors import (
+        DatasetMismatchError,
+        FileFormatError,
+        FolderInUseError,
+        UnreadableSampleError,
+    )
     from adapruner.pruning.pruner import Pruner
     from adapruner.pruning.sampler import PrunedBatchSampler, PrunedSampler
     from adapruner.results.result import PruneResult
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DatasetMismatchError",
     "FileFormatError",
+    "FolderInUseError",
     "PruneResult",
     "PrunedBatchSampler",
     "PrunedSampler",
@@ -35,6 +41,7 @@ __all__ = [
 _HOMES = {
     "DatasetMismatchError": "adapruner.errors",
     "FileFormatError": "adapruner.errors",
+    "FolderInUseError": "adapruner.errors",
     "PruneResult": "adapruner.results.result",
     "PrunedBatchSampler": "adapruner.pruning.sampler",
     "PrunedSampler": "adapruner.pruning.sampler",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+
+# Held by a thread while it has seeded the global generators of torch, NumPy and random.
+GENERATORS = threading.RLock()
 
 
 class Stream(IntEnum):

@@ -18,7 +18,8 @@ from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from adapruner._util.checks import checked_real, checked_whole
-from adapruner._util.seeds import Stream, stream_seed
+from adapruner._util.lock import locked_folder
+from adapruner._util.seeds import GENERATORS, Stream, stream_seed
 from adapruner.data.loaders.choice import (
     choose_loader,
     held_out_loader,
@@ -127,7 +128,7 @@ def fast_prune(
         collate_fn: makes a batch from a list of (input, target).
         fingerprint: a string that identifies the dataset, in place of its content.
         checkpoint_dir: folder for a checkpoint after each epoch. A checkpoint that is already there
-            is resumed.
+            is resumed. The folder is locked until the run ends, so each run needs its own.
         on_error: "skip" leaves out unreadable samples, lists them in the result and never keeps
             them; "raise" stops at the first one.
         progress: show the progress on standard error.
@@ -139,6 +140,8 @@ def fast_prune(
         TypeError, ValueError: an argument has a wrong type or value.
         IndexError: a target is out of range for the model's logits.
         DatasetMismatchError: the checkpoint belongs to another dataset.
+        FileFormatError: the checkpoint is damaged.
+        FolderInUseError: another run is using ``checkpoint_dir``.
         UnreadableSampleError: a sample is unreadable and ``on_error="raise"``, or no sample is
             readable.
         FloatingPointError: no batch of an epoch had a finite loss.
@@ -244,9 +247,9 @@ def fast_prune(
         "learning_rate": trainer.highest_rate,
         "precision": precision,
     }
-    if checkpoint_dir is not None:
-        trainer.resume(checkpoint_dir, settings)
-    with _training_mode_kept(model):
+    with _training_mode_kept(model), _reserved(checkpoint_dir):
+        if checkpoint_dir is not None:
+            trainer.resume(checkpoint_dir, settings)
         while not pruner.finished:
             with _seeded(seed, pruner.epoch, where):
                 trainer.train(batches)
@@ -292,13 +295,27 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
 
 @contextmanager
 def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators for an epoch (for dropout), and restore them at the end."""
+    """Seed torch's generators for an epoch (for dropout), and restore them at the end.
+
+    All threads share these generators, so runs in several threads take turns, epoch by epoch.
+    """
     on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    with GENERATORS, torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(stream_seed(seed, epoch, Stream.MODEL))
         if on_gpu:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(stream_seed(seed, epoch, Stream.MODEL))
+        yield
+
+
+@contextmanager
+def _reserved(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Make the folder of the checkpoints, and hold its lock."""
+    if folder is None:
+        yield
+        return
+    os.makedirs(folder, exist_ok=True)  # now, so that a bad place shows before the first epoch
+    with locked_folder(folder):
         yield
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from adapruner._util.seeds import epoch_seed, sample_seed
+from adapruner._util.seeds import GENERATORS, epoch_seed, sample_seed
 from adapruner.data.sources.base import Source
 from adapruner.data.unreadable import Failures, Unreadable, describe_error
 from adapruner.pruning.order import batches
@@ -269,10 +269,11 @@ def _own_generators() -> Iterator[None]:
     if get_worker_info() is not None:
         yield
         return
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])  # noqa: NPY002
+    with GENERATORS:
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            yield
+        finally:
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])  # noqa: NPY002
