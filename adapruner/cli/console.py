@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TextIO
+
+# Control characters but the line feed, and marks that turn the direction of text. A terminal obeys
+# them, and a name of a file or a class can hold them.
+_COMMANDS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def say(text: str) -> None:
@@ -16,7 +21,13 @@ def complain(text: str) -> None:
     _write("adapruner: " + " ".join(text.splitlines()), sys.stderr)
 
 
+def without_commands(text: str) -> str:
+    """``text`` with the characters escaped that a terminal would obey."""
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def _write(text: str, stream: TextIO) -> None:
+    text = without_commands(text)
     # A file name may not be valid UTF-8. Printing it must not end the run.
     encoding = stream.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)

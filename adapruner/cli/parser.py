@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from adapruner._version import __version__
 from adapruner.cli.checks import EXPECTED, at_least, method_name, positive, ratio
+from adapruner.cli.console import without_commands
 from adapruner.pruning.methods import DEFAULT_METHOD, HOMES
 
 EXPORT_FORMATS = ("paths", "npy", "parquet", "links", "wds-index", "shards")
@@ -18,7 +20,7 @@ _EPILOG = "Set ADAPRUNER_TRACEBACK=1 to see the full traceback of an error."
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands. It stores the name of the subcommand in ``command``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="adapruner",
         description="Learn which samples of a training set are worth keeping.",
         epilog=_EPILOG,
@@ -33,6 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_index(add)
     add("info", help="show versions, the native library and the installed extras")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages do not command the terminal: ``*`` can name any file."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_commands(message))
 
 
 _AddParser = Callable[..., argparse.ArgumentParser]

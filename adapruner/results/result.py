@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from adapruner._util.checks import check_same_dataset
 from adapruner._util.files import read_file, write_file
 from adapruner.errors import FileFormatError
+from adapruner.results.checks import check_content, check_tensors
 
 if TYPE_CHECKING:
     from adapruner.data.sources.base import Source
@@ -158,6 +159,11 @@ class PruneResult:
             raise FileFormatError(
                 f"{path} is not a whole result; not found: {', '.join(sorted(missing))}"
             )
+        try:
+            check_tensors(tensors)
+            check_content(content, len(tensors["gate_logits"]))
+        except FileFormatError as error:
+            raise FileFormatError(f"{path} is not a result: {error}") from error
         content["unreadable"] = [(index, reason) for index, reason in content["unreadable"]]
         return cls(
             indices=tensors["indices"],

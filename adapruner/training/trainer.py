@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from adapruner._util.checks import check_same_dataset
 from adapruner._util.tensors import to_cpu
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
+from adapruner.errors import FileFormatError
 from adapruner.pruning.pruner import Pruner
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
@@ -247,12 +248,22 @@ class Trainer:
 
         Raises:
             DatasetMismatchError: the checkpoint belongs to another dataset.
+            FileFormatError: the checkpoint is damaged.
             ValueError: the checkpoint was made with other settings.
         """
         state = load_checkpoint(folder)
         if state is None:
             return
         owner = f"the checkpoint in {os.fspath(folder)}"
+        try:
+            self._take_up(state, settings, owner)
+        except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            raise FileFormatError(
+                f"{owner} does not hold the state of a run; remove it to start again, or choose "
+                f"another folder: {type(error).__name__}: {error}"
+            ) from error
+
+    def _take_up(self, state: dict[str, Any], settings: dict[str, Any], owner: str) -> None:
         check_same_dataset(owner, "fingerprint", state["fingerprint"], self.pruner.fingerprint)
         for name, value in settings.items():
             if (found := state["settings"].get(name)) != value:

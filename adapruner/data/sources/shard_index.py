@@ -303,6 +303,8 @@ def _check_index(
             except ValueError as error:
                 raise IndexMismatchError(f"line {sample + 2}: {error}") from error
             for component in components:
+                if component.offset > status.st_size:  # pread takes no number above int64
+                    raise IndexMismatchError("the shard ends before a range of the index")
                 block = os.pread(handle.fileno(), BLOCK, component.offset - BLOCK)
                 check_header(block, component.size)
                 _check_name(block, component.name)
