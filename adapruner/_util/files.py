@@ -151,7 +151,8 @@ def _name(error: OSError, path: Path, workplace: Path) -> None:
         if isinstance(name, (str, bytes, os.PathLike))
     )
     if error.errno is not None and inner:
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        del error.filename2  # None would be shown as a second name
 
 
 def _check_free(destination: Path, what: str) -> None:

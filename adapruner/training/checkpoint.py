@@ -95,6 +95,8 @@ def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
+        if not all(isinstance(key, (str, int)) for key, _ in content):
+            raise TypeError("keys must be strings or whole numbers")
         return {key: _restore(v, tensors) for key, v in content}
     items = [_restore(v, tensors) for v in content]
     return tuple(items) if kind == "tuple" else items

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import default_collate
-from tqdm.auto import tqdm
 
 from adapruner._util.checks import checked_real, checked_whole
 from adapruner._util.lock import locked_folder
+from adapruner._util.progress import tell
 from adapruner._util.seeds import GENERATORS, Stream, stream_seed
 from adapruner.data.loaders.choice import (
     choose_loader,
@@ -233,10 +232,9 @@ def fast_prune(
         device=where,
     )
     if progress:
-        tqdm.write(
+        tell(
             f"loader: {training_choice.name} ({training_choice.why}); "
-            f"held-out samples: {evaluation_choice.name}",
-            file=sys.stderr,
+            f"held-out samples: {evaluation_choice.name}"
         )
     settings = {
         "loader": training_choice.name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
@@ -17,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from adapruner._util.checks import check_same_dataset
+from adapruner._util.progress import bar_is_shown, tell
 from adapruner._util.tensors import to_cpu
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
 from adapruner.errors import FileFormatError
@@ -118,8 +118,7 @@ class Trainer:
             total=batches,
             desc=f"epoch {pruner.epoch + 1}/{pruner.epochs}",
             leave=False,
-            # None: tqdm shows the bar only if standard error is a terminal.
-            disable=None if self.progress else True,
+            disable=not bar_is_shown(self.progress),
         )
         for position, (inputs, targets, ids) in enumerate(bar):
             if self.highest_rate is not None:
@@ -229,7 +228,7 @@ class Trainer:
             self.scheduler.step()
         entry = self.pruner.step(mean, error)
         if self.progress:
-            tqdm.write(describe_epoch(entry, self.pruner.epochs), file=sys.stderr)
+            tell(describe_epoch(entry, self.pruner.epochs))
 
     def checkpoint(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         """Write a checkpoint of the run."""

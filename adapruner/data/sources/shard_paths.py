@@ -11,6 +11,10 @@ from typing import Any
 from adapruner._util.tar_names import is_compressed_tar, is_tar
 from adapruner.data.sources.image_folder import find_image
 
+# A result names its shards, and a hostile one must not keep a program busy for ever.
+_MOST = 1_000_000  # paths of a pattern
+_MOST_BRACES = 20
+
 
 def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
     """The shards of a path, a folder, a glob or a brace pattern, in order.
@@ -19,11 +23,16 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: a shard is missing, or no shard fits.
-        ValueError: a shard is compressed.
+        ValueError: a shard is compressed, or the pattern stands for too many paths.
     """
     text = os.path.expanduser(os.fspath(pattern))
     found: list[str] = []
-    for path in [text] if os.path.lexists(text) else _expand_braces(text):
+    paths = [text] if os.path.lexists(text) else _expand_braces(text)
+    for number, path in enumerate(paths):
+        if number == _MOST:
+            raise ValueError(
+                f"a pattern must stand for at most {_MOST:,} paths; found {text[:80]!r}"
+            )
         if os.path.isdir(path):
             found += _shards_in(path)
         elif os.path.exists(path):
@@ -94,7 +103,16 @@ def _check_not_compressed(shards: Sequence[str]) -> None:
 
 
 def _expand_braces(text: str) -> Iterator[str]:
-    """Expand ``{000..012}`` and ``{a,b}``, as shells and webdataset do."""
+    """Expand ``{000..012}`` and ``{a,b}``, as shells and webdataset do.
+
+    Raises:
+        ValueError: there are too many braces.
+    """
+    if text.count("{") > _MOST_BRACES:
+        raise ValueError(
+            f"a pattern must have at most {_MOST_BRACES} braces; found {text.count('{')} in "
+            f"{text[:80]!r}"
+        )
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", text)
     if match is None:
         yield text
