@@ -19,5 +19,9 @@ class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run must stop."""
 
 
+class UnreachableError(OSError):
+    """An object store did not answer. The run must stop; no sample is at fault."""
+
+
 class MissingEndMarkWarning(UserWarning):
     """A tar has no end-of-archive mark. Its members are whole, but it may be cut off after one."""

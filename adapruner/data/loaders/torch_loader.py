@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from adapruner._util.seeds import GENERATORS, epoch_seed, sample_seed
 from adapruner.data.sources.base import Source
 from adapruner.data.unreadable import Failures, Unreadable, describe_error
+from adapruner.errors import UnreachableError
 from adapruner.pruning.order import batches
 from adapruner.pruning.sampler import EpochSource, PrunedBatchSampler
 
@@ -192,7 +193,12 @@ class _Reader(TorchDataset[Any]):
     def _read_each(self, indices: list[int]) -> list[Any]:
         pairs = self._read_batch(indices)
         if pairs is not None:
-            return list(zip(indices, pairs, strict=True))
+            return [
+                Unreadable(index, describe_error(pair))
+                if isinstance(pair, Exception)
+                else (index, pair)
+                for index, pair in zip(indices, pairs, strict=True)
+            ]
         return [self._attempt(index, None) for index in indices]
 
     def _read_seeded(self, keys: list[tuple[int, int]]) -> list[Any]:
@@ -205,21 +211,27 @@ class _Reader(TorchDataset[Any]):
             samples.append(self._attempt(index, None if pairs is None else pairs[place]))
         return samples
 
-    def _read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+    def _read_batch(self, indices: list[int]) -> Sequence[tuple[Any, Any] | Exception] | None:
         """The samples before the transform, or None if they must be read one by one."""
         try:
             return self._source.read_batch(indices)
+        except UnreachableError:
+            raise
         except Exception:  # read one by one, which finds the bad sample
             return None
 
     def _begin(self, epoch: int, index: int) -> None:
         _seed_generators(sample_seed(self._seed, epoch, index))
 
-    def _attempt(self, index: int, pair: tuple[Any, Any] | None) -> Any:
+    def _attempt(self, index: int, pair: tuple[Any, Any] | Exception | None) -> Any:
         """A sample with its index, or an Unreadable. ``pair`` skips the reading."""
+        if isinstance(pair, Exception):
+            return Unreadable(index, describe_error(pair))
         try:
             source = self._source
             inputs, target = source[index] if pair is None else source.transformed(pair)
+        except UnreachableError:
+            raise
         except Exception as error:  # a dataset can raise anything
             return Unreadable(index, describe_error(error))
         return index, (inputs, target)

@@ -6,33 +6,42 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from adapruner._util.addresses import is_address
 from adapruner._util.tar_names import is_compressed_tar, is_tar
 from adapruner.data.sources.image_folder import find_image
+
+if TYPE_CHECKING:
+    from adapruner.data.sources.remote import RemoteStore
 
 # A result names its shards, and a hostile one must not keep a program busy for ever.
 _MOST = 1_000_000  # paths of a pattern
 _MOST_BRACES = 20
 
 
-def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
+def find_shards(pattern: str | os.PathLike[str], store: RemoteStore | None = None) -> list[str]:
     """The shards of a path, a folder, a glob or a brace pattern, in order.
 
     Hidden files and folders are not shards, unless ``pattern`` names them.
 
+    Args:
+        pattern: a path or an address.
+        store: the object store of an address.
+
     Raises:
         FileNotFoundError: a shard is missing, or no shard fits.
         ValueError: a shard is compressed, or the pattern stands for too many paths.
+        UnreachableError: the object store did not answer.
     """
+    if store is not None:
+        addresses = _paths_of(os.fspath(pattern))
+        remote = [shard for address in addresses for shard in store.find(address)]
+        _check_not_compressed(remote)
+        return remote
     text = os.path.expanduser(os.fspath(pattern))
     found: list[str] = []
-    paths = [text] if os.path.lexists(text) else _expand_braces(text)
-    for number, path in enumerate(paths):
-        if number == _MOST:
-            raise ValueError(
-                f"a pattern must stand for at most {_MOST:,} paths; found {text[:80]!r}"
-            )
+    for path in [text] if os.path.lexists(text) else _paths_of(text):
         if os.path.isdir(path):
             found += _shards_in(path)
         elif os.path.exists(path):
@@ -47,8 +56,15 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
     return found
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path from the root on; an address as it is."""
+    return str(path) if is_address(path) else os.path.abspath(os.path.expanduser(os.fspath(path)))
+
+
 def is_shards(data: Any) -> bool:
     """Whether ``data`` is a path or pattern of a tar, a folder with tars, or a list of them.
+
+    Every address of an object store, such as ``s3://bucket/train``, counts as shards.
 
     The ending may have any case. A compressed tar counts too, so that :func:`find_shards` can
     refuse it by name, unless it lies in a folder of images.
@@ -60,6 +76,8 @@ def is_shards(data: Any) -> bool:
         return bool(data) and all(isinstance(p, (str, os.PathLike)) and is_shards(p) for p in data)
     if not isinstance(data, (str, os.PathLike)):
         return False
+    if is_address(data):
+        return True
     text = os.path.expanduser(os.fspath(data))
     if not os.path.isdir(text):
         text = text if os.path.lexists(text) else next(_expand_braces(text), text)
@@ -100,6 +118,20 @@ def _check_not_compressed(shards: Sequence[str]) -> None:
             f"shards must be plain .tar files; found {len(compressed)} compressed among "
             f"{len(shards)} shards: {shown}; decompress them, or name only the .tar files"
         )
+
+
+def _paths_of(pattern: str) -> Iterator[str]:
+    """The paths that the braces of a pattern stand for.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    for number, path in enumerate(_expand_braces(pattern)):
+        if number == _MOST:
+            raise ValueError(
+                f"a pattern must stand for at most {_MOST:,} paths; found {pattern[:80]!r}"
+            )
+        yield path
 
 
 def _expand_braces(text: str) -> Iterator[str]:
