@@ -30,6 +30,8 @@ from torture import faults
 from torture.command import Findings, main
 from torture.runs import KINDS, live, make_data, warm_up
 
+SIZES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # KiB of a small disk
+LEAST = 60  # faults, however short the time is
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 Write = Callable[[Path, PruneResult], None]
 
@@ -158,12 +160,12 @@ class Disk:
         return None
 
 
-def full_disks(disk: Disk, findings: Findings) -> int:
-    """Write to disks of every size from nothing to enough. Returns how many were tried."""
+def full_disks(disk: Disk, sizes: tuple[int, ...], findings: Findings) -> int:
+    """Write to disks of some sizes, in KiB. Returns how many were tried."""
     place, tried = disk.arena / "disk", 0
     place.mkdir()
     for writer, (write, name) in WRITERS.items():
-        for kibibytes in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256):
+        for kibibytes in sizes:
             command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "none", str(place)]
             if subprocess.run(command, capture_output=True, check=False).returncode:
                 return tried  # only root can mount
@@ -233,7 +235,8 @@ def run(seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
     dice = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         disk = Disk(Path(os.path.realpath(name)))
-        others = full_disks(disk, findings) + vanishing(disk, findings)
+        sizes = SIZES if seconds else SIZES[::5]
+        others = full_disks(disk, sizes, findings) + vanishing(disk, findings)
         cases, wholes = [], {}
         for writer in WRITERS:
             count, wholes[writer] = disk.calls(writer)
@@ -245,7 +248,7 @@ def run(seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
         dice.shuffle(cases)
         tried, end = 0, time.monotonic() + seconds
         for writer, number, fault, lasting in cases:
-            if time.monotonic() > end and tried >= 200:
+            if time.monotonic() > end and tried >= LEAST:
                 break
             wrong = disk.suffer(writer, number, fault, bool(lasting), wholes[writer])
             if wrong:

@@ -45,7 +45,7 @@ from torture.command import Findings, main
 from torture.runs import KINDS, Network, live, make_data
 
 MEMORY = 3 << 30  # bytes of address space that a child may have beyond the parent's
-BATCH = 1000  # inputs in a child
+TURN = 1000  # inputs of a turn, for all parsers together
 LONGEST = 20  # seconds for one input
 Dice = random.Random
 
@@ -443,7 +443,7 @@ def try_command(dice: Dice, files: Files) -> None:
 # Each parser with its share of the inputs.
 PARSERS: dict[str, tuple[Callable[[Dice, Files], None], float]] = {
     "result": (try_result, 0.24),
-    "report": (try_report, 0.0005),
+    "report": (try_report, 0.001),
     "checkpoint": (try_checkpoint, 0.1),
     "resume": (try_resume, 0.05),
     "index": (try_index, 0.14),
@@ -548,7 +548,7 @@ def run(seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
         end, turn = time.monotonic() + seconds, 0
         while turn == 0 or time.monotonic() < end:
             for parser, (_, share) in PARSERS.items():
-                count = max(1, round(10 * BATCH * share))
+                count = max(1, round(TURN * share))
                 first = (seed << 40) + tried[parser]
                 child = Child(parser, first, count, files, findings)
                 tried[parser] += child.done
