@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DatasetMismatchError,
         FileFormatError,
         FolderInUseError,
+        RankError,
         UnreadableSampleError,
     )
     from adapruner.pruning.pruner import Pruner
@@ -31,6 +32,7 @@ __all__ = [
     "PrunedBatchSampler",
     "PrunedSampler",
     "Pruner",
+    "RankError",
     "UnreadableSampleError",
     "__version__",
     "as_source",
@@ -46,6 +48,7 @@ _HOMES = {
     "PrunedBatchSampler": "adapruner.pruning.sampler",
     "PrunedSampler": "adapruner.pruning.sampler",
     "Pruner": "adapruner.pruning.pruner",
+    "RankError": "adapruner.errors",
     "UnreadableSampleError": "adapruner.errors",
     "as_source": "adapruner.data.sources.find",
     "fast_prune": "adapruner.training.fast_prune",

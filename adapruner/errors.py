@@ -19,6 +19,10 @@ class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run must stop."""
 
 
+class RankError(RuntimeError):
+    """Another process of a distributed run has failed, so this one ends too."""
+
+
 class UnreachableError(OSError):
     """An object store did not answer. The run must stop; no sample is at fault."""
 

@@ -23,6 +23,7 @@ from adapruner._util.files import replace_atomically
 from adapruner._util.progress import bar_is_shown
 from adapruner.cli.checks import Place
 from adapruner.cli.console import complain, say
+from adapruner.cli.launch import process_group, rank
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source, source_again
 from adapruner.data.sources.remote import RemoteOptions, object_store
@@ -57,9 +58,11 @@ _EXPORTED = {
 def prune(arguments: Namespace) -> None:
     """Train on ``arguments.data`` and write the result to ``arguments.out``.
 
+    Where ``torchrun`` has started many processes, they train together and rank 0 writes.
+
     Raises:
-        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError: the message is
-            for users.
+        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError, RankError: the
+            message is for users.
     """
     if arguments.report is not None:
         for module in ("matplotlib", "jinja2"):
@@ -67,15 +70,20 @@ def prune(arguments: Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cpu" if why_no_cuda() else "cuda")
-    with _warnings_as_lines():
+    with process_group(device) as device:
+        _prune(arguments, device, writes=rank() in (None, 0))
+
+
+def _prune(arguments: Namespace, device: str, writes: bool) -> None:
+    with _warnings_as_lines(writes):
         source, validation = _sources(arguments)
         image_size = arguments.image_size or vision.guess_image_size(source)
         model = _model(arguments, source, image_size)
     if device != "cpu":
         model = model.to(memory_format=torch.channels_last)
-    if not arguments.quiet:
+    if writes and not arguments.quiet:
         _announce(arguments, model, source, image_size)
-    with _warnings_as_lines():
+    with _warnings_as_lines(writes):
         result = fast_prune(
             model,
             source,
@@ -100,6 +108,8 @@ def prune(arguments: Namespace) -> None:
             on_error=arguments.on_error,
             progress=not arguments.quiet,
         )
+    if not writes:
+        return
     result = replace(result, config=result.config | _settings(arguments, image_size))
     _save(result, arguments.out)
     if arguments.save_model is not None:
@@ -221,13 +231,13 @@ def _check_data_known(result: PruneResult, to: str) -> None:
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Show each warning as one line, without its place in the code."""
+def _warnings_as_lines(show: bool = True) -> Iterator[None]:
+    """Show each warning as one line, without its place in the code; or none of them."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             yield
     finally:
-        for warning in caught:
+        for warning in caught if show else ():
             complain(f"warning: {warning.message}")
 
 

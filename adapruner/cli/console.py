@@ -8,6 +8,8 @@ import re
 import sys
 from typing import TextIO
 
+from adapruner.cli.launch import rank
+
 # Control characters but the line feed, and marks that turn the direction of text. A terminal obeys
 # them, and a name of a file or a class can hold them.
 _COMMANDS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -19,8 +21,9 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print one line to standard error, with the name of the command in front."""
-    _write("adapruner: " + " ".join(text.splitlines()), sys.stderr)
+    """Print one line to standard error, with the name of the command and the rank in front."""
+    who = "adapruner: " if rank() is None else f"adapruner: rank {rank()}: "
+    _write(who + " ".join(text.splitlines()), sys.stderr)
 
 
 def without_commands(text: str) -> str:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from adapruner.training.parallel import gradients_are_finite
+
 # The host asks a GPU about its batches once in this number of batches.
 LOOK_EVERY = 64
 
@@ -36,12 +38,15 @@ class Steps:
     """The steps of an optimiser, without steps whose loss or gradients are not finite.
 
     Such a step would spoil the weights for good. The batch may also have spoilt the running
-    statistics of batch norms, so they get back the values from before the batch. If only they are
-    not finite, as after values of 1e38, the batch is left out too.
+    statistics of batch norms, so they get back the values from before the batch. So do statistics
+    that are not finite after a good step, as after values of 1e38.
 
     A fused optimiser can leave out a step on the device, as with :class:`torch.amp.GradScaler`. The
     host then queues batches, and :meth:`look` returns the batches that were left out. With any
     other optimiser the host waits for each batch.
+
+    All ranks leave out the same steps, without an exchange of their own: a rank whose loss is not
+    finite makes the gradients of all ranks NaN.
 
     Args:
         model: the model.
@@ -87,9 +92,9 @@ class Steps:
         """
         optimizer: Any = self.optimizer
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        finite = loss.detach().isfinite() & _finite_gradients(optimizer, self.device)
-        finite &= self._statistics.survived()
+        # A loss that is not finite makes the gradients NaN, on all ranks.
+        (loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)).backward()
+        finite = gradients_are_finite(optimizer)
         if self._fused and self._begun:
             optimizer.found_inf = (~finite).float()
             try:
@@ -100,9 +105,9 @@ class Steps:
             optimizer.step()
             self._begun = True
             self.finite += 1
-            self._statistics.note()
+            self._statistics.settle(finite)
             return
-        self._statistics.keep_if(finite)
+        self._statistics.settle(finite)
         self._queue.append(_Queued(finite, _not_finite(inputs, len(ids), self.device), ids))
 
     def look(self) -> list[LeftOut]:
@@ -136,19 +141,16 @@ class _RunningStatistics:
 
     def note(self) -> None:
         """Take over the current values."""
-        self._good = self._now = self._flat()
+        self._good = self._flat()
 
-    def survived(self) -> Tensor:
-        """Whether the values are still finite after a batch, a bool scalar."""
-        self._now = self._flat()
-        return (self._now.isfinite() | ~self._good.isfinite()).all()
+    def settle(self, taken: Tensor) -> None:
+        """Take over the values after a batch whose step was ``taken``, a bool scalar.
 
-    def keep_if(self, good: Tensor) -> None:
-        """Take over the values that :meth:`survived` saw where ``good``, a bool scalar, is True.
-
-        Where it is False, the norms get back the values of the last good batch.
+        If it was not, or if values are not finite now, the norms get back the values from before.
         """
-        self._good = torch.where(good, self._now, self._good)
+        now = self._flat()
+        good = taken & (now.isfinite() | ~self._good.isfinite()).all()
+        self._good = torch.where(good, now, self._good)
         if tensors := self._tensors():
             parts = self._good.split([tensor.numel() for tensor in tensors])
             shaped = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
@@ -164,16 +166,6 @@ class _RunningStatistics:
         if not tensors:
             return torch.ones(0, device=self._device)
         return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def _finite_gradients(optimizer: Optimizer, device: torch.device) -> Tensor:
-    """Whether all gradients are finite, a bool scalar on ``device``."""
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    found = [p.grad for p in parameters if p.grad is not None]
-    dense = [(g.coalesce().values() if g.is_sparse else g) for g in found]
-    # The norm by the largest value does not overflow, and passes NaN on.
-    largest = nn.utils.get_total_norm([g for g in dense if g.numel()], torch.inf)
-    return largest.to(device).isfinite()
 
 
 def _may_not_be_finite(value: Any) -> bool:

@@ -38,7 +38,8 @@ def train(
     layer = nn.Linear(3, 1)
     nn.init.constant_(layer.weight, 0.2)
     nn.init.zeros_(layer.bias)
-    steps = Steps(layer, OPTIMIZERS[optimizer](layer.parameters(), fused), layer.weight.device)
+    made = OPTIMIZERS[optimizer](layer.parameters(), fused)
+    steps = Steps(layer, made, layer.weight.device)
     left_out: list[LeftOut] = []
     for inputs, ids in data:
         steps.take(layer(inputs).square().mean(), [inputs, {"same": inputs}], ids)
@@ -71,7 +72,8 @@ def test_bad_batches_are_as_if_they_had_not_been(
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_loss_that_is_not_finite_of_inputs_that_are(fused: bool) -> None:
     layer = nn.Linear(3, 1)
-    steps = Steps(layer, OPTIMIZERS["AdamW"](layer.parameters(), fused), layer.weight.device)
+    made = OPTIMIZERS["AdamW"](layer.parameters(), fused)
+    steps = Steps(layer, made, layer.weight.device)
     before = layer.weight.detach().clone()
     for inputs in (torch.ones(2, 3), [torch.arange(2), "text"], torch.ones(2, 3, dtype=torch.int)):
         steps.take(layer.weight.sum() * INF, inputs, torch.tensor([5, 6]))
@@ -82,7 +84,8 @@ def test_a_loss_that_is_not_finite_of_inputs_that_are(fused: bool) -> None:
 
 def test_a_fused_optimizer_is_asked_after_its_first_step_and_then_seldom() -> None:
     layer = nn.Linear(3, 1)
-    steps = Steps(layer, OPTIMIZERS["SGD"](layer.parameters(), True), layer.weight.device)
+    made = OPTIMIZERS["SGD"](layer.parameters(), True)
+    steps = Steps(layer, made, layer.weight.device)
     asked = []
     for number, (inputs, ids) in enumerate(batches(2 * LOOK_EVERY + 2, {0: NAN})):
         steps.take(layer(inputs).sum(), inputs, ids)
@@ -97,7 +100,9 @@ def test_a_fused_optimizer_is_asked_after_its_first_step_and_then_seldom() -> No
 def test_a_finite_loss_with_gradients_that_are_not_finite_takes_no_step(fused: bool) -> None:
     layer = nn.Linear(3, 1, bias=False)
     nn.init.constant_(layer.weight, 0.5)
-    steps = Steps(layer, OPTIMIZERS["AdamW"](layer.parameters(), fused), layer.weight.device)
+    steps = Steps(
+        layer, OPTIMIZERS["AdamW"](layer.parameters(), fused), layer.weight.device, Ranks()
+    )
     good, ids = torch.ones(2, 3), torch.tensor([5, 6])
     steps.take(layer(good).sum(), good, ids)
     before = layer.weight.detach().clone()
@@ -148,7 +153,9 @@ def normed(
     )
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.3)
-    steps = Steps(model, OPTIMIZERS["SGD"](model.parameters(), fused), model[1].weight.device)
+    steps = Steps(
+        model, OPTIMIZERS["SGD"](model.parameters(), fused), model[1].weight.device, Ranks()
+    )
     steps.begin()
     left_out: list[LeftOut] = []
     for inputs, ids in data:
@@ -160,7 +167,7 @@ def normed(
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("bad", [{0: NAN}, {1: INF, 2: 3e38, 5: -INF}])
+@pytest.mark.parametrize("bad", [{0: NAN}, {1: INF, 2: NAN, 5: -INF}])
 def test_batch_norms_forget_a_batch_that_is_left_out(fused: bool, bad: dict[int, float]) -> None:
     data = batches(7, bad)
     expected, _ = normed(False, [batch for number, batch in enumerate(data) if number not in bad])
@@ -169,6 +176,18 @@ def test_batch_norms_forget_a_batch_that_is_left_out(fused: bool, bad: dict[int,
     for name, value in expected.items():
         assert value.isfinite().all()
         torch.testing.assert_close(state[name], value, rtol=1e-4 if fused else 0, atol=1e-6)
+
+
+def test_running_statistics_that_overflow_are_not_taken_over() -> None:
+    """Loss and gradients of such a batch are finite, so its step is taken."""
+    norm = nn.BatchNorm1d(3)
+    steps = Steps(norm, OPTIMIZERS["SGD"](norm.parameters(), False), norm.weight.device)
+    steps.begin()
+    inputs = torch.tensor([[3e38, 0, 0], [0, 1, 0], [0, 0, 1]])
+    steps.take(norm(inputs).square().mean(), inputs, torch.arange(3))
+    assert steps.finite == 1
+    assert norm.running_mean.tolist() == [0, 0, 0]
+    assert norm.running_var.tolist() == [1, 1, 1]
 
 
 def test_batch_norms_of_a_loaded_model_keep_what_was_loaded() -> None:

@@ -126,6 +126,8 @@ class FileReader:
 
     def start(self, batch: Batch) -> Batch:
         indices = batch.ids.tolist()
+        if not indices:  # a rank without a share
+            return batch
         if self._thread is not None:
             self._read[id(batch)] = self._thread.submit(self._bytes, indices)
             return batch
@@ -134,6 +136,8 @@ class FileReader:
         return batch
 
     def finish(self, batch: Batch) -> Batch:
+        if not len(batch.ids):
+            return batch
         try:
             if self._thread is None:
                 batch.stored, shapes = self._stage.pop()

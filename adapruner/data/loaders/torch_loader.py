@@ -14,9 +14,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from adapruner._util.seeds import GENERATORS, epoch_seed, sample_seed
 from adapruner.data.sources.base import Source
-from adapruner.data.unreadable import Failures, Unreadable, describe_error
+from adapruner.data.unreadable import (
+    Failures,
+    Unreadable,
+    describe_error,
+    no_sample_readable,
+)
 from adapruner.errors import UnreachableError
-from adapruner.pruning.order import batches
+from adapruner.pruning.distributed import Ranks
+from adapruner.pruning.order import batches, share
 from adapruner.pruning.sampler import EpochSource, PrunedBatchSampler
 
 
@@ -24,7 +30,9 @@ class PrunedLoader:
     """Yields ``(inputs, targets, ids)`` for the samples that the current epoch reads.
 
     An iteration is one epoch. The order is that of :class:`adapruner.PrunedBatchSampler`. An
-    unreadable sample is left out of its batch and reported to the pruner.
+    unreadable sample is left out of its batch and reported to the pruner. A batch without a
+    readable sample is left out. One of many ranks cannot leave out a batch, because the others wait
+    for it; it yields another sample of the epoch without ids, which counts for nothing.
 
     Random augmentation is seeded by (seed, epoch, index), through the generators of torch, NumPy
     and ``random`` in the process that reads the sample. The caller's generators stay as they were.
@@ -64,11 +72,13 @@ class PrunedLoader:
         self.batch_size = self.sampler.batch_size
         self.drop_last = drop_last
         pruner.note_samples(source)
+        self._reader = _Reader(source, pruner.seed, whole=collate_fn is default_collate)
+        self._collate = _Collate(collate_fn)
         self._loader = _SeededLoader(
-            _Reader(source, pruner.seed, whole=collate_fn is default_collate),
+            self._reader,
             batch_sampler=_Keyed(self.sampler),
             num_workers=num_workers,
-            collate_fn=_Collate(collate_fn),
+            collate_fn=self._collate,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             # DataLoader would draw from the caller's generator.
@@ -84,9 +94,20 @@ class PrunedLoader:
         for batch, ids, unreadable in self._loader:
             self._failures.note(unreadable, len(ids))
             self.sampler.deliver()
-            if len(ids):
+            if not len(ids) and not self.sampler.ranks.alone:
+                batch = self._stand_in()
+            if batch is not None:
                 inputs, targets = batch
                 yield inputs, targets, ids
+
+    def _stand_in(self) -> Any:
+        """A batch of one sample, the first of the epoch that can be read."""
+        for index in self.sampler.order():
+            samples = self._reader.__getitems__([(self.sampler.epoch, index)])
+            batch, _, _ = self._collate(samples)
+            if batch is not None:
+                return batch
+        raise no_sample_readable()
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch: batches delivered. Batches read ahead do not count."""
@@ -108,12 +129,19 @@ def evaluation_loader(
     indices: np.ndarray,
     batch_size: int,
     *,
+    ranks: Ranks,
     seed: int,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
 ) -> _SeededLoader:
-    """Yields (batch, ids, unreadable samples) for ``indices``, in order, equal in each epoch."""
-    keys = [[(0, index) for index in batch.tolist()] for batch in batches(indices, batch_size)]
+    """Yields (batch, ids, unreadable samples) for ``indices``, in order, equal in each epoch.
+
+    Each rank gets its share of each batch of W·``batch_size`` samples. The batch is None where no
+    sample of the share can be read.
+    """
+    whole = batches(indices, batch_size * ranks.size)
+    shares = [share(batch, ranks.rank, ranks.size) for batch in whole]
+    keys = [[(0, index) for index in batch.tolist()] for batch in shares]
     return _SeededLoader(
         _Reader(source, seed, whole=collate_fn is default_collate),
         batch_sampler=keys,
@@ -176,6 +204,8 @@ class _Reader(TorchDataset[Any]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> _Whole | list[Any]:
         indices = [index for _, index in keys]
+        if not keys:  # a rank without a share
+            return []
         if self._source.deterministic:
             return self._read_whole(indices) or self._read_each(indices)
         with _own_generators():
