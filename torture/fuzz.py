@@ -549,7 +549,7 @@ def run(seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
         while turn == 0 or time.monotonic() < end:
             for parser, (_, share) in PARSERS.items():
                 count = max(1, round(TURN * share))
-                first = (seed << 40) + tried[parser]
+                first = (seed << 32) + tried[parser]
                 child = Child(parser, first, count, files, findings)
                 tried[parser] += child.done
                 taken[parser] += child.taken

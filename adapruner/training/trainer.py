@@ -7,6 +7,7 @@ import os
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Protocol, TypeAlias
 
@@ -286,18 +287,14 @@ class Trainer:
             ValueError: the checkpoint was made with other settings, or ranks find different ones.
         """
         state = load_checkpoint(folder)
-        found = None if state is None else state["pruner"]["epoch"]
+        owner = f"the checkpoint in {os.fspath(folder)}"
+        with _as_damage(owner):
+            found = None if state is None else state["pruner"]["epoch"]
         self.ranks.meet("resume", epoch_in_the_checkpoint_folder=found)
         if state is None:
             return
-        owner = f"the checkpoint in {os.fspath(folder)}"
-        try:
+        with _as_damage(owner):
             self._take_up(state, settings, owner)
-        except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-            raise FileFormatError(
-                f"{owner} does not hold the state of a run; remove it to start again, or choose "
-                f"another folder: {type(error).__name__}: {error}"
-            ) from error
 
     def _take_up(self, state: dict[str, Any], settings: dict[str, Any], owner: str) -> None:
         check_same_dataset(owner, "fingerprint", state["fingerprint"], self.pruner.fingerprint)
@@ -334,6 +331,18 @@ class Trainer:
                     f"{type(outputs).__name__} (other outputs need loss=)"
                 )
         return outputs
+
+
+@contextmanager
+def _as_damage(owner: str) -> Iterator[None]:
+    """Let an error say that ``owner``, a checkpoint, has other parts than the state of a run."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise FileFormatError(
+            f"{owner} does not hold the state of a run; remove it to start again, or choose "
+            f"another folder: {type(error).__name__}: {error}"
+        ) from error
 
 
 def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:

@@ -100,9 +100,7 @@ def test_a_fused_optimizer_is_asked_after_its_first_step_and_then_seldom() -> No
 def test_a_finite_loss_with_gradients_that_are_not_finite_takes_no_step(fused: bool) -> None:
     layer = nn.Linear(3, 1, bias=False)
     nn.init.constant_(layer.weight, 0.5)
-    steps = Steps(
-        layer, OPTIMIZERS["AdamW"](layer.parameters(), fused), layer.weight.device, Ranks()
-    )
+    steps = Steps(layer, OPTIMIZERS["AdamW"](layer.parameters(), fused), layer.weight.device)
     good, ids = torch.ones(2, 3), torch.tensor([5, 6])
     steps.take(layer(good).sum(), good, ids)
     before = layer.weight.detach().clone()
@@ -153,9 +151,7 @@ def normed(
     )
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.3)
-    steps = Steps(
-        model, OPTIMIZERS["SGD"](model.parameters(), fused), model[1].weight.device, Ranks()
-    )
+    steps = Steps(model, OPTIMIZERS["SGD"](model.parameters(), fused), model[1].weight.device)
     steps.begin()
     left_out: list[LeftOut] = []
     for inputs, ids in data:
