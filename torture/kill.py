@@ -145,8 +145,9 @@ class Scenario:
         return f"other bits in {differing}" if differing else None
 
     def _doomed(self, folder: Path, report: bool) -> Callable[[], None]:
-        """A life. Two of three die at a call that changes the folder."""
-        number = self._random.randrange(self.calls) if self._random.random() < 0.67 else -1
+        """A life. Most die at a call that changes the folder; with workers, many lose a worker."""
+        by_call = 0.33 if "workers" in self.kind.name else 0.67
+        number = self._random.randrange(self.calls) if self._random.random() < by_call else -1
 
         def work() -> None:
             faults.arm(folder, number, faults.KILL)
@@ -158,7 +159,7 @@ class Scenario:
     def _end(self, life: Life) -> int:
         if self._by_time:
             time.sleep(self._random.uniform(0, self.seconds))
-            if "workers" in self.kind.name and self._random.random() < 0.5:
+            if "workers" in self.kind.name and self._random.random() < 0.7:
                 self.worker_kills += life.kill_worker(self._random)
             else:
                 life.kill()
