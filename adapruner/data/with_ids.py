@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
@@ -78,7 +79,8 @@ class _WithIds(Dataset[Any]):
 def _joined(sample: Any, index: Any) -> Any:
     if isinstance(sample, Mapping):
         if "ids" in sample:
-            raise ValueError(f"expected samples without a key 'ids'; found one in sample {index}")
+            where = "a batch" if isinstance(index, Tensor) else f"sample {index}"
+            raise ValueError(f"expected samples without a key 'ids'; found one in {where}")
         return {**sample, "ids": index}
     if isinstance(sample, tuple) and hasattr(sample, "_fields"):
         return _named(type(sample), (*sample, index))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -246,14 +247,37 @@ class Gates:
         start = _SLOTS["not_finite_ids"]
         return sorted(set(self.state[start : start + count].tolist()))
 
-    def any_unvisited(self) -> bool:
-        """Whether a sample that is not excluded has never been visited."""
+    def visits(self) -> int:
+        """Number of losses since the start of the epoch. A sample may count several times.
+
+        A sample whose targets are all ignored has no loss.
+        """
+        return self.integer("loss_count") + self.integer("not_finite_count")
+
+    def seen(self) -> Tensor:
+        """The samples that had a loss since the start of the run, as a bit mask.
+
+        Without ``track_losses``, losses of the warm-up do not count.
+        """
+
+        def flags(begin: int, end: int) -> np.ndarray:
+            seen = self.age[begin:end] != ops.NEVER_VISITED
+            if self.last_loss is not None:
+                seen |= ~self.last_loss[begin:end].isnan()
+            return seen.cpu().numpy()
+
+        return bitmask.pack_pieces(len(self.logits), flags)
+
+    def any_unvisited(self, but: int = 0) -> bool:
+        """Whether more than ``but`` samples, not counting excluded ones, were never visited."""
+        count = 0
         for ages, logits in zip(
             self.age.split(bitmask.PIECE), self.logits.split(bitmask.PIECE), strict=True
         ):
             if ages.max() < ops.NEVER_VISITED:
                 continue
-            if ((ages == ops.NEVER_VISITED) & (logits != -torch.inf)).any():
+            count += int(((ages == ops.NEVER_VISITED) & (logits != -torch.inf)).sum())
+            if count > but:
                 return True
         return False
 

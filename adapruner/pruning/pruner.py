@@ -312,6 +312,11 @@ class Pruner(Run):
         The mean over ranks of these losses is the mean over the global batch. A factor of 0 means
         that the samples only stand in for an empty share, and then there are no ids.
         """
+        if ids is None:
+            raise TypeError(
+                "ids must be the dataset indices of the batch, [B]; found None. A loader of "
+                "adapruner.pruned_loader or Pruner.loader yields them"
+            )
         if not isinstance(ids, Tensor):
             ids = torch.as_tensor(ids, device="cpu")
         factor = 1.0
@@ -345,8 +350,11 @@ class Pruner(Run):
     def result(self) -> PruneResult:
         """The outcome of the run.
 
+        Before the end of the run, it is the outcome if the run ended now, marked ``partial``. The
+        run can go on afterwards.
+
         Raises:
-            RuntimeError: the run has not ended.
+            RuntimeError: the run has learned nothing yet: it is in its warm-up.
         """
         from adapruner.results.making import result_of
 

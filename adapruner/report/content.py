@@ -89,12 +89,14 @@ def _dataset(result: PruneResult) -> str:
 def _selection(result: PruneResult) -> str:
     if result.selected_epoch is not None:
         return f"epoch {result.selected_epoch}, chosen on held-out data"
+    if result.partial:
+        return f"by what {len(result.history)} epochs have learned, before the end of the run"
     return "the last one, at the end of the run"
 
 
 def warnings(result: PruneResult) -> list[str]:
     """What a reader of the result should know before use; empty for a result without faults."""
-    found = []
+    found = [f"{text[:1].upper()}{text[1:]}." for text in result.warnings]
     if result.run_keep_ratio != result.keep_ratio:
         found.append(
             f"The kept set was taken from a run at keep ratio {result.run_keep_ratio:g}. A run at "

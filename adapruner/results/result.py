@@ -36,7 +36,8 @@ class PruneResult:
         config: the settings of the run.
         dataset: kind and number of samples; root folder and class names where known.
         history: one entry per epoch, in order: ``epoch``, ``phase`` ("warm-up" or "prune"),
-            ``samples_read`` (training samples read), ``samples_evaluated`` (held-out samples),
+            ``samples_read`` (training samples given to a loss), ``samples_skipped`` (the other
+            samples that the epoch was to train on), ``samples_evaluated`` (held-out samples),
             ``kept``, ``explored``, ``keep_ratio`` (scheduled), ``slope``, ``mean_gate``,
             ``open_share`` (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or
             None), ``decision`` of the controller ("warm-up", "advance", "pause", "back off"),
@@ -46,6 +47,8 @@ class PruneResult:
         forced: whether the run ended before it trained an epoch at the keep ratio, so that the last
             selection was cut to size. The controller paused too often, or there were too few
             epochs.
+        partial: whether the result was made before the end of the run. The kept set is then that of
+            a run that ended at this moment, and ``saved`` compares with as many epochs.
         sample_losses: last loss of every sample, float32 ``[N]``, NaN where no loss was seen.
         relative_losses: mean over the visits of every sample of its loss divided by the mean loss
             of the epoch so far, float32 ``[N]``; 1 is typical, NaN where no loss was seen.
@@ -61,6 +64,7 @@ class PruneResult:
         paths: path of every sample relative to the image folder, for an image folder.
         unreadable: (index, reason) of the unreadable samples. They are never kept.
         not_finite: indices of the first samples that had a loss that was not finite.
+        warnings: texts of the warnings about the run, its dataset and its kept set.
         saved: savings of the kept set and of the run: ``samples``, ``bytes`` (on disk, where
             known); ``samples_read`` of the run and ``samples_read_full`` of an ordinary run with as
             many epochs; ``seconds`` of the run and ``seconds_full``, an estimate for an ordinary
@@ -78,6 +82,7 @@ class PruneResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     selected_epoch: int | None = None
     forced: bool = False
+    partial: bool = False
     sample_losses: Tensor | None = None
     relative_losses: Tensor | None = None
     visits: Tensor | None = None
@@ -89,6 +94,7 @@ class PruneResult:
     paths: list[str] | None = None
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     not_finite: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     saved: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     source: Source | None = None
@@ -191,7 +197,7 @@ class PruneResult:
         tensors = {"indices": self.indices, "gate_logits": self.gate_logits}
         known = {name: getattr(self, name) for name in _OPTIONAL}
         tensors |= {name: tensor for name, tensor in known.items() if tensor is not None}
-        content = {name: getattr(self, name) for name in _IN_JSON}
+        content = {name: getattr(self, name) for name in (*_IN_JSON, *_NEWER)}
         if self.paths is not None:
             tensors["paths"], content["path_bytes"] = pack_texts(self.paths)
         write_file(path, "result", tensors, content)
@@ -210,7 +216,8 @@ class PruneResult:
             raise FileFormatError(
                 f"{path} is not a whole result; not found: {', '.join(sorted(missing))}"
             )
-        values: dict[str, Any] = {name: content[name] for name in _IN_JSON}
+        names = (*_IN_JSON, *_NEWER)
+        values: dict[str, Any] = {name: content[name] for name in names if name in content}
         values |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
         values["unreadable"] = [(index, reason) for index, reason in content["unreadable"]]
         if "paths" in tensors:
@@ -342,3 +349,6 @@ _IN_JSON = (
     "saved",
     "versions",
 )
+
+# Files of earlier versions lack them.
+_NEWER = ("partial", "warnings")

@@ -188,6 +188,14 @@ def test_the_warnings_name_every_fault(tmp_path):
     assert "1 of 2 classes have no kept sample" in text
 
 
+def test_a_partial_result_and_its_warnings_say_so(tmp_path):
+    texts = ["the first doubt", "a <second> doubt"]
+    result = make(partial=True, selected_epoch=None, warnings=texts)
+    page = write(tmp_path, result, Pictures())
+    assert notes(tmp_path, result)[:2] == ["The first doubt.", "A <second> doubt."]
+    assert "before the end of the run" in page.root.all("p", "facts")[0].text()
+
+
 def test_galleries_name_the_right_samples(tmp_path):
     generator = torch.Generator().manual_seed(4)
     relative = torch.rand(N, generator=generator)

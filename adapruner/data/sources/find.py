@@ -11,7 +11,12 @@ from torch.utils.data import Subset, TensorDataset
 
 from adapruner.data.sources.arrays import ArraySource, map_array
 from adapruner.data.sources.base import Source, Transform, stated_fingerprint
-from adapruner.data.sources.hugging_face import HuggingFaceSource, is_hugging_face
+from adapruner.data.sources.hugging_face import (
+    TARGET_COLUMNS,
+    HuggingFaceSource,
+    has_known_columns,
+    is_hugging_face,
+)
 from adapruner.data.sources.image_folder import (
     ImageFolderDatasetSource,
     ImageFolderSource,
@@ -22,6 +27,7 @@ from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checke
 from adapruner.data.sources.remote import RemoteOptions, object_store
 from adapruner.data.sources.shard_paths import absolute, find_shards, is_shards
 from adapruner.data.sources.shards import ShardSource
+from adapruner.data.sources.timm import TimmSource, is_timm
 from adapruner.vision.decoding import MAX_PIXELS
 
 __all__ = [
@@ -33,6 +39,7 @@ __all__ = [
     "ShardSource",
     "Source",
     "SubsetSource",
+    "TimmSource",
     "as_source",
 ]
 
@@ -61,6 +68,7 @@ def as_source(
       targets can also be a sequence or a pandas Series, which is read in order of position;
     - a ``TensorDataset`` of two tensors;
     - one split of a Hugging Face dataset;
+    - a timm ``ImageDataset``;
     - a map-style dataset. Its items are pairs ``(input, target)``, or have their target at
       ``target``, or are inputs as a whole;
     - a ``Subset`` of a dataset named above;
@@ -150,11 +158,30 @@ def as_source(
     checked_length(data)
     if is_image_folder_dataset(data) and target is None:
         return ImageFolderDatasetSource(data, transform, fingerprint)
+    if is_timm(data) and target is None:
+        return TimmSource(data, transform, fingerprint)
     return DatasetSource(data, transform, fingerprint, target)
 
 
 def _takes_target(data: Any, shards: bool) -> bool:
     return not (shards or isinstance(data, (Source, str, os.PathLike, tuple)))
+
+
+def identified(dataset: Any) -> Source:
+    """A source that identifies the samples of a dataset, whatever a sample consists of.
+
+    It is that of :func:`as_source`. All columns of a Hugging Face dataset count if their names do
+    not tell the input from the target.
+
+    Raises:
+        TypeError, ValueError: as :func:`as_source`, for what is not a dataset.
+    """
+    if not is_hugging_face(dataset) or has_known_columns(dataset):
+        return as_source(dataset)
+    names = list(dataset.column_names)
+    target = next((name for name in TARGET_COLUMNS if name in names), names[-1])
+    inputs = [name for name in names if name != target] or [target]
+    return as_source(dataset, columns=(inputs, target))
 
 
 def source_again(about: Mapping[str, Any], data: Any | None = None) -> Source:

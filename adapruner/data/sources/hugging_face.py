@@ -155,6 +155,13 @@ def is_hugging_face(data: Any) -> bool:
     )
 
 
+def has_known_columns(dataset: Any) -> bool:
+    """Whether the names of the columns tell which are the input and the target."""
+    names = dataset.column_names
+    both = (INPUT_COLUMNS, TARGET_COLUMNS)
+    return all(sum(name in names for name in known) == 1 for known in both)
+
+
 def _guess(names: list[str]) -> tuple[str, str]:
     found = []
     for role, known in (("input", INPUT_COLUMNS), ("target", TARGET_COLUMNS)):

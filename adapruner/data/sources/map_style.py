@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from adapruner.data.sources.items import Target, encode_labels, split_item, stor
 
 _PROBES = 8  # samples that are read to see the form of an item
 _TARGET_ATTRIBUTES = ("targets", "labels", "y")
+_PATH_ATTRIBUTES = ("samples", "imgs", "paths", "files", "filenames")
 
 
 class DatasetSource(Source):
@@ -37,9 +39,10 @@ class DatasetSource(Source):
     An item is ``(input, target)``, or has its target at ``target``, or has none; see
     :func:`adapruner.data.sources.items.split_item`. ``targets`` are the classes that
     :func:`adapruner.data.sources.items.stored_targets` finds. Labels that are text are numbered in
-    the order of the sorted names. The fingerprint covers the name of the class, the length
-    and this attribute. It does not cover the module, because a class can move from ``__main__`` to
-    a module. If the fingerprint must say more, pass ``fingerprint``.
+    the order of the sorted names. The fingerprint covers the name of the class, the length, this
+    attribute and, without it, the paths in ``samples``, ``imgs``, ``paths``, ``files`` or
+    ``filenames``, relative to their common folder. It does not cover the module, because a class
+    can move from ``__main__`` to a module. If it must say more, pass ``fingerprint``.
 
     Raises:
         TypeError: the dataset has no length or cannot be indexed.
@@ -67,6 +70,14 @@ class DatasetSource(Source):
             self.targets, self.class_names = encoded
             self._hashed = self.targets
             self._codes = {name: code for code, name in enumerate(self.class_names)}
+        self._stored_paths = _stored_paths(dataset, self._length)
+        unknown = self._hashed is None and self._stored_paths is None
+        if fingerprint is None and unknown and type(dataset) is not TensorDataset:
+            self.doubts["fingerprint"] = (
+                f"the fingerprint of this {type(dataset).__name__} rests on its class name and "
+                "length alone, so another dataset may have the same; pass fingerprint= to "
+                "adapruner.as_source"
+            )
 
     def __len__(self) -> int:
         return self._length
@@ -115,6 +126,8 @@ class DatasetSource(Source):
             digest.update(f"{self.class_names}\n".encode("utf-8", "surrogatepass"))
         if self._hashed is not None:
             update_with_array(digest, self._hashed)
+        elif self._stored_paths is not None:
+            digest.update("\n".join(self._stored_paths).encode("utf-8", "surrogateescape"))
         for tensor in self.dataset.tensors if type(self.dataset) is TensorDataset else ():
             update_with_array(digest, tensor)
         return digest.hexdigest()
@@ -144,6 +157,7 @@ class SubsetSource(Source):
         if base.targets is not None and self._reads_base:
             self.targets = base.targets[self._indices]
         self.class_names, self.root = base.class_names, base.root
+        self.doubts = base.doubts
         if base.paths is not None:
             self.paths = [base.paths[index] for index in self._indices]
         if base.sizes is not None:
@@ -256,6 +270,27 @@ def _attribute(dataset: Any, length: int) -> Array | None:
         if array is not None:
             return array
     return None
+
+
+def _stored_paths(dataset: Any, length: int) -> list[str] | None:
+    """The paths that a dataset lists, one for each sample, relative to their common folder."""
+    for name in _PATH_ATTRIBUTES:
+        listed = getattr(dataset, name, None)
+        if not isinstance(listed, (list, tuple)) or len(listed) != length:
+            continue
+        paths = [item[0] if isinstance(item, (list, tuple)) and item else item for item in listed]
+        if all(isinstance(path, (str, os.PathLike)) for path in paths):
+            return relative_paths([os.fspath(path) for path in paths])
+    return None
+
+
+def relative_paths(paths: list[str]) -> list[str]:
+    """``paths`` with "/" between their parts, relative to the folder that holds all of them."""
+    parts = [path.replace(os.sep, "/").split("/") for path in paths]
+    shared = min(map(len, parts)) - 1
+    while any(path[:shared] != parts[0][:shared] for path in parts):
+        shared -= 1
+    return ["/".join(path[shared:]) for path in parts]
 
 
 def _class_names(dataset: Any) -> list[str] | None:
