@@ -313,10 +313,7 @@ class Run:
         """Bring the gates up to date with the visits of all ranks. All ranks must call it.
 
         :meth:`step` and :meth:`state_dict` do it too. A process alone is up to date after each
-        batch.
-
-        Raises:
-            See :meth:`step`.
+        batch. It raises what :meth:`step` raises.
         """
         self._meet("synchronize")
 
