@@ -57,7 +57,7 @@ def sample_table(result: PruneResult, source: Source | None = None) -> Table:
     """
     table: Table = {"index": np.arange(result.num_samples, dtype=np.int64)}
     if (paths := _paths(result, source)) is not None:
-        table["path"] = paths
+        table["path"] = list(paths)
     names = result.dataset.get("class_names")
     labels = _labels(result, source)
     if labels is not None:
