@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from adapruner._util.seeds import generators_restored
 from adapruner.data.sources.base import (
@@ -137,7 +137,8 @@ class DatasetSource(Source):
 class ConcatSource(DatasetSource):
     """The samples of a :class:`torch.utils.data.ConcatDataset`.
 
-    The fingerprint covers the fingerprints of the parts, in order.
+    The fingerprint covers the fingerprints of the parts, in order. The names of the classes are
+    those of the parts, if all parts have the same.
 
     Args:
         dataset: the ``ConcatDataset``.
@@ -155,6 +156,9 @@ class ConcatSource(DatasetSource):
     ) -> None:
         super().__init__(dataset, transform, fingerprint, target)
         self.parts = parts
+        names = [part.class_names for part in parts]
+        if all(name == names[0] for name in names):
+            self.class_names = names[0]
 
     def _identify(self) -> str:
         digest = new_digest("concatenation")
@@ -325,13 +329,7 @@ def relative_paths(paths: list[str]) -> list[str]:
 
 
 def _class_names(dataset: Any) -> list[str] | None:
-    """The names in ``classes``. ImageNet has tuples of synonyms, which are joined.
-
-    A ``ConcatDataset`` has the names of its parts if they are the same.
-    """
-    if type(dataset) is ConcatDataset:
-        first, *others = (_class_names(part) for part in dataset.datasets)
-        return first if all(names == first for names in others) else None
+    """The names in ``classes``. ImageNet has tuples of synonyms, which are joined."""
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, (list, tuple)) or not classes:
         return None
