@@ -13,6 +13,16 @@ from adapruner.errors import FileFormatError
 _DEEPEST = 20  # levels of lists and dicts within each other
 _LARGEST = 2**63
 
+# The tensors [N] of a result that may be absent.
+_OF_SAMPLES = {
+    "sample_losses": torch.float32,
+    "relative_losses": torch.float32,
+    "visits": torch.int16,
+    "predicted": torch.int32,
+    "draw_keys": torch.float32,
+    "targets": torch.int64,
+}
+
 # The entries of ``dataset`` that have one type, besides None.
 _OF_DATASET: dict[str, type] = {
     "kind": str,
@@ -40,10 +50,22 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
         raise _wrong("indices", f"dataset indices in [0, {count})", int(outside[0]))
     if (indices[1:] <= indices[:-1]).any():
         raise _wrong("indices", "ascending", "others")
-    for name, dtype in (("sample_losses", torch.float32), ("targets", torch.int64)):
+    for name, dtype in _OF_SAMPLES.items():
         found = tensors.get(name)
         if found is not None and (found.dtype != dtype or tuple(found.shape) != (count,)):
             raise _wrong(name, f"{dtype} [{count}]".removeprefix("torch."), _form(found))
+    quotas = tensors.get("quota_labels")
+    if quotas is not None and (quotas.is_floating_point() or tuple(quotas.shape) != (count,)):
+        raise _wrong("quota_labels", f"integers [{count}]", _form(quotas))
+    held_out = tensors.get("held_out")
+    if held_out is not None:
+        if held_out.dtype != torch.int64 or held_out.dim() != 1:
+            raise _wrong("held_out", "int64 [H]", _form(held_out))
+        if ((held_out < 0) | (held_out >= count)).any():
+            raise _wrong("held_out", f"dataset indices in [0, {count})", "others")
+    paths = tensors.get("paths")
+    if paths is not None and (paths.dtype != torch.uint8 or paths.dim() != 1):
+        raise _wrong("paths", "uint8 [B]", _form(paths))
 
 
 def check_content(content: Mapping[str, Any], num_samples: int) -> None:
@@ -69,6 +91,14 @@ def check_content(content: Mapping[str, Any], num_samples: int) -> None:
     for name, value in content["saved"].items():
         if not _is_number(value):
             raise _wrong(f"saved.{name}", "a number", value)
+    if not isinstance(content.get("partial", False), bool):
+        raise _wrong("partial", "of type bool", content["partial"])
+    warned = content.get("warnings", [])
+    if not isinstance(warned, list) or not all(isinstance(text, str) for text in warned):
+        raise _wrong("warnings", "a list of strings", warned)
+    size = content.get("path_bytes", 0)
+    if not _is_whole(size) or not 0 <= size < 2**40:
+        raise _wrong("path_bytes", "a number of bytes", size)
     _check_dataset(content["dataset"])
     _check_history(content["history"])
     _check_samples(content, num_samples)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from adapruner._util.files import write_file
 from adapruner.data.sources.find import as_source
@@ -225,7 +225,19 @@ def test_subset_reads_a_folder_by_path(tmp_path: Path) -> None:
         (tmp_path / "cat").mkdir(exist_ok=True)
         image.new("RGB", (2, 2), (index, 0, 0)).save(tmp_path / "cat" / f"{index}.png")
     result = make_result(as_source(tmp_path).fingerprint())
-    assert [sample[0].getpixel((0, 0))[0] for sample in result.subset(tmp_path)] == [0, 2, 3]
+    subset = result.subset(tmp_path)
+    assert [round(255 * x[0, 0, 0].item()) for x, _ in subset] == [0, 2, 3]
+    images, classes = next(iter(DataLoader(subset, batch_size=3)))
+    assert images.shape == (3, 3, 2, 2)
+    assert classes.tolist() == [0, 0, 0]
+    sizes = [image.size for image, _ in result.subset(tmp_path, transform=lambda image: image)]
+    assert sizes == [(2, 2)] * 3
+
+
+def test_subset_takes_no_transform_for_a_dataset() -> None:
+    data = TensorDataset(*arrays())
+    with pytest.raises(ValueError, match=r"transform is for paths and arrays.* TensorDataset"):
+        make_result(as_source(data).fingerprint()).subset(data, transform=torch.abs)
 
 
 def test_subset_of_another_dataset_names_both_fingerprints() -> None:
