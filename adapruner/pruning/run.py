@@ -315,8 +315,7 @@ class Run:
         :meth:`step` and :meth:`state_dict` do it too. A process alone is up to date after each
         batch.
 
-        Raises:
-            See :meth:`step`.
+        Errors are those of :meth:`step`.
         """
         self._meet("synchronize")
 
