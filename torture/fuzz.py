@@ -36,7 +36,7 @@ from adapruner.data.sources.arrays import map_array
 from adapruner.data.sources.shard_index import read_index, scan
 from adapruner.data.sources.tar_members import BLOCK
 from adapruner.report import content as report_content
-from adapruner.report.gallery import Found, extremes, gallery
+from adapruner.report.gallery import Found, galleries
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 from adapruner.training.trainer import Trainer
@@ -161,8 +161,9 @@ def try_result(dice: Dice, files: Files) -> None:
     nothing = Found(None, "none")
     report_content.unreadable(result, nothing)
     report_content.not_finite(result, nothing)
-    for indices in extremes(result):
-        report_content.ranking(gallery(result, indices, nothing))
+    report_content.reasons(result)
+    for shown in galleries(result, nothing):
+        report_content.listing(shown)
     result.save(files.scratch / "again")
     if len(PruneResult.load(files.scratch / "again").indices) != len(result.indices):
         raise Wrong("a saved result differs")

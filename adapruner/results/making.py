@@ -64,7 +64,7 @@ def result_of(pruner: Pruner) -> PruneResult:
         draw_keys=to_cpu(keys),
         quota_labels=labels,
         held_out=None if held_out is None else bitmask.indices(held_out),
-        paths=getattr(samples, "paths", None),
+        paths=None if (paths := getattr(samples, "paths", None)) is None else list(paths),
         unreadable=run.unreadable,
         not_finite=sorted(run.not_finite),
         warnings=list(pruner.warnings.values()),

@@ -198,7 +198,7 @@ def _paths(result: PruneResult, source: Source | None) -> Sequence[str] | None:
         return result.paths
     if isinstance(source, ShardSource):
         return source.member_names(np.arange(len(source)))
-    return None if source is None else source.paths
+    return None if source is None or source.paths is None else list(source.paths)
 
 
 def _labels(result: PruneResult, source: Source | None) -> IntArray | None:

@@ -156,6 +156,9 @@ class ConcatSource(DatasetSource):
     ) -> None:
         super().__init__(dataset, transform, fingerprint, target)
         self.parts = parts
+        self.doubts.pop("fingerprint", None)
+        for part in parts:
+            self.doubts |= part.doubts
         names = [part.class_names for part in parts]
         if all(name == names[0] for name in names):
             self.class_names = names[0]
