@@ -35,7 +35,7 @@ demo-distributed: setup
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2 examples/distributed.py
 
 test: setup test-native
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # The formulas of csrc/math/ and the kernels of csrc/cuda/ (in an emulator) need neither torch nor Python.
 test-native:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.other_ratio
 
-Makes the rows that benchmarks/results/quality/other_ratio.jsonl lacks, and redraws the table of
+Makes the rows that benchmarks/results/answers/other_ratio.jsonl lacks, and redraws the table of
 docs/answers.md. The overlap is the share of the kept set of ``at`` that a run at that ratio keeps
 too. Two runs at that ratio with different seeds of the draw and of the model show what to expect.
 """
@@ -20,7 +20,7 @@ from ..provenance import provenance
 from ..tables import machine, rewrite
 from .data import load
 from .plans import Adapruner
-from .run import RESULTS, append, read_rows
+from .run import ANSWERS, append, read_rows
 from .statistics import by_seed, estimate, group
 from .table import RECIPES
 from .trainer import train
@@ -83,7 +83,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    file = RESULTS / "other_ratio.jsonl"
+    file = ANSWERS / "other_ratio.jsonl"
     done = {(r["dataset"], r["noise"], r["seed"], r["method"]) for r in read_rows(file)}
     about = provenance()
     for seed in range(max(most for _, _, most in CASES)):

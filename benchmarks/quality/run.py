@@ -28,6 +28,7 @@ from .table import Run, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "quality"
+ANSWERS = ROOT / "results" / "answers"  # of suspects and other keep ratios
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

