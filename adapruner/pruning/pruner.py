@@ -35,7 +35,7 @@ class Pruner(Run):
         epochs: epochs of the run, at least 1.
         warmup_epochs: epochs at the start that train on everything, unweighted, while the gates do
             not step; 0 for a model that is trained already. About a tenth of ``epochs`` where None.
-        method: "sampled" draws samples by their gates; "published" keeps the largest gate logits,
+        method: "sampled" draws samples by their losses; "published" keeps the largest gate logits,
             as the paper does.
         seed: seed of the order, the exploration and the augmentation.
         labels: integers ``[N]``; where given, every class keeps exactly its share.
@@ -43,10 +43,11 @@ class Pruner(Run):
             :meth:`observe` and compete among themselves for their own share.
         explore: each epoch also reads this share of N of pruned samples, so that they can return.
         normalize_loss: divide losses by their running mean in the pressure, for losses that are not
-            on the scale of cross entropy.
+            on the scale of cross entropy. It has no effect on "sampled", which always divides
+            losses by their mean in the first epoch.
         track_losses: keep the last loss of every sample (4 bytes a sample). Gates then also step in
             epochs that do not visit them. Without it, a later visit stands for those epochs, and
-            short runs select less like runs that visit all.
+            short runs select less like runs that visit all. "sampled" then reads evenly.
         device: device of the gates and the losses, "cpu" or a CUDA device; torch's default where
             None. Errors that a GPU finds in a batch are raised by :meth:`step`.
 
