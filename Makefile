@@ -1,4 +1,4 @@
-# make setup | demo | test | style | docs | bench | bench-full | bench-native | quality | quality-quick |
+# make setup | demo | demo-distributed | test | style | docs | bench | bench-full | bench-native | quality | quality-quick |
 # cuda-report | gpu-check.  Every target but gpu-check sets up what it needs in .venv.
 #
 # CUDA=on | off: whether CUDA kernels are built. Where nothing is said, they are built for the GPUs of
@@ -13,7 +13,7 @@ NATIVE := $(SOURCES) $(wildcard cmake/*)
 FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
 CXX ?= c++
 
-.PHONY: setup demo test test-native style format docs bench bench-full bench-native quality quality-quick cuda-report \
+.PHONY: setup demo demo-distributed test test-native style format docs bench bench-full bench-native quality quality-quick cuda-report \
   gpu-check clean
 
 setup: $(SETUP)
@@ -28,6 +28,10 @@ $(SETUP): pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 
 demo: setup
 	$(BIN)/python examples/digits.py
+
+# Two CPU processes that train and prune together.
+demo-distributed: setup
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2 examples/distributed.py
 
 test: setup test-native
 	$(BIN)/python -m pytest

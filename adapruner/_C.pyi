@@ -6,8 +6,5 @@ error_kinds: dict[str, int]
 not_finite_capacity: int
 never_visited: int
 oldest: int
-lowest_key: int
-highest_key: int
-digits: int
 
 def build_info() -> dict[str, object]: ...

@@ -12,7 +12,12 @@ from adapruner._version import __version__
 if TYPE_CHECKING:
     from adapruner.data.sources.find import as_source
     from adapruner.data.with_ids import with_ids
-    from adapruner.errors import DatasetMismatchError, FileFormatError, UnreadableSampleError
+    from adapruner.errors import (
+        DatasetMismatchError,
+        FileFormatError,
+        RankError,
+        UnreadableSampleError,
+    )
     from adapruner.pruning.pruner import Pruner
     from adapruner.pruning.sampler import PrunedBatchSampler, PrunedSampler
     from adapruner.results.result import PruneResult
@@ -25,6 +30,7 @@ __all__ = [
     "PrunedBatchSampler",
     "PrunedSampler",
     "Pruner",
+    "RankError",
     "UnreadableSampleError",
     "__version__",
     "as_source",
@@ -39,6 +45,7 @@ _HOMES = {
     "PrunedBatchSampler": "adapruner.pruning.sampler",
     "PrunedSampler": "adapruner.pruning.sampler",
     "Pruner": "adapruner.pruning.pruner",
+    "RankError": "adapruner.errors",
     "UnreadableSampleError": "adapruner.errors",
     "as_source": "adapruner.data.sources.find",
     "fast_prune": "adapruner.training.fast_prune",

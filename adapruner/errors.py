@@ -15,5 +15,13 @@ class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run must stop."""
 
 
+class RankError(RuntimeError):
+    """Another process of a distributed run has failed, so this one ends too."""
+
+
+class UnreachableError(OSError):
+    """An object store did not answer. The run must stop; no sample is at fault."""
+
+
 class MissingEndMarkWarning(UserWarning):
     """A tar has no end-of-archive mark. Its members are whole, but it may be cut off after one."""

@@ -78,6 +78,26 @@ def loader_tables(results: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def remote_table(results: dict[str, Any]) -> str:
+    """The table of docs/remote.md."""
+    lines = [
+        "| | images | keep ratio | | time of an epoch, median [quartiles] "
+        "| as a multiple of ours [quartiles] | fetched | n |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for pictures in PICTURES:
+        found = [row for name, row in results["rows"].items() if pictures in name]
+        for row in sorted(found, key=lambda row: -row["ratio"]):
+            first = f"{pictures} | {row['images']:,} | {row['ratio']:g}"
+            for name, timing in row["rivals"].items():
+                lines.append(
+                    f"| {first} | {name} | {_times(timing)} | {_multiple(timing)} "
+                    f"| {_bytes(row['bytes_read'][name])} | {timing['n']} |"
+                )
+                first = " | | "
+    return "\n".join([*lines, f"\n{machine(results['provenance'])}."])
+
+
 def _epoch_table(results: dict[str, Any]) -> str:
     lines = [
         "| | images | keep ratio | median [quartiles] | share of the epoch at 1 [quartiles] "

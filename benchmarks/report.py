@@ -18,7 +18,7 @@ from examples.digits import draw
 from .charts import draw_epochs, draw_growth, draw_speed
 from .gpu.tables import gpu_tables
 from .inputs import OURS
-from .loader_tables import epoch_curves, loader_tables
+from .loader_tables import epoch_curves, loader_tables, remote_table
 from .tables import factor, machine, rewrite, time
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +202,7 @@ def main() -> None:
     tables = {suite: suite_table(suite) for suite in SUITES} | gpu_tables(RESULTS / "gpu")
     tables["summary"] = speed_table(SUMMARY)
     rewrite(ROOT / "docs" / "performance.md", tables | loader_tables(loader))
+    rewrite(ROOT / "docs" / "remote.md", {"remote": remote_table(load("remote"))})
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
     runs = {float(share): rows for share, rows in digits["runs"].items()}

@@ -243,30 +243,6 @@ inline void check_no_nan(int64_t first_nan) {
                     "], the number of values in segment ", segment, "; found ", quota);
 }
 
-inline void check_key_range(const at::Tensor& key_range) {
-  TORCH_CHECK_TYPE(key_range.scalar_type() == at::kLong, "key_range must be int64; found ",
-                   key_range.scalar_type());
-  TORCH_CHECK_VALUE(key_range.dim() == 1 && key_range.size(0) == 3,
-                    "key_range must have shape [3]: lowest key, highest key, rank; found shape ",
-                    key_range.sizes());
-}
-
-inline void check_digit_histogram(const at::Tensor& gate_logits, const at::Tensor& key_range) {
-  check_gate_logits(gate_logits);
-  check_key_range(key_range);
-  check_device(key_range, gate_logits, "key_range");
-}
-
-inline void check_narrowed_range(const at::Tensor& key_range, const at::Tensor& histogram) {
-  check_key_range(key_range);
-  check_device(histogram, key_range, "histogram");
-  TORCH_CHECK_TYPE(histogram.scalar_type() == at::kLong, "histogram must be int64; found ",
-                   histogram.scalar_type());
-  TORCH_CHECK_VALUE(histogram.dim() == 1 && histogram.size(0) == kDigits + 1,
-                    "histogram must have shape [", kDigits + 1, "]; found shape ",
-                    histogram.sizes());
-}
-
 // Row numbers and slots of histograms must fit 32 bits.
 constexpr int64_t kMostSegments = int64_t{1} << 30;
 

@@ -11,8 +11,8 @@
 //                float64 input, and float32 otherwise.
 //   sample_loss  [B], dtype of loss: ℓ. It is 0 for a sample that has ignored rows only.
 //   pressure     [B] float32: min(ℓ' − w·log(ℓ' + ε), cap) + 2λ·(s̄ − r), with
-//                ℓ' = ℓ / loss scale. It is NaN where ℓ is not finite, and +inf for a sample that
-//                has ignored rows only. Neither value counts as a visit.
+//                ℓ' = ℓ / loss scale and ℓ as in sample_loss. It is NaN where ℓ is not finite, and
+//                +inf for a sample that has ignored rows only. Neither value counts as a visit.
 // sample_loss and pressure are not differentiable.
 //
 // Errors in the values of a batch (targets, ids, given losses) are IndexError or ValueError. The
@@ -113,26 +113,6 @@ TORCH_LIBRARY(adapruner, m) {
   m.def(
       "segmented_topk(Tensor gate_logits, Tensor segments, Tensor quotas, float? slope=None) "
       "-> (Tensor mask, Tensor sums)");
-
-  // A top-k over the values of several ranks. The ranks search for the threshold together, digit by
-  // digit, and exchange a few kilobytes in each round. Values are compared as integer keys in
-  // [lowest_key, highest_key] of adapruner._C. Keys have the order of the values, and −0 and +0
-  // have the same key.
-  //   key_range  [3] int64, on the device of gate_logits: the lowest and the highest key that the
-  //              threshold may have, and the rank of the threshold, from 1 and from the largest,
-  //              among the values with keys in this range
-  //   histogram  [2¹¹ + 1] int64: the number of values in the range for each value of their next
-  //              digit of 11 bits, lowest digit first, and then the number with larger keys
-  // NaN is not counted. Neither operator waits for the device.
-  //
-  // digit_histogram counts the gate_logits of one rank. The sum of the histograms of all ranks is
-  // the histogram of all values. narrowed_range takes a histogram of all ranks and gives the key
-  // range of the digit that contains the threshold. Three rounds from the whole range leave one
-  // key. On the CPU an invalid range, or a rank larger than the number of values in the range, is a
-  // ValueError. On a GPU the bounds are clamped to valid keys, and for such a rank the range is
-  // returned unchanged.
-  m.def("digit_histogram(Tensor gate_logits, Tensor key_range) -> Tensor");
-  m.def("narrowed_range(Tensor key_range, Tensor histogram) -> Tensor");
 
   // The next `count` samples of an epoch's order, as int64 indices, and the position after them, as
   // an int64 scalar. There are fewer at the end of the order. `key` fixes a permutation π of

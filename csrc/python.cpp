@@ -71,7 +71,4 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("not_finite_capacity") = adapruner::kNotFiniteCapacity;
   m.attr("never_visited") = adapruner::kNeverVisited;
   m.attr("oldest") = adapruner::kOldest;
-  m.attr("lowest_key") = adapruner::kLowestKey;
-  m.attr("highest_key") = adapruner::kHighestKey;
-  m.attr("digits") = adapruner::kDigits;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,27 @@ def test_the_same_seed_gives_the_same(example: str) -> None:
     )
     assert one == other
     assert [row[2] for row in one] != [row[2] for row in another]
+
+
+def test_two_processes_keep_the_same_samples(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What torchrun sets, which itself takes longer to start than the example.
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    given |= {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(EXAMPLES / "distributed.py"), "--epochs", "3"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | given | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate()[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "kept 650 of 1300, the same set on all 2 ranks" in said[0]
+    assert said[1] == ""

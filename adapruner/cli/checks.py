@@ -6,15 +6,25 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+from adapruner._util.addresses import is_address
 from adapruner._util.tar_names import is_compressed_tar, is_tar
 from adapruner.cli.console import complain
 from adapruner.pruning.methods import HOMES, current_name
 
 EXPECTED = (
     "image folder (FOLDER/CLASS/.../IMAGE), WebDataset shards (.tar files, a folder of them, or "
-    "patterns), or two .npy files (uint8 images, then classes)"
+    "patterns; also s3://, gs:// or https://), or two .npy files (uint8 images, then classes)"
 )
+
+# A path of this machine, or the address of an object store.
+Place: TypeAlias = "Path | str"
+
+
+def place(text: str) -> Place:
+    """Convert the text of a path or an address."""
+    return text if is_address(text) else Path(text)
 
 
 def ratio(text: str) -> float:
@@ -67,11 +77,20 @@ def method_name(text: str) -> str:
     return name
 
 
-def check_data(paths: Sequence[Path]) -> None:
-    """Raise OSError or ValueError where ``paths`` clearly are not images.
+def check_data(places: Sequence[Place]) -> None:
+    """Raise OSError or ValueError where ``places`` clearly are not images.
 
-    Patterns of shards are not searched here.
+    Patterns of shards are not searched here, and no object store is asked.
     """
+    paths = [place for place in places if isinstance(place, Path)]
+    if not paths:
+        return
+    if len(paths) < len(places):
+        address = next(place for place in places if not isinstance(place, Path))
+        raise ValueError(
+            f"data must be files or lie in an object store, not both; found {paths[0]} and "
+            f"{address}"
+        )
     kinds = set(map(_kind, paths))
     if kinds == {".npy"} and len(paths) != 2:
         raise ValueError(
@@ -113,9 +132,9 @@ def check_destination(path: Path) -> None:
     _check_writable(path.parent, path)
 
 
-def check_apart(written: Sequence[Path | None], read: Sequence[Path | None]) -> None:
+def check_apart(written: Sequence[Path | None], read: Sequence[Place | None]) -> None:
     """Raise ValueError where two files to write are the same, or one of them is also read."""
-    sources = {path.resolve() for path in read if path is not None}
+    sources = {path.resolve() for path in read if isinstance(path, Path)}
     seen = set()
     for path in written:
         if path is None:

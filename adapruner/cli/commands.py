@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import tempfile
 import warnings
@@ -21,12 +20,16 @@ from tqdm.auto import tqdm
 from adapruner import vision
 from adapruner._util.extras import require
 from adapruner._util.files import replace_atomically
+from adapruner.cli.checks import Place
 from adapruner.cli.console import complain, say
+from adapruner.cli.launch import process_group, rank
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source, source_again
+from adapruner.data.sources.remote import RemoteOptions, object_store
 from adapruner.data.sources.shard_index import ShardIndex, scan, write_index
 from adapruner.data.sources.shard_paths import find_shards
-from adapruner.data.sources.shards import index_path
+from adapruner.data.sources.stores import FileStore, index_path
+from adapruner.data.sources.tar_members import Shard
 from adapruner.errors import MissingEndMarkWarning
 from adapruner.ops.device import why_no_cuda
 from adapruner.results.result import PruneResult
@@ -54,9 +57,11 @@ _EXPORTED = {
 def prune(arguments: Namespace) -> None:
     """Train on ``arguments.data`` and write the result to ``arguments.out``.
 
+    Where ``torchrun`` has started many processes, they train together and rank 0 writes.
+
     Raises:
-        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError: the message is
-            for users.
+        OSError, ValueError, ImportError, FloatingPointError, UnreadableSampleError, RankError: the
+            message is for users.
     """
     if arguments.report is not None:
         for module in ("matplotlib", "jinja2"):
@@ -64,15 +69,20 @@ def prune(arguments: Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cpu" if why_no_cuda() else "cuda")
-    with _warnings_as_lines():
+    with process_group(device) as device:
+        _prune(arguments, device, writes=rank() in (None, 0))
+
+
+def _prune(arguments: Namespace, device: str, writes: bool) -> None:
+    with _warnings_as_lines(writes):
         source, validation = _sources(arguments)
         image_size = arguments.image_size or vision.guess_image_size(source)
         model = _model(arguments, source, image_size)
     if device != "cpu":
         model = model.to(memory_format=torch.channels_last)
-    if not arguments.quiet:
+    if writes and not arguments.quiet:
         _announce(arguments, model, source, image_size)
-    with _warnings_as_lines():
+    with _warnings_as_lines(writes):
         result = fast_prune(
             model,
             source,
@@ -97,6 +107,8 @@ def prune(arguments: Namespace) -> None:
             on_error=arguments.on_error,
             progress=not arguments.quiet,
         )
+    if not writes:
+        return
     result = replace(result, config=result.config | _settings(arguments, image_size))
     _save(result, arguments.out)
     if arguments.save_model is not None:
@@ -155,7 +167,10 @@ def index(arguments: Namespace) -> None:
     Raises:
         OSError, ValueError: the message is for users.
     """
-    named = (shard for pattern in arguments.shards for shard in find_shards(pattern))
+    store = object_store(arguments.shards)
+    if store is not None and arguments.out is None:
+        raise ValueError("--out DIR is needed for the indexes of shards in an object store")
+    named = (shard for pattern in arguments.shards for shard in find_shards(pattern, store))
     shards = list(dict.fromkeys(named))  # patterns may overlap
     paths = [index_path(shard, arguments.out) for shard in shards]
     if len(set(paths)) < len(paths):
@@ -165,9 +180,9 @@ def index(arguments: Namespace) -> None:
     for shard, path in zip(
         tqdm(shards, unit=" shards", leave=False, disable=None), paths, strict=True
     ):
-        found, problem = _scanned(shard, arguments.column)
+        found, problem = _scanned(store.open(shard) if store else shard, arguments.column)
         if problem is None:
-            write_index(path, found, os.path.getsize(shard))
+            write_index(path, found, (store or FileStore()).size(shard))
             samples += len(found.lines)
         else:
             broken += 1
@@ -177,7 +192,7 @@ def index(arguments: Namespace) -> None:
         raise OSError(f"{broken:,} of {len(shards):,} shards have no index")
 
 
-def _scanned(shard: str, column: str) -> tuple[ShardIndex, str | None]:
+def _scanned(shard: Shard, column: str) -> tuple[ShardIndex, str | None]:
     """The index of ``shard``, and the reason why it must not be written, or None."""
     with warnings.catch_warnings(record=True) as caught:
         # With an index no later run would warn of a shard that may be cut off.
@@ -194,9 +209,9 @@ def _given_source(arguments: Namespace, result: PruneResult) -> Source | None:
         return source_again(result.dataset, _named(arguments.data))
 
 
-def _named(paths: list[Path]) -> Any:
-    """The data at the paths of the command line, in a form that ``as_source`` takes."""
-    if all(path.suffix == ".npy" for path in paths):
+def _named(paths: list[Place]) -> Any:
+    """The data at the places of the command line, in a form that ``as_source`` takes."""
+    if all(isinstance(path, Path) and path.suffix == ".npy" for path in paths):
         return tuple(paths)
     return paths[0] if len(paths) == 1 else paths
 
@@ -213,13 +228,13 @@ def _check_data_known(result: PruneResult, to: str) -> None:
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Show each warning as one line, without its place in the code."""
+def _warnings_as_lines(show: bool = True) -> Iterator[None]:
+    """Show each warning as one line, without its place in the code; or none of them."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             yield
     finally:
-        for warning in caught:
+        for warning in caught if show else ():
             complain(f"warning: {warning.message}")
 
 
@@ -249,12 +264,16 @@ def _sources(arguments: Namespace) -> tuple[Source, Source | None]:
     return source, validation
 
 
-def _images(arguments: Namespace, paths: list[Path]) -> Source:
+def _images(arguments: Namespace, paths: list[Place]) -> Source:
+    remote = None
+    if arguments.cache is not None:
+        remote = RemoteOptions(cache_folder=arguments.cache)
     source = as_source(
         _named(paths),
         columns=None if arguments.columns is None else tuple(arguments.columns),
         max_pixels=arguments.max_pixels,
         index_folder=arguments.index,
+        remote=remote,
     )
     if source.targets is None:
         raise ValueError(f"the classes in {paths[-1]} must be whole numbers, one for each image")

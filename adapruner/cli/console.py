@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
+from adapruner.cli.launch import rank
+
 
 def say(text: str) -> None:
     """Print to standard output. Characters that its encoding lacks are escaped."""
@@ -12,8 +14,9 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print one line to standard error, with the name of the command in front."""
-    _write("adapruner: " + " ".join(text.splitlines()), sys.stderr)
+    """Print one line to standard error, with the name of the command and the rank in front."""
+    who = "adapruner: " if rank() is None else f"adapruner: rank {rank()}: "
+    _write(who + " ".join(text.splitlines()), sys.stderr)
 
 
 def _write(text: str, stream: TextIO) -> None:

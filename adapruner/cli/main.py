@@ -17,7 +17,7 @@ from adapruner.cli.checks import (
 )
 from adapruner.cli.console import complain, say
 from adapruner.cli.parser import build_parser
-from adapruner.errors import UnreadableSampleError
+from adapruner.errors import RankError, UnreadableSampleError
 from adapruner.training import CHECKPOINT_NAME
 
 
@@ -59,6 +59,7 @@ def _says_all(error: Exception) -> bool:
             FloatingPointError,
             MemoryError,
             UnreadableSampleError,
+            RankError,
         ),
     )
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from adapruner._version import __version__
-from adapruner.cli.checks import EXPECTED, at_least, method_name, positive, ratio
+from adapruner.cli.checks import EXPECTED, at_least, method_name, place, positive, ratio
 from adapruner.pruning.methods import DEFAULT_METHOD, HOMES
 
 EXPORT_FORMATS = ("paths", "npy", "parquet", "links", "wds-index", "shards")
@@ -46,7 +46,7 @@ def _add_prune(add: _AddParser) -> None:
         "images than an ordinary run.",
     )
     option = parser.add_argument
-    option("data", type=Path, nargs="+", metavar="DATA", help=EXPECTED)
+    option("data", type=place, nargs="+", metavar="DATA", help=EXPECTED)
     option(
         "--out",
         type=Path,
@@ -117,7 +117,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
     option(
         "--validation",
-        type=Path,
+        type=place,
         action="append",
         metavar="DATA",
         help="held-out images of the same classes, in any form of DATA; repeat the option for each "
@@ -132,9 +132,16 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     )
     option(
         "--index",
-        type=Path,
+        type=place,
         metavar="DIR",
         help="folder of the shards' indexes; default beside the shards",
+    )
+    option(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="shards in an object store only: folder of this machine that keeps what was read, up "
+        "to 10 GiB; default nothing is kept",
     )
     option(
         "--max-pixels",
@@ -263,7 +270,7 @@ def _add_result(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("result", type=Path, metavar="RESULT", help="result file of prune")
     parser.add_argument(
         "--data",
-        type=Path,
+        type=place,
         action="append",
         metavar="DATA",
         help="place of the pruned data, if it has moved; repeat the option for each path",
@@ -278,9 +285,17 @@ def _add_index(add: _AddParser) -> None:
         "DALI's wds2idx. A run with indexes starts without reading every header of the shards.",
     )
     option = parser.add_argument
-    option("shards", nargs="+", metavar="SHARDS", help="tar files, folders of them, or patterns")
     option(
-        "--out", type=Path, metavar="DIR", help="folder for the indexes; default beside the shards"
+        "shards",
+        nargs="+",
+        metavar="SHARDS",
+        help="tar files, folders of them, patterns, or addresses of an object store",
+    )
+    option(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the indexes; default beside the shards, except in an object store",
     )
     option(
         "--class",

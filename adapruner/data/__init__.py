@@ -2,5 +2,6 @@
 
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source
+from adapruner.data.sources.remote import RemoteOptions
 
-__all__ = ["Source", "as_source"]
+__all__ = ["RemoteOptions", "Source", "as_source"]

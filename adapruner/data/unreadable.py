@@ -35,6 +35,11 @@ def refuse_unreadable(unreadable: Sequence[Unreadable], on_error: str) -> None:
         )
 
 
+def no_sample_readable() -> UnreadableSampleError:
+    """The error of an epoch without a readable sample."""
+    return UnreadableSampleError("expected a readable sample in the epoch; found none")
+
+
 class Failures:
     """Reports unreadable samples to the pruner, or raises.
 

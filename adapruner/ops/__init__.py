@@ -16,12 +16,8 @@ from adapruner.ops.losses import (
 from adapruner.ops.native import _C
 from adapruner.ops.order import Order, masked_order
 from adapruner.ops.selection import (
-    DIGIT_ROUNDS,
     GATE_SUM_ONE,
-    KEY_RANGE,
     TopK,
-    digit_histogram,
-    narrowed_range,
     oldest_mask,
     sampling_keys,
     segmented_topk,
@@ -29,16 +25,13 @@ from adapruner.ops.selection import (
 )
 
 __all__ = [
-    "DIGIT_ROUNDS",
     "GATE_SUM_ONE",
-    "KEY_RANGE",
     "NEVER_VISITED",
     "OLDEST",
     "_C",
     "MaskedLoss",
     "Order",
     "TopK",
-    "digit_histogram",
     "first_loss_scale",
     "gate_drift",
     "gate_update",
@@ -46,7 +39,6 @@ __all__ = [
     "masked_linear_cross_entropy",
     "masked_loss",
     "masked_order",
-    "narrowed_range",
     "oldest_mask",
     "sampling_keys",
     "segmented_topk",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapruner.ops.native import _C
+from adapruner.ops import native  # noqa: F401  (registers the operators)
 
 
 def _loss_dtype(tensor: Tensor) -> torch.dtype:
@@ -116,16 +116,6 @@ def _(gate_logits, k, slope=None):  # type: ignore[no-untyped-def]
 @torch.library.register_fake("adapruner::segmented_topk")
 def _(gate_logits, segments, quotas, slope=None):  # type: ignore[no-untyped-def]
     return _fake_mask(gate_logits, slope)
-
-
-@torch.library.register_fake("adapruner::digit_histogram")
-def _(gate_logits, key_range):  # type: ignore[no-untyped-def]
-    return key_range.new_empty(_C.digits + 1)
-
-
-@torch.library.register_fake("adapruner::narrowed_range")
-def _(key_range, histogram):  # type: ignore[no-untyped-def]
-    return key_range.new_empty(3)
 
 
 @torch.library.register_fake("adapruner::masked_order")

@@ -7,7 +7,6 @@ the native core.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -194,27 +193,6 @@ def segmented_topk(m: Tensor, segments: Tensor, quotas: list[int]) -> Tensor:
         members = torch.nonzero(segments == segment).flatten()
         chosen += members[largest(m[members], quota)].tolist()
     return torch.tensor(sorted(chosen), dtype=torch.int64)
-
-
-def order_key(x: float) -> int:
-    """The key of a float32, an integer: 2³¹ for zero, and 1 more for each next larger number."""
-    (bits,) = struct.unpack("<i", struct.pack("<f", x))
-    return 2**31 + (bits if bits >= 0 else -(bits & 0x7FFFFFFF))
-
-
-def digit_histogram(m: Tensor, low: int, high: int) -> list[int]:
-    """Counts of values with keys in [low, high], by 11 bits of their distance to low.
-
-    The last entry counts the values with larger keys.
-    """
-    shift = max((high - low).bit_length() - 11, 0)
-    counts = [0] * (2**11 + 1)
-    for key in map(order_key, m[~m.isnan()].tolist()):
-        if key > high:
-            counts[-1] += 1
-        elif key >= low:
-            counts[(key - low) >> shift] += 1
-    return counts
 
 
 _WORD, _LONG = 2**32 - 1, 2**64 - 1

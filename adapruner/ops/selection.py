@@ -1,4 +1,4 @@
-"""Exact selections: largest gate logits, oldest samples, shared searches, keys for draws."""
+"""Exact selections: largest gate logits, oldest samples, keys for draws."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapruner.ops.native import _C
-
 GATE_SUM_ONE = 2**30
-KEY_RANGE: tuple[int, int] = (_C.lowest_key, _C.highest_key)
-DIGIT_ROUNDS = 3
 
 
 class TopK(NamedTuple):
@@ -68,66 +64,6 @@ def segmented_topk(
             not finite, or a gate logit is NaN. The message names the first.
     """
     return TopK(*torch.ops.adapruner.segmented_topk(gate_logits, segments, quotas, slope))
-
-
-def digit_histogram(gate_logits: Tensor, key_range: Tensor) -> Tensor:
-    """Counts of values by the next digit of their keys: one rank's part of a shared top-k.
-
-    A key is an integer that orders float32 values: −0 and +0 have the same key, −inf has
-    ``KEY_RANGE[0]`` and +inf ``KEY_RANGE[1]``. Each rank holds a part of the values. The ranks add
-    up their histograms (16 KB each) and narrow the range with :func:`narrowed_range`. After
-    :data:`DIGIT_ROUNDS` rounds the range is the key of the threshold. The host does not wait for a
-    GPU.
-
-    Args:
-        gate_logits: m, float32 ``[N]``. NaN is not counted, so the total of the first histograms
-            shows all ranks whether one holds a NaN.
-        key_range: int64 ``[3]``, on the device of ``gate_logits``: the lowest and the highest key
-            that the threshold may have, and the rank of the threshold among the values with keys
-            in this range, counted from 1 for the largest. Start with ``[*KEY_RANGE, k]``.
-
-    Returns:
-        int64 ``[2049]``: counts of the values with keys in the range, by their next digit, smallest
-        digit first. The last entry counts the values with larger keys.
-
-    Raises:
-        TypeError: a tensor has the wrong dtype.
-        ValueError: shapes or devices do not fit, or (on a CPU) the range does not hold keys.
-
-    Example:
-        >>> import torch
-        >>> parts = torch.tensor([0.5, 2.0]), torch.tensor([-1.0, 0.5, 0.5])
-        >>> key_range = torch.tensor([*KEY_RANGE, 2])  # k = 2
-        >>> for _ in range(DIGIT_ROUNDS):
-        ...     own = [digit_histogram(m, key_range) for m in parts]
-        ...     below, key_range = key_range, narrowed_range(key_range, own[0] + own[1])
-        >>> digit = int(key_range[0] - below[0])
-        >>> [int(histogram[digit + 1 :].sum()) for histogram in own]  # above the threshold: kept
-        [1, 0]
-        >>> # counts of values equal to the threshold, and how many of them are kept
-        >>> [int(histogram[digit]) for histogram in own], int(key_range[2])
-        ([1, 2], 1)
-    """
-    return torch.ops.adapruner.digit_histogram(gate_logits, key_range)
-
-
-def narrowed_range(key_range: Tensor, histogram: Tensor) -> Tensor:
-    """The part of ``key_range`` that holds the threshold, and the threshold's rank in it.
-
-    Args:
-        key_range: int64 ``[3]``, the range of the histogram.
-        histogram: int64 ``[2049]``, the sum of the :func:`digit_histogram` of all ranks.
-
-    Returns:
-        int64 ``[3]``. When the range is a single key, the last number says how many of the values
-        with this key are among the k largest.
-
-    Raises:
-        TypeError: a tensor has the wrong dtype.
-        ValueError: shapes or devices do not fit; or (on a CPU) the range does not hold keys, or the
-            histogram counts fewer values than the rank.
-    """
-    return torch.ops.adapruner.narrowed_range(key_range, histogram)
 
 
 def oldest_mask(candidates: Tensor, age: Tensor, count: int, key: int) -> Tensor:

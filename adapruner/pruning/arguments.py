@@ -12,15 +12,6 @@ from adapruner._util.checks import checked_whole
 from adapruner._util.integers import as_int64, plain_array
 
 
-def check_one_process() -> None:
-    """Raise RuntimeError in one of several processes of a distributed run."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        count = distributed.get_world_size()
-        if count > 1:  # each process would select by its own losses
-            raise RuntimeError(f"adapruner does not run in several processes yet; found {count}")
-
-
 def checked_warmup(warmup_epochs: int | None, epochs: int) -> int:
     """Number of epochs of the warm-up; about a tenth of ``epochs`` where None.
 

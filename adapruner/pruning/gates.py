@@ -36,6 +36,7 @@ class Gates:
         age: epochs since the last visit, uint8 ``[N]``; 255 before the first.
         state: the state tensor, int64; ``csrc/math/state.h`` names its slots.
         last_loss: float32 ``[N]``, NaN where no loss was seen; None without ``track_losses``.
+        evaluated: visits in this epoch that do not count in the training loss.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Gates:
             if track_losses
             else None
         )
+        self.evaluated = 0
         self.state = torch.zeros(_C.state_size, dtype=torch.int64, device=device)
         self.set_real("keep_ratio", keep_ratio)
         self.set_real("balance", objective.balance)
@@ -128,14 +130,10 @@ class Gates:
         )
 
     def learn(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
-        """Step the gates of a training batch: once for each forward pass with gradients enabled.
-
-        Nothing happens when activation checkpointing repeats a forward pass.
-        """
-        if torch.is_grad_enabled() and not _in_recomputation():
-            if self._scale_is_running:
-                ops.first_loss_scale(losses.pressure, self.state, losses.sample_loss)
-            self.visit(ids, losses)
+        """Step the gates of a training batch."""
+        if self._scale_is_running:
+            ops.first_loss_scale(losses.pressure, self.state, losses.sample_loss)
+        self.visit(ids, losses)
 
     def observe(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
         """Step the gates of an evaluated batch, which does not count in the training loss."""
@@ -143,6 +141,7 @@ class Gates:
         of_training = sums.clone()
         self.visit(ids, losses)
         sums.copy_(of_training)
+        self.evaluated += len(ids)
 
     def _use_running_scale(self, running: bool) -> None:
         # Kept on the host too, so that no step reads it from the device.
@@ -218,6 +217,7 @@ class Gates:
         self.set_real("loss_sum", 0.0)
         self.set_integer("loss_count", 0)
         self.set_integer("not_finite_count", 0)
+        self.evaluated = 0
 
     def training_loss(self) -> float | None:
         """Mean of the finite losses since the start of the epoch, or None without one."""
@@ -266,13 +266,16 @@ class Gates:
         self._use_running_scale(bool(self.integer("scale_running")))
 
 
-def _in_recomputation() -> bool:
-    """Whether activation checkpointing is repeating a forward pass that ran with gradients.
+def is_visit() -> bool:
+    """Whether a forward pass counts as a visit: with gradients enabled, and once for each batch.
 
-    The repetition runs within a backward pass. Reentrant checkpointing is the exception: its first
-    forward pass runs without gradients, so its repetition is the pass that counts.
+    Activation checkpointing repeats a forward pass, which does not count again. The repetition runs
+    within a backward pass. Reentrant checkpointing is the exception: its first forward pass runs
+    without gradients, so its repetition is the pass that counts.
     """
-    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+    if not torch.is_grad_enabled():
         return False
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return True
     node = torch._C._current_autograd_node()
-    return node is None or "CheckpointFunction" not in node.name()
+    return node is not None and "CheckpointFunction" in node.name()

@@ -15,7 +15,6 @@ def entry_of(
     gates: Gates,
     selection: Selection,
     validation_loss: float | None,
-    evaluated: int,
 ) -> dict[str, Any]:
     """The entry of an epoch at its end. :class:`adapruner.PruneResult` explains the names.
 
@@ -24,14 +23,13 @@ def entry_of(
         warming_up: whether the epoch belongs to the warm-up.
         gates, selection: their state at the end of the epoch, before the next selection.
         validation_loss: mean loss on held-out data, or None.
-        evaluated: number of held-out samples that were evaluated.
     """
     kept = selection.kept_count
     return {
         "epoch": epoch,
         "phase": "warm-up" if warming_up else "prune",
         "samples_read": bitmask.count(selection.read & gates.readable()),
-        "samples_evaluated": evaluated,
+        "samples_evaluated": gates.evaluated,
         "kept": kept,
         "explored": bitmask.count(selection.explored()),
         "keep_ratio": kept / selection.num_samples,

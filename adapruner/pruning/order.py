@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate, repeat
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from adapruner import ops
 from adapruner._util.seeds import epoch_seed, splitmix
 from adapruner.pruning import bitmask
+
+_Batch = TypeVar("_Batch", Tensor, np.ndarray)
 
 # Samples that one call of the operator returns. The fixed cost of a call is small beside them.
 STRETCH = 2**16
@@ -27,27 +30,21 @@ def epoch_batches(
     batch_size: int,
     *,
     drop_last: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
     block_size: int | None = None,
 ) -> Iterator[Tensor]:
     """The batches of dataset indices that an epoch reads, computed one by one.
 
-    The batches depend only on the arguments. All ranks together get each sample of ``mask`` once,
+    The batches depend only on the arguments. Together they hold each sample of ``mask`` once,
     except a last batch that is dropped. The order is that of :func:`adapruner.ops.masked_order` or
-    :func:`block_order`: fewer samples keep the order that they have among all. All ranks have the
-    same number of batches and share each global batch as evenly as possible. A rank without a share
-    gets an empty batch.
+    :func:`block_order`: fewer samples keep the order that they have among all.
 
     Args:
         mask: bit mask of the samples that the epoch reads, uint8 ``[ceil(N / 8)]``.
         num_samples: N.
         seed: seed of the run.
         epoch: the epoch, from 0.
-        batch_size: samples in a batch of one rank.
-        drop_last: leave out a last global batch that is not full.
-        rank: the rank whose batches are wanted, in [0, world_size).
-        world_size: number of ranks.
+        batch_size: samples in a batch, of all ranks together.
+        drop_last: leave out a last batch that is not full.
         block_size: block size of a :func:`block_order`; where None, all samples are mixed.
 
     Yields:
@@ -59,12 +56,22 @@ def epoch_batches(
     else:
         order = block_order(mask, num_samples, key, block_size)
     ahead = torch.empty(0, dtype=torch.int64, device="cpu")
-    for size in batch_sizes(bitmask.count(mask), batch_size, drop_last, world_size):
+    for size in batch_sizes(bitmask.count(mask), batch_size, drop_last):
         while len(ahead) < size:
             ahead = torch.cat([ahead, next(order)])
-        share = slice(size * rank // world_size, size * (rank + 1) // world_size)
-        batch, ahead = ahead[:size][share].clone(), ahead[size:]
+        batch, ahead = ahead[:size].clone(), ahead[size:]
         yield batch
+
+
+def share(batch: _Batch, rank: int, world_size: int) -> _Batch:
+    """The part of a batch that a rank reads. The parts of two ranks differ by at most one sample.
+
+    >>> batch = torch.arange(8)
+    >>> share(batch, 0, 3), share(batch, 1, 3), share(batch, 2, 3)
+    (tensor([0, 1]), tensor([2, 3, 4]), tensor([5, 6, 7]))
+    """
+    size = len(batch)
+    return batch[size * rank // world_size : size * (rank + 1) // world_size]
 
 
 def plain_order(mask: Tensor, num_samples: int, key: int) -> Iterator[Tensor]:
@@ -106,37 +113,30 @@ def block_order(mask: Tensor, num_samples: int, key: int, block_size: int) -> It
         yield torch.from_numpy(read[np.argsort(splitmix(read.astype(np.uint64), key))])
 
 
-def batch_sizes(
-    num_reads: int, batch_size: int, drop_last: bool = False, world_size: int = 1
-) -> Iterator[int]:
-    """The sizes of the global batches of all ranks together.
+def batch_sizes(num_reads: int, batch_size: int, drop_last: bool = False) -> Iterator[int]:
+    """The sizes of the batches.
 
-    The last batch may be smaller. A batch of one sample would break batch normalisation. So if a
-    rank would get fewer than two samples of the last batch, the last two batches share their
-    samples evenly:
+    The last batch may be smaller. A batch of one sample would break batch normalisation, so the
+    last two batches then share their samples evenly:
 
     >>> list(batch_sizes(11, 4)), list(batch_sizes(9, 4)), list(batch_sizes(9, 4, drop_last=True))
     ([4, 4, 3], [4, 3, 2], [4, 4])
     """
-    size = batch_size * world_size
-    full, left = divmod(num_reads, size)
+    full, left = divmod(num_reads, batch_size)
     if drop_last or left == 0:
-        yield from repeat(size, full)
-    elif full and left < 2 * world_size and batch_size > 2:
-        yield from repeat(size, full - 1)
-        yield (size + left + 1) // 2
-        yield (size + left) // 2
+        yield from repeat(batch_size, full)
+    elif full and left == 1 and batch_size > 2:
+        yield from repeat(batch_size, full - 1)
+        yield (batch_size + left + 1) // 2
+        yield (batch_size + left) // 2
     else:
-        yield from repeat(size, full)
+        yield from repeat(batch_size, full)
         yield left
 
 
-def batch_count(
-    num_reads: int, batch_size: int, drop_last: bool = False, world_size: int = 1
-) -> int:
+def batch_count(num_reads: int, batch_size: int, drop_last: bool = False) -> int:
     """The number of batches."""
-    size = batch_size * world_size
-    return num_reads // size if drop_last else -(-num_reads // size)
+    return num_reads // batch_size if drop_last else -(-num_reads // batch_size)
 
 
 def batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:

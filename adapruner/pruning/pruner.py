@@ -11,8 +11,10 @@ from torch.utils.data import default_collate
 
 from adapruner import ops
 from adapruner._util.checks import check_tensors
+from adapruner.pruning.gates import is_visit
 from adapruner.pruning.run import Run
 from adapruner.pruning.sampler import PrunedBatchSampler
+from adapruner.pruning.visits import Batch
 
 if TYPE_CHECKING:
     from adapruner.data.loaders.torch_loader import PrunedLoader
@@ -50,10 +52,22 @@ class Pruner(Run):
             short runs select less like runs that visit all. "sampled" then reads evenly.
         device: device of the gates and the losses, "cpu" or a CUDA device; torch's default where
             None. Errors that a GPU finds in a batch are raised by :meth:`step`.
+        process_group: the processes that train on different samples, as a ``torch.distributed``
+            process group. Where None, all processes if ``torch.distributed`` is initialised. All of
+            them must make the pruner with the same arguments.
+
+    With W ranks and batches of B, the kept set is that of one process with batches of W·B and the
+    same losses. A rank calls :meth:`loss` (or :meth:`weigh`) as often as the others: the loader
+    gives all ranks the same number of batches. See docs/many-gpus.md.
 
     Attributes:
         epoch: the current epoch, from 0.
         history: one entry for each epoch that has ended; see :class:`adapruner.PruneResult`.
+        ranks: rank and number of the processes that prune together.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type or value, or another value on another
+            rank.
 
     Example:
         >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
@@ -90,7 +104,8 @@ class Pruner(Run):
             block_size: see :func:`adapruner.pruning.order.block_order`.
 
         Returns:
-            Dataset indices, int64, on the gates' device, in the order of :meth:`loader`.
+            Dataset indices of this rank's share, int64, on the gates' device, in the order of
+            :meth:`loader`.
         """
         sampler = PrunedBatchSampler(self, batch_size, drop_last, block_size=block_size)
         return (self._on_device(ids) for ids in sampler.batches())
@@ -109,6 +124,8 @@ class Pruner(Run):
         on_error: str = "skip",
     ) -> PrunedLoader:
         """A loader of ``(inputs, targets, ids)`` for the samples that the current epoch reads.
+
+        Each rank reads its share. All ranks must make the loader.
 
         Args:
             dataset: anything that :func:`adapruner.data.as_source` takes, of N samples.
@@ -167,10 +184,13 @@ class Pruner(Run):
             overwrite_logits: see :func:`adapruner.ops.masked_cross_entropy`.
 
         Returns:
-            Scalar, with its graph.
+            Scalar, with its graph: the mean over the batch, multiplied by W·b/Σb where W ranks have
+            different numbers b of samples.
         """
         check_tensors(logits=logits, target=target)
-        ids = self._on_device(ids)
+        ids, factor = self._own(ids)
+        if not factor:
+            logits, target, overwrite_logits = logits[:0], target[:0], False
         losses = ops.masked_cross_entropy(
             logits,
             target,
@@ -182,8 +202,7 @@ class Pruner(Run):
             label_smoothing=label_smoothing,
             overwrite_logits=overwrite_logits,
         )
-        self.gates.learn(ids, losses)
-        return losses.loss
+        return self._learned(ids, losses, factor)
 
     def linear_loss(
         self,
@@ -223,7 +242,9 @@ class Pruner(Run):
             >>> loss.backward()
         """
         check_tensors(hidden=hidden, linear_weight=linear_weight, target=target)
-        ids = self._on_device(ids)
+        ids, factor = self._own(ids)
+        if not factor:
+            hidden, target = hidden[:0], target[:0]
         losses = ops.masked_linear_cross_entropy(
             hidden,
             linear_weight,
@@ -236,8 +257,7 @@ class Pruner(Run):
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
         )
-        self.gates.learn(ids, losses)
-        return losses.loss
+        return self._learned(ids, losses, factor)
 
     def weigh(self, sample_loss: Tensor, ids: Tensor) -> Tensor:
         """The training loss of a batch from per-sample losses, for any task. Steps the gates.
@@ -250,10 +270,11 @@ class Pruner(Run):
             1/B · Σ s_i·ℓ_i, scalar, with its graph; s_i is 1 for a method without weights.
         """
         check_tensors(sample_loss=sample_loss)
-        ids = self._on_device(ids)
+        ids, factor = self._own(ids)
+        if not factor:
+            sample_loss = sample_loss[:0]
         losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
-        self.gates.learn(ids, losses)
-        return losses.loss
+        return self._learned(ids, losses, factor)
 
     def observe(self, sample_loss: Tensor, ids: Tensor) -> None:
         """Take in losses of held-out samples from an evaluation. Each counts as a visit.
@@ -263,16 +284,39 @@ class Pruner(Run):
             ids: ``[B]``, dataset indices of the samples.
         """
         check_tensors(sample_loss=sample_loss)
-        ids = self._on_device(ids)
+        ids, factor = self._own(ids)
+        if not factor:
+            sample_loss = sample_loss[:0]
         losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
-        self.gates.observe(ids, losses)
-        self._evaluated += len(ids)
+        self._take(Batch(ids, losses, evaluated=True))
+
+    def _own(self, ids: Tensor) -> tuple[Tensor, float]:
+        """The ids of a batch on the gates' device, and the factor of its mean loss.
+
+        The mean over ranks of these losses is the mean over the global batch. A factor of 0 means
+        that the samples only stand in for an empty share, and then there are no ids.
+        """
+        if not isinstance(ids, Tensor):
+            ids = torch.as_tensor(ids, device="cpu")
+        factor = 1.0
+        if not self.ranks.alone:
+            factor = self._share_weight(ids)
+        return self._on_device(ids if factor else ids[:0]), factor
+
+    def _share_weight(self, ids: Tensor) -> float:
+        if len(ids) == 0:
+            return 0.0
+        # Noted for the last batches of an epoch only, so that a GPU seldom waits here.
+        return self._share_weights.get(int(ids[0]), 1.0) if self._share_weights else 1.0
 
     def _on_device(self, ids: Tensor) -> Tensor:
         """The ids on the gates' device. The copy does not wait for the device."""
-        if not isinstance(ids, Tensor):
-            ids = torch.as_tensor(ids, device="cpu")
         return ids.to(self.gates.state.device, non_blocking=True)
+
+    def _learned(self, ids: Tensor, losses: ops.MaskedLoss, factor: float) -> Tensor:
+        if is_visit():
+            self._take(Batch(ids, losses, evaluated=False))
+        return losses.loss if factor in (0, 1) else losses.loss * factor
 
     # --- the outcome
 

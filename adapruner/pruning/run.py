@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from adapruner._util.checks import check_same_dataset, checked_real, checked_whole
+from adapruner._version import __version__
 from adapruner.ops.device import check_device
 from adapruner.pruning import bitmask
-from adapruner.pruning.arguments import (
-    check_held_out,
-    check_labels,
-    check_one_process,
-    checked_warmup,
-)
+from adapruner.pruning.arguments import check_held_out, check_labels, checked_warmup
+from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.history import entry_of
 from adapruner.pruning.methods import DEFAULT_METHOD, current_name, find_method
 from adapruner.pruning.sampler import Samples
 from adapruner.pruning.schedule import Best, Controller, choose_best
 from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
+from adapruner.pruning.visits import Direct, Event, LeftOut, Visits
 
 _STATE = (
     *("settings", "fingerprint", "segments", "epoch", "history", "controller", "gates"),
@@ -54,8 +52,8 @@ class Run:
         normalize_loss: bool = False,
         track_losses: bool = True,
         device: torch.device | str | None = None,
+        process_group: Any | None = None,
     ) -> None:
-        check_one_process()
         num_samples = checked_whole("num_samples", num_samples, 1)
         epochs = checked_whole("epochs", epochs, 1)
         seed = checked_whole("seed", seed, 0)
@@ -101,13 +99,23 @@ class Run:
             "normalize_loss": normalize_loss,
             "track_losses": track_losses,
         }
+        self.ranks = Ranks(process_group)
+        self.visits = _visits_of(self.ranks)
+        # The weight of each sample of an uneven share in this epoch: see note_share.
+        self._share_weights: dict[int, float] = {}
         self.best: Best | None = None
         self.unreadable_reasons: dict[int, str] = {}
         self.not_finite: list[int] = []
         self.fingerprint = ""
         self.samples: Samples | None = None
-        self._evaluated = 0
         self._started = time.perf_counter()
+        same = {
+            "version": __version__,
+            "num_samples": num_samples,
+            **self.settings,
+            "labels_and_held_out_samples": self.selection.digest(),
+        }
+        self.ranks.meet("Pruner", None, **same)
 
     def reads(self) -> np.ndarray:
         """Bools ``[N]``: the samples that the current epoch trains on. Each call makes a copy."""
@@ -139,15 +147,29 @@ class Run:
     def note_samples(self, samples: Samples) -> None:
         """Take note of the dataset, of N samples. Each loader made for this pruner calls this.
 
+        All ranks must call it.
+
         Raises:
+            ValueError: ranks have different datasets.
             DatasetMismatchError: the dataset has another length than N, or it is not the dataset of
                 the state that was loaded before.
         """
         check_same_dataset("this pruner", "number of samples", self.num_samples, len(samples))
         fingerprint = samples.fingerprint()
+        self.ranks.meet("loader", fingerprint=fingerprint)
         if self.fingerprint and self.samples is None:  # of a loaded state
             check_same_dataset("the state", "fingerprint", self.fingerprint, fingerprint)
         self.fingerprint, self.samples = fingerprint, samples
+
+    def note_share(self, ids: Tensor, weight: float) -> None:
+        """Note a rank's share of a batch of which ranks have different numbers of samples.
+
+        Args:
+            ids: the share, int64.
+            weight: W·b/Σb, the factor that makes the mean over ranks of their mean losses the mean
+                over the batch. 0 for a sample that stands in for an empty share.
+        """
+        self._share_weights.update(dict.fromkeys(ids.tolist(), weight))
 
     @property
     def unreadable(self) -> list[tuple[int, str]]:
@@ -155,7 +177,25 @@ class Run:
         return sorted(self.unreadable_reasons.items())
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
-        """Note (index, reason) of unreadable samples. They are never kept."""
+        """Note (index, reason) of unreadable samples. They are never kept.
+
+        Other ranks learn of them when the ranks meet next.
+        """
+        self._take(LeftOut(unreadable))
+
+    def _take(self, event: Event) -> None:
+        for now in self.visits.take(event):
+            self._act(now)
+
+    def _act(self, event: Event) -> None:
+        if isinstance(event, LeftOut):
+            self._exclude(event.unreadable)
+        elif event.evaluated:
+            self.gates.observe(event.ids, event.losses)
+        else:
+            self.gates.learn(event.ids, event.losses)
+
+    def _exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         for index, reason in unreadable:
             self.unreadable_reasons.setdefault(index, reason)
         indices = torch.tensor([index for index, _ in unreadable], dtype=torch.int64, device="cpu")
@@ -171,11 +211,12 @@ class Run:
     def step(
         self, validation_loss: float | None = None, standard_error: float = 0.0
     ) -> dict[str, Any]:
-        """End the epoch and select the samples of the next epoch.
+        """End the epoch and select the samples of the next epoch. All ranks must call it.
 
         Args:
-            validation_loss: mean loss on held-out data. Where given, the schedule pauses when the
-                loss falls behind its best. A method that chooses the best selection uses the loss.
+            validation_loss: mean loss on held-out data, the same on all ranks. Where given, the
+                schedule pauses when the loss falls behind its best. A method that chooses the best
+                selection uses the loss.
             standard_error: standard error of ``validation_loss``.
 
         Returns:
@@ -184,14 +225,19 @@ class Run:
         Raises:
             RuntimeError: the run has ended already.
             IndexError: a GPU has found an id or a target out of range in a batch of this epoch.
+            ValueError: ranks have different held-out losses or numbers of batches, or two ranks
+                have visited the same sample.
+            RankError: another rank has failed.
         """
         if self.finished:
             raise RuntimeError(f"this run has ended after {self.epochs} epochs")
         gates, selection, controller = self.gates, self.selection, self.controller
-        gates.check_errors()
-        warming_up = self.epoch < self.warmup_epochs
         loss = None if validation_loss is None else float(validation_loss)
-        entry = entry_of(self.epoch, warming_up, gates, selection, loss, self._evaluated)
+        self._meet("step", validation_loss=loss, standard_error=float(standard_error))
+        self.visits.forget()
+        self._share_weights.clear()
+        warming_up = self.epoch < self.warmup_epochs
+        entry = entry_of(self.epoch, warming_up, gates, selection, loss)
         self.not_finite += [i for i in gates.not_finite() if i not in self.not_finite]
         if not warming_up and loss is not None:
             self._note_best(loss, float(standard_error))
@@ -211,10 +257,27 @@ class Run:
         selection.select(gates, ratio, controller.slope_now, keys)
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
-        entry["seconds"] = time.perf_counter() - self._started
-        self._started, self._evaluated = time.perf_counter(), 0
+        seconds = time.perf_counter() - self._started
+        entry["seconds"] = max(self.ranks.exchange("step", seconds))
+        self._started = time.perf_counter()
         self.history.append(entry)
         return entry
+
+    def synchronize(self) -> None:
+        """Bring the gates up to date with the visits of all ranks. All ranks must call it.
+
+        :meth:`step` and :meth:`state_dict` do it too. A process alone is up to date after each
+        batch.
+
+        Raises:
+            See :meth:`step`.
+        """
+        self._meet("synchronize")
+
+    def _meet(self, call: str, **same: Any) -> None:
+        same = {"epoch": self.epoch, **same}
+        for event in self.visits.meet(call, self.gates, self.selection.read, **same):
+            self._act(event)
 
     def _note_best(self, validation_loss: float, standard_error: float) -> None:
         """Remember the selection of this epoch if it is at r and among the best."""
@@ -228,7 +291,11 @@ class Run:
         self.best = choose_best(self.best, validation_loss, standard_error, self.epoch, kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state at the start of the current epoch: tensors and plain values."""
+        """The state of the run: tensors and plain values. All ranks must call it, and get the same.
+
+        A state can be loaded by another number of ranks.
+        """
+        self._meet("state_dict")
         return {
             "settings": dict(self.settings),
             "fingerprint": self.fingerprint,
@@ -267,6 +334,8 @@ class Run:
         if state["segments"] != self.selection.digest():
             raise ValueError("the state is of a run with other labels or other held-out samples")
         self.gates.load_state_dict(state["gates"])
+        self.visits.forget()
+        self._share_weights.clear()
         self.fingerprint = self.fingerprint or theirs
         self.epoch = state["epoch"]
         self.history = [dict(entry) for entry in state["history"]]
@@ -277,3 +346,12 @@ class Run:
         self.unreadable_reasons = {index: reason for index, reason in state["unreadable"]}
         self.not_finite = list(state["not_finite"])
         self._started = time.perf_counter()
+
+
+def _visits_of(ranks: Ranks) -> Visits:
+    if ranks.alone:
+        return Direct(ranks)
+    # Imported here, because it loads the compiler of torch, which a process alone may not need.
+    from adapruner.pruning.recorded import Recorded
+
+    return Recorded(ranks)

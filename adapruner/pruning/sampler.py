@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,8 @@ from torch.utils.data import Sampler
 
 from adapruner._util.checks import checked_whole
 from adapruner.pruning import bitmask
-from adapruner.pruning.order import STRETCH, batch_count, epoch_batches
+from adapruner.pruning.distributed import Ranks
+from adapruner.pruning.order import STRETCH, batch_count, epoch_batches, share
 
 
 class Samples(Protocol):
@@ -33,12 +34,15 @@ class EpochSource(Protocol):
     epoch: int
     seed: int
     num_samples: int
+    ranks: Ranks
 
     def read_mask(self) -> torch.Tensor: ...
 
     def planned_reads(self) -> list[int]: ...
 
     def note_samples(self, samples: Samples) -> None: ...
+
+    def note_share(self, ids: torch.Tensor, weight: float) -> None: ...
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None: ...
 
@@ -48,7 +52,7 @@ class _EpochSampler:
 
     Args:
         pruner: decides which samples an epoch reads.
-        unit: number of samples that count as 1 in the position and in ``len``.
+        unit: number of samples of all ranks that count as 1 in the position and in ``len``.
         drop_last: leave out a last unit that is not full.
         block_size: see :func:`adapruner.pruning.order.block_order`.
     """
@@ -62,6 +66,9 @@ class _EpochSampler:
         self._unit, self._drop_last, self._block_size = unit, drop_last, block_size
         self._epoch, self._position = pruner.epoch, 0
         self._resumed = False
+        self.ranks.meet(
+            type(self).__name__, batch_size=unit, drop_last=drop_last, block_size=block_size
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Check that ``epoch`` is the pruner's. Training frameworks call this.
@@ -80,6 +87,11 @@ class _EpochSampler:
     def epoch(self) -> int:
         """The pruner's current epoch."""
         return self._pruner.epoch
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks of the pruner."""
+        return self._pruner.ranks
 
     def planned_samples(self) -> int:
         """Planned number of samples of the whole run.
@@ -119,6 +131,11 @@ class _EpochSampler:
             drop_last=self._drop_last,
             block_size=self._block_size,
         )
+
+    def order(self) -> Iterator[int]:
+        """The samples that the current epoch reads, on all ranks, in their order."""
+        for piece in self._pieces(STRETCH):
+            yield from piece.tolist()
 
     def _count(self, reads: int) -> int:
         return batch_count(reads, self._unit, self._drop_last)
@@ -161,11 +178,14 @@ class PrunedSampler(_EpochSampler, Sampler[int]):
 
     Use it as the ``sampler`` of any :class:`torch.utils.data.DataLoader`. Each iteration is one
     epoch, in the order of :meth:`adapruner.Pruner.batches`. ``len`` is the number of samples of the
-    current epoch.
+    current epoch. It is for one process; many processes need a :class:`PrunedBatchSampler`.
 
     Args:
         pruner: a :class:`adapruner.Pruner`.
         block_size: see :func:`adapruner.pruning.order.block_order`.
+
+    Raises:
+        ValueError: the pruner belongs to many ranks.
 
     Example:
         >>> from adapruner import Pruner, with_ids
@@ -177,12 +197,16 @@ class PrunedSampler(_EpochSampler, Sampler[int]):
     """
 
     def __init__(self, pruner: EpochSource, *, block_size: int | None = None) -> None:
+        if not pruner.ranks.alone:
+            raise ValueError(
+                "PrunedSampler does not know the batches, so it cannot share them among "
+                f"{pruner.ranks.size} ranks; use PrunedBatchSampler(pruner, batch_size)"
+            )
         super().__init__(pruner, 1, False, block_size)
 
     def __iter__(self) -> Iterator[int]:
         self.begin()
-        order = chain.from_iterable(piece.tolist() for piece in self._pieces(STRETCH))
-        for index in islice(order, self._position, None):
+        for index in islice(self.order(), self._position, None):
             self.deliver()
             yield index
 
@@ -191,12 +215,16 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
     """Batches of dataset indices, for the ``batch_sampler`` of any DataLoader.
 
     Each iteration is one epoch, in the batches of :meth:`adapruner.Pruner.batches`. The last two
-    batches share their samples if the last batch would have a single sample. ``len`` is the number
-    of batches of the current epoch.
+    batches share their samples evenly if the last batch would have a single sample. ``len`` is the
+    number of batches of the current epoch.
+
+    With W ranks, each rank gets its share of global batches of W·``batch_size`` samples, and all
+    ranks get the same number of batches. A rank without a share of a small last batch gets the
+    batch's first sample, which then counts for nothing in the loss and in the gates.
 
     Args:
         pruner: a :class:`adapruner.Pruner`.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch of this process.
         drop_last: leave out a last batch that is not full.
         block_size: see :func:`adapruner.pruning.order.block_order`.
     """
@@ -211,7 +239,7 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
     ) -> None:
         batch_size = checked_whole("batch_size", batch_size, 1)
         self.batch_size, self.drop_last = batch_size, drop_last
-        super().__init__(pruner, self.batch_size, drop_last, block_size)
+        super().__init__(pruner, batch_size * pruner.ranks.size, drop_last, block_size)
 
     def planned_batches(self) -> int:
         """Planned number of batches of the whole run, for learning rate schedules.
@@ -222,7 +250,18 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
 
     def batches(self) -> Iterator[torch.Tensor]:
         """The batches of the current epoch that were not delivered yet, int64."""
-        return islice(self._pieces(self._unit), self._position, None)
+        return islice(self._shares(), self._position, None)
+
+    def _shares(self) -> Iterator[torch.Tensor]:
+        ranks = self.ranks
+        for batch in self._pieces(self._unit):
+            own = share(batch, ranks.rank, ranks.size)
+            weight = ranks.size * len(own) / len(batch)
+            if weight == 0:
+                own = batch[:1]
+            if weight != 1:
+                self._pruner.note_share(own, weight)
+            yield own
 
     def __iter__(self) -> Iterator[list[int]]:
         self.begin()

@@ -83,4 +83,6 @@ def _saved(pruner: Pruner, indices: np.ndarray) -> dict[str, Any]:
     }
     if pruner.samples is not None and (sizes := pruner.samples.sizes) is not None:
         saved["bytes"] = int(sizes.sum() - sizes[indices].sum())
+    if isinstance(pruner.samples, Source) and pruner.samples.bytes_read is not None:
+        saved["bytes_read"] = pruner.samples.bytes_read
     return saved

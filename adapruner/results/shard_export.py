@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,7 +14,8 @@ from tqdm.auto import tqdm
 from adapruner._util.files import new_folder
 from adapruner.data.sources.base import IntArray
 from adapruner.data.sources.shard_index import ShardIndex, parse_line, scan, write_index
-from adapruner.data.sources.shards import ShardSource, index_path
+from adapruner.data.sources.shards import ShardSource
+from adapruner.data.sources.stores import index_path
 from adapruner.data.sources.tar_members import walk
 
 
@@ -33,12 +33,12 @@ def write_kept_indexes(source: ShardSource, kept: IntArray, destination: Path) -
         raise ValueError(f"shards must have different names; found two indexes {double}")
     with new_folder(destination, "indexes") as folder:
         for shard, positions in _by_shard(source, kept):
-            index, path = source.shard_index(shard), source.shards[shard]
+            index, shard_bytes = source.shard_index(shard), source.store.size(source.shards[shard])
             lines = [index.lines[position] for position in positions]
             part = ShardIndex(lines, column=index.column)
             if index.classes is not None:
                 part.classes = index.classes[positions]
-            write_index(folder / names[shard], part, os.path.getsize(path))
+            write_index(folder / names[shard], part, shard_bytes)
 
 
 def write_kept_shards(source: ShardSource, kept: IntArray, destination: Path) -> None:
@@ -66,10 +66,11 @@ def write_kept_shards(source: ShardSource, kept: IntArray, destination: Path) ->
                     for position in positions.tolist()
                     for component in parse_line(lines[position])
                 }
-                for info, handle in walk(source.shards[shard]):
-                    if info.offset_data in sample_of:
-                        key = (shard, sample_of[info.offset_data])
-                        bar.update(writer.add(key, info, handle.read(info.size)))
+                with source.store.open(source.shards[shard]) as file:
+                    for info, handle in walk(file):
+                        if info.offset_data in sample_of:
+                            key = (shard, sample_of[info.offset_data])
+                            bar.update(writer.add(key, info, handle.read(info.size)))
         finally:
             writer.close()
         for path in sorted(folder.glob("*.tar")):

@@ -57,7 +57,12 @@ def batch_norms_for(model: nn.Module, samples: int) -> Iterator[None]:
     if samples > 1:
         yield
         return
-    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    norms = [
+        norm
+        for norm in model.modules()
+        # A SyncBatchNorm has the statistics of all ranks, which wait for this one.
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm) and norm.training
+    ]
     for norm in norms:
         norm.eval()
     try:

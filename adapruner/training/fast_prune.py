@@ -31,6 +31,7 @@ from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
 from adapruner.training.checkpoint import describe
+from adapruner.training.parallel import core_of, shared_model
 from adapruner.training.trainer import OptimizerFactory, SampleLoss, Trainer
 
 # The controller's held-out samples: a share of the training data, and limits of their number.
@@ -66,6 +67,7 @@ def fast_prune(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     on_error: str = "skip",
     progress: bool = True,
+    process_group: Any | None = None,
 ) -> PruneResult:
     """Train ``model`` on ``data`` and learn which samples to keep, in one run.
 
@@ -75,10 +77,16 @@ def fast_prune(
     down to ``keep_ratio`` of them. Each epoch also reads pruned samples, up to 2 % of N, so that
     they can return.
 
+    Where ``torch.distributed`` is initialised, all processes train together: W ranks with batches
+    of B train and select like one process with batches of W·B. Each rank calls ``fast_prune`` with
+    the same arguments and gets the same result. Rank 0 shows the progress and writes checkpoints.
+
     Args:
         model: takes a batch of inputs and returns logits ``[B, C]`` or ``[B, C, ...]``, or an
             object with the logits as ``.logits``, or with ``loss`` any outputs that ``loss`` takes.
             If its weights are in ``torch.channels_last``, batches of images are in that format too.
+            With many ranks, a plain model is wrapped in ``DistributedDataParallel``. A model that
+            is wrapped in it or sharded by ``fully_shard`` already is taken as it is.
         data: a map-style dataset of (input, target), the path of an image folder, WebDataset
             shards, (inputs, targets) as tensors, arrays or .npy files, or a Hugging Face dataset;
             see :func:`adapruner.data.as_source`.
@@ -87,7 +95,7 @@ def fast_prune(
             N are missing to that number, it is an error.
         epochs: epochs of the run. A run selects well if it fits most of the data. A new model needs
             ten epochs or more.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch of this process.
         seed: seed of the order, the held-out part, the augmentation and the model's dropout.
         device: "cpu" or a CUDA device; the device of the model where None.
         loader: "torch" is a DataLoader. "dali" is NVIDIA DALI: its native threads decode images of
@@ -131,6 +139,8 @@ def fast_prune(
         on_error: "skip" leaves out unreadable samples, lists them in the result and never keeps
             them; "raise" stops at the first one.
         progress: show the progress on standard error.
+        process_group: the processes that train on different samples; see
+            :class:`adapruner.Pruner`.
 
     Returns:
         The kept indices, the gate logits, and the record of the run.
@@ -142,6 +152,7 @@ def fast_prune(
         UnreadableSampleError: a sample is unreadable and ``on_error="raise"``, or no sample is
             readable.
         FloatingPointError: no batch of an epoch had a finite loss.
+        RankError: another rank has failed.
 
     Example:
         >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
@@ -187,9 +198,12 @@ def fast_prune(
         held_out=held_out,
         normalize_loss=normalize_loss,
         device=where,
+        process_group=process_group,
     )
+    ranks = pruner.ranks
+    shared, parallel = shared_model(model.to(where), ranks, where)
     trainer = Trainer(
-        model.to(where),
+        shared,
         pruner,
         loss,
         learning_rate,
@@ -224,31 +238,36 @@ def fast_prune(
         evaluated,
         indices,
         batch_size,
+        ranks=ranks,
         seed=seed,
         num_workers=num_workers,
         collate_fn=collate_fn,
         device=where,
     )
-    if progress:
+    if trainer.progress:
         tqdm.write(
             f"loader: {training_choice.name} ({training_choice.why}); "
             f"held-out samples: {evaluation_choice.name}",
             file=sys.stderr,
         )
+        if not ranks.alone:
+            tqdm.write(f"ranks: {ranks.size}; the model: {parallel}", file=sys.stderr)
     settings = {
         "loader": training_choice.name,
         "batch_size": batch_size,
         "block_size": block_size,
-        "model": describe(model),
+        "model": describe(core_of(model)),
         "optimizer": [type(trainer.optimizer).__name__, type(trainer.scheduler).__name__],
         "learning_rate": trainer.highest_rate,
         "precision": precision,
     }
-    if checkpoint_dir is not None:
-        trainer.resume(checkpoint_dir, settings)
-    with _training_mode_kept(model):
+    same = {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
+    ranks.meet("fast_prune", None, **settings, **same)
+    with ranks.failing_together(), _training_mode_kept(model):
+        if checkpoint_dir is not None:
+            trainer.resume(checkpoint_dir, settings)
         while not pruner.finished:
-            with _seeded(seed, pruner.epoch, where):
+            with _seeded(seed, pruner.epoch, ranks.rank, where):
                 trainer.train(batches)
                 losses = trainer.evaluate(evaluation, observe=validation_data is None)
             trainer.end_epoch(losses)
@@ -256,12 +275,14 @@ def fast_prune(
                 trainer.checkpoint(checkpoint_dir, settings)
     more = {
         "batch_size": batch_size,
-        "device": str(where),
+        "device": where.type if ranks.size > 1 else str(where),
         "precision": precision,
         "compile": compile,
         "loader": training_choice.name,
         "loader_reason": training_choice.why,
         "evaluation_loader": evaluation_choice.name,
+        "ranks": ranks.size,
+        "parallel": parallel,
     }
     result = pruner.result()
     trainer.warn_of_what_was_left_out()
@@ -291,14 +312,18 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators for an epoch (for dropout), and restore them at the end."""
+def _seeded(seed: int, epoch: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for an epoch (for dropout), and restore them at the end.
+
+    Ranks drop different units.
+    """
+    own = stream_seed(seed, epoch, Stream.MODEL) + rank
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(stream_seed(seed, epoch, Stream.MODEL))
+        torch.default_generator.manual_seed(own)
         if on_gpu:
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(stream_seed(seed, epoch, Stream.MODEL))
+                torch.cuda.manual_seed(own)
         yield
 
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from adapruner.pruning.distributed import Ranks
+from adapruner.training.parallel import gradients_are_finite
+
 # The host asks a GPU about its batches once in this number of batches.
 LOOK_EVERY = 64
 
@@ -38,17 +41,22 @@ class Steps:
     device, as with :class:`torch.amp.GradScaler`. The host then queues batches, and :meth:`look`
     returns the batches that were left out. With any other optimiser the host waits for each loss.
 
+    All ranks leave out the same steps, without an exchange of their own: a rank whose loss is not
+    finite makes the gradients of all ranks NaN.
+
     Args:
         optimizer: optimiser of the model.
         device: device of the losses.
+        ranks: the ranks that average their gradients.
 
     Attributes:
         finite: number of batches with a finite loss, up to the last look.
     """
 
-    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+    def __init__(self, optimizer: Optimizer, device: torch.device, ranks: Ranks) -> None:
         self.optimizer = optimizer
         self.device = device
+        self._ranks = ranks
         self.finite = 0
         # The host decides about the first step. torch's fused SGD sets its momentum in the first
         # step even if that step is left out, and would read memory that was never written.
@@ -75,15 +83,22 @@ class Steps:
         optimizer: Any = self.optimizer
         optimizer.zero_grad(set_to_none=True)
         finite = loss.detach().isfinite()
-        if self._fused and self._begun:
+        waiting = not self._ranks.alone  # the other ranks, for the gradients of this one
+        if waiting:
+            loss = loss * torch.where(finite, 1.0, torch.nan)
             loss.backward()
+            finite = gradients_are_finite(optimizer)
+        if self._fused and self._begun:
+            if not waiting:
+                loss.backward()
             optimizer.found_inf = (~finite).float()
             try:
                 optimizer.step()
             finally:
                 del optimizer.found_inf
         elif finite:
-            loss.backward()
+            if not waiting:
+                loss.backward()
             optimizer.step()
             self._begun = True
             self.finite += 1

@@ -8,6 +8,7 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -29,6 +30,7 @@ from adapruner.training.learning_rate import (
     set_learning_rate,
     share_done,
 )
+from adapruner.training.parallel import core_of, load_whole, load_whole_optimizer
 from adapruner.training.steps import Steps
 
 SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -78,13 +80,14 @@ class Trainer:
             named = ", ".join(f'"{name}"' for name in PRECISIONS)
             raise ValueError(f"precision must be one of {named}; found {precision!r}")
         self.on_error = on_error
+        self.ranks = pruner.ranks
         self.model = model
         self._call: Callable[..., Any] = torch.compile(model) if compile else model
         self._precision = PRECISIONS[precision]
         self._memory_format = memory_format_of(model)
         self.pruner = pruner
         self.loss = loss
-        self.progress = progress
+        self.progress = progress and self.ranks.first
         self.device = pruner.gates.logits.device
         self.scheduler: Any = None
         self.steps_left_out = 0
@@ -106,7 +109,9 @@ class Trainer:
         if not isinstance(made, Optimizer):
             raise TypeError(_OPTIMIZER.format(f"a function that returns {type(made).__name__}"))
         self.optimizer: Optimizer = made
-        self._steps = Steps(made, self.device)
+        self._steps = Steps(made, self.device, self.ranks)
+        # The last inputs, which a rank without a share of held-out samples calls the model with.
+        self._last_inputs: Any = None
 
     def train(self, loader: Loader) -> None:
         """Train one epoch on the samples of ``loader``.
@@ -131,6 +136,7 @@ class Trainer:
                 done = share_done(planned_reads, pruner.epoch, position / batches)
                 set_learning_rate(self.optimizer, self.highest_rate, done)
             inputs, targets = self._on_device(inputs), to_device(targets, self.device)
+            self._keep(inputs)
             with batch_norms_for(self.model, len(ids)):
                 with self._autocast():
                     outputs = self._forward(inputs)
@@ -142,12 +148,18 @@ class Trainer:
             if self._steps.full:
                 self._look()
         self._look()
+        self.ranks.copy_first(list(self.model.buffers()))  # the statistics of batch norms
         if not self._steps.finite:
+            pruner.synchronize()
             raise FloatingPointError(
                 f"no batch of epoch {pruner.epoch} had a finite loss; the first samples without a "
                 f"finite loss are {pruner.gates.not_finite()[:5]}; check the learning rate and the "
                 "inputs"
             )
+
+    def _keep(self, inputs: Any) -> None:
+        if not self.ranks.alone:
+            self._last_inputs = inputs
 
     def _look(self) -> None:
         """Note the batches that were left out, and raise errors that a GPU has found."""
@@ -159,7 +171,12 @@ class Trainer:
             self.pruner.exclude(refused)
 
     def warn_of_what_was_left_out(self) -> None:
-        """Warn of unreadable samples, and of steps that were left out. fast_prune calls this."""
+        """Warn of unreadable samples, and of steps that were left out. fast_prune calls this.
+
+        Rank 0 warns for all ranks.
+        """
+        if not self.ranks.first:
+            return
         if unreadable := self.pruner.unreadable:
             index, reason = unreadable[0]
             warnings.warn(
@@ -176,7 +193,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any], observe: bool) -> Tensor:
-        """Losses of the held-out samples, float64.
+        """Losses of the held-out samples of all ranks, float64.
 
         Args:
             batches: (batch, ids, unreadable samples).
@@ -185,34 +202,46 @@ class Trainer:
         self.model.eval()
         losses = [torch.zeros(0, dtype=torch.float64, device=self.device)]
         outside: list[Tensor] = []  # targets out of range, for check_targets
-        for batch, ids, unreadable in batches:
-            if unreadable:
-                self._leave_out(unreadable, observe)
-            if not len(ids):
+        unreadable: list[Unreadable] = []
+        for batch, ids, broken in batches:
+            unreadable += broken
+            refuse_unreadable(broken, self.on_error)
+            if observe and broken:
+                self.pruner.exclude(broken)
+            if len(ids):
+                inputs, targets = batch
+                sample_loss = self._held_out_losses(inputs, targets, outside)
+            elif self.ranks.alone:
                 continue
-            inputs, targets = batch
-            inputs, targets = self._on_device(inputs), to_device(targets, self.device)
-            with self._autocast():
-                outputs = self._forward(inputs)
-                if self.loss is not None:
-                    sample_loss = self.loss(outputs, targets)
-                else:
-                    sample_loss, found = sample_cross_entropy(outputs, targets)
-                    outside.append(found)
+            else:  # the other ranks wait for this one where the model exchanges something
+                with self._autocast():
+                    self._forward(self._last_inputs)
+                sample_loss = torch.zeros(0, device=self.device)
             if observe:
                 self.pruner.observe(sample_loss, ids)
             losses.append(sample_loss.double())
         check_targets(outside)
-        return torch.cat(losses).cpu()
+        if not observe:
+            self._warn_of_unreadable(unreadable)
+        return self.ranks.gather_calls(losses).cpu()
 
-    def _leave_out(self, unreadable: list[Unreadable], of_training_data: bool) -> None:
-        refuse_unreadable(unreadable, self.on_error)
-        if of_training_data:
-            self.pruner.exclude(unreadable)
-        else:
-            sample, reason = unreadable[0]
+    def _held_out_losses(self, inputs: Any, targets: Any, outside: list[Tensor]) -> Tensor:
+        inputs, targets = self._on_device(inputs), to_device(targets, self.device)
+        with self._autocast():
+            outputs = self._forward(inputs)
+            if self.loss is not None:
+                return self.loss(outputs, targets)
+            sample_loss, found = sample_cross_entropy(outputs, targets)
+        outside.append(found)
+        return sample_loss
+
+    def _warn_of_unreadable(self, own: list[Unreadable]) -> None:
+        """Rank 0 warns of the unreadable samples of the validation data, of all ranks."""
+        every = sorted(chain.from_iterable(self.ranks.exchange("evaluate", own)))
+        if every and self.ranks.first:
+            sample, reason = every[0]
             warnings.warn(
-                f"{len(unreadable)} samples of the validation data cannot be read and are left "
+                f"{len(every)} samples of the validation data cannot be read and are left "
                 f"out; the first is sample {sample}: {reason}",
                 stacklevel=4,
             )
@@ -228,6 +257,7 @@ class Trainer:
         mean = held_out_losses.mean().item() if count else None
         error = held_out_losses.std().item() / math.sqrt(count) if count > 1 else 0.0
         if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.pruner.synchronize()
             measured = self.pruner.gates.training_loss() if mean is None else mean
             self.scheduler.step(math.inf if measured is None else measured)
         elif self.scheduler is not None:
@@ -237,32 +267,42 @@ class Trainer:
             tqdm.write(describe_epoch(entry, self.pruner.epochs), file=sys.stderr)
 
     def checkpoint(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
-        """Write a checkpoint of the run."""
+        """Write a checkpoint of the run. Rank 0 writes it for all ranks."""
         state = {
             "settings": settings,
+            "ranks": self.ranks.size,
             "fingerprint": self.pruner.fingerprint,
             "pruner": self.pruner.state_dict(),
-            "model": dict(self.model.state_dict()),
+            "model": dict(core_of(self.model).state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
         }
-        save_checkpoint(folder, to_cpu(state))
+        state = to_cpu(state)
+        self.ranks.on_first("checkpoint", lambda: save_checkpoint(folder, state))
 
     def resume(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
-        """Load the checkpoint in ``folder``, if it has one.
+        """Load the checkpoint in ``folder``, if it has one. Each rank reads it.
+
+        The number of ranks may change. The run goes on to the same bits if the batches of all ranks
+        together have the same size.
 
         Raises:
             DatasetMismatchError: the checkpoint belongs to another dataset.
-            ValueError: the checkpoint was made with other settings.
+            ValueError: the checkpoint was made with other settings, or ranks find different ones.
             OSError: the folder cannot be made.
         """
         # Made now, so that a bad place shows before the first epoch.
         os.makedirs(folder, exist_ok=True)
         state = load_checkpoint(folder)
+        found = None if state is None else state["pruner"]["epoch"]
+        self.ranks.meet("resume", epoch_in_the_checkpoint_folder=found)
         if state is None:
             return
         owner = f"the checkpoint in {os.fspath(folder)}"
         check_same_dataset(owner, "fingerprint", state["fingerprint"], self.pruner.fingerprint)
+        saved_size = state["settings"]["batch_size"]
+        if saved_size * state.get("ranks", 1) == settings["batch_size"] * self.ranks.size:
+            settings = settings | {"batch_size": saved_size}
         for name, value in settings.items():
             if (found := state["settings"].get(name)) != value:
                 raise ValueError(
@@ -270,8 +310,8 @@ class Trainer:
                     f"{reprlib.repr(found)}; remove it to start again, or choose another folder"
                 )
         self.pruner.load_state_dict(state["pruner"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_whole(core_of(self.model), state["model"])
+        load_whole_optimizer(self.optimizer, state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 

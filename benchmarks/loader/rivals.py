@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 from adapruner import Pruner, as_source
 from adapruner.data.dali.loader import DaliLoader
+from adapruner.data.loaders.torch_loader import PrunedLoader
 from adapruner.data.sources.base import Source
 from adapruner.pruning import bitmask
 from adapruner.vision import MEAN, STD, ImageTransform
@@ -56,6 +57,11 @@ def count(batches: Any) -> int:
 
 def ours(source: Source, follows: Fixed, batch_size: int) -> Epoch:
     loader = DaliLoader(source, follows, batch_size, num_threads=WORKERS)
+    return lambda: count(loader)
+
+
+def ours_torch(source: Source, follows: Fixed, batch_size: int) -> Epoch:
+    loader = PrunedLoader(source, follows, batch_size, num_workers=WORKERS)
     return lambda: count(loader)
 
 
@@ -133,13 +139,18 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def webdataset(source: Source, follows: Fixed, batch_size: int) -> Epoch:
-    """The package of that name: reads all, and leaves out what is not kept before decoding it."""
+def webdataset(
+    source: Source, follows: Fixed, batch_size: int, urls: list[str] | None = None
+) -> Epoch:
+    """The package of that name: reads all, and leaves out what is not kept before decoding it.
+
+    ``urls`` are the places of the shards of ``source``, where they are not its own.
+    """
     import webdataset as wds
 
     keys = {f"{index:06d}" for index in follows.indices()}
     dataset = (
-        wds.WebDataset(source.shards, shardshuffle=len(source.shards), seed=0)
+        wds.WebDataset(urls or source.shards, shardshuffle=len(source.shards), seed=0)
         .select(lambda sample: sample["__key__"] in keys)
         .shuffle(1000)
         .decode("pilrgb")

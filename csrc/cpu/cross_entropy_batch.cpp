@@ -2,6 +2,8 @@
 
 #include <ATen/EmptyTensor.h>
 
+#include <type_traits>
+
 #include "../math/gate.h"
 #include "batch.h"
 #include "simd/samples.h"
@@ -65,9 +67,13 @@ Losses losses_of(const CrossEntropyBatch& batch, const std::vector<double>& sums
              at::detail::empty_cpu({samples}, at::kFloat)};
   const int64_t* state = batch.state.const_data_ptr<int64_t>();
   std::vector<double> losses(samples);
-  const SampleLosses work{state,         balance_pressure(state),
-                          sums.data(),   batch.counts.data(),
-                          losses.data(), out.pressure.mutable_data_ptr<float>()};
+  const SampleLosses work{state,
+                          balance_pressure(state),
+                          sums.data(),
+                          batch.counts.data(),
+                          std::is_same_v<A, float>,
+                          losses.data(),
+                          out.pressure.mutable_data_ptr<float>()};
   ADAPRUNER_DISPATCH(sample_losses, work, samples);
   A* sample_loss = out.sample_loss.mutable_data_ptr<A>();
   double total = 0;

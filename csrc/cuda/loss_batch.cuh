@@ -30,9 +30,10 @@ __device__ double finish_sample(const LossBatch& batch, int64_t b, double weight
                                 int64_t count) {
   const bool any_row = count > 0 && weight != kNoPart;
   const double loss = any_row ? sum / static_cast<double>(count) : 0.0;
-  static_cast<A*>(batch.sample_loss)[b] = static_cast<A>(loss);
+  const A given = static_cast<A>(loss);
+  static_cast<A*>(batch.sample_loss)[b] = given;
   const double balance = balance_pressure(batch.state);
-  batch.pressure[b] = sample_pressure(batch.state, balance, loss, any_row);
+  batch.pressure[b] = sample_pressure(batch.state, balance, given, any_row);
   return any_row ? weight * loss : 0.0;
 }
 

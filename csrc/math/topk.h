@@ -125,22 +125,6 @@ ADAPRUNER_HD inline Search<Key> narrowed(const Search<Key>& search, const DigitR
   return begin_search(digit_range(search.range, search.shift, digit), found.rank, inside, bits);
 }
 
-// The search that several ranks share, from int64 [3]: the lowest and the highest key, and the rank
-// among the keys in between. Bounds are clamped to valid keys.
-ADAPRUNER_HD inline Search<uint32_t> search_in(const int64_t* key_range) {
-  int64_t low = key_range[0], high = key_range[1];
-  low = low < kLowestKey ? kLowestKey : low > kHighestKey ? kHighestKey : low;
-  high = high < low ? low : high > kHighestKey ? kHighestKey : high;
-  const KeyRange range{static_cast<uint32_t>(low), static_cast<uint32_t>(high)};
-  return begin_search(range, key_range[2], 0);
-}
-
-ADAPRUNER_HD inline void write_range(const Search<uint32_t>& search, int64_t* key_range) {
-  key_range[0] = search.range.low;
-  key_range[1] = search.range.high;
-  key_range[2] = search.rank;
-}
-
 // --- Values and their indices in one integer -----------------------------------------------------
 
 __extension__ typedef unsigned __int128 uint128_t;

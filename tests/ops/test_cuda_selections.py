@@ -173,5 +173,3 @@ def test_more_values_than_32_bits_count(n: int) -> None:
     assert mask[1:-1].min() == 255
     dropped = [i for i in range(n - 16, n) if not int(mask[i // 8]) >> (i % 8) & 1]
     assert dropped == [n - 2]
-    counts = ops.digit_histogram(m, torch.tensor([2**31, 2**31, 1], device="cuda"))
-    assert counts[[0, -1]].tolist() == [n - 3, 2]

@@ -58,32 +58,15 @@ def test_blocks_and_what_is_in_them_come_anew_in_each_epoch() -> None:
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_batches_are_cut_as_those_of_the_plain_order(drop_last: bool, world_size: int) -> None:
+def test_batches_are_cut_as_those_of_the_plain_order(drop_last: bool) -> None:
     reads = np.random.default_rng(0).random(1000) < 0.4
     mask = bitmask.pack(reads)
-    ranks: dict[int | None, list[list[torch.Tensor]]] = {
-        block_size: [
-            list(
-                epoch_batches(
-                    mask,
-                    1000,
-                    1,
-                    2,
-                    16,
-                    drop_last=drop_last,
-                    rank=rank,
-                    world_size=world_size,
-                    block_size=block_size,
-                )
-            )
-            for rank in range(world_size)
-        ]
+    plain, blocks = (
+        list(epoch_batches(mask, 1000, 1, 2, 16, drop_last=drop_last, block_size=block_size))
         for block_size in (None, 20)
-    }
-    for plain, blocks in zip(ranks[None], ranks[20], strict=True):
-        assert [len(batch) for batch in plain] == [len(batch) for batch in blocks]
-    read = torch.cat([batch for rank in ranks[20] for batch in rank]).tolist()
+    )
+    assert [len(batch) for batch in plain] == [len(batch) for batch in blocks]
+    read = torch.cat(blocks).tolist()
     assert len(set(read)) == len(read)
     assert set(read) <= set(np.flatnonzero(reads).tolist())
     if not drop_last:

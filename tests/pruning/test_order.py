@@ -13,7 +13,14 @@ from adapruner import ops
 from adapruner._util.seeds import epoch_seed
 from adapruner.ops import reference
 from adapruner.pruning import bitmask
-from adapruner.pruning.order import STRETCH, batch_count, batch_sizes, batches, epoch_batches
+from adapruner.pruning.order import (
+    STRETCH,
+    batch_count,
+    batch_sizes,
+    batches,
+    epoch_batches,
+    share,
+)
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 17, 1000, 5000])
@@ -29,8 +36,8 @@ def test_pruned_order_is_a_subsequence_of_the_full_one(num_samples: int) -> None
     for epoch in range(3):
         full = order_of(np.ones(num_samples, dtype=bool), seed=5, epoch=epoch).tolist()
         assert sorted(full) == list(range(num_samples))
-        for share in (0.0, 0.3, 0.9):
-            reads = random.random(num_samples) < share
+        for part in (0.0, 0.3, 0.9):
+            reads = random.random(num_samples) < part
             pruned = order_of(reads, seed=5, epoch=epoch).tolist()
             assert sorted(pruned) == np.flatnonzero(reads).tolist()  # every read once
             position = {index: place for place, index in enumerate(full)}
@@ -123,48 +130,11 @@ def test_epoch_in_batches_is_its_order(batch_size: int) -> None:
 # --- ranks
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_ranks_share_every_global_batch(world_size: int, batch_size: int, drop_last: bool) -> None:
-    for num_samples in (1, 2, 5, 16, 17, 18, 40, 57, 100):
-        mask = bitmask.full(num_samples)
-        whole = order_of(np.ones(num_samples, dtype=bool), 0, 0)
-        of_rank = [
-            [
-                batch.tolist()
-                for batch in epoch_batches(
-                    mask,
-                    num_samples,
-                    0,
-                    0,
-                    batch_size,
-                    drop_last=drop_last,
-                    rank=rank,
-                    world_size=world_size,
-                )
-            ]
-            for rank in range(world_size)
-        ]
-        count = batch_count(num_samples, batch_size, drop_last, world_size)
-        assert [len(batches) for batches in of_rank] == [count] * world_size
-        met = []
-        for shares in zip(*of_rank, strict=True):
-            sizes = [len(share) for share in shares]
-            assert max(sizes) <= batch_size
-            assert max(sizes) - min(sizes) <= 1
-            met += [index for share in shares for index in share]
-        size = batch_size * world_size
-        used = num_samples // size * size if drop_last else num_samples
-        assert met == whole[:used].tolist()
-        if drop_last:
-            assert all(len(batch) == batch_size for batches in of_rank for batch in batches)
-        elif batch_size > 3 and num_samples > size:
-            # With enough samples no rank has a single sample.
-            assert all(len(batch) > 1 for batches in of_rank for batch in batches)
-
-
-def test_rank_without_a_sample_has_an_empty_batch() -> None:
-    mask = bitmask.full(2)
-    sizes = [len(*epoch_batches(mask, 2, 0, 0, 4, rank=rank, world_size=3)) for rank in range(3)]
-    assert sorted(sizes) == [0, 1, 1]
+def test_ranks_share_a_batch_as_evenly_as_it_goes(world_size: int) -> None:
+    for size in range(4 * world_size):
+        batch = torch.randperm(size, generator=torch.Generator().manual_seed(size))
+        shares = [share(batch, rank, world_size) for rank in range(world_size)]
+        assert torch.equal(torch.cat(shares), batch)
+        sizes = [len(each) for each in shares]
+        assert max(sizes) - min(sizes) <= 1

@@ -15,7 +15,6 @@ from support.sample_inputs import (
     TOP_K,
     UPDATES,
     cross_entropy_sample,
-    digit_sample,
     loss_sample,
     native_gates,
     oldest_sample,
@@ -73,11 +72,6 @@ def calls() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
         for sums, end in (("", None), (" without sums", -1)):  # the slope comes last
             yield "topk_mask", name + sums, topk_sample(name)[:end], {}
             yield "segmented_topk", name + sums, segmented_topk_sample(name)[:end], {}
-        values, key_range = digit_sample(name)
-        yield "digit_histogram", name, (values, key_range), {}
-        if len(values):
-            histogram = torch.ops.adapruner.digit_histogram(values, key_range)
-            yield "narrowed_range", name, (key_range, histogram), {}
         yield "masked_order", name, order_sample(name), {}
         yield "oldest_mask", name, oldest_sample(name), {}
         arguments = sampling_sample(name)

@@ -345,13 +345,6 @@ def segmented_topk_sample(
 
 
 @same_values
-def digit_sample(name: str, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gate logits with ties, and the range of keys from 0 to 2, with the rank of the largest."""
-    m, _, _ = topk_sample(name, device=device)
-    return m, torch.tensor([2**31, 2**31 + 2**30, 1], device=device)
-
-
-@same_values
 def order_sample(name: str, *, device: torch.device) -> tuple[Tensor, int, int, int, int]:
     """Bit mask, N, key, position and count."""
     size, count = TOP_K[name]

@@ -17,6 +17,7 @@ from adapruner import Pruner, PruneResult, as_source, fast_prune
 from adapruner.data.loaders.torch_loader import PrunedLoader
 from adapruner.data.sources.base import Source
 from adapruner.pruning import bitmask
+from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.methods import find_method
 from adapruner.pruning.order import epoch_batches
@@ -137,6 +138,7 @@ class Followed:
         self.epoch = 0
         self.seed = seed
         self.num_samples = num_samples
+        self.ranks = Ranks()
         self.mask = np.ones(num_samples, dtype=bool)
         self.unreadable: list[tuple[int, str]] = []
 
@@ -145,6 +147,9 @@ class Followed:
 
     def read_mask(self) -> Tensor:
         return bitmask.pack(self.mask)
+
+    def note_share(self, ids: Tensor, weight: float) -> None:
+        raise AssertionError("a process alone has no uneven shares")
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         self.unreadable += [(index, reason) for index, reason in unreadable]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapruner.pruning.distributed import Ranks
 from adapruner.training.steps import LOOK_EVERY, LeftOut, Steps
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -38,7 +39,8 @@ def train(
     layer = nn.Linear(3, 1)
     nn.init.constant_(layer.weight, 0.2)
     nn.init.zeros_(layer.bias)
-    steps = Steps(OPTIMIZERS[optimizer](layer.parameters(), fused), layer.weight.device)
+    made = OPTIMIZERS[optimizer](layer.parameters(), fused)
+    steps = Steps(made, layer.weight.device, Ranks())
     left_out: list[LeftOut] = []
     for inputs, ids in data:
         steps.take(layer(inputs).square().mean(), [inputs, {"same": inputs}], ids)
@@ -71,7 +73,7 @@ def test_bad_batches_are_as_if_they_had_not_been(
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_loss_that_is_not_finite_of_inputs_that_are(fused: bool) -> None:
     layer = nn.Linear(3, 1)
-    steps = Steps(OPTIMIZERS["AdamW"](layer.parameters(), fused), layer.weight.device)
+    steps = Steps(OPTIMIZERS["AdamW"](layer.parameters(), fused), layer.weight.device, Ranks())
     before = layer.weight.detach().clone()
     for inputs in (torch.ones(2, 3), [torch.arange(2), "text"], torch.ones(2, 3, dtype=torch.int)):
         steps.take(layer.weight.sum() * INF, inputs, torch.tensor([5, 6]))
@@ -82,7 +84,7 @@ def test_a_loss_that_is_not_finite_of_inputs_that_are(fused: bool) -> None:
 
 def test_a_fused_optimizer_is_asked_after_its_first_step_and_then_seldom() -> None:
     layer = nn.Linear(3, 1)
-    steps = Steps(OPTIMIZERS["SGD"](layer.parameters(), True), layer.weight.device)
+    steps = Steps(OPTIMIZERS["SGD"](layer.parameters(), True), layer.weight.device, Ranks())
     asked = []
     for number, (inputs, ids) in enumerate(batches(2 * LOOK_EVERY + 2, {0: NAN})):
         steps.take(layer(inputs).sum(), inputs, ids)

@@ -330,6 +330,8 @@ def test_result_equals_independent_counts() -> None:
         "evaluation_loader": "torch",
         "precision": "fp32",
         "compile": False,
+        "ranks": 1,
+        "parallel": "none",
     }
     assert result.config == expected
     assert result.fingerprint == adapruner.as_source(dataset).fingerprint()

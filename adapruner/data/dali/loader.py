@@ -24,8 +24,9 @@ from adapruner.data.dali.graphs import (
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source
 from adapruner.data.sources.map_style import origin
-from adapruner.data.unreadable import Failures, Unreadable
-from adapruner.pruning.order import batches
+from adapruner.data.unreadable import Failures, Unreadable, no_sample_readable
+from adapruner.pruning.distributed import Ranks
+from adapruner.pruning.order import batches, share
 from adapruner.pruning.sampler import EpochSource, PrunedBatchSampler
 from adapruner.vision.augmentation import Zoom
 from adapruner.vision.transforms import MEAN, STD, ImageTransform, to_tensor
@@ -118,6 +119,18 @@ class DaliLoader:
             self.sampler.deliver()
             if images is not None:
                 yield images, _targets(self.source, ids), ids
+            elif not self.sampler.ranks.alone:
+                images, other = self._stand_in()
+                yield images, _targets(self.source, other), ids
+
+    def _stand_in(self) -> tuple[Tensor, Tensor]:
+        """The image and the id of the first sample of the epoch that can be read."""
+        epoch = self._pruner.epoch
+        for index in self.sampler.order():
+            for images, ids, _ in self._decoder.run([(epoch, np.array([index]))]):
+                if images is not None:
+                    return images, ids
+        raise no_sample_readable()
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch: batches delivered."""
@@ -137,10 +150,14 @@ class DaliLoader:
 class DaliEvaluation:
     """Yields (batch, ids, unreadable samples) for ``indices``, in order, equal in each epoch.
 
+    Each rank gets its share of each batch of W·``batch_size`` samples. The batch is None where no
+    sample of the share can be read.
+
     Args:
         source: images, with a transform of :mod:`adapruner.vision`.
         indices: dataset indices, int64.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch of one rank.
+        ranks: the ranks that share the samples.
         seed: seed of the augmentation, if the transform is random.
         num_threads: threads of DALI. None means one for each CPU of the process.
         device: the device that decodes and augments.
@@ -152,12 +169,14 @@ class DaliEvaluation:
         indices: np.ndarray,
         batch_size: int,
         *,
+        ranks: Ranks,
         seed: int,
         num_threads: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self._source = source
-        self._batches = batches(indices, batch_size)
+        whole = batches(indices, batch_size * ranks.size)
+        self._batches = [share(batch, ranks.rank, ranks.size) for batch in whole]
         self._decoder = _decoder(source, None, batch_size, seed, num_threads, device)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor, list[Unreadable]]]:

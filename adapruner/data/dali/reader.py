@@ -22,6 +22,7 @@ from adapruner.data.dali.stage import BatchError, Stage
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.map_style import origin
 from adapruner.data.unreadable import Unreadable, describe_error
+from adapruner.errors import UnreachableError
 from adapruner.vision.decoding import MAX_PIXELS, to_picture
 
 _Read = list["npt.NDArray[np.uint8] | str"]
@@ -125,6 +126,8 @@ class FileReader:
 
     def start(self, batch: Batch) -> Batch:
         indices = batch.ids.tolist()
+        if not indices:  # a rank without a share
+            return batch
         if self._thread is not None:
             self._read[id(batch)] = self._thread.submit(self._bytes, indices)
             return batch
@@ -133,6 +136,8 @@ class FileReader:
         return batch
 
     def finish(self, batch: Batch) -> Batch:
+        if not len(batch.ids):
+            return batch
         try:
             if self._thread is None:
                 batch.stored, shapes = self._stage.pop()
@@ -179,18 +184,17 @@ class FileReader:
         """The image as the torch loader reads it, in RGB, or the reason why it cannot be read."""
         try:
             return to_picture(self._source.image(index)).convert("RGB")
+        except UnreachableError:
+            raise
         except Exception as error:  # the torch loader reports the same
             return describe_error(error)
 
     def _bytes(self, indices: list[int]) -> _Read:
         """For each sample, its encoded image or the reason why it cannot be read."""
-        read: _Read = []
-        for index in indices:
-            try:
-                read.append(np.frombuffer(self._source.encoded(index), np.uint8))
-            except OSError as error:
-                read.append(describe_error(error))
-        return read
+        return [
+            np.frombuffer(found, np.uint8) if isinstance(found, bytes) else describe_error(found)
+            for found in self._source.encoded_each(indices)
+        ]
 
     def _inspect_one_by_one(self, batch: Batch) -> npt.NDArray[np.int64]:
         """The sizes of the images. A size is 0 where DALI does not find it."""

@@ -13,6 +13,7 @@ from adapruner._util.extras import require
 from adapruner.data.loaders.torch_loader import PrunedLoader, evaluation_loader
 from adapruner.data.sources.base import Source, Transform
 from adapruner.data.sources.find import as_source
+from adapruner.pruning.distributed import Ranks
 from adapruner.vision import to_tensor
 
 if TYPE_CHECKING:
@@ -115,19 +116,29 @@ def held_out_loader(
     indices: np.ndarray,
     batch_size: int,
     *,
+    ranks: Ranks,
     seed: int,
     num_workers: int,
     collate_fn: Collate,
     device: torch.device,
 ) -> Iterable[Any]:
-    """The loader of the held-out samples. It yields (batch, ids, unreadable samples)."""
+    """The loader of a rank's share of the held-out samples.
+
+    It yields (batch, ids, unreadable samples).
+    """
     if choice.name == "torch":
         return evaluation_loader(
-            source, indices, batch_size, seed=seed, num_workers=num_workers, collate_fn=collate_fn
+            source,
+            indices,
+            batch_size,
+            ranks=ranks,
+            seed=seed,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
         )
     from adapruner.data.dali.loader import DaliEvaluation
 
     threads = num_workers or None
     return DaliEvaluation(
-        source, indices, batch_size, seed=seed, num_threads=threads, device=device
+        source, indices, batch_size, ranks=ranks, seed=seed, num_threads=threads, device=device
     )

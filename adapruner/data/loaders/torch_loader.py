@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,8 +14,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from adapruner._util.seeds import epoch_seed, sample_seed
 from adapruner.data.sources.base import Source
-from adapruner.data.unreadable import Failures, Unreadable, describe_error
-from adapruner.pruning.order import batches
+from adapruner.data.unreadable import (
+    Failures,
+    Unreadable,
+    describe_error,
+    no_sample_readable,
+)
+from adapruner.errors import UnreachableError
+from adapruner.pruning.distributed import Ranks
+from adapruner.pruning.order import batches, share
 from adapruner.pruning.sampler import EpochSource, PrunedBatchSampler
 
 
@@ -23,7 +30,9 @@ class PrunedLoader:
     """Yields ``(inputs, targets, ids)`` for the samples that the current epoch reads.
 
     An iteration is one epoch. The order is that of :class:`adapruner.PrunedBatchSampler`. An
-    unreadable sample is left out of its batch and reported to the pruner.
+    unreadable sample is left out of its batch and reported to the pruner. A batch without a
+    readable sample is left out. One of many ranks cannot leave out a batch, because the others wait
+    for it; it yields another sample of the epoch without ids, which counts for nothing.
 
     Random augmentation is seeded by (seed, epoch, index), through the generators of torch, NumPy
     and ``random`` in the process that reads the sample. The caller's generators stay as they were.
@@ -63,11 +72,13 @@ class PrunedLoader:
         self.batch_size = self.sampler.batch_size
         self.drop_last = drop_last
         pruner.note_samples(source)
+        self._reader = _Reader(source, pruner.seed, whole=collate_fn is default_collate)
+        self._collate = _Collate(collate_fn)
         self._loader = _SeededLoader(
-            _Reader(source, pruner.seed, whole=collate_fn is default_collate),
+            self._reader,
             batch_sampler=_Keyed(self.sampler),
             num_workers=num_workers,
-            collate_fn=_Collate(collate_fn),
+            collate_fn=self._collate,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             # DataLoader would draw from the caller's generator.
@@ -83,9 +94,20 @@ class PrunedLoader:
         for batch, ids, unreadable in self._loader:
             self._failures.note(unreadable, len(ids))
             self.sampler.deliver()
-            if len(ids):
+            if not len(ids) and not self.sampler.ranks.alone:
+                batch = self._stand_in()
+            if batch is not None:
                 inputs, targets = batch
                 yield inputs, targets, ids
+
+    def _stand_in(self) -> Any:
+        """A batch of one sample, the first of the epoch that can be read."""
+        for index in self.sampler.order():
+            samples = self._reader.__getitems__([(self.sampler.epoch, index)])
+            batch, _, _ = self._collate(samples)
+            if batch is not None:
+                return batch
+        raise no_sample_readable()
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch: batches delivered. Batches read ahead do not count."""
@@ -107,12 +129,19 @@ def evaluation_loader(
     indices: np.ndarray,
     batch_size: int,
     *,
+    ranks: Ranks,
     seed: int,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
 ) -> _SeededLoader:
-    """Yields (batch, ids, unreadable samples) for ``indices``, in order, equal in each epoch."""
-    keys = [[(0, index) for index in batch.tolist()] for batch in batches(indices, batch_size)]
+    """Yields (batch, ids, unreadable samples) for ``indices``, in order, equal in each epoch.
+
+    Each rank gets its share of each batch of W·``batch_size`` samples. The batch is None where no
+    sample of the share can be read.
+    """
+    whole = batches(indices, batch_size * ranks.size)
+    shares = [share(batch, ranks.rank, ranks.size) for batch in whole]
+    keys = [[(0, index) for index in batch.tolist()] for batch in shares]
     return _SeededLoader(
         _Reader(source, seed, whole=collate_fn is default_collate),
         batch_sampler=keys,
@@ -175,6 +204,8 @@ class _Reader(TorchDataset[Any]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> _Whole | list[Any]:
         indices = [index for _, index in keys]
+        if not keys:  # a rank without a share
+            return []
         if self._source.deterministic:
             return self._read_whole(indices) or self._read_each(indices)
         with _own_generators():
@@ -192,7 +223,12 @@ class _Reader(TorchDataset[Any]):
     def _read_each(self, indices: list[int]) -> list[Any]:
         pairs = self._read_batch(indices)
         if pairs is not None:
-            return list(zip(indices, pairs, strict=True))
+            return [
+                Unreadable(index, describe_error(pair))
+                if isinstance(pair, Exception)
+                else (index, pair)
+                for index, pair in zip(indices, pairs, strict=True)
+            ]
         return [self._attempt(index, None) for index in indices]
 
     def _read_seeded(self, keys: list[tuple[int, int]]) -> list[Any]:
@@ -205,21 +241,27 @@ class _Reader(TorchDataset[Any]):
             samples.append(self._attempt(index, None if pairs is None else pairs[place]))
         return samples
 
-    def _read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+    def _read_batch(self, indices: list[int]) -> Sequence[tuple[Any, Any] | Exception] | None:
         """The samples before the transform, or None if they must be read one by one."""
         try:
             return self._source.read_batch(indices)
+        except UnreachableError:
+            raise
         except Exception:  # read one by one, which finds the bad sample
             return None
 
     def _begin(self, epoch: int, index: int) -> None:
         _seed_generators(sample_seed(self._seed, epoch, index))
 
-    def _attempt(self, index: int, pair: tuple[Any, Any] | None) -> Any:
+    def _attempt(self, index: int, pair: tuple[Any, Any] | Exception | None) -> Any:
         """A sample with its index, or an Unreadable. ``pair`` skips the reading."""
+        if isinstance(pair, Exception):
+            return Unreadable(index, describe_error(pair))
         try:
             source = self._source
             inputs, target = source[index] if pair is None else source.transformed(pair)
+        except UnreachableError:
+            raise
         except Exception as error:  # a dataset can raise anything
             return Unreadable(index, describe_error(error))
         return index, (inputs, target)

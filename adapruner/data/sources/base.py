@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from adapruner._util.integers import as_int64, plain_array
 from adapruner._util.retry import read_twice
+from adapruner.errors import UnreachableError
 from adapruner.vision.decoding import is_pil_image
 
 if TYPE_CHECKING:
@@ -98,10 +99,11 @@ class Source(Dataset[tuple[Any, Any]]):
         inputs, target = pair
         return (inputs if self.transform is None else self.transform(inputs)), target
 
-    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+    def read_batch(self, indices: list[int]) -> Sequence[tuple[Any, Any] | Exception] | None:
         """Several samples before this source's transform, or None.
 
-        None means that reading them together is not faster. ``indices`` are in [0, N).
+        None means that reading them together is not faster. ``indices`` are in [0, N). An error
+        stands in the place of a sample that cannot be read.
         """
         return None
 
@@ -154,6 +156,27 @@ class Source(Dataset[tuple[Any, Any]]):
                 return handle.read(location.size)
 
         return read_twice(read)
+
+    def encoded_each(self, indices: list[int]) -> list[bytes | OSError]:
+        """:meth:`encoded` of each sample. An error stands in the place of an unreadable one.
+
+        Raises:
+            UnreachableError: an object store did not answer.
+        """
+        found: list[bytes | OSError] = []
+        for index in indices:
+            try:
+                found.append(self.encoded(index))
+            except UnreachableError:
+                raise
+            except OSError as error:
+                found.append(error)
+        return found
+
+    @property
+    def bytes_read(self) -> int | None:
+        """Bytes fetched from an object store since this source was made; None elsewhere."""
+        return None
 
     def pixels(self, index: int) -> npt.NDArray[np.uint8]:
         """The stored image of sample ``index``, a view with the axes ``pixel_axes``.

@@ -18,7 +18,8 @@ from adapruner.data.sources.image_folder import (
     is_image_folder_dataset,
 )
 from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
-from adapruner.data.sources.shard_paths import find_shards, is_shards
+from adapruner.data.sources.remote import RemoteOptions, object_store
+from adapruner.data.sources.shard_paths import absolute, find_shards, is_shards
 from adapruner.data.sources.shards import ShardSource
 from adapruner.vision.decoding import MAX_PIXELS
 
@@ -44,6 +45,7 @@ def as_source(
     mode: str | None = "RGB",
     max_pixels: int = MAX_PIXELS,
     index_folder: str | os.PathLike[str] | None = None,
+    remote: RemoteOptions | None = None,
 ) -> Source:
     """A :class:`Source` of the samples in ``data``.
 
@@ -51,7 +53,8 @@ def as_source(
 
     - the path of an image folder, ROOT/CLASS/…/IMAGE;
     - WebDataset shards: the path of a tar file or of a folder of tar files, a pattern such as
-      ``train-{000..099}.tar`` or ``train-*.tar``, or a list of paths and patterns;
+      ``train-{000..099}.tar`` or ``train-*.tar``, or a list of paths and patterns. They may lie
+      in an object store: ``s3://…``, ``gs://…``, ``https://…``;
     - a tuple ``(inputs, targets)`` of tensors, of NumPy arrays, or of paths of .npy files. The
       targets can also be a sequence or a pandas Series, which is read in order of position;
     - a ``TensorDataset`` of two tensors;
@@ -73,11 +76,13 @@ def as_source(
         max_pixels: an image of a folder or shard with more pixels, width times height, is
             unreadable. Pillow's own limit, about 180 million, holds too.
         index_folder: the folder with the indexes of shards. None means beside the shards.
+        remote: how shards in an object store are read.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder or file is missing, or of another kind.
         TypeError: ``data`` has none of these forms, or has no length.
         ValueError: ``data`` is empty, or its parts do not fit. The message says why.
+        UnreachableError: an object store did not answer.
 
     Example:
         >>> import torch
@@ -90,19 +95,26 @@ def as_source(
         raise ValueError(
             f"columns are for shards and Hugging Face datasets; found {type(data).__name__}"
         )
+    patterns = list(data) if isinstance(data, (list, tuple)) else [data]
+    store = object_store(patterns, remote) if shards else None
+    if remote is not None and store is None:
+        raise ValueError(
+            f"remote is for shards in an object store; found {type(data).__name__} without an "
+            "address"
+        )
     if isinstance(data, Source):
         return _changed(data, transform, fingerprint)
     if shards:
-        found = data if isinstance(data, (list, tuple)) else [data]
         return ShardSource(
-            [shard for pattern in found for shard in find_shards(pattern)],
+            [shard for pattern in patterns for shard in find_shards(pattern, store)],
             transform,
             fingerprint,
             mode,
             max_pixels,
             columns,
             index_folder,
-            os.path.abspath(os.path.expanduser(found[0])) if len(found) == 1 else None,
+            absolute(patterns[0]) if len(patterns) == 1 else None,
+            store,
         )
     if isinstance(data, (str, os.PathLike)):
         return ImageFolderSource(data, transform, fingerprint, mode, max_pixels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ class SubsetSource(Source):
             return self.base[int(self._indices[index])]
         return checked_pair(self.dataset[index], index, self.dataset)
 
-    def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
+    def read_batch(self, indices: list[int]) -> Sequence[tuple[Any, Any] | Exception] | None:
         """The samples, read together by ``base``; see :meth:`Source.read_batch`."""
         if not self._reads_base or self.base.transform is not None:  # seeded per sample
             return None
@@ -148,6 +148,15 @@ class SubsetSource(Source):
     def encoded(self, index: int) -> bytes:
         """The encoded image of sample ``index`` from ``base``."""
         return self.base.encoded(int(self._indices[self._checked(index)]))
+
+    def encoded_each(self, indices: list[int]) -> list[bytes | OSError]:
+        """The encoded images from ``base``, read together."""
+        return self.base.encoded_each(self._indices[indices].tolist())
+
+    @property
+    def bytes_read(self) -> int | None:
+        """Bytes that ``base`` fetched from an object store."""
+        return self.base.bytes_read
 
     def pixels(self, index: int) -> npt.NDArray[np.uint8]:
         """The stored image of sample ``index`` from ``base``."""

@@ -13,16 +13,18 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from adapruner._util.files import replace_atomically
 from adapruner.data.sources.base import IntArray
-from adapruner.data.sources.tar_members import BLOCK, walk
+from adapruner.data.sources.tar_members import BLOCK, Shard, walk
+from adapruner.errors import UnreachableError
 
 CLASS = "cls"
 UNKNOWN = -1  # the class is missing, or is not a whole number
@@ -137,7 +139,7 @@ def parse_line(line: bytes) -> list[Component]:
     return components
 
 
-def scan(path: str | os.PathLike[str], column: str = CLASS) -> ShardIndex:
+def scan(shard: Shard, column: str = CLASS) -> ShardIndex:
     """Read the headers and the classes of a tar in one pass.
 
     The index of a broken shard has the samples before the damage, and ``damage`` says what is
@@ -145,12 +147,15 @@ def scan(path: str | os.PathLike[str], column: str = CLASS) -> ShardIndex:
     The components of a sample are neighbours with equal names up to the first dot.
 
     Args:
-        path: the shard.
+        shard: the shard, by its path or as an open file.
         column: the column of the class, as in :class:`ClassColumn`.
+
+    Raises:
+        UnreachableError: the store of the shard did not answer.
     """
     index, classes = ShardIndex(column=column), []
     try:
-        members = list(_members(path, ClassColumn.of(column)))
+        members = list(_members(shard, ClassColumn.of(column)))
     except _Damage as damage:
         members, index.damage = damage.members, str(damage)
     for _, sample in groupby(members, key=lambda member: member.key):
@@ -174,13 +179,15 @@ class _Damage(Exception):
         self.members = members
 
 
-def _members(path: str | os.PathLike[str], column: ClassColumn) -> Iterator[_Member]:
+def _members(shard: Shard, column: ClassColumn) -> Iterator[_Member]:
     found: list[_Member] = []
     try:
-        for info, handle in walk(path):
+        for info, handle in walk(shard):
             member = _member(info, handle, column)
             if member is not None:
                 found.append(member)
+    except UnreachableError:
+        raise
     except OSError as error:
         raise _Damage(str(error), found) from error
     return iter(found)
@@ -222,15 +229,21 @@ def write_index(
         raise ValueError(
             f"cannot write {os.fspath(path)}: expected at least one sample; found none"
         )
-    content = [b"%s %d" % (_VERSION, len(index.lines)), *index.lines]
+    content = index_content(index, shard_bytes)
+    replace_atomically(path, lambda temporary: _write_bytes(temporary, content))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def index_content(index: ShardIndex, shard_bytes: int | None) -> bytes:
+    """The content of an index file. ``shard_bytes`` adds the two lines of adapruner."""
+    lines = [b"%s %d" % (_VERSION, len(index.lines)), *index.lines]
     if shard_bytes is not None and index.classes is not None:
-        content.append(b"%s %d %s" % (_TRAILER, shard_bytes, os.fsencode(index.column)))
-        content.append(b" ".join(b"%d" % number for number in index.classes.tolist()))
-    replace_atomically(path, lambda temporary: _write_lines(temporary, content))
-
-
-def _write_lines(path: Path, lines: list[bytes]) -> None:
-    path.write_bytes(b"\n".join(lines) + b"\n")
+        lines.append(b"%s %d %s" % (_TRAILER, shard_bytes, os.fsencode(index.column)))
+        lines.append(b" ".join(b"%d" % number for number in index.classes.tolist()))
+    return b"\n".join(lines) + b"\n"
 
 
 def read_index(path: str | os.PathLike[str], shard: str | os.PathLike[str]) -> ShardIndex:
@@ -243,31 +256,36 @@ def read_index(path: str | os.PathLike[str], shard: str | os.PathLike[str]) -> S
         IndexMismatchError: the file is not an index, or not of this shard. The message says why.
         OSError: the index or the shard cannot be opened.
     """
-    index, shard_bytes = _parse_index(path)
-    try:
-        _check_index(index, shard_bytes, path, shard)
-    except IndexMismatchError as error:
-        raise IndexMismatchError(
-            f"the index {os.fspath(path)} does not belong to {os.fspath(shard)}: {error}; "
-            "make a new index with: adapruner index"
-        ) from error
+    name = os.fspath(path)
+    index, shard_bytes = parse_index(Path(path).read_bytes(), name)
+    with open(shard, "rb") as handle:
+        status = os.fstat(handle.fileno())
+        check_index(index, shard_bytes, name, handle, status.st_size)
+    if status.st_mtime_ns > os.stat(path).st_mtime_ns:
+        with _mismatch_named(name, os.fspath(shard)):
+            _compare_headers(index, shard)
     return index
 
 
-def _parse_index(path: str | os.PathLike[str]) -> tuple[ShardIndex, int | None]:
-    *lines, cut = Path(path).read_bytes().split(b"\n")
+def parse_index(content: bytes, name: str) -> tuple[ShardIndex, int | None]:
+    """The index in the content of an index file, and the size that it states for its shard.
+
+    Raises:
+        IndexMismatchError: the content is not an index. The message has ``name``.
+    """
+    *lines, cut = content.split(b"\n")
     lines = lines or [cut]  # a last line without a line feed is cut off
     head = lines[0].split()
     if len(head) != 2 or head[0] != _VERSION or not head[1].isdigit():
         raise IndexMismatchError(
-            f"{os.fspath(path)} is not an index of a shard: it must start with "
+            f"{name} is not an index of a shard: it must start with "
             f"{_VERSION.decode()!r} and the number of samples; found {lines[0][:40]!r}"
         )
     count = int(head[1])
     index, rest = ShardIndex(lines[1 : 1 + count]), lines[1 + count :]
     if len(index.lines) < count or not count:
         raise IndexMismatchError(
-            f"{os.fspath(path)} is cut off: expected {count} lines; found {len(index.lines)}"
+            f"{name} is cut off: expected {count} lines; found {len(index.lines)}"
         )
     if len(rest) < 2 or not rest[0].startswith(_TRAILER):
         return index, None
@@ -276,38 +294,56 @@ def _parse_index(path: str | os.PathLike[str]) -> tuple[ShardIndex, int | None]:
         size, _, column = rest[0].removeprefix(_TRAILER).strip().partition(b" ")
         shard_bytes, index.column = int(size), os.fsdecode(column) or CLASS
     except (ValueError, OverflowError) as error:
-        raise IndexMismatchError(f"{os.fspath(path)} is broken at its end: {error}") from error
+        raise IndexMismatchError(f"{name} is broken at its end: {error}") from error
     if len(index.classes) != count or (index.classes < UNKNOWN).any():
         raise IndexMismatchError(
-            f"{os.fspath(path)} is broken at its end: expected {count} classes from {UNKNOWN} up; "
+            f"{name} is broken at its end: expected {count} classes from {UNKNOWN} up; "
             f"found {index.classes.tolist()[:8]} of length {len(index.classes)}"
         )
     return index, shard_bytes
 
 
-def _check_index(
-    index: ShardIndex,
-    shard_bytes: int | None,
-    path: str | os.PathLike[str],
-    shard: str | os.PathLike[str],
+def check_index(
+    index: ShardIndex, shard_bytes: int | None, name: str, shard: BinaryIO, size: int
 ) -> None:
-    with open(shard, "rb") as handle:
-        status = os.fstat(handle.fileno())
-        if shard_bytes not in (None, status.st_size):
-            raise IndexMismatchError(
-                f"expected a shard of {shard_bytes} bytes; found {status.st_size} bytes"
-            )
+    """Check that an index belongs to a shard of ``size`` bytes, by its first and last sample.
+
+    Args:
+        index: the index.
+        shard_bytes: the size that the index states for its shard, or None.
+        name: the name of the index file.
+        shard: the open shard.
+        size: the size of the shard.
+
+    Raises:
+        IndexMismatchError: it does not. The message says why.
+    """
+    with _mismatch_named(name, shard.name):
+        if shard_bytes not in (None, size):
+            raise IndexMismatchError(f"expected a shard of {shard_bytes} bytes; found {size} bytes")
         for sample in (0, len(index.lines) - 1):
             try:
                 components = index.components(sample)
             except ValueError as error:
                 raise IndexMismatchError(f"line {sample + 2}: {error}") from error
             for component in components:
-                block = os.pread(handle.fileno(), BLOCK, component.offset - BLOCK)
+                if component.offset > size:
+                    raise IndexMismatchError("the shard ends before a range of the index")
+                shard.seek(component.offset - BLOCK)
+                block = shard.read(BLOCK)
                 check_header(block, component.size)
                 _check_name(block, component.name)
-    if status.st_mtime_ns > os.stat(path).st_mtime_ns:
-        _compare_headers(index, shard)
+
+
+@contextmanager
+def _mismatch_named(name: str, shard: str) -> Iterator[None]:
+    try:
+        yield
+    except IndexMismatchError as error:
+        raise IndexMismatchError(
+            f"the index {name} does not belong to {shard}: {error}; make a new index with: "
+            "adapruner index"
+        ) from error
 
 
 def check_header(block: bytes, size: int) -> None:

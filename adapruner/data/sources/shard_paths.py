@@ -6,21 +6,35 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from adapruner._util.addresses import is_address
 from adapruner._util.tar_names import is_compressed_tar, is_tar
 from adapruner.data.sources.image_folder import find_image
 
+if TYPE_CHECKING:
+    from adapruner.data.sources.remote import RemoteStore
 
-def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
+
+def find_shards(pattern: str | os.PathLike[str], store: RemoteStore | None = None) -> list[str]:
     """The shards of a path, a folder, a glob or a brace pattern, in order.
 
     Hidden files and folders are not shards, unless ``pattern`` names them.
 
+    Args:
+        pattern: a path or an address.
+        store: the object store of an address.
+
     Raises:
         FileNotFoundError: a shard is missing, or no shard fits.
         ValueError: a shard is compressed.
+        UnreachableError: the object store did not answer.
     """
+    if store is not None:
+        addresses = _expand_braces(os.fspath(pattern))
+        remote = [shard for address in addresses for shard in store.find(address)]
+        _check_not_compressed(remote)
+        return remote
     text = os.path.expanduser(os.fspath(pattern))
     found: list[str] = []
     for path in [text] if os.path.lexists(text) else _expand_braces(text):
@@ -38,8 +52,15 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
     return found
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path from the root on; an address as it is."""
+    return str(path) if is_address(path) else os.path.abspath(os.path.expanduser(os.fspath(path)))
+
+
 def is_shards(data: Any) -> bool:
     """Whether ``data`` is a path or pattern of a tar, a folder with tars, or a list of them.
+
+    Every address of an object store, such as ``s3://bucket/train``, counts as shards.
 
     The ending may have any case. A compressed tar counts too, so that :func:`find_shards` can
     refuse it by name, unless it lies in a folder of images.
@@ -51,6 +72,8 @@ def is_shards(data: Any) -> bool:
         return bool(data) and all(isinstance(p, (str, os.PathLike)) and is_shards(p) for p in data)
     if not isinstance(data, (str, os.PathLike)):
         return False
+    if is_address(data):
+        return True
     text = os.path.expanduser(os.fspath(data))
     if not os.path.isdir(text):
         text = text if os.path.lexists(text) else next(_expand_braces(text), text)

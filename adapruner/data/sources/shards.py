@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adapruner._util.retry import read_twice
 from adapruner.data.sources.base import IntArray, Location, Source, Transform, new_digest
 from adapruner.data.sources.shard_index import (
     CLASS,
@@ -20,11 +17,10 @@ from adapruner.data.sources.shard_index import (
     Component,
     IndexMismatchError,
     ShardIndex,
-    check_header,
     parse_line,
-    read_index,
-    scan,
 )
+from adapruner.data.sources.shard_paths import absolute
+from adapruner.data.sources.stores import FileStore, Store
 from adapruner.data.sources.tar_members import BLOCK
 from adapruner.vision.decoding import (
     IMAGE_EXTENSIONS,
@@ -33,8 +29,6 @@ from adapruner.vision.decoding import (
     check_mode,
     decode_image,
 )
-
-_OPEN_FILES = 64
 
 
 class ShardSource(Source):
@@ -47,17 +41,19 @@ class ShardSource(Source):
 
     The index of ``NAME.tar`` is ``NAME.idx`` beside it, made by ``adapruner index`` or DALI's
     ``wds2idx``. A shard without an index is read once, header by header. A sample is one read: the
-    header and the bytes of its image. The header is checked.
+    header and the bytes of its image. The header is checked. Shards in an object store are read in
+    the same way (:mod:`~.remote`).
 
     Some samples are unreadable: no class, no image or several, a component twice, a path that
     climbs out of its folder. Reading such a sample raises, as for a corrupt image. A shard that
     cannot be opened or is cut off has one more sample at its end. Reading it raises the reason.
     Samples of equal keys that are not neighbours are different samples.
 
-    The fingerprint covers the names of the shards, their indexes and the classes.
+    The fingerprint covers the names of the shards, their indexes and the classes. In an object
+    store it also covers the version of each shard, usually its ETag.
 
     Args:
-        shards: paths of the tar files, uncompressed.
+        shards: paths or addresses of the tar files, uncompressed.
         transform: applied to the PIL image.
         fingerprint: a string that identifies the samples. The default hashes names and indexes.
         mode: the PIL mode that images are converted to. None leaves them as they are.
@@ -66,6 +62,7 @@ class ShardSource(Source):
             None means a guess.
         index_folder: the folder of the indexes. None means beside the shards.
         pattern: the pattern that found the shards.
+        store: where the shards lie; files of this machine where None.
 
     Attributes:
         class_column: the component that holds the class.
@@ -73,6 +70,7 @@ class ShardSource(Source):
     Raises:
         FileNotFoundError: a shard is missing.
         IndexMismatchError: an index does not belong to its shard.
+        UnreachableError: an object store did not answer.
         ValueError: there is no shard or no sample, or no sample has an image and a class.
 
     Warns:
@@ -93,18 +91,19 @@ class ShardSource(Source):
         columns: tuple[str, str] | None = None,
         index_folder: str | os.PathLike[str] | None = None,
         pattern: str | None = None,
+        store: Store | None = None,
     ) -> None:
         super().__init__(transform, fingerprint)
         check_mode(mode)
         check_max_pixels(max_pixels)
         self.mode, self.max_pixels, self.root = mode, max_pixels, pattern
-        self.index_folder = None if index_folder is None else os.path.abspath(index_folder)
-        self.shards = [os.path.abspath(os.path.expanduser(os.fspath(shard))) for shard in shards]
+        self.index_folder = None if index_folder is None else absolute(index_folder)
+        self.shards = [absolute(shard) for shard in shards]
+        self.store: Store = FileStore() if store is None else store
         self._image_name = None if columns is None else columns[0].lower()
         self.class_column = ClassColumn.of(CLASS if columns is None else columns[1])
         self._columns = None if columns is None else list(columns)
         self._problems: dict[int, str] = {}
-        self._files = _OpenFiles()
         parts = self._open()
         self.samples_in_shard = [len(part) for part in parts]
         if not sum(self.samples_in_shard):
@@ -133,7 +132,40 @@ class ShardSource(Source):
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the image of sample ``index``. The shard stays open for the next read."""
-        return read_twice(lambda: self._encoded(index)[0])
+        [content] = self.encoded_each([index])
+        if isinstance(content, OSError):
+            raise content
+        return content
+
+    def encoded_each(self, indices: list[int]) -> list[bytes | OSError]:
+        """The bytes of several images, read at the same time if the shards are in an object store.
+
+        The reason stands in the place of an image that cannot be read.
+        """
+        found: list[bytes | OSError] = []
+        places: list[Location] = []
+        for index in indices:
+            try:
+                places.append(self.location(index))
+                found.append(b"")
+            except OSError as error:
+                found.append(error)
+        read = iter(self.store.read_members(places))
+        return [next(read) if isinstance(content, bytes) else content for content in found]
+
+    def read_batch(self, indices: list[int]) -> Sequence[tuple[Any, Any] | Exception] | None:
+        """The samples, if the shards are in an object store; see :meth:`Source.read_batch`."""
+        if not self.store.reads_many:
+            return None
+        return [
+            content if isinstance(content, OSError) else self._attempt(index, content)
+            for index, content in zip(indices, self.encoded_each(indices), strict=True)
+        ]
+
+    @property
+    def bytes_read(self) -> int | None:
+        """Bytes fetched from the object store, with all worker processes; None for files."""
+        return self.store.bytes_read()
 
     def shard_index(self, shard: int) -> ShardIndex:
         """The index of shard number ``shard``, as it was when this source was made.
@@ -165,18 +197,19 @@ class ShardSource(Source):
         return super().about() | {"index_folder": self.index_folder, "columns": self._columns}
 
     def _open_index(self, shard: str) -> ShardIndex:
-        return open_index(shard, self.index_folder, str(self.class_column))
+        return self.store.open_index(shard, self.index_folder, str(self.class_column))
 
     def _open(self) -> list[IntArray]:
         """For each shard, one row per sample: offset, size, bytes in the shard, class."""
         self._digests, parts, count = [], [], 0
-        for shard in self.shards:
-            index, shard_bytes = self._open_index(shard), os.path.getsize(shard)
+        indexes = self.store.each(self._open_index, self.shards)
+        for shard, index in zip(self.shards, indexes, strict=True):
+            shard_bytes = self.store.size(shard)
+            samples = [_components(line, shard, shard_bytes) for line in index.lines]
+            numbers = self._find_classes(samples, index, shard)
             rows = np.empty((len(index.lines) + (index.damage is not None), 4), dtype=np.int64)
-            for position, line in enumerate(index.lines):
-                components = _components(line, shard, shard_bytes)
+            for position, (components, number) in enumerate(zip(samples, numbers, strict=True)):
                 image = self._find_image(components)
-                number = self._find_class(components, index, position, shard)
                 if isinstance(image, str):
                     self._problems[count + position] = image
                     image = Component("", BLOCK, 0, b"")
@@ -216,29 +249,38 @@ class ShardSource(Source):
             )
         return found[0]
 
-    def _find_class(
-        self, components: list[Component], index: ShardIndex, position: int, shard: str
-    ) -> int:
+    def _find_classes(
+        self, samples: list[list[Component]], index: ShardIndex, shard: str
+    ) -> list[int]:
+        """The class of each sample, from the index or else from the component that holds it."""
         column = self.class_column
         if index.column == str(column) and index.classes is not None:
-            return int(index.classes[position])
-        found = [c for c in components if c.extension.lower() == column.extension]
-        if len(found) != 1 or found[0].size > column.longest:
-            return UNKNOWN
-        try:
-            return column.number(self._files.read(shard, found[0].offset, found[0].size))
-        except (OSError, IndexMismatchError):
-            return UNKNOWN
-
-    def _encoded(self, index: int) -> tuple[bytes, str]:
-        path, offset, size = self.location(index)
-        assert size is not None
-        return self._files.read(path, offset, size), path
+            numbers: list[int] = index.classes.tolist()
+            return numbers
+        numbers, places = [UNKNOWN] * len(samples), {}
+        for position, components in enumerate(samples):
+            found = [c for c in components if c.extension.lower() == column.extension]
+            if len(found) == 1 and found[0].size <= column.longest:
+                places[position] = Location(shard, found[0].offset, found[0].size)
+        contents = self.store.read_members(list(places.values()))
+        for position, content in zip(places, contents, strict=True):
+            if isinstance(content, bytes):
+                numbers[position] = column.number(content)
+        return numbers
 
     def _read(self, index: int) -> tuple[Any, int]:
-        encoded, path = self._encoded(index)
+        return self._decoded(index, self.encoded(index))
+
+    def _decoded(self, index: int, encoded: bytes) -> tuple[Any, int]:
+        path = self.shards[self._shard[index]]
         name = f"{path} (sample {index}, byte {self._offsets[index]})"
         return decode_image(encoded, name, self.mode, self.max_pixels), int(self.targets[index])
+
+    def _attempt(self, index: int, encoded: bytes) -> tuple[Any, Any] | Exception:
+        try:
+            return self._decoded(index, encoded)
+        except Exception as error:  # a broken image can raise anything
+            return error
 
     def _identify(self) -> str:
         digest = new_digest(self.kind)
@@ -246,80 +288,9 @@ class ShardSource(Source):
             self.shards, self.samples_in_shard, self._digests, strict=True
         ):
             digest.update(os.fsencode(os.path.basename(shard)) + f"\0{count}\n".encode() + part)
+            digest.update(self.store.version(shard).encode())
         digest.update(self.targets.astype("<i8").tobytes())
         return digest.hexdigest()
-
-
-class _OpenFiles:
-    """The files that were read last. They stay open for the next read."""
-
-    def __init__(self) -> None:
-        # lru_cache is safe for threads. A file that it drops closes after its last read.
-        self._file = lru_cache(_OPEN_FILES)(_OpenFile)
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """Read ``size`` bytes from ``offset``, the contents of a tar member, and check its header.
-
-        Raises:
-            OSError: the bytes cannot be read, or are not this member. The message has ``path``.
-        """
-        file = self._file(path)
-        # pread does not move the position of a file that other processes share.
-        try:
-            content = os.pread(file.descriptor, BLOCK + size, offset - BLOCK)
-        except OSError as error:  # it does not have the path
-            raise OSError(error.errno, f"{error.strerror} at byte {offset}", path) from error
-        try:
-            check_header(content[:BLOCK], size)
-        except IndexMismatchError as error:
-            raise OSError(f"cannot read {path} at byte {offset}: {error}") from error
-        if len(content) < BLOCK + size:
-            raise OSError(f"cannot read {path} at byte {offset}: the file ends within the sample")
-        return content[BLOCK:]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()  # a spawned process opens its own files
-
-
-class _OpenFile:
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-def open_index(
-    shard: str, folder: str | os.PathLike[str] | None = None, column: str = CLASS
-) -> ShardIndex:
-    """The index of ``shard``, from its index file or else from its headers.
-
-    The classes in an index file can come from another column than ``column``. A shard that cannot
-    be opened has an index without samples. Its ``damage`` says why.
-
-    Raises:
-        FileNotFoundError: the shard is missing.
-        IndexMismatchError: the index file does not belong to the shard.
-    """
-    if not os.path.exists(shard):
-        raise FileNotFoundError(f"no such shard: {shard}")
-    if not os.path.isfile(shard):  # opening a pipe would block
-        return ShardIndex(damage=f"{shard} is not a regular file")
-    file = index_path(shard, folder)
-    if not file.is_file():
-        return scan(shard, column)
-    try:
-        return read_index(file, shard)
-    except OSError as error:
-        return ShardIndex(damage=str(error))
-
-
-def index_path(shard: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> Path:
-    """The path of the index of ``shard``: ``NAME.idx`` beside the shard, or in ``folder``."""
-    path = Path(shard).with_suffix(".idx")
-    return path if folder is None else Path(folder) / path.name
 
 
 def _components(line: bytes, shard: str, shard_bytes: int) -> list[Component]:

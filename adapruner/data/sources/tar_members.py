@@ -6,17 +6,21 @@ import os
 import tarfile
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, BinaryIO, TypeAlias
 
-from adapruner.errors import MissingEndMarkWarning
+from adapruner.errors import MissingEndMarkWarning, UnreachableError
 
 BLOCK = 512  # bytes; a tar header is one block, and contents are padded to whole blocks
+
+# A shard by its path, or as an open file that can seek and whose ``name`` is the shard.
+Shard: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
 _CHUNK = 1 << 20  # bytes read at once behind the end of an archive
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
 
-def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
+def walk(shard: Shard) -> Iterator[tuple[tarfile.TarInfo, Any]]:
     """Yield the regular files of a tar, each with the open shard at the file's first byte.
 
     Iterating a ``TarFile`` would silently stop at a broken header. It would also stop at the first
@@ -26,17 +30,26 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
     damage, because the header of a second tar may be broken there.
 
     Raises:
-        OSError: the shard cannot be opened, is not a tar, or is damaged. The message has ``path``.
+        OSError: the shard cannot be opened, is not a tar, or is damaged. The message has its name.
+        UnreachableError: the store of the shard did not answer.
 
     Warns:
         MissingEndMarkWarning: after the last member, the file ends without a mark.
     """
-    shard, length, offset = os.fspath(path), os.path.getsize(path), 0
+    with _opened(shard) as handle:
+        yield from _walk(handle)
+
+
+def _opened(shard: Shard) -> Any:
+    return open(shard, "rb") if isinstance(shard, (str, os.PathLike)) else nullcontext(shard)
+
+
+def _walk(handle: Any) -> Iterator[tuple[tarfile.TarInfo, Any]]:
+    shard, length, offset = handle.name, handle.seek(0, os.SEEK_END), 0
+    handle.seek(0)
     try:
         # "r:" refuses compressed files, which have no byte ranges.
-        with tarfile.open(shard, "r:", encoding="utf-8") as tar:
-            handle = tar.fileobj
-            assert handle is not None
+        with tarfile.open(fileobj=handle, mode="r:", encoding="utf-8") as tar:
             while offset != length:  # beyond it, the last block is not whole
                 handle.seek(offset)
                 try:
@@ -59,6 +72,8 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                     handle.seek(info.offset_data)
                     yield info, handle
                 offset = tar.offset
+    except UnreachableError:
+        raise
     except OSError as error:
         if error.filename is not None:
             raise  # the message of the system has the path
@@ -66,13 +81,13 @@ def walk(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, Any]]:
     except Exception as error:  # tarfile's own errors, and errors from broken numbers and names
         what = "it is cut off" if offset + BLOCK > length else "it is damaged"
         text = str(error) or type(error).__name__
-        if offset == 0 and (compression := _compression(shard)) is not None:
+        if offset == 0 and (compression := _compression(handle)) is not None:
             what, text = "it is compressed", f"{compression}; expected a plain tar"
         raise OSError(f"cannot read {shard}: {what} at byte {offset} ({text})") from error
     warnings.warn(
         f"{shard} has no end-of-archive mark; it may be cut off between two members",
         MissingEndMarkWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
 
 
@@ -87,8 +102,8 @@ def _next_archive(handle: Any, offset: int) -> int | None:
     return None
 
 
-def _compression(path: str) -> str | None:
+def _compression(handle: Any) -> str | None:
     """The compression that a file's first bytes tell, or None."""
-    with open(path, "rb") as file:
-        start = file.read(8)
+    handle.seek(0)
+    start = handle.read(8)
     return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)

@@ -23,7 +23,8 @@ void sample_losses(const SampleLosses& work, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const double loss = work.sums[i] / static_cast<double>(counts[i] == 0 ? 1 : counts[i]);
     losses[i] = counts[i] == 0 ? 0.0 : loss;
-    pressures[i] = sample_pressure(work.state, work.balance, loss, counts[i] != 0);
+    const double given = work.single ? static_cast<double>(static_cast<float>(loss)) : loss;
+    pressures[i] = sample_pressure(work.state, work.balance, given, counts[i] != 0);
   }
 }
 

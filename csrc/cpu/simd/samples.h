@@ -13,8 +13,9 @@ struct SampleLosses {
   double balance;         // balance_pressure(state)
   const double* sums;     // [n], losses of each sample's rows that are not ignored
   const int64_t* counts;  // [n], number of these rows
+  bool single;            // true if losses are given out as float
   double* losses;         // [n], written: ℓ, 0 if all rows are ignored
-  float* pressures;       // [n], written
+  float* pressures;       // [n], written: those of the losses that are given out
 };
 
 #define ADAPRUNER_DECLARE(isa)                                                            \

@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 from adapruner import as_source
 from adapruner.data.loaders.torch_loader import PrunedLoader
 from adapruner.data.sources.base import Source
+from adapruner.pruning.distributed import Ranks
 from adapruner.vision import MEAN, STD, evaluation_transform, to_tensor, training_transform
 from adapruner.vision.augmentation import uniforms
 
@@ -123,7 +124,7 @@ def test_length(folder: Path) -> None:
 def test_images_are_those_of_pillow(large: Path) -> None:
     """The windows of torchvision, within the usual difference of two resizers."""
     source = as_source(large, transform=evaluation_transform(96))
-    batches = list(DaliEvaluation(source, np.arange(COUNT), 16, seed=0))
+    batches = list(DaliEvaluation(source, np.arange(COUNT), 16, ranks=Ranks(), seed=0))
     assert [ids.tolist() for _, ids, _ in batches] == [
         list(range(16)),
         list(range(16, 32)),

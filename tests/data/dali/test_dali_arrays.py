@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from adapruner import as_source
 from adapruner.data.loaders.torch_loader import PrunedLoader
 from adapruner.data.sources.base import Source
+from adapruner.pruning.distributed import Ranks
 from adapruner.vision import MEAN, STD, evaluation_transform, training_transform
 from adapruner.vision.decoding import to_picture
 
@@ -97,7 +98,7 @@ def test_the_batches_of_the_torch_loader(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["mapped", "mapped grey", "mapped CHW"])
 def test_resized_as_pillow_does_it(form: str, tmp_path: Path) -> None:
     source = source_of(form, tmp_path, evaluation_transform(96), (70, 131))
-    [(batch, ids, _)] = list(DaliEvaluation(source, np.arange(COUNT), 64, seed=0))
+    [(batch, ids, _)] = list(DaliEvaluation(source, np.arange(COUNT), 64, ranks=Ranks(), seed=0))
     expected = torch.stack([source[index][0] for index in ids.tolist()])
     difference = (batch[0] - expected).abs() * torch.tensor(STD)[:, None, None] * 255
     assert difference.mean() < 0.6

@@ -16,6 +16,7 @@ from support.training_data import Followed
 from adapruner import as_source
 from adapruner.data.loaders.torch_loader import PrunedLoader
 from adapruner.errors import UnreadableSampleError
+from adapruner.pruning.distributed import Ranks
 from adapruner.vision import evaluation_transform, training_transform
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -101,7 +102,9 @@ def test_the_same_samples_are_left_out_as_by_the_torch_loader(
 def test_odd_files_are_read_as_pillow_reads_them(folder: Path) -> None:
     source = as_source(folder, transform=evaluation_transform(40))
     indices = [i for i, p in enumerate(source.paths) if os.path.basename(p) in odd_files()]
-    batch, ids, unreadable = next(iter(DaliEvaluation(source, np.array(indices), 16, seed=0)))
+    batch, ids, unreadable = next(
+        iter(DaliEvaluation(source, np.array(indices), 16, ranks=Ranks(), seed=0))
+    )
     assert unreadable == []
     assert ids.tolist() == indices
     expected = torch.stack([source[index][0] for index in indices])

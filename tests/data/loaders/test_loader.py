@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from adapruner import DatasetMismatchError, Pruner, as_source
 from adapruner.data.loaders.torch_loader import evaluation_loader
 from adapruner.pruning import bitmask
+from adapruner.pruning.distributed import Ranks
 
 # --- order and ids
 
@@ -212,7 +213,7 @@ def test_callers_generators_are_untouched(num_workers: int) -> None:
         assert generator_states() == before
     next(iter(loader))  # an interrupted epoch
     evaluation = evaluation_loader(
-        as_source(Augmented(30)), np.arange(30), 8, seed=0, num_workers=num_workers
+        as_source(Augmented(30)), np.arange(30), 8, ranks=Ranks(), seed=0, num_workers=num_workers
     )
     assert sum(len(ids) for _, ids, _ in evaluation) == 30
     assert generator_states() == before
@@ -234,7 +235,9 @@ def test_evaluation_is_the_same_every_time() -> None:
     source, indices = as_source(Augmented(40)), np.array([3, 30, 7, 21, 5])
     rounds = []
     for num_workers in (0, 0, 2):
-        batches = evaluation_loader(source, indices, 2, seed=4, num_workers=num_workers)
+        batches = evaluation_loader(
+            source, indices, 2, ranks=Ranks(), seed=4, num_workers=num_workers
+        )
         rounds.append([(bits([(*batch, ids)]), ids.tolist(), bad) for batch, ids, bad in batches])
     assert rounds[0] == rounds[1] == rounds[2]
     assert [index for _, ids, _ in rounds[0] for index in ids] == indices.tolist()

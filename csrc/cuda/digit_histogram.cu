@@ -1,2 +1,0 @@
-#include "digit_histogram.cuh"
-#include "digit_histogram.h"
