@@ -34,7 +34,7 @@ def drawn(
     easiest, hardest = method.target_range
     if final:
         below, above = method.easy_side_weight * (easiest - pressures), pressures - hardest
-        logs = -torch.maximum(below, above).clamp(min=0)
+        logs = -torch.maximum(below, above).clamp(0, method.pressure_cap - hardest)
         more = ended - warmup - 1
         scale = method.sharpness * more / (more + method.doubt)
     else:

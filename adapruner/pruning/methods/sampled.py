@@ -55,7 +55,7 @@ class Sampled(Method):
 
     sharpness: float = 20.0
     doubt: float = 4.0
-    target_range: tuple[float, float] = (-0.15, 0.4)
+    target_range: tuple[float, float] = (-0.15, 0.25)
     easy_side_weight: float = 1.0
     small_keep_ratio: float = 0.3
     least_read: float = 0.3
@@ -86,12 +86,15 @@ class Sampled(Method):
         return self.sharpness * more / (more + self.doubt)
 
     def scores(self, gates: Gates, history: History) -> Tensor:
-        """1 minus the distance from the target range."""
+        """1 minus the distance from the target range.
+
+        No distance counts as more than that of the largest pressure.
+        """
         pressures = self._pressures(gates, history)
         easiest, hardest = self.target_range
         scores = (easiest - pressures).mul_(self.easy_side_weight)
         torch.maximum(scores, pressures.sub_(hardest), out=scores)
-        scores.clamp_(min=0).neg_().add_(1)
+        scores.clamp_(0, self.pressure_cap - hardest).neg_().add_(1)
         scores.masked_fill_(gates.logits == 1, NEVER_FINITE)
         return scores.masked_fill_(gates.logits == -torch.inf, -torch.inf)
 
@@ -177,7 +180,7 @@ def _finite_losses(gates: Gates) -> Iterator[Tensor]:
             yield losses[losses.isfinite() & (logits != -torch.inf)]
 
 
-# In units of the first epoch's mean loss, losses from 0.14 to 0.49 are in the target range. All
+# In units of the first epoch's mean loss, losses from 0.14 to 0.38 are in the target range. All
 # losses above 1 have the same pressure.
 METHOD = Sampled(
     easy_weight=-0.15,
