@@ -45,6 +45,8 @@ def result_of(pruner: Pruner) -> PruneResult:
         )
     samples = pruner.samples
     targets = None if samples is None else samples.targets
+    if targets is not None:
+        _warn_of_emptied_classes(np.asarray(targets), indices.numpy())
     return PruneResult(
         indices=indices,
         gate_logits=to_cpu(pruner.method.scores(pruner.gates, pruner.history)),
@@ -67,6 +69,19 @@ def result_of(pruner: Pruner) -> PruneResult:
             "python": platform.python_version(),
         },
     )
+
+
+def _warn_of_emptied_classes(targets: np.ndarray, kept: np.ndarray) -> None:
+    """Warn if a class has no kept sample, although every class could have one."""
+    classes = np.unique(targets)
+    emptied = np.setdiff1d(classes, targets[kept])
+    if len(emptied) and len(classes) <= len(kept):
+        warnings.warn(
+            f"expected kept samples of each of the {len(classes)} classes; found none of "
+            f"{len(emptied)}, the first is class {emptied[0]}. With balanced classes every class "
+            'keeps its share: labels=... of a Pruner, balance="class" of fast_prune',
+            stacklevel=4,
+        )
 
 
 def _saved(pruner: Pruner, indices: np.ndarray) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from support.training_data import prune
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from adapruner import Pruner
 from adapruner._util.files import write_file
 from adapruner.data.sources.find import as_source
 from adapruner.errors import DatasetMismatchError, FileFormatError
@@ -302,6 +304,30 @@ def test_a_result_tells_how_much_is_fitted_and_whether_it_is_chance(
 ) -> None:
     result = PruneResult(torch.arange(2), torch.ones(4), 0.5, "f", history=entries)
     assert result.fit == text
+
+
+@pytest.mark.parametrize(("rare", "balanced"), [(4, False), (4, True), (0, False)])
+def test_a_class_of_which_nothing_is_kept_is_named(rare: int, balanced: bool) -> None:
+    y = torch.arange(200) % 2
+    y[:rare] = 2
+    losses = torch.where(y == 2, 20.0, 0.3)  # the model never fits the rare class
+    pruner = Pruner(200, 0.5, epochs=12, labels=y if balanced else None)
+    loader = pruner.loader((torch.zeros(200, 5), y), batch_size=40)
+    while not pruner.finished:
+        for _, _, ids in loader:
+            pruner.weigh(losses[ids], ids)
+        pruner.step()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = pruner.result()
+    told = [str(w.message) for w in caught if "kept samples of each" in str(w.message)]
+    found = torch.isin(torch.arange(3), y[result.indices]).tolist()
+    if rare and not balanced:
+        assert not found[2]
+        assert "of the 3 classes; found none of 1, the first is class 2." in told[0]
+    else:
+        assert told == []
+        assert found == [True, True, bool(rare)]
 
 
 def test_a_run_of_one_epoch_of_losses_says_that_its_selection_is_chance() -> None:
