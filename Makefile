@@ -1,4 +1,5 @@
-# make setup | demo | demo-distributed | test | style | docs | bench | bench-full | bench-native | quality | quality-quick |
+# make setup | demo | demo-distributed | test | style | docs | wheel | bench | bench-full | bench-native | quality |
+# quality-quick |
 # cuda-report | gpu-check.  Every target but gpu-check sets up what it needs in .venv.
 #
 # CUDA=on | off: whether CUDA kernels are built. Where nothing is said, they are built for the GPUs of
@@ -13,7 +14,7 @@ NATIVE := $(SOURCES) $(wildcard cmake/*)
 FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
 CXX ?= c++
 
-.PHONY: setup demo demo-distributed test test-native style format docs bench bench-full bench-native quality quality-quick cuda-report \
+.PHONY: setup demo demo-distributed test test-native style format docs wheel bench bench-full bench-native quality quality-quick cuda-report \
   gpu-check clean
 
 setup: $(SETUP)
@@ -66,6 +67,17 @@ format: setup
 # The site, in build/site; a broken link fails. The package is read, not imported.
 docs: setup
 	$(BIN)/mkdocs build
+
+# A manylinux wheel for the torch of .venv, and a run in a fresh venv. docs/releasing.md has more.
+wheel: setup
+	rm -rf build/wheels
+	PATH="$(abspath $(BIN)):$$PATH" ADAPRUNER_CUDA=$(CUDA) \
+	  $(BIN)/python -m build --wheel --no-isolation --outdir build/wheels/raw
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir build/wheels \
+	  $(foreach name,torch c10 gomp cuda cublas nv,--exclude 'lib$(name)*') build/wheels/raw/*.whl
+	$(PYTHON) -m venv build/wheels/venv
+	build/wheels/venv/bin/python -m pip install --quiet $(TORCH) build/wheels/*.whl
+	cd build/wheels && venv/bin/python ../../tests/support/pruned_by_a_wheel.py
 
 # A few minutes; compare with another run by benchmarks/compare_results.py.
 bench: setup

@@ -9,11 +9,20 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 9)
+OLDEST_SETUPTOOLS = 77
+
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    # An older one prints a page about the licence in pyproject.toml.
+    sys.exit(
+        f"adapruner: setuptools must have version {OLDEST_SETUPTOOLS} or later; found "
+        f'{setuptools.__version__}; pip install --upgrade "setuptools>={OLDEST_SETUPTOOLS}"'
+    )
 
 
 def find_torch():

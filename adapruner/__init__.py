@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from adapruner._version import __version__
 
 if TYPE_CHECKING:
+    from adapruner.data.loaders.user_loader import pruned_loader
     from adapruner.data.sources.find import as_source
     from adapruner.data.with_ids import with_ids
     from adapruner.errors import (
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "as_source",
     "fast_prune",
+    "pruned_loader",
     "with_ids",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "UnreadableSampleError": "adapruner.errors",
     "as_source": "adapruner.data.sources.find",
     "fast_prune": "adapruner.training.fast_prune",
+    "pruned_loader": "adapruner.data.loaders.user_loader",
     "with_ids": "adapruner.data.with_ids",
 }
 _MODULES = ("data", "ops", "report", "vision")

@@ -25,3 +25,7 @@ class UnreachableError(OSError):
 
 class MissingEndMarkWarning(UserWarning):
     """A tar has no end-of-archive mark. Its members are whole, but it may be cut off after one."""
+
+
+class PruningWarning(UserWarning):
+    """A run or its result is doubtful. The message says why; ``PruneResult.warnings`` keeps it."""

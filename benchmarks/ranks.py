@@ -2,8 +2,8 @@
 
     python -m benchmarks.ranks --samples 1000000 10000000 --results benchmarks/results/ranks.json
 
-Two processes with gloo on this machine stand for the ranks. `--table` prints the tables of
-docs/many-gpus.md from a result file, with a computed table for more ranks.
+Two processes with gloo on this machine stand for the ranks. With `--document docs/many-gpus.md`,
+the tables of a result file go into the page, with a computed table for more ranks.
 """
 
 from __future__ import annotations
@@ -29,23 +29,28 @@ from adapruner.pruning.visits import Batch
 from benchmarks import tables
 from benchmarks.provenance import provenance
 
-RANKS, BATCH, EPOCHS_READ = 2, 128, 0.7
+RANKS, EPOCHS_READ = 2, 0.7
+BATCH = 128  # of a rank in a step
+BATCH_AT_END = 512  # of a rank at the end of an epoch: the global batches of eight ranks with 128
 # Assumed speeds of the network of each rank, bytes a second.
 NETWORKS = {"25 Gbit/s": 3.1e9, "200 Gbit/s": 25e9}
 STEP = {"DDP": "plain", "DDP with a pruner": "pruned", "DDP, all-gather a step": "gathered"}
 
 
 def end_of_epoch(samples: int) -> dict[str, float]:
-    """Seconds of the parts of Pruner.step, with 0.7 of the samples visited, on this rank."""
+    """Seconds of the parts of Pruner.step, with 0.7 of the samples visited, on this rank.
+
+    Seconds of the CPU, which other work on the machine changes little; but the gather waits for the
+    other rank, and its seconds are those of a clock.
+    """
     pruner = Pruner(samples, 0.5, 4, warmup_epochs=0)
     visits: Any = pruner.visits
     rank, own = dist.get_rank(), int(EPOCHS_READ * samples) // RANKS
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
     losses = torch.rand(own, generator=torch.Generator().manual_seed(rank)) * 3
-    pressure = torch.zeros(BATCH)
-    for ids, loss in zip(
-        order[rank * own : (rank + 1) * own].split(BATCH), losses.split(BATCH), strict=True
-    ):
+    pressure = torch.zeros(BATCH_AT_END)
+    mine = order[rank * own : (rank + 1) * own].split(BATCH_AT_END)
+    for ids, loss in zip(mine, losses.split(BATCH_AT_END), strict=True):
         found = ops.MaskedLoss(loss.sum(), loss, pressure[: len(ids)])
         visits.take(Batch(ids, found, evaluated=False))
     times = dict.fromkeys(("gather", "replay"), 0.0)
@@ -53,17 +58,17 @@ def end_of_epoch(samples: int) -> dict[str, float]:
     clock = time.perf_counter()
     gates = pruner.gates
     for _, ids, loss, _ in visits._gather(gates):
-        gathered = time.perf_counter()
-        times["gather"] += gathered - clock
+        times["gather"] += time.perf_counter() - clock
+        begun = time.thread_time()
         gates.learn(ids, ops.masked_loss(loss, ids, gates.logits, gates.state))
+        times["replay"] += time.thread_time() - begun
         clock = time.perf_counter()
-        times["replay"] += clock - gathered
     visits.forget()
 
     def timed(name: str, call: Any) -> Any:
-        start = time.perf_counter()
+        start = time.thread_time()
         value = call()
-        times[name] = time.perf_counter() - start
+        times[name] = time.thread_time() - start
         return value
 
     history = [{"phase": "prune", "slope": pruner.controller.slope_now}]
@@ -128,6 +133,7 @@ def _rank(rank: int, folder: str, samples: list[int], turns: int, repeats: int) 
             "about": provenance(),
             "ranks": RANKS,
             "batch": BATCH,
+            "batch_at_end": BATCH_AT_END,
             "end": {
                 str(count): {name: statistics.median(t[name] for t in of) for name in of[0]}
                 for count, of in ends.items()
@@ -167,10 +173,12 @@ def table(found: dict[str, Any]) -> str:
             f"| {name} | {tables.time(found['step'][name][1])} | {median:.2f} [{low:.2f}, "
             f"{high:.2f}] |"
         )
-    lines += ["", *_computed(found)]
+    lines += ["", "Computed from these figures, for more ranks:", "", *_computed(found)]
+    about = tables.machine(found["about"])
     lines += [
         "",
-        f"Measured on {tables.machine(found['about'])}: two ranks, gloo, one thread each.",
+        f"Two ranks with gloo and one thread each ({about}). Batches of a rank: {found['batch']} "
+        f"in a step, {found['batch_at_end']} at the end of an epoch.",
     ]
     return "\n".join(lines)
 
@@ -209,10 +217,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=300, help="steps of each kind")
     parser.add_argument("--repeats", type=int, default=3, help="ends of an epoch at each N")
     parser.add_argument("--results", type=Path, help="file to write")
-    parser.add_argument("--table", type=Path, help="print the tables of this file, and run nothing")
+    parser.add_argument(
+        "--document", type=Path, help="write the tables of --results into this page"
+    )
     args = parser.parse_args()
-    if args.table is not None:
-        print(table(json.loads(args.table.read_text())))
+    if args.document is not None:
+        tables.rewrite(args.document, {"ranks": table(json.loads(args.results.read_text()))})
         return
     with tempfile.TemporaryDirectory() as folder:
         given = (folder, args.samples, args.turns, args.repeats)

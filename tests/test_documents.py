@@ -90,13 +90,22 @@ def images_with_boxes() -> Names:
     return {}
 
 
+def frameworks() -> Names:
+    for package in ("lightning", "datasets", "transformers", "trl", "accelerate", "timm"):
+        pytest.importorskip(package, reason=f"needs {package}")
+    return {}
+
+
 # Document: what makes its data and names, the samples of its result, the keep ratio.
 CASES = {
     "README.md": (names_of_the_readme, 40, 0.7),
     "docs/tutorials/images.md": (images, 24, 0.7),
     "docs/tutorials/own-loop.md": (dict, 256, 0.7),
     "docs/tutorials/language-model.md": (text_of_shakespeare, 40, 0.7),
+    "docs/tutorials/frameworks.md": (frameworks, 40, 0.7),
     "docs/tutorials/detection.md": (images_with_boxes, 5, 0.8),
+    "docs/tutorials/recipes.md": (dict, 40, 0.7),
+    "docs/answers.md": (names_of_the_readme, 40, 0.7),
 }
 
 

@@ -19,6 +19,18 @@ NEEDS = {
     "regression": ("sklearn", None),
     "language_model": (None, "tinyshakespeare"),
     "detection": ("pycocotools", "bccd"),
+    "segmentation": ("PIL", "camvid"),
+    "text": (None, "sst2"),
+}
+# Examples of a loop: what they need, their samples and their keep ratio.
+LOOPS = {
+    "mixed_precision_loop": ("sklearn", 1797, 0.7),
+    "iterable": ("sklearn", 1797, 0.7),
+    "lightning_digits": ("lightning", 1300, 0.7),
+    "accelerate_digits": ("accelerate", 1797, 0.7),
+    "timm_mixup": ("timm", 1797, 0.7),
+    "hugging_face_trainer": ("transformers", 200, 0.7),
+    "sft": ("trl", 276, 0.8),
 }
 WAYS = ["adapruner", "kept set, anew", "random part", "all data"]
 
@@ -93,3 +105,26 @@ def test_two_processes_keep_the_same_samples(tmp_path: Path) -> None:
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert "kept 650 of 1300, the same set on all 2 ranks" in said[0]
     assert said[1] == ""
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize("name", LOOPS)
+def test_an_example_of_a_loop_prunes(name: str, tmp_path: Path) -> None:
+    package, samples, ratio = LOOPS[name]
+    for needed in ("sklearn", package):
+        pytest.importorskip(needed, reason=f"needs {needed}")
+    run = load(name).run
+    if name == "sft":
+        result = run(str(tmp_path), 2).pruned_result()
+    elif name == "hugging_face_trainer":
+        result = run(str(tmp_path), 2, samples)[0]
+    elif name == "timm_mixup":
+        result = run(tmp_path, 2)[0]
+    elif name == "lightning_digits":
+        quiet = {"enable_progress_bar": False, "enable_checkpointing": False}
+        result = run(2, accelerator="cpu", **quiet)[0]
+    else:
+        result = run(2)[0]
+    assert result.num_samples == samples
+    assert len(result.indices) == math.floor(ratio * samples + 0.5)
+    assert not result.partial

@@ -38,6 +38,9 @@ ALLOWED = {
     ("adapruner.pruning.pruner", "adapruner.results.making"),  # Pruner.result
     ("adapruner.pruning.pruner", "adapruner.results.result"),
     ("adapruner.results.result", "adapruner.results.export"),  # PruneResult.export
+    ("adapruner.results.result", "adapruner.results.other_ratio"),  # PruneResult.at
+    ("adapruner.results.result", "adapruner.results.suspects"),  # PruneResult.suspects
+    ("adapruner.results.result", "adapruner.results.table"),  # PruneResult.to_dataframe
     ("adapruner.results.result", "adapruner.report"),  # PruneResult.report
 }
 

@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,26 @@ def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor
     if _digest(kind, tensors, text) != metadata.get("sha256"):
         raise FileFormatError(f"{path} was altered: its content does not match its SHA-256")
     return tensors, json.loads(text)
+
+
+def pack_texts(texts: Sequence[str]) -> tuple[Tensor, int]:
+    """File names as a compressed uint8 tensor, and their number of bytes before that."""
+    raw = b"\0".join(map(os.fsencode, texts))  # no file name holds this byte
+    return torch.frombuffer(bytearray(zlib.compress(raw)), dtype=torch.uint8), len(raw)
+
+
+def unpack_texts(packed: Tensor, num_bytes: int) -> list[str]:
+    """The file names of :func:`pack_texts`.
+
+    Raises:
+        FileFormatError: they do not have that number of bytes.
+    """
+    # A limit, because a small file can unpack to any size.
+    unpacker = zlib.decompressobj()
+    raw = unpacker.decompress(packed.numpy().tobytes(), num_bytes + 1)
+    if len(raw) != num_bytes or not unpacker.eof:
+        raise FileFormatError(f"file names must have {num_bytes} bytes; found other names")
+    return [os.fsdecode(name) for name in raw.split(b"\0")]
 
 
 def _digest(kind: str, tensors: Mapping[str, Tensor], text: str) -> str:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from adapruner import vision
 from adapruner._util.extras import require
 from adapruner._util.files import replace_atomically
+from adapruner.cli import answers
 from adapruner.cli.checks import Place
 from adapruner.cli.console import complain, say
 from adapruner.cli.launch import process_group, rank
@@ -32,6 +33,7 @@ from adapruner.data.sources.stores import FileStore, index_path
 from adapruner.data.sources.tar_members import Shard
 from adapruner.errors import MissingEndMarkWarning
 from adapruner.ops.device import why_no_cuda
+from adapruner.results.export import TABLES
 from adapruner.results.result import PruneResult
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.fast_prune import fast_prune
@@ -47,6 +49,7 @@ _NEED_DATA = {
 _EXPORTED = {
     "paths": "paths to {out}, relative to the image folder",
     "npy": "indices to {out}",
+    "csv": "rows to {out}",
     "parquet": "rows to {out}",
     "links": "links to {out}",
     "wds-index": "samples to indexes in {out}",
@@ -155,8 +158,27 @@ def export(arguments: Namespace) -> None:
     if source is None and arguments.to in _NEED_DATA:
         _check_data_known(result, arguments.to)
     result.export(arguments.out, to=arguments.to, source=source)
-    what = _EXPORTED[arguments.to]
-    say(f"wrote {result.indices.numel():,} {what.format(out=arguments.out)}")
+    count = result.num_samples if arguments.to in TABLES else result.indices.numel()
+    say(f"wrote {count:,} {_EXPORTED[arguments.to].format(out=arguments.out)}")
+
+
+def show(arguments: Namespace) -> None:
+    """Print samples of a result, with the reasons.
+
+    Raises:
+        OSError, ValueError: the message is for users.
+    """
+    result = PruneResult.load(arguments.result)
+    answers.show(result, arguments, _given_source(arguments, result))
+
+
+def info(arguments: Namespace) -> None:
+    """Print what a result holds.
+
+    Raises:
+        OSError, ValueError: the message is for users.
+    """
+    say(answers.describe(PruneResult.load(arguments.result)))
 
 
 def index(arguments: Namespace) -> None:
@@ -373,9 +395,11 @@ def _next_commands(result: PruneResult, arguments: Namespace) -> list[str]:
         "shards": [("wds-index", f"{stem}-index"), ("shards", f"{stem}-shards")],
         "arrays": [("npy", f"{stem}.npy")],
     }[result.dataset["kind"]]
+    exports.append(("csv", f"{stem}.csv"))
     commands = [f"export {_quoted(written)} --to {to} --out {_quoted(out)}" for to, out in exports]
     if arguments.report is None:
         commands.insert(0, f"report {_quoted(written)} --out {_quoted(f'{stem}.html')}")
+    commands.insert(0, f"show {_quoted(written)}")
     return ["next:", *(f"  adapruner {command}" for command in commands)]
 
 

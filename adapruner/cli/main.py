@@ -113,7 +113,18 @@ def _index(arguments: argparse.Namespace) -> None:
     commands.index(arguments)
 
 
+def _show(arguments: argparse.Namespace) -> None:
+    from adapruner.cli import commands
+
+    commands.show(arguments)
+
+
 def _info(arguments: argparse.Namespace) -> None:
+    if arguments.result is not None:
+        from adapruner.cli import commands
+
+        commands.info(arguments)
+        return
     from adapruner.info import describe
 
     say(describe())
@@ -123,6 +134,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "prune": _prune,
     "report": _report,
     "export": _export,
+    "show": _show,
     "index": _index,
     "info": _info,
 }

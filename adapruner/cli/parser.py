@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from adapruner._version import __version__
 from adapruner.cli.checks import EXPECTED, at_least, method_name, place, positive, ratio
 from adapruner.pruning.methods import DEFAULT_METHOD, HOMES
 
-EXPORT_FORMATS = ("paths", "npy", "parquet", "links", "wds-index", "shards")
+EXPORT_FORMATS = ("paths", "npy", "csv", "parquet", "links", "wds-index", "shards")
+# The reasons of adapruner.results.reasons, which imports torch.
+REASONS = (
+    *("kept", "easy", "does-not-fit", "low-score", "drawn-out", "quota", "unreadable"),
+    "never-seen",
+)
 
 _EPILOG = "Set ADAPRUNER_TRACEBACK=1 to see the full traceback of an error."
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands. It stores the name of the subcommand in ``command``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="adapruner",
         description="Learn which samples of a training set are worth keeping.",
         epilog=_EPILOG,
@@ -30,9 +38,28 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prune(add)
     _add_report(add)
     _add_export(add)
+    _add_show(add)
     _add_index(add)
-    add("info", help="show versions, the native library and the installed extras")
+    _add_info(add)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the option that an unknown option resembles."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            options = re.findall(r"--[\w-]+", " ".join(self._all_help()))
+            close = get_close_matches(unknown[1].replace("_", "-"), options, n=1)
+            message += f"; did you mean {close[0]}?" if close else ""
+        super().error(message)
+
+    def _all_help(self) -> Iterator[str]:
+        yield self.format_help()
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from (parser.format_help() for parser in action.choices.values())
 
 
 _AddParser = Callable[..., argparse.ArgumentParser]
@@ -250,19 +277,51 @@ def _add_report(add: _AddParser) -> None:
 
 
 def _add_export(add: _AddParser) -> None:
-    parser = add("export", help="write the kept set for other tools")
+    parser = add("export", help="write the kept set, or a table of all samples, for other tools")
     _add_result(parser)
     parser.add_argument(
         "--to",
         choices=EXPORT_FORMATS,
         required=True,
         help="paths: text file, one path a line, relative to the image folder; npy: array of "
-        "indices; parquet: table of indices, gate logits, classes and paths; links: image "
+        "indices; csv, parquet: table of all samples, with the reason of each; links: image "
         "folder of symbolic links; wds-index: folder of DALI indexes of the kept samples; shards: "
         "folder of new shards with the kept samples",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DEST", help="file or folder to write"
+    )
+
+
+def _add_show(add: _AddParser) -> None:
+    parser = add(
+        "show",
+        help="print samples of a result, with the reasons",
+        description="Print how many samples were kept or pruned for which reason, or list the "
+        "samples of one reason, or samples whose labels are likely wrong.",
+    )
+    _add_result(parser)
+    listed = parser.add_mutually_exclusive_group()
+    listed.add_argument("--reason", choices=REASONS, help="list the samples of this reason")
+    listed.add_argument(
+        "--suspects", action="store_true", help="list samples whose labels are likely wrong"
+    )
+    parser.add_argument(
+        "--top",
+        type=at_least(1),
+        default=20,
+        metavar="N",
+        help="list at most N samples, the clearest cases first; default %(default)s",
+    )
+
+
+def _add_info(add: _AddParser) -> None:
+    parser = add(
+        "info",
+        help="show what a result holds, or versions, the native library and the installed extras",
+    )
+    parser.add_argument(
+        "result", type=Path, nargs="?", metavar="RESULT", help="result file of prune"
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
 
@@ -45,6 +47,17 @@ def with_ids(dataset: Any) -> Dataset[Any]:
     return _WithIds(dataset)
 
 
+def joined(batch: Any, ids: Any) -> Any:
+    """``batch`` with its ids, by the table of :func:`with_ids`.
+
+    A ``PackedSequence`` is a namedtuple with a fixed meaning, and gives (batch, ids).
+
+    Raises:
+        ValueError: ``batch`` is a mapping or namedtuple that already has ``ids``.
+    """
+    return (batch, ids) if isinstance(batch, PackedSequence) else _joined(batch, ids)
+
+
 class _WithIds(Dataset[Any]):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -63,10 +76,11 @@ class _WithIds(Dataset[Any]):
         return [_joined(sample, index) for sample, index in zip(samples, indices, strict=True)]
 
 
-def _joined(sample: Any, index: int) -> Any:
+def _joined(sample: Any, index: Any) -> Any:
     if isinstance(sample, Mapping):
         if "ids" in sample:
-            raise ValueError(f"expected samples without a key 'ids'; found one in sample {index}")
+            where = "a batch" if isinstance(index, Tensor) else f"sample {index}"
+            raise ValueError(f"expected samples without a key 'ids'; found one in {where}")
         return {**sample, "ids": index}
     if isinstance(sample, tuple) and hasattr(sample, "_fields"):
         return _named(type(sample), (*sample, index))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from adapruner import ops
 from adapruner.ops import _C
 from adapruner.pruning import bitmask
 from adapruner.pruning.objective import Objective
+from adapruner.pruning.record import Record
 
 _SLOTS: dict[str, int] = _C.state_slots
 
@@ -23,9 +25,9 @@ class Gates:
         keep_ratio: r, the keep ratio of the run, in (0, 1].
         objective: the constants of the objective.
         device: device of the gates; torch's default device where None.
-        track_losses: keep the last loss of every sample (4 more bytes a sample). Gates then also
-            step in epochs that do not visit them. Without it, a later visit stands for those
-            epochs.
+        track_losses: keep the last loss and the record of every sample (14 more bytes a sample).
+            Gates then also step in epochs that do not visit them. Without it, a later visit stands
+            for those epochs.
         normalize_loss: divide losses by the loss scale in the pressure. The scale is the running
             mean loss in the first epoch, and the mean loss of the previous epoch in later epochs.
             An objective that is ``by_first_loss`` has the mean loss of the first epoch in all later
@@ -36,6 +38,7 @@ class Gates:
         age: epochs since the last visit, uint8 ``[N]``; 255 before the first.
         state: the state tensor, int64; ``csrc/math/state.h`` names its slots.
         last_loss: float32 ``[N]``, NaN where no loss was seen; None without ``track_losses``.
+        record: visits, losses and predicted classes; None without ``track_losses``.
         evaluated: visits in this epoch that do not count in the training loss.
     """
 
@@ -55,6 +58,7 @@ class Gates:
             if track_losses
             else None
         )
+        self.record = Record(num_samples, device) if track_losses else None
         self.evaluated = 0
         self.state = torch.zeros(_C.state_size, dtype=torch.int64, device=device)
         self.set_real("keep_ratio", keep_ratio)
@@ -128,20 +132,35 @@ class Gates:
             losses.pressure,
             losses.sample_loss,
         )
+        if self.record is not None:
+            mean = self._reals[_SLOTS["loss_sum"]] / self.state[_SLOTS["loss_count"]]
+            self.record.note_losses(ids, losses, mean)
 
-    def learn(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
-        """Step the gates of a training batch."""
+    def learn(self, ids: Tensor, losses: ops.MaskedLoss, predicted: Tensor | None = None) -> None:
+        """Step the gates of a training batch.
+
+        Args:
+            ids: ``[B]``.
+            losses: losses of the batch.
+            predicted: predicted classes, int32 ``[B]``, where known.
+        """
         if self._scale_is_running:
             ops.first_loss_scale(losses.pressure, self.state, losses.sample_loss)
         self.visit(ids, losses)
+        self._note_classes(ids, predicted)
 
-    def observe(self, ids: Tensor, losses: ops.MaskedLoss) -> None:
+    def observe(self, ids: Tensor, losses: ops.MaskedLoss, predicted: Tensor | None = None) -> None:
         """Step the gates of an evaluated batch, which does not count in the training loss."""
         sums = self.slots("loss_sum", "loss_count")
         of_training = sums.clone()
         self.visit(ids, losses)
         sums.copy_(of_training)
         self.evaluated += len(ids)
+        self._note_classes(ids, predicted)
+
+    def _note_classes(self, ids: Tensor, predicted: Tensor | None) -> None:
+        if self.record is not None and predicted is not None:
+            self.record.note_classes(ids, predicted)
 
     def _use_running_scale(self, running: bool) -> None:
         # Kept on the host too, so that no step reads it from the device.
@@ -230,14 +249,37 @@ class Gates:
         start = _SLOTS["not_finite_ids"]
         return sorted(set(self.state[start : start + count].tolist()))
 
-    def any_unvisited(self) -> bool:
-        """Whether a sample that is not excluded has never been visited."""
+    def visits(self) -> int:
+        """Number of losses since the start of the epoch. A sample may count several times.
+
+        A sample whose targets are all ignored has no loss.
+        """
+        return self.integer("loss_count") + self.integer("not_finite_count")
+
+    def seen(self) -> Tensor:
+        """The samples that had a loss since the start of the run, as a bit mask.
+
+        Without ``track_losses``, losses of the warm-up do not count.
+        """
+
+        def flags(begin: int, end: int) -> np.ndarray:
+            seen = self.age[begin:end] != ops.NEVER_VISITED
+            if self.last_loss is not None:
+                seen |= ~self.last_loss[begin:end].isnan()
+            return seen.cpu().numpy()
+
+        return bitmask.pack_pieces(len(self.logits), flags)
+
+    def any_unvisited(self, but: int = 0) -> bool:
+        """Whether more than ``but`` samples, not counting excluded ones, were never visited."""
+        count = 0
         for ages, logits in zip(
             self.age.split(bitmask.PIECE), self.logits.split(bitmask.PIECE), strict=True
         ):
             if ages.max() < ops.NEVER_VISITED:
                 continue
-            if ((ages == ops.NEVER_VISITED) & (logits != -torch.inf)).any():
+            count += int(((ages == ops.NEVER_VISITED) & (logits != -torch.inf)).sum())
+            if count > but:
                 return True
         return False
 
@@ -246,6 +288,8 @@ class Gates:
         tensors = {"gate_logits": self.logits, "age": self.age, "state": self.state}
         if self.last_loss is not None:
             tensors["last_loss"] = self.last_loss
+        if self.record is not None:
+            tensors |= self.record.state_dict()
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:

@@ -24,11 +24,13 @@ def entry_of(
         gates, selection: their state at the end of the epoch, before the next selection.
         validation_loss: mean loss on held-out data, or None.
     """
-    kept = selection.kept_count
+    kept, planned = selection.kept_count, bitmask.count(selection.read & gates.readable())
+    read = min(gates.visits(), planned)
     return {
         "epoch": epoch,
         "phase": "warm-up" if warming_up else "prune",
-        "samples_read": bitmask.count(selection.read & gates.readable()),
+        "samples_read": read,
+        "samples_skipped": planned - read,
         "samples_evaluated": gates.evaluated,
         "kept": kept,
         "explored": bitmask.count(selection.explored()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from adapruner import ops
 from adapruner._util.checks import check_tensors
 from adapruner.pruning.gates import is_visit
+from adapruner.pruning.record import predicted_classes
 from adapruner.pruning.run import Run
 from adapruner.pruning.sampler import PrunedBatchSampler
 from adapruner.pruning.visits import Batch
@@ -47,9 +48,11 @@ class Pruner(Run):
         normalize_loss: divide losses by their running mean in the pressure, for losses that are not
             on the scale of cross entropy. It has no effect on "sampled", which always divides
             losses by their mean in the first epoch.
-        track_losses: keep the last loss of every sample (4 bytes a sample). Gates then also step in
-            epochs that do not visit them. Without it, a later visit stands for those epochs, and
-            short runs select less like runs that visit all. "sampled" then reads evenly.
+        track_losses: keep the last loss of every sample, its relative loss, its visits and its
+            predicted class (14 bytes a sample). Gates then also step in epochs that do not
+            visit them. Without it, a later visit stands for those epochs, short runs select less
+            like runs that visit all, "sampled" reads evenly, and the result cannot say why a sample
+            was pruned.
         device: device of the gates and the losses, "cpu" or a CUDA device; torch's default where
             None. Errors that a GPU finds in a batch are raised by :meth:`step`.
         process_group: the processes that train on different samples, as a ``torch.distributed``
@@ -116,6 +119,8 @@ class Pruner(Run):
         batch_size: int = 128,
         *,
         transform: Callable[[Any], Any] | None = None,
+        columns: tuple[str | Sequence[str], str] | None = None,
+        target: str | int | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         pin_memory: bool = False,
@@ -125,7 +130,9 @@ class Pruner(Run):
     ) -> PrunedLoader:
         """A loader of ``(inputs, targets, ids)`` for the samples that the current epoch reads.
 
-        Each rank reads its share. All ranks must make the loader.
+        Items of other forms keep their form, and get the ids as :func:`adapruner.with_ids` adds
+        them: a batch of dicts has them at the key "ids". Each rank reads its share. All ranks must
+        make the loader.
 
         Args:
             dataset: anything that :func:`adapruner.data.as_source` takes, of N samples.
@@ -133,6 +140,8 @@ class Pruner(Run):
                 :class:`torch.utils.data.DataLoader`.
             transform: applied to each input. Where None, the images of a folder, of shards or of a
                 Hugging Face dataset become tensors in [0, 1] and must have one size.
+            columns, target: where an item has its inputs and its target; see
+                :func:`adapruner.data.as_source`.
             block_size: see :func:`adapruner.pruning.order.block_order`.
             on_error: "skip" leaves out unreadable samples and lists them in the result; "raise"
                 stops at the first one.
@@ -144,7 +153,7 @@ class Pruner(Run):
         from adapruner.data.loaders.torch_loader import PrunedLoader
 
         return PrunedLoader(
-            training_source(dataset, transform, collate_fn),
+            training_source(dataset, transform, collate_fn, columns=columns, target=target),
             self,
             batch_size,
             num_workers=num_workers,
@@ -191,6 +200,7 @@ class Pruner(Run):
         ids, factor = self._own(ids)
         if not factor:
             logits, target, overwrite_logits = logits[:0], target[:0], False
+        predicted = predicted_classes(logits)  # now, since the logits may be overwritten
         losses = ops.masked_cross_entropy(
             logits,
             target,
@@ -202,7 +212,7 @@ class Pruner(Run):
             label_smoothing=label_smoothing,
             overwrite_logits=overwrite_logits,
         )
-        return self._learned(ids, losses, factor)
+        return self._learned(ids, losses, factor, predicted)
 
     def linear_loss(
         self,
@@ -259,12 +269,13 @@ class Pruner(Run):
         )
         return self._learned(ids, losses, factor)
 
-    def weigh(self, sample_loss: Tensor, ids: Tensor) -> Tensor:
+    def weigh(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> Tensor:
         """The training loss of a batch from per-sample losses, for any task. Steps the gates.
 
         Args:
             sample_loss: ℓ ≥ 0, ``[B]``, unreduced, with its graph.
             ids: ``[B]``, dataset indices of the samples.
+            logits: ``[B, C]`` of a classifier, where the result should know the predicted classes.
 
         Returns:
             1/B · Σ s_i·ℓ_i, scalar, with its graph; s_i is 1 for a method without weights.
@@ -274,21 +285,28 @@ class Pruner(Run):
         if not factor:
             sample_loss = sample_loss[:0]
         losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
-        return self._learned(ids, losses, factor)
+        return self._learned(ids, losses, factor, self._predicted(logits, factor))
 
-    def observe(self, sample_loss: Tensor, ids: Tensor) -> None:
+    def observe(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:
         """Take in losses of held-out samples from an evaluation. Each counts as a visit.
 
         Args:
             sample_loss: ℓ ≥ 0, ``[B]``.
             ids: ``[B]``, dataset indices of the samples.
+            logits: as in :meth:`weigh`.
         """
         check_tensors(sample_loss=sample_loss)
         ids, factor = self._own(ids)
         if not factor:
             sample_loss = sample_loss[:0]
         losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
-        self._take(Batch(ids, losses, evaluated=True))
+        self._take(Batch(ids, losses, True, self._predicted(logits, factor)))
+
+    def _predicted(self, logits: Tensor | None, factor: float) -> Tensor | None:
+        """The predicted classes of a batch; of no sample where ``factor`` is 0."""
+        if logits is None:
+            return None
+        return predicted_classes(logits if factor else logits[:0])
 
     def _own(self, ids: Tensor) -> tuple[Tensor, float]:
         """The ids of a batch on the gates' device, and the factor of its mean loss.
@@ -296,6 +314,11 @@ class Pruner(Run):
         The mean over ranks of these losses is the mean over the global batch. A factor of 0 means
         that the samples only stand in for an empty share, and then there are no ids.
         """
+        if ids is None:
+            raise TypeError(
+                "ids must be the dataset indices of the batch, [B]; found None. A loader of "
+                "adapruner.pruned_loader or Pruner.loader yields them"
+            )
         if not isinstance(ids, Tensor):
             ids = torch.as_tensor(ids, device="cpu")
         factor = 1.0
@@ -313,9 +336,15 @@ class Pruner(Run):
         """The ids on the gates' device. The copy does not wait for the device."""
         return ids.to(self.gates.state.device, non_blocking=True)
 
-    def _learned(self, ids: Tensor, losses: ops.MaskedLoss, factor: float) -> Tensor:
+    def _learned(
+        self,
+        ids: Tensor,
+        losses: ops.MaskedLoss,
+        factor: float,
+        predicted: Tensor | None = None,
+    ) -> Tensor:
         if is_visit():
-            self._take(Batch(ids, losses, evaluated=False))
+            self._take(Batch(ids, losses, False, predicted))
         return losses.loss if factor in (0, 1) else losses.loss * factor
 
     # --- the outcome
@@ -323,8 +352,11 @@ class Pruner(Run):
     def result(self) -> PruneResult:
         """The outcome of the run.
 
+        Before the end of the run, it is the outcome if the run ended now, marked ``partial``. The
+        run can go on afterwards.
+
         Raises:
-            RuntimeError: the run has not ended.
+            RuntimeError: the run has learned nothing yet: it is in its warm-up.
         """
         from adapruner.results.making import result_of
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from adapruner import ops
 from adapruner.pruning.distributed import Ranks, call_by_call
 from adapruner.pruning.gates import Gates
+from adapruner.pruning.record import NO_CLASS
 from adapruner.pruning.visits import Batch, Event, LeftOut
 
 # Calls whose visits are stored together, and later exchanged together.
@@ -32,8 +33,8 @@ class Recorded:
     ranks is one batch, in the order of the ranks. The gates then are what they would be in one
     process with these batches, bit for bit.
 
-    A record takes 12 bytes for each visit, and so does its exchange. Ids travel as int64, and
-    losses as float32.
+    A record takes 16 bytes for each visit. Ids travel as int64, losses as float32, and predicted
+    classes, if there are any, as int32.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -50,8 +51,14 @@ class Recorded:
         self._sizes = array("q")
         self._ids = _Pieces()
         self._losses = _Pieces()
+        self._classes = _Pieces()
+        self._predicts = False  # whether any call of the epoch has predicted classes
         # Number of calls before the sample was found, index, reason.
         self._unreadable: list[tuple[int, int, str]] = []
+
+    @property
+    def waiting(self) -> bool:
+        return len(self._sizes) > 0
 
     @torch.compiler.disable  # a compiled loop would be compiled anew for each record
     def take(self, event: Event) -> Iterable[Event]:
@@ -59,11 +66,15 @@ class Recorded:
             calls = len(self._sizes)
             self._unreadable += [(calls, int(index), why) for index, why in event.unreadable]
             return ()
-        ids, losses, evaluated = event
+        ids, losses, evaluated, predicted = event
         self._sizes.append(~len(ids) if evaluated else len(ids))
         self._ids.append(ids.to(torch.int64, copy=True))
         loss = losses.sample_loss.detach().float().clamp(min=0)
         self._losses.append(loss.masked_fill_(losses.pressure == torch.inf, NO_ROWS))
+        self._predicts |= predicted is not None
+        if predicted is None:
+            predicted = torch.full_like(ids, NO_CLASS, dtype=torch.int32)
+        self._classes.append(predicted)
         return ()
 
     def meet(self, call: str, gates: Gates, read: Tensor, **same: Any) -> Iterator[Event]:
@@ -74,32 +85,40 @@ class Recorded:
             error = found
         calls = len(self._sizes)
         same["calls_of_loss_and_observe"] = calls
+        same["predictions"] = self._predicts
         same["samples_to_read"] = hashlib.blake2b(read.numpy().data, digest_size=8).hexdigest()
         notes = self._ranks.exchange(call, self._unreadable, error, **same)
         left_out = defaultdict(list)  # before each call
         for place, index, reason in chain.from_iterable(notes):
             left_out[place].append((index, reason))
-        for number, (size, ids, losses, no_rows) in enumerate(self._gather(gates)):
+        for number, (size, ids, losses, no_rows, predicted) in enumerate(self._gather(gates)):
             if number in left_out:
                 yield LeftOut(left_out[number])
             if len(ids):
                 again = ops.masked_loss(losses, ids, gates.logits, gates.state)
                 if no_rows is not None:
                     again.pressure.masked_fill_(no_rows, torch.inf)
-                yield Batch(ids, again, evaluated=size < 0)
+                yield Batch(ids, again, size < 0, predicted)
         if calls in left_out:
             yield LeftOut(left_out[calls])
         self._clear()
 
-    def _gather(self, gates: Gates) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
-        """The calls of all ranks: size (as in a record), ids, losses and samples without rows."""
+    def _gather(
+        self, gates: Gates
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None, Tensor | None]]:
+        """The calls of all ranks.
+
+        Each is its size (as in a record), ids, losses, samples without rows and predicted classes.
+        """
         ranks, calls = self._ranks, len(self._sizes)
         own = torch.tensor(self._sizes, dtype=torch.int32, device="cpu")
         sizes = ranks.gather(own, [calls] * ranks.size).view(ranks.size, calls)
         self._check_kinds(sizes)
         lengths = torch.where(sizes < 0, ~sizes, sizes).long()
-        pieces = zip(self._ids.pieces(), self._losses.pieces(), strict=True)
-        for begin, (own_ids, own_losses) in zip(range(0, calls, PIECE), pieces, strict=True):
+        every_piece = (self._ids.pieces(), self._losses.pieces(), self._classes.pieces())
+        for begin, own_ids, own_losses, own_classes in zip(
+            range(0, calls, PIECE), *every_piece, strict=True
+        ):
             part = lengths[:, begin : begin + PIECE]
             counts = part.sum(1).tolist()
             every_id = ranks.gather(own_ids, counts)
@@ -108,12 +127,14 @@ class Recorded:
             ids, losses = every_id[order], ranks.gather(own_losses, counts)[order]
             no_rows = losses == NO_ROWS
             losses.masked_fill_(no_rows, 0)
+            classes = ranks.gather(own_classes, counts)[order] if self._predicts else None
             batches = part.sum(0).tolist()
             yield from zip(
                 sizes[0, begin : begin + PIECE].tolist(),
                 ids.split(batches),
                 losses.split(batches),
                 no_rows.split(batches) if no_rows.any() else repeat(None, len(batches)),
+                repeat(None, len(batches)) if classes is None else classes.split(batches),
                 strict=True,
             )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from adapruner._util.checks import check_same_dataset, checked_real, checked_whole
 from adapruner._version import __version__
+from adapruner.errors import PruningWarning
 from adapruner.ops.device import check_device
-from adapruner.pruning import bitmask
+from adapruner.pruning import bitmask, doubts
 from adapruner.pruning.arguments import check_held_out, check_labels, checked_warmup
 from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.gates import Gates
@@ -108,6 +111,8 @@ class Run:
         self.not_finite: list[int] = []
         self.fingerprint = ""
         self.samples: Samples | None = None
+        self.warnings: dict[str, str] = {}
+        self.may_drop = 0
         self._started = time.perf_counter()
         same = {
             "version": __version__,
@@ -116,6 +121,13 @@ class Run:
             "labels_and_held_out_samples": self.selection.digest(),
         }
         self.ranks.meet("Pruner", None, **same)
+        self.warn("epochs", doubts.few_epochs(epochs, keep_ratio))
+
+    def warn(self, name: str, text: str | None, stacklevel: int = 3) -> None:
+        """Warn with ``text``, once for each ``name``. The result keeps the text. None is silent."""
+        if text is not None and name not in self.warnings:
+            self.warnings[name] = text
+            warnings.warn(text, PruningWarning, stacklevel=stacklevel)
 
     def reads(self) -> np.ndarray:
         """Bools ``[N]``: the samples that the current epoch trains on. Each call makes a copy."""
@@ -160,6 +172,8 @@ class Run:
         if self.fingerprint and self.samples is None:  # of a loaded state
             check_same_dataset("the state", "fingerprint", self.fingerprint, fingerprint)
         self.fingerprint, self.samples = fingerprint, samples
+        for name, text in samples.doubts.items():
+            self.warn(name, text)
 
     def note_share(self, ids: Tensor, weight: float) -> None:
         """Note a rank's share of a batch of which ranks have different numbers of samples.
@@ -191,9 +205,9 @@ class Run:
         if isinstance(event, LeftOut):
             self._exclude(event.unreadable)
         elif event.evaluated:
-            self.gates.observe(event.ids, event.losses)
+            self.gates.observe(event.ids, event.losses, event.predicted)
         else:
-            self.gates.learn(event.ids, event.losses)
+            self.gates.learn(event.ids, event.losses, event.predicted)
 
     def _exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         for index, reason in unreadable:
@@ -231,11 +245,18 @@ class Run:
         """
         if self.finished:
             raise RuntimeError(f"this run has ended after {self.epochs} epochs")
-        gates, selection, controller = self.gates, self.selection, self.controller
         loss = None if validation_loss is None else float(validation_loss)
         self._meet("step", validation_loss=loss, standard_error=float(standard_error))
         self.visits.forget()
         self._share_weights.clear()
+        if self.epoch in (0, self.warmup_epochs):
+            self.warn("ids", doubts.ids_like_positions(self.gates))
+        entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)
+        self.warn("reads", doubts.unread_samples(entry, self.may_drop))
+        return entry
+
+    def _end_epoch(self, loss: float | None, standard_error: float, last: bool) -> dict[str, Any]:
+        gates, selection, controller = self.gates, self.selection, self.controller
         warming_up = self.epoch < self.warmup_epochs
         entry = entry_of(self.epoch, warming_up, gates, selection, loss)
         self.not_finite += [i for i in gates.not_finite() if i not in self.not_finite]
@@ -247,9 +268,8 @@ class Run:
             entry |= self.method.figures(gates, [*self.history, entry])
         if warming_up and self.epoch + 1 == self.warmup_epochs:
             gates.set_integer("resting", 0)
-        # Pruning starts after every sample was visited once.
-        pruning = not warming_up and not gates.any_unvisited()
-        last = self.epoch + 1 == self.epochs
+        # Pruning starts after every sample was visited once, but for those of dropped batches.
+        pruning = not warming_up and not gates.any_unvisited(self.may_drop)
         ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
         keys = None
         if ratio < 1:
@@ -262,6 +282,33 @@ class Run:
         self._started = time.perf_counter()
         self.history.append(entry)
         return entry
+
+    def ended_early(self) -> Run:
+        """A copy of this run that ends now, with the selection by what it has learned so far.
+
+        All ranks must call it.
+
+        Raises:
+            RuntimeError: no gate has stepped yet.
+        """
+        self.synchronize()
+        seen = self.gates.visits() > 0
+        pruned = [entry["phase"] == "prune" for entry in self.history]
+        if not any(pruned) and not (seen and self.epoch >= self.warmup_epochs):
+            raise RuntimeError(
+                f"nothing was learned yet: gates step after the warm-up of {self.warmup_epochs} "
+                f"epochs; found {self.epoch} epochs ended"
+            )
+        ended = copy.copy(self)
+        ended.gates, ended.controller = copy.deepcopy((self.gates, self.controller))
+        ended.selection = copy.copy(self.selection)  # its masks are replaced, never changed
+        ended.history, ended.not_finite = list(self.history), list(self.not_finite)
+        if seen:  # the part of this epoch counts as one
+            ended._end_epoch(None, 0.0, last=True)
+        else:
+            keys = self.method.keys(ended.gates, self.history, self.seed, final=True)
+            ended.selection.select(ended.gates, self.keep_ratio, self.controller.slope_now, keys)
+        return ended
 
     def synchronize(self) -> None:
         """Bring the gates up to date with the visits of all ranks. All ranks must call it.
@@ -291,11 +338,13 @@ class Run:
         self.best = choose_best(self.best, validation_loss, standard_error, self.epoch, kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the run: tensors and plain values. All ranks must call it, and get the same.
+        """The state of the run: tensors and plain values, the same on all ranks.
 
-        A state can be loaded by another number of ranks.
+        In the middle of an epoch, all ranks must call it. A state can be loaded by another number
+        of ranks.
         """
-        self._meet("state_dict")
+        if self.visits.waiting:
+            self._meet("state_dict")
         return {
             "settings": dict(self.settings),
             "fingerprint": self.fingerprint,
@@ -309,6 +358,7 @@ class Run:
             "best": None if self.best is None else self.best._asdict(),
             "unreadable": [list(item) for item in self.unreadable_reasons.items()],
             "not_finite": list(self.not_finite),
+            "warnings": dict(self.warnings),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -345,6 +395,7 @@ class Run:
         self.best = None if state["best"] is None else Best(**state["best"])
         self.unreadable_reasons = {index: reason for index, reason in state["unreadable"]}
         self.not_finite = list(state["not_finite"])
+        self.warnings = {**state.get("warnings", {}), **self.warnings}
         self._started = time.perf_counter()
 
 

@@ -20,6 +20,7 @@ class Samples(Protocol):
 
     targets: Any
     sizes: Any
+    doubts: dict[str, str]  # warnings about the samples, by name
 
     def __len__(self) -> int: ...
 
@@ -34,6 +35,8 @@ class EpochSource(Protocol):
     epoch: int
     seed: int
     num_samples: int
+    may_drop: int  # samples that loaders leave out of an epoch on purpose
+    samples: Samples | None
     ranks: Ranks
 
     def read_mask(self) -> torch.Tensor: ...
@@ -80,7 +83,8 @@ class _EpochSampler:
         if epoch != self._pruner.epoch:
             raise ValueError(
                 f"set_epoch must get the epoch of the pruner, {self._pruner.epoch}; found {epoch}. "
-                "Call pruner.step() once at the end of each epoch"
+                "Call pruner.step() once at the end of each epoch, and load the pruner's state "
+                "before the loader is prepared"
             )
 
     @property
@@ -239,14 +243,29 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
     ) -> None:
         batch_size = checked_whole("batch_size", batch_size, 1)
         self.batch_size, self.drop_last = batch_size, drop_last
-        super().__init__(pruner, batch_size * pruner.ranks.size, drop_last, block_size)
+        size = batch_size * pruner.ranks.size
+        if drop_last:
+            pruner.may_drop = max(pruner.may_drop, size - 1)
+        super().__init__(pruner, size, drop_last, block_size)
 
-    def planned_batches(self) -> int:
-        """Planned number of batches of the whole run, for learning rate schedules.
+    def planned_lengths(self) -> list[int]:
+        """Planned number of batches of each epoch of the run.
 
         See :meth:`adapruner.Pruner.planned_reads`.
         """
-        return sum(map(self._count, self._pruner.planned_reads()))
+        return [self._count(reads) for reads in self._pruner.planned_reads()]
+
+    def planned_batches(self, accumulate: int = 1) -> int:
+        """Planned number of batches of the whole run, for learning rate schedules.
+
+        With gradient accumulation it is the number of optimiser steps. The last group of an epoch
+        may have fewer batches, and it counts as a step.
+
+        Args:
+            accumulate: batches of an optimiser step.
+        """
+        accumulate = checked_whole("accumulate", accumulate, 1)
+        return sum(-(-length // accumulate) for length in self.planned_lengths())
 
     def batches(self) -> Iterator[torch.Tensor]:
         """The batches of the current epoch that were not delivered yet, int64."""

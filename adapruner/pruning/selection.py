@@ -146,6 +146,11 @@ class Selection:
         """Number of held-out samples."""
         return 0 if self.held_out is None else bitmask.count(self.held_out)
 
+    @property
+    def labels(self) -> Tensor | None:
+        """The classes that keep their own share, integers ``[N]``; None without such classes."""
+        return None if self._of_class is None else self._of_class % self._classes
+
     def explored(self) -> Tensor:
         """Bit mask of the pruned samples that the epoch reads."""
         return self.read & ~self.kept

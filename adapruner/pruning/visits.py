@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     ids: Tensor
     losses: ops.MaskedLoss
     evaluated: bool
+    predicted: Tensor | None = None  # predicted classes, int32 [B], where known
 
 
 class LeftOut(NamedTuple):
@@ -31,6 +32,10 @@ Event: TypeAlias = Batch | LeftOut
 
 class Visits(Protocol):
     """What happens in an epoch, in the order in which it acts on the gates."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the gates have not seen all visits. The same on all ranks."""
 
     def take(self, event: Event) -> Iterable[Event]:
         """Take an event of this rank. Returns the events to act on now."""
@@ -54,6 +59,8 @@ class Visits(Protocol):
 
 class Direct:
     """The visits of a process alone. Each event acts at once."""
+
+    waiting = False
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks

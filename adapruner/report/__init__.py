@@ -11,7 +11,7 @@ from adapruner._util.extras import require
 from adapruner._util.files import replace_atomically
 from adapruner.report import content
 from adapruner.report.figures import FIGURES
-from adapruner.report.gallery import MOST_SAMPLES, extremes, find_source, gallery
+from adapruner.report.gallery import MOST_SAMPLES, find_source, galleries
 from adapruner.report.style import NothingToShow, css_variables, printable, to_svg
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ def write_report(
         result: the result of a run.
         path: the HTML file. An old file is replaced atomically.
         source: the dataset, as a Source or in any form that :func:`adapruner.data.as_source` takes.
-            The report shows pictures of at most 24 samples with the largest and 24 with the
-            smallest gate logits, and marks broken ones. Where None, the pictures come from
-            ``result.source``, or from the image folder or the shards that ``result.dataset`` names,
-            if they have not changed. Otherwise the report lists indices and gives the reason.
+            The report shows pictures of at most 24 samples that were kept, that were easy, that do
+            not fit, and whose labels are likely wrong, and marks broken ones. Where None, the
+            pictures come from ``result.source``, or from the image folder or the shards that
+            ``result.dataset`` names, if they have not changed. Otherwise the report lists indices
+            and gives the reason.
 
     Raises:
         ImportError: matplotlib, Jinja2 or Pillow is not installed (the extra "report").
@@ -70,18 +71,16 @@ def _page(result: PruneResult, source: Any | None) -> str:
     )
     text = resources.files("adapruner.report").joinpath("template.html").read_text("utf-8")
     found = find_source(result, source)
-    most, least = (gallery(result, indices, found) for indices in extremes(result))
     values: dict[str, Any] = {
         "light": css_variables(dark=False),
         "dark": css_variables(dark=True),
         "headline": content.headline(result),
         "drawings": [_drawing(result, *entry) for entry in FIGURES],
-        "galleries": [
-            ("most-wanted", "Most wanted", "from the largest gate logit down", most),
-            ("least-wanted", "Least wanted", "from the smallest gate logit up", least),
-        ],
+        "warnings": content.warnings(result),
+        "reasons": content.reasons(result),
+        "galleries": galleries(result, found),
         "most_samples": MOST_SAMPLES,
-        "ranking": content.ranking,
+        "listing": content.listing,
         "classes": content.classes(result),
         "unreadable": content.unreadable(result, found),
         "not_finite": content.not_finite(result, found),
@@ -92,7 +91,8 @@ def _page(result: PruneResult, source: Any | None) -> str:
     return page
 
 
-def _drawing(result: PruneResult, name: str, title: str, caption: str, draw: Any) -> _Drawing:
+def _drawing(result: PruneResult, name: str, title: str, caption: Any, draw: Any) -> _Drawing:
+    caption = caption(result) if callable(caption) else caption
     try:
         figure = draw(result)
     except NothingToShow as nothing:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adapruner.pruning.selection import keep_count
 from adapruner.report.values import (
     ABSENT,
     class_counts,
@@ -19,6 +20,7 @@ from adapruner.report.values import (
     share,
     size,
 )
+from adapruner.results.reasons import MEANINGS, reason_counts
 
 if TYPE_CHECKING:
     from adapruner.report.gallery import Found, Gallery
@@ -57,7 +59,6 @@ class Headline:
     asked: str
     dataset: str
     selection: str
-    forced: str  # "" where the last selection was not forced
     fit: str  # "" where the history does not tell
     tiles: list[Tile]
 
@@ -74,7 +75,6 @@ def headline(result: PruneResult) -> Headline:
         asked=f"{result.keep_ratio:g}",
         dataset=_dataset(result),
         selection=_selection(result),
-        forced=_forced(result),
         fit=result.fit,
         tiles=_tiles(result),
     )
@@ -91,18 +91,61 @@ def _dataset(result: PruneResult) -> str:
 def _selection(result: PruneResult) -> str:
     if result.selected_epoch is not None:
         return f"epoch {result.selected_epoch}, chosen on held-out data"
+    if result.partial:
+        return f"by what {len(result.history)} epochs have learned, before the end of the run"
     return "the last one, at the end of the run"
 
 
+def warnings(result: PruneResult) -> list[str]:
+    """What a reader of the result should know before use; empty for a result without faults."""
+    found = [f"{text[:1].upper()}{text[1:]}." for text in result.warnings]
+    if result.run_keep_ratio != result.keep_ratio:
+        found.append(
+            f"The kept set was taken from a run at keep ratio {result.run_keep_ratio:g}. A run at "
+            f"{result.keep_ratio:g} would keep other samples in part."
+        )
+    if result.forced:
+        found.append(_forced(result))
+    wanted = keep_count(result.keep_ratio, result.num_samples)
+    if wanted > result.indices.numel():
+        found.append(
+            f"Fewer samples are kept than asked for: {count(result.indices.numel())} of "
+            f"{count(wanted)}. No more can be read."
+        )
+    if result.unreadable:
+        found.append(f"{_samples(len(result.unreadable))} could not be read. None of them is kept.")
+    if result.not_finite:
+        found.append(f"{_samples(len(result.not_finite))} had a loss that was not finite.")
+    if result.targets is not None and result.num_samples:
+        _, _, kept = class_counts(result)
+        if lost := int((kept == 0).sum()):
+            found.append(
+                f"{count(lost)} of {count(len(kept))} classes have no kept sample. "
+                'balance="class" keeps the same share of every class.'
+            )
+    return found
+
+
+def _samples(number: int) -> str:
+    return "1 sample" if number == 1 else f"{count(number)} samples"
+
+
 def _forced(result: PruneResult) -> str:
-    if not result.forced:
-        return ""
     held = sum(entry.get("decision") in ("pause", "back off") for entry in result.history)
     epochs = f" It paused or backed off in {held} of {len(result.history)} epochs." if held else ""
     return (
-        "The run ended before it trained an epoch at this keep ratio, so the last selection was "
-        f"cut to size.{epochs} Use more epochs or a higher keep ratio."
+        "The keep ratio was forced. The run ended before it trained an epoch at this keep ratio, "
+        f"so the last selection was cut to size.{epochs} Use more epochs or a higher keep ratio."
     )
+
+
+def reasons(result: PruneResult) -> Table:
+    """The number of samples of each reason, and its meaning."""
+    rows = [
+        [name, count(number), share(number, result.num_samples), MEANINGS[name]]
+        for name, number in reason_counts(result).items()
+    ]
+    return Table(["reason", "samples", "share", "meaning"], rows, frozenset({0, 3}))
 
 
 def _tiles(result: PruneResult) -> list[Tile]:
@@ -156,9 +199,9 @@ def classes(result: PruneResult) -> Table | None:
     return Table(["class", "kept", "samples", "share kept"], shown, frozenset({0}), note)
 
 
-def _with_paths(table: Table, found: Found, indices: Sequence[int]) -> Table:
+def _with_paths(table: Table, result: PruneResult, found: Found, indices: Sequence[int]) -> Table:
     """``table`` with the path of each sample after the index, where paths are known."""
-    paths = found.source.paths if found.source is not None else None
+    paths = result.paths or (found.source.paths if found.source is not None else None)
     if not paths:
         return table
     known = [str(paths[index]) if 0 <= index < len(paths) else ABSENT for index in indices]
@@ -172,7 +215,7 @@ def unreadable(result: PruneResult, found: Found) -> Table:
     rows = ([str(index), reason] for index, reason in result.unreadable)
     shown, note = _cut(rows, len(result.unreadable), "unreadable")
     table = Table(["index", "reason"], shown, frozenset({1}), note)
-    return _with_paths(table, found, [index for index, _ in result.unreadable])
+    return _with_paths(table, result, found, [index for index, _ in result.unreadable])
 
 
 def not_finite(result: PruneResult, found: Found) -> Table:
@@ -187,17 +230,21 @@ def not_finite(result: PruneResult, found: Found) -> Table:
         for index in result.not_finite
     )
     shown, note = _cut(rows, len(result.not_finite), "not_finite")
-    table = Table(["index", "class", "gate logit"], shown, frozenset({1}), note)
-    return _with_paths(table, found, result.not_finite)
+    table = Table(["index", "class", "score"], shown, frozenset({1}), note)
+    return _with_paths(table, result, found, result.not_finite)
 
 
-def ranking(gallery: Gallery) -> Table:
+def listing(gallery: Gallery) -> Table:
     """The samples of a gallery as a table, for a gallery without pictures."""
+    columns = ["index", "class", "predicted", "reason", "score", "loss", "relative loss"]
     rows = [
-        [str(s.index), s.class_name, s.gate_logit, s.loss, "kept" if s.kept else "pruned"]
+        [str(s.index), s.class_name, s.predicted, s.reason, s.score, s.loss, s.relative]
         for s in gallery.samples
     ]
-    return Table(["index", "class", "gate logit", "loss", "outcome"], rows, frozenset({1, 4}))
+    if any(sample.path for sample in gallery.samples):
+        columns.append("path")
+        rows = [[*row, s.path] for row, s in zip(rows, gallery.samples, strict=True)]
+    return Table(columns, rows, frozenset({1, 2, 3, 7}))
 
 
 def settings(result: PruneResult) -> Table:

@@ -110,7 +110,7 @@ def gate_logits(result: PruneResult) -> Figure:
     figure = _figure()
     axes = figure.add_subplot()
     _kept_and_pruned(axes, logits, finite, result.kept.numpy(), edges)
-    axes.set_xlabel("gate logit")
+    axes.set_xlabel("score")
     return figure
 
 
@@ -192,10 +192,19 @@ def keep_ratio(result: PruneResult) -> Figure:
 
 @styled
 def gates(result: PruneResult) -> Figure:
-    """Mean gate and share of open gates over the epochs, above the slope of the gates."""
+    """Mean gate and share of open gates over the epochs, above the slope if it changes."""
     epochs = _epochs(result, "mean_gate", "slope")
     figure = _figure()
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    if _has_slope(result):
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        style: dict[str, Any] = {"color": LIGHT["pruned"], "marker": _marker(epochs, "o")}
+        below.plot(epochs, series(result, "slope"), label="slope", **style)
+        below.set_ylim(bottom=0)
+        below.set_ylabel("slope")
+        _epoch_axis(below, result)
+        above.tick_params(labelbottom=False)
+    else:
+        above = figure.add_subplot()
     mean, share = series(result, "mean_gate"), series(result, "open_share")
     above.plot(epochs, mean, color=LIGHT["kept"], marker=_marker(epochs, "o"), label="mean gate")
     if np.isfinite(share).any():
@@ -203,19 +212,8 @@ def gates(result: PruneResult) -> Figure:
         above.plot(epochs, share, color=LIGHT["third"], ls=(0, (3, 1.5)), label=label)
     above.set_ylim(0, 1.05)
     above.set_yticks([0, 0.5, 1])
-    below.plot(
-        epochs,
-        series(result, "slope"),
-        color=LIGHT["pruned"],
-        marker=_marker(epochs, "o"),
-        label="slope",
-    )
-    below.set_ylim(bottom=0)
-    below.set_ylabel("slope")
     above.set_ylabel("gate")
-    for axes in (above, below):
-        _epoch_axis(axes, result, label=axes is below)
-    above.tick_params(labelbottom=False)
+    _epoch_axis(above, result, label=not _has_slope(result))
     _legend(above)
     return figure
 
@@ -315,12 +313,35 @@ def _power(value: float, _position: int | None = None) -> str:
     return ("" if mantissa == "1" else f"{mantissa}·") + f"10{raised}"
 
 
+def _scores_caption(result: PruneResult) -> str:
+    if result.draw_keys is not None:
+        how = "The kept set was drawn, and samples with larger scores had better chances."
+    elif result.selected_epoch is not None:
+        how = "These are the scores at the end. The kept set is the selection of an earlier epoch."
+    else:
+        how = "The samples with the largest scores are kept."
+    hidden = "Unreadable samples and samples that never had a finite loss are not shown."
+    return f"Larger is better. {how} {hidden}"
+
+
+def _gates_caption(result: PruneResult) -> str:
+    if _has_slope(result):
+        return "The mean gate σ(k·m) over all samples, the share of open gates, and the slope k."
+    return "The mean gate over all samples, and the share of open gates. The slope is constant."
+
+
+def _has_slope(result: PruneResult) -> bool:
+    """Whether the slope of the gates changes in the run."""
+    slopes = series(result, "slope")
+    return len(np.unique(slopes[np.isfinite(slopes)])) > 1
+
+
 class Entry(NamedTuple):
     """A figure's place in the report."""
 
     name: str
     title: str
-    caption: str
+    caption: str | Callable[[PruneResult], str]
     draw: Callable[[PruneResult], Figure]
 
 
@@ -334,10 +355,8 @@ FIGURES = (
     ),
     Entry(
         "logits",
-        "Gate logits",
-        "Larger is better. The published method keeps the largest values. The sampled method "
-        "draws, and larger values have better chances. Unreadable samples and samples that never "
-        "had a finite loss are not shown.",
+        "Scores",
+        _scores_caption,
         gate_logits,
     ),
     Entry(
@@ -355,7 +374,7 @@ FIGURES = (
     Entry(
         "gates",
         "Gates",
-        "The mean gate σ(k·m) over all samples, the share of open gates, and the slope k.",
+        _gates_caption,
         gates,
     ),
     Entry(

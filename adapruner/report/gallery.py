@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source, source_again
+from adapruner.pruning.record import NO_CLASS
 from adapruner.report.style import printable
 from adapruner.report.thumbnails import thumbnail
-from adapruner.report.values import ABSENT, class_name, finite_losses, number
+from adapruner.report.values import ABSENT, class_name, number
+from adapruner.results.reasons import REASONS, reason_codes, samples_of
 
 if TYPE_CHECKING:
     from adapruner.results.result import PruneResult
@@ -34,8 +37,12 @@ class Sample:
     index: int
     path: str  # "" if not known
     class_name: str
-    gate_logit: str
+    predicted: str  # name of the predicted class, or ABSENT
+    wrong: bool  # whether the predicted class is known and another one
+    reason: str
+    score: str
     loss: str
+    relative: str  # relative loss
     kept: bool
     picture: str
     problem: str  # the reason why there is no picture
@@ -43,10 +50,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Samples in order, and the reason if none of them has a picture, else ""."""
+    """Samples in order. ``no_pictures`` is the reason if none of them has a picture, else ""."""
 
+    name: str  # of the section in the page
+    title: str
+    about: str
     samples: list[Sample]
+    total: int  # samples of this kind in the result
     no_pictures: str
+    score: str  # the score that all of them have, or "" if their scores differ
+    empty: str = "None."  # the text in place of no samples
 
 
 def find_source(result: PruneResult, source: Any | None) -> Found:
@@ -82,44 +95,90 @@ def _original(result: PruneResult, root: str) -> Found:
     return Found(source)
 
 
-def extremes(result: PruneResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Readable samples with the largest and with the smallest gate logits.
+def galleries(result: PruneResult, found: Found) -> list[Gallery]:
+    """The galleries of a report: kept samples, both kinds of pruned ones, and suspects."""
+    codes = reason_codes(result)
+    kept = result.indices.numpy()
+    evenly = kept[np.linspace(0, len(kept) - 1, min(MOST_SAMPLES, len(kept))).round().astype(int)]
+    about = "Kept samples, evenly spaced over the dataset."
+    made = [_gallery(result, codes, evenly, found, "kept", "Kept", about, total=len(kept))]
+    made += [
+        _gallery(result, codes, samples_of(result, reason), found, name, title, about)
+        for name, title, reason, about in _PRUNED
+    ]
+    try:
+        suspects = result.suspects().indices.numpy()
+    except ValueError as error:
+        return [*made, Gallery("suspects", "Suspects", "", [], 0, "", "", f"Absent: {error}.")]
+    about = "Labels that are likely wrong: the model predicted another class, and the losses were "
+    about += "high for the class. The likeliest come first."
+    made.append(_gallery(result, codes, suspects, found, "suspects", "Suspects", about))
+    return made
 
-    Each list has at most ``MOST_SAMPLES`` indices, and the extreme sample is first. No sample is in
-    both lists: if there are few samples, each list gets half. Of equal gate logits, a smaller last
-    loss comes nearer to the largest, then a lower index.
-    """
-    logits = result.gate_logits.double().numpy()
-    order = np.lexsort((np.nan_to_num(finite_losses(result)), -logits))
-    unreadable = np.array([index for index, _ in result.unreadable], dtype=np.int64)
-    order = order[np.isfinite(logits[order]) & ~np.isin(order, unreadable)]
-    most = min(MOST_SAMPLES, (len(order) + 1) // 2)
-    least = min(MOST_SAMPLES, len(order) // 2)
-    return order[:most], order[len(order) - least :][::-1]
+
+_PRUNED = (
+    ("easy", "Easy", "easy", "Pruned samples with small losses, the smallest first."),
+    (
+        "does-not-fit",
+        "Does not fit",
+        "does not fit",
+        "Pruned samples with large losses, the largest first: wrong labels, outliers, or samples "
+        "too hard for the model.",
+    ),
+)
 
 
-def gallery(result: PruneResult, indices: NDArray[np.int64], found: Found) -> Gallery:
-    """The samples at ``indices``, with pictures if ``found`` has them."""
-    kept, losses = result.kept, finite_losses(result)
-    paths = found.source.paths if found.source is not None else None
-    samples = []
-    for index in indices.tolist():
-        picture, problem = _picture(found, index)
-        name = ABSENT if result.targets is None else class_name(result, int(result.targets[index]))
-        samples.append(
-            Sample(
-                index=index,
-                path=str(paths[index]) if paths else "",
-                class_name=name,
-                gate_logit=f"{float(result.gate_logits[index]):.3f}".replace("-", "−"),
-                loss=number(float(losses[index]), digits=3),
-                kept=bool(kept[index]),
-                picture=picture,
-                problem=printable(problem),
-            )
-        )
+def _gallery(
+    result: PruneResult,
+    codes: NDArray[np.int8],
+    indices: NDArray[np.int64],
+    found: Found,
+    name: str,
+    title: str,
+    about: str,
+    total: int | None = None,
+) -> Gallery:
+    """The first of the samples at ``indices``, with pictures if ``found`` has them."""
+    first = indices[:MOST_SAMPLES]
+    samples = [_sample(result, codes, found, index) for index in first.tolist()]
     without = samples and not any(sample.picture for sample in samples)
-    return Gallery(samples, samples[0].problem if without else "")
+    scores = {sample.score for sample in samples}
+    return Gallery(
+        name,
+        title,
+        about,
+        samples,
+        len(indices) if total is None else total,
+        samples[0].problem if without else "",
+        scores.pop() if len(scores) == 1 and len(samples) > 1 else "",
+    )
+
+
+def _sample(result: PruneResult, codes: NDArray[np.int8], found: Found, index: int) -> Sample:
+    picture, problem = _picture(found, index)
+    paths = result.paths or (found.source.paths if found.source is not None else None)
+    label = None if result.targets is None else int(result.targets[index])
+    predicted = NO_CLASS if result.predicted is None else int(result.predicted[index])
+    relative = result.relative_losses
+    last = result.sample_losses
+    return Sample(
+        index=index,
+        path=printable(paths[index]) if paths else "",
+        class_name=ABSENT if label is None else class_name(result, label),
+        predicted=ABSENT if predicted == NO_CLASS else class_name(result, predicted),
+        wrong=label is not None and predicted not in (NO_CLASS, label),
+        reason=REASONS[codes[index]],
+        score=f"{float(result.gate_logits[index]):.3f}".replace("-", "−"),
+        loss=number(None if last is None else _finite(float(last[index])), digits=3),
+        relative=number(None if relative is None else float(relative[index]), digits=3),
+        kept=REASONS[codes[index]] == "kept",
+        picture=picture,
+        problem=printable(problem),
+    )
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
 
 
 def _picture(found: Found, index: int) -> tuple[str, str]:

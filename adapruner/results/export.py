@@ -1,24 +1,28 @@
-"""Exports of the kept set for other tools."""
+"""Exports for other tools: the kept set, or the table of all samples."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adapruner._util.extras import require
 from adapruner._util.files import new_folder, replace_atomically
 from adapruner.data.sources.base import IntArray, Source
 from adapruner.data.sources.find import as_source, source_again
 from adapruner.data.sources.shards import ShardSource
+from adapruner.errors import UnreachableError
 from adapruner.results.shard_export import write_kept_indexes, write_kept_shards
+from adapruner.results.table import write_csv, write_parquet
 
 if TYPE_CHECKING:
     from adapruner.results.result import PruneResult
+
+TABLES = ("csv", "parquet")  # formats with a row for every sample
 
 
 def export(
@@ -27,16 +31,16 @@ def export(
     to: str,
     source: Any | None = None,
 ) -> None:
-    """Write the kept samples of ``result`` to ``destination``. An old file is replaced atomically.
+    """Write ``result`` to ``destination``. An old file is replaced atomically.
 
     ``to`` is one of
 
     - "paths": a UTF-8 text file with one path per line, relative to the root of the image folder,
       in the order of the dataset. The file does not contain the root, so the folder can move.
     - "npy": the kept indices, int64 ``[K]``, ascending.
-    - "parquet": one row per kept sample: ``index`` int64, ``gate_logit`` float32, and where known
-      ``target`` int64 and ``path`` string (relative to the image folder, or SHARD.tar/MEMBER). The
-      metadata of the schema hold ``keep_ratio`` and ``fingerprint``.
+    - "csv": the table of all samples, one row for each, as
+      :meth:`adapruner.PruneResult.to_dataframe` has it.
+    - "parquet": the same table. The metadata of the schema hold ``keep_ratio`` and ``fingerprint``.
     - "links": an image folder CLASS/…/IMAGE of symbolic links with absolute targets. Classes
       without kept samples have folders too, so the class numbers stay. ``destination`` must be new
       or empty.
@@ -64,22 +68,37 @@ def export(
     write = _FORMATS.get(to)
     if write is None:
         raise ValueError(f"to must be one of {', '.join(_FORMATS)}; found {to!r}")
-    found = _find_source(result, source, needed=to)
-    if found is not None:
-        result.check_dataset(found)
+    found = find_source(result, source, needed=to)
     write(result, Path(destination), found)
 
 
-def _find_source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
+def find_source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
+    """The dataset of a result for the export ``needed``, or None if it is not needed or not there.
+
+    Raises:
+        DatasetMismatchError: the dataset is not the dataset that was pruned.
+    """
+    found = _source(result, source, needed)
+    if found is not None:
+        result.check_dataset(found)
+    return found
+
+
+def _source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
     if source is not None:
         return as_source(source)
-    if needed == "npy":  # indices need no dataset
-        return None
+    if needed == "npy" or (needed in TABLES and result.paths is not None):
+        return None  # the result holds all of it
     if result.source is not None:
         return result.source
     try:
         return source_again(result.dataset)
     except FileNotFoundError:
+        return None
+    except UnreachableError as error:
+        if needed not in TABLES:
+            raise
+        warnings.warn(f"the table has no paths: {error}", stacklevel=4)
         return None
 
 
@@ -90,7 +109,7 @@ def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[So
     if source.paths is None:
         raise ValueError(
             f'export to "{to}" needs a dataset whose samples are files; found one of kind '
-            f'"{source.kind}". "npy" and "parquet" work for every dataset'
+            f'"{source.kind}". "npy", "csv" and "parquet" work for every dataset'
         )
     return source, [source.paths[index] for index in result.indices.tolist()]
 
@@ -122,43 +141,6 @@ def _write_bytes(destination: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
     replace_atomically(destination, write)
-
-
-def _write_parquet(result: PruneResult, destination: Path, source: Source | None) -> None:
-    arrow = require("pyarrow", extra="parquet")
-    parquet = require("pyarrow.parquet", extra="parquet")
-    indices = result.indices.cpu().numpy().astype(np.int64)
-    columns = {
-        "index": arrow.array(indices),
-        "gate_logit": arrow.array(result.gate_logits.cpu().numpy()[indices].astype(np.float32)),
-    }
-    targets = _targets(result, source)
-    if targets is not None:
-        columns["target"] = arrow.array(targets[indices])
-    if isinstance(source, ShardSource):
-        columns["path"] = arrow.array(_as_utf8(source.member_names(indices)))
-    elif source is not None and source.paths is not None:
-        columns["path"] = arrow.array(_as_utf8(source.paths[index] for index in indices))
-    metadata = {"keep_ratio": repr(result.keep_ratio), "fingerprint": result.fingerprint}
-    table = arrow.table(columns).replace_schema_metadata(metadata)
-    replace_atomically(destination, lambda temporary: parquet.write_table(table, temporary))
-
-
-def _targets(result: PruneResult, source: Source | None) -> IntArray | None:
-    if result.targets is not None:
-        targets: IntArray = result.targets.cpu().numpy().astype(np.int64)
-        return targets
-    return None if source is None else source.targets
-
-
-def _as_utf8(paths: Iterable[str]) -> list[str]:
-    listed = list(paths)
-    for path in listed:
-        try:
-            path.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"file names in Parquet must be UTF-8; found {path!r}") from error
-    return listed
 
 
 def _write_links(result: PruneResult, destination: Path, source: Source | None) -> None:
@@ -212,7 +194,8 @@ def _kept(result: PruneResult) -> IntArray:
 _FORMATS: dict[str, Callable[[PruneResult, Path, Source | None], None]] = {
     "paths": _write_paths,
     "npy": _write_npy,
-    "parquet": _write_parquet,
+    "csv": write_csv,
+    "parquet": write_parquet,
     "links": _write_links,
     "wds-index": _write_wds_index,
     "shards": _write_shards,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,55 +14,63 @@ from adapruner._version import __version__
 from adapruner.data.sources.base import Source
 from adapruner.pruning import bitmask
 from adapruner.pruning.pruner import Pruner
-from adapruner.pruning.selection import keep_count
+from adapruner.pruning.run import Run
+from adapruner.results.other_ratio import warn_of_few
 from adapruner.results.result import PruneResult
+
+# A class with fewer kept samples is hardly learned.
+FEW_OF_A_CLASS = 5
 
 
 def result_of(pruner: Pruner) -> PruneResult:
-    """The outcome of a run.
+    """The outcome of a run. Before the end of the run, the outcome if it ended now.
 
     Raises:
-        RuntimeError: the run has not ended.
+        RuntimeError: the run has not ended, and has learned nothing yet.
     """
-    if not pruner.finished:
-        raise RuntimeError(
-            f"a run has a result after its last epoch; found {pruner.epoch} of {pruner.epochs} "
-            "epochs ended. Call step() at the end of each epoch"
-        )
-    mask, selected_epoch = pruner.selection.kept, None
-    if pruner.best is not None:
-        selected_epoch, mask = pruner.best.epoch, pruner.best.mask
+    partial = not pruner.finished
+    run = pruner.ended_early() if partial else pruner
+    mask, selected_epoch = run.selection.kept, None
+    if run.best is not None:
+        selected_epoch, mask = run.best.epoch, run.best.mask
     indices = bitmask.indices(mask)
     # False if no epoch trained at the final keep ratio.
-    pruned = [entry for entry in pruner.history if entry["phase"] == "prune"]
-    at_target = any(entry["kept"] == pruner.target_count for entry in pruned)
-    wanted = keep_count(pruner.keep_ratio, pruner.num_samples)
-    if wanted > len(indices):
-        warnings.warn(
-            f"expected {wanted} kept samples (keep_ratio {pruner.keep_ratio} of "
-            f"{pruner.num_samples}); found {len(indices)}, since no more can be read",
-            stacklevel=3,
-        )
-    samples = pruner.samples
+    pruned = [entry for entry in run.history if entry["phase"] == "prune"]
+    at_target = any(entry["kept"] == run.target_count for entry in pruned)
+    warn_of_few(run.keep_ratio, run.num_samples, len(indices))
+    samples, gates = run.samples, run.gates
     targets = None if samples is None else samples.targets
+    if partial:
+        pruner.warn("partial", _partial(run), stacklevel=4)
     if targets is not None:
-        _warn_of_emptied_classes(np.asarray(targets), indices.numpy())
+        pruner.warn("classes", _small_classes(targets, indices.numpy()), stacklevel=4)
+    record, held_out, labels = gates.record, run.selection.held_out, run.selection.labels
+    keys = run.method.keys(gates, run.history, run.seed, final=True)
     return PruneResult(
         indices=indices,
-        gate_logits=to_cpu(pruner.method.scores(pruner.gates, pruner.history)),
-        keep_ratio=pruner.keep_ratio,
-        fingerprint=pruner.fingerprint,
-        config=dict(pruner.settings),
-        dataset={"num_samples": pruner.num_samples} if samples is None else samples.about(),
-        history=[dict(entry) for entry in pruner.history],
+        gate_logits=to_cpu(run.method.scores(run.gates, run.history)),
+        keep_ratio=run.keep_ratio,
+        fingerprint=run.fingerprint,
+        config=dict(run.settings),
+        dataset={"num_samples": run.num_samples} if samples is None else samples.about(),
+        history=[dict(entry) for entry in run.history],
         selected_epoch=selected_epoch,
         forced=not at_target,
-        sample_losses=to_cpu(pruner.gates.last_loss),
-        unreadable=pruner.unreadable,
-        not_finite=sorted(pruner.not_finite),
+        partial=partial,
+        sample_losses=to_cpu(gates.last_loss),
+        relative_losses=None if record is None else record.relative_losses().cpu(),
+        visits=None if record is None else to_cpu(record.visits[:-1]),
+        predicted=None if record is None else to_cpu(record.predicted[:-1]),
+        draw_keys=to_cpu(keys),
+        quota_labels=labels,
+        held_out=None if held_out is None else bitmask.indices(held_out),
+        paths=getattr(samples, "paths", None),
+        unreadable=run.unreadable,
+        not_finite=sorted(run.not_finite),
+        warnings=list(pruner.warnings.values()),
         targets=None if targets is None else torch.from_numpy(targets),
         source=samples if isinstance(samples, Source) else None,
-        saved=_saved(pruner, indices.numpy()),
+        saved=_saved(run, indices.numpy()),
         versions={
             "adapruner": __version__,
             "torch": torch.__version__,
@@ -71,33 +79,51 @@ def result_of(pruner: Pruner) -> PruneResult:
     )
 
 
-def _warn_of_emptied_classes(targets: np.ndarray, kept: np.ndarray) -> None:
-    """Warn if a class has no kept sample, although every class could have one."""
-    classes = np.unique(targets)
-    emptied = np.setdiff1d(classes, targets[kept])
-    if len(emptied) and len(classes) <= len(kept):
-        warnings.warn(
-            f"expected kept samples of each of the {len(classes)} classes; found none of "
-            f"{len(emptied)}, the first is class {emptied[0]}. With balanced classes every class "
-            'keeps its share: labels=... of a Pruner, balance="class" of fast_prune',
-            stacklevel=4,
-        )
+def _partial(run: Run) -> str:
+    text = f"the run ended in epoch {len(run.history)} of {run.epochs}, so its result is partial"
+    if run.gates.any_unvisited():
+        text += "; samples that were never given to a loss are kept last"
+    return text
 
 
-def _saved(pruner: Pruner, indices: np.ndarray) -> dict[str, Any]:
+def _small_classes(targets: np.ndarray, indices: np.ndarray) -> str | None:
+    """The warning for classes that lost all or nearly all of their samples, or None."""
+    classes, of_sample = np.unique(targets, return_inverse=True)
+    before = np.bincount(of_sample, minlength=len(classes))
+    after = np.bincount(of_sample[indices], minlength=len(classes))
+    few = (after < FEW_OF_A_CLASS) & (after < before)
+    if not few.any():
+        return None
+    shown = ", ".join(map(str, classes[few][:10].tolist())) + (", …" if few.sum() > 10 else "")
+    return (
+        f"{int(few.sum())} of {len(classes)} classes keep fewer than {FEW_OF_A_CLASS} samples, and "
+        f"{int((after == 0).sum())} of them keep none: classes {shown}. Every class keeps its "
+        'share with labels= in Pruner, or balance="class" in fast_prune'
+    )
+
+
+def _saved(run: Run, indices: np.ndarray) -> dict[str, Any]:
     """The savings of the kept set; see :class:`adapruner.PruneResult`."""
-    read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in pruner.history)
-    full = pruner.epochs * pruner.num_samples
-    seconds = sum(entry["seconds"] for entry in pruner.history)
+    read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in run.history)
+    full = run.epochs * run.num_samples
+    if not run.finished:  # of the epochs so far, the last of which may be a part
+        full = round(sum(_share_read(entry) for entry in run.history) * run.num_samples)
+    seconds = sum(entry["seconds"] for entry in run.history)
     saved = {
-        "samples": pruner.num_samples - len(indices),
+        "samples": run.num_samples - len(indices),
         "samples_read": read,
         "samples_read_full": full,
         "seconds": seconds,
         "seconds_full": seconds / max(read, 1) * full,
     }
-    if pruner.samples is not None and (sizes := pruner.samples.sizes) is not None:
+    if run.samples is not None and (sizes := run.samples.sizes) is not None:
         saved["bytes"] = int(sizes.sum() - sizes[indices].sum())
-    if isinstance(pruner.samples, Source) and pruner.samples.bytes_read is not None:
-        saved["bytes_read"] = pruner.samples.bytes_read
+    if isinstance(run.samples, Source) and run.samples.bytes_read is not None:
+        saved["bytes_read"] = run.samples.bytes_read
     return saved
+
+
+def _share_read(entry: Mapping[str, Any]) -> float:
+    """The share of its planned samples that an epoch read."""
+    planned = entry["samples_read"] + entry["samples_skipped"]
+    return entry["samples_read"] / planned if planned else 1.0

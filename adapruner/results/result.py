@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from adapruner._util.checks import check_same_dataset
-from adapruner._util.files import read_file, write_file
+from adapruner._util.files import pack_texts, read_file, unpack_texts, write_file
 from adapruner.errors import FileFormatError
 
 if TYPE_CHECKING:
     from adapruner.data.sources.base import Source
+    from adapruner.results.suspects import Suspects
 
 
 # A kept set with at least this `chance` in the history is called mostly chance.
@@ -38,7 +40,8 @@ class PruneResult:
         config: the settings of the run.
         dataset: kind and number of samples; root folder and class names where known.
         history: one entry per epoch, in order: ``epoch``, ``phase`` ("warm-up" or "prune"),
-            ``samples_read`` (training samples read), ``samples_evaluated`` (held-out samples),
+            ``samples_read`` (training samples given to a loss), ``samples_skipped`` (the other
+            samples that the epoch was to train on), ``samples_evaluated`` (held-out samples),
             ``kept``, ``explored``, ``keep_ratio`` (scheduled), ``slope``, ``mean_gate``,
             ``open_share`` (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or
             None), ``decision`` of the controller ("warm-up", "advance", "pause", "back off"),
@@ -50,10 +53,24 @@ class PruneResult:
         forced: whether the run ended before it trained an epoch at the keep ratio, so that the last
             selection was cut to size. The controller paused too often, or there were too few
             epochs.
+        partial: whether the result was made before the end of the run. The kept set is then that of
+            a run that ended at this moment, and ``saved`` compares with as many epochs.
         sample_losses: last loss of every sample, float32 ``[N]``, NaN where no loss was seen.
+        relative_losses: mean over the visits of every sample of its loss divided by the mean loss
+            of the epoch so far, float32 ``[N]``; 1 is typical, NaN where no loss was seen.
+        visits: number of visits of every sample with a finite loss, int16 ``[N]``. A visit is one
+            epoch that read the sample.
+        predicted: class that the model predicted at the last visit, int32 ``[N]``, −1 where none is
+            known. Only logits ``[B, C]`` predict one class for each sample.
+        draw_keys: keys of the final draw, float32 ``[N]``; the kept set has the largest. None for a
+            method that does not draw.
+        quota_labels: classes that keep their own share, integers ``[N]``, with ``balance="class"``.
+        held_out: dataset indices of the held-out samples, int64, where some were held out.
         targets: class of every sample, int64 ``[N]``, where known.
+        paths: path of every sample relative to the image folder, for an image folder.
         unreadable: (index, reason) of the unreadable samples. They are never kept.
         not_finite: indices of the first samples that had a loss that was not finite.
+        warnings: texts of the warnings about the run, its dataset and its kept set.
         saved: savings of the kept set and of the run: ``samples``, ``bytes`` (on disk, where
             known); ``samples_read`` of the run and ``samples_read_full`` of an ordinary run with as
             many epochs; ``seconds`` of the run and ``seconds_full``, an estimate for an ordinary
@@ -71,10 +88,19 @@ class PruneResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     selected_epoch: int | None = None
     forced: bool = False
+    partial: bool = False
     sample_losses: Tensor | None = None
+    relative_losses: Tensor | None = None
+    visits: Tensor | None = None
+    predicted: Tensor | None = None
+    draw_keys: Tensor | None = None
+    quota_labels: Tensor | None = None
+    held_out: Tensor | None = None
     targets: Tensor | None = None
+    paths: list[str] | None = None
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     not_finite: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     saved: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     source: Source | None = None
@@ -106,6 +132,11 @@ class PruneResult:
             text += " The selection is mostly chance."
         return text
 
+    @property
+    def run_keep_ratio(self) -> float:
+        """Keep ratio of the run. It differs from ``keep_ratio`` in a result of :meth:`at`."""
+        return float(self.config.get("run_keep_ratio", self.keep_ratio))
+
     def __repr__(self) -> str:
         return (
             f"PruneResult(kept {self.indices.numel()} of {self.num_samples}, "
@@ -130,26 +161,52 @@ class PruneResult:
             check_same_dataset(owner, "fingerprint", self.fingerprint, dataset.fingerprint())
         check_same_dataset(owner, "number of samples", self.num_samples, len(dataset))
 
-    def subset(self, dataset: Any, fingerprint: str | None = None) -> Subset[Any]:
-        """The kept samples of ``dataset`` as a :class:`torch.utils.data.Subset`.
+    def subset(
+        self,
+        dataset: Any,
+        fingerprint: str | None = None,
+        *,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """The kept samples of ``dataset``.
 
         Args:
             dataset: the dataset that was pruned, with any transforms. Another form of it with the
                 same fingerprint works too: a path or a tuple of arrays is read as a Source.
             fingerprint: identifies ``dataset`` if its content does not: the string that was given
                 to the run, or ``result.fingerprint`` if you know that the samples are the same.
+            transform: for a path or arrays, applied to each input. Where None, the images of a path
+                become tensors in [0, 1]. Images of several sizes need a transform for batches.
+
+        Returns:
+            For a Hugging Face dataset, a dataset of that library. For any other dataset, a
+            :class:`torch.utils.data.Subset`.
 
         Raises:
             DatasetMismatchError: ``dataset`` has another fingerprint or another length than the
                 dataset that was pruned.
             TypeError, ValueError: ``dataset`` is not a dataset; see
-                :func:`adapruner.data.as_source`.
+                :func:`adapruner.data.as_source`. Or ``transform`` is given for a dataset that has
+                transforms of its own.
         """
+        from adapruner.data.loaders.choice import training_source
         from adapruner.data.sources.find import as_source
+        from adapruner.data.sources.hugging_face import is_hugging_face
 
-        source = as_source(dataset, fingerprint=fingerprint)
+        is_data = isinstance(dataset, (str, os.PathLike, tuple, list))
+        if is_data:
+            source = training_source(dataset, transform, fingerprint=fingerprint)
+        elif transform is not None:
+            raise ValueError(
+                f"transform is for paths and arrays; found one with a {type(dataset).__name__}, "
+                "which can have a transform of its own"
+            )
+        else:
+            columns = self.dataset.get("columns") if is_hugging_face(dataset) else None
+            source = as_source(dataset, fingerprint=fingerprint, columns=columns)
         self.check_dataset(source)
-        is_data = isinstance(dataset, (str, os.PathLike, tuple))
+        if is_hugging_face(dataset):
+            return dataset.select(self.indices.numpy())
         return Subset(source if is_data else dataset, self.indices.tolist())
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -159,11 +216,12 @@ class PruneResult:
             OSError: the folder is missing or cannot be written, or the disk is full.
         """
         tensors = {"indices": self.indices, "gate_logits": self.gate_logits}
-        if self.sample_losses is not None:
-            tensors["sample_losses"] = self.sample_losses
-        if self.targets is not None:
-            tensors["targets"] = self.targets
-        write_file(path, "result", tensors, {name: getattr(self, name) for name in _IN_JSON})
+        known = {name: getattr(self, name) for name in _OPTIONAL}
+        tensors |= {name: tensor for name, tensor in known.items() if tensor is not None}
+        content = {name: getattr(self, name) for name in (*_IN_JSON, *_NEWER)}
+        if self.paths is not None:
+            tensors["paths"], content["path_bytes"] = pack_texts(self.paths)
+        write_file(path, "result", tensors, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruneResult:
@@ -179,14 +237,105 @@ class PruneResult:
             raise FileFormatError(
                 f"{path} is not a whole result; not found: {', '.join(sorted(missing))}"
             )
-        content["unreadable"] = [(index, reason) for index, reason in content["unreadable"]]
-        return cls(
-            indices=tensors["indices"],
-            gate_logits=tensors["gate_logits"],
-            sample_losses=tensors.get("sample_losses"),
-            targets=tensors.get("targets"),
-            **{name: content[name] for name in _IN_JSON},
-        )
+        names = (*_IN_JSON, *_NEWER)
+        values: dict[str, Any] = {name: content[name] for name in names if name in content}
+        values |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
+        values["unreadable"] = [(index, reason) for index, reason in content["unreadable"]]
+        if "paths" in tensors:
+            values["paths"] = unpack_texts(tensors["paths"], content["path_bytes"])
+        return cls(indices=tensors["indices"], gate_logits=tensors["gate_logits"], **values)
+
+    def to_dataframe(self, source: Source | None = None) -> Any:
+        """The table of all samples, as a pandas DataFrame, or a polars one without pandas.
+
+        It has one row for each sample, in the order of the dataset, and these columns:
+
+        =================  ====================================================================
+        column             value
+        =================  ====================================================================
+        index              dataset index
+        path               path relative to the image folder, or SHARD.tar/MEMBER
+        label, class       class of the sample, and its name
+        kept               whether it is in the kept set
+        reason             why: "kept", "easy", "does not fit", "low score", "drawn out",
+                           "quota", "unreadable" or "never seen" (docs/answers.md)
+        score              ranking score, ``gate_logits``
+        last_loss          loss at the last visit
+        relative_loss      its losses as multiples of the mean loss of their epochs, averaged over
+                           all visits; 1 is typical
+        epochs_seen        number of visits
+        predicted,         class that the model predicted at the last visit, and its name
+        predicted_class
+        =================  ====================================================================
+
+        A column is left out if no value of it is known. A single value that is not known is
+        missing.
+
+        Args:
+            source: the dataset that was pruned, for the paths of shards and for results without
+                targets. Where None, it is found as in :meth:`export`.
+
+        Raises:
+            ImportError: neither pandas nor polars is installed.
+            DatasetMismatchError: the dataset is not the dataset that was pruned.
+
+        Example:
+            >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
+            >>> import adapruner
+            >>> model = torch.nn.Linear(5, 3)
+            >>> result = adapruner.fast_prune(model, (x, y), 0.5, 3, progress=False)
+            >>> len(result.to_dataframe())
+            64
+        """
+        from adapruner.results.export import find_source
+        from adapruner.results.table import to_dataframe
+
+        return to_dataframe(self, find_source(self, source, needed="csv"))
+
+    def suspects(self) -> Suspects:
+        """Samples whose labels are likely wrong, the likeliest first.
+
+        A suspect has a predicted class that is not its label, and a relative loss above the average
+        of its class. Suspects are ranked by their relative loss plus their last loss as a multiple
+        of the mean last loss. No further training or evaluation is needed. docs/answers.md has
+        precision and recall.
+
+        Raises:
+            ValueError: the result lacks the classes of the samples, the predicted classes or the
+                losses.
+
+        Example:
+            >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
+            >>> import adapruner
+            >>> model = torch.nn.Linear(5, 3)
+            >>> result = adapruner.fast_prune(model, (x, y), 0.5, 3, progress=False)
+            >>> suspects = result.suspects()
+            >>> bool((suspects.labels != suspects.predicted).all())
+            True
+        """
+        from adapruner.results.suspects import find_suspects
+
+        return find_suspects(self)
+
+    def at(self, keep_ratio: float) -> PruneResult:
+        """The result at another keep ratio, without training.
+
+        The samples are taken by the scores of this run, or by the keys of its draw, and with its
+        quotas. A smaller set is part of the kept set, and a larger set contains it. The set is not
+        the set of a run at that ratio: such a run trains on other samples, and a method may rank
+        in another way at another ratio. docs/answers.md has the overlaps.
+
+        Args:
+            keep_ratio: share of the samples to keep, in (0, 1].
+
+        Raises:
+            TypeError: ``keep_ratio`` is not a real number.
+            ValueError: ``keep_ratio`` is not in (0, 1], keeps no sample, or many of the samples to
+                keep cannot be read.
+        """
+        from adapruner.results.other_ratio import at
+
+        return at(self, keep_ratio)
 
     def export(
         self, destination: str | os.PathLike[str], to: str, source: Source | None = None
@@ -203,6 +352,11 @@ class PruneResult:
         write_report(self, path, source=source)
 
 
+# Tensors that a result may lack.
+_OPTIONAL = (
+    *("sample_losses", "relative_losses", "visits", "predicted", "draw_keys"),
+    *("quota_labels", "held_out", "targets"),
+)
 _IN_JSON = (
     "keep_ratio",
     "fingerprint",
@@ -216,3 +370,6 @@ _IN_JSON = (
     "saved",
     "versions",
 )
+
+# Files of earlier versions lack them.
+_NEWER = ("partial", "warnings")

@@ -20,19 +20,21 @@ from tqdm.auto import tqdm
 from adapruner._util.checks import checked_real, checked_whole
 from adapruner._util.seeds import Stream, stream_seed
 from adapruner.data.loaders.choice import (
+    Columns,
     choose_loader,
     held_out_loader,
     training_loader,
     training_source,
 )
 from adapruner.data.sources.base import Source, Transform
+from adapruner.data.sources.items import Target
 from adapruner.ops.device import check_device
 from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
 from adapruner.training.checkpoint import describe
 from adapruner.training.parallel import core_of, shared_model
-from adapruner.training.trainer import OptimizerFactory, SampleLoss, Trainer
+from adapruner.training.trainer import CrossEntropy, OptimizerFactory, SampleLoss, Trainer
 
 # The controller's held-out samples: a share of the training data, and limits of their number.
 HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST = 0.05, 20, 5000
@@ -50,6 +52,8 @@ def fast_prune(
     loader: str = "auto",
     num_workers: int = 0,
     block_size: int | None = None,
+    columns: Columns | None = None,
+    target: Target | None = None,
     transform: Transform | None = None,
     evaluation_transform: Transform | None = None,
     validation_data: Any | None = None,
@@ -58,6 +62,9 @@ def fast_prune(
     precision: str = "fp32",
     compile: bool = False,
     loss: SampleLoss | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    class_weights: Any | None = None,
     normalize_loss: bool = False,
     balance: str | None = None,
     method: str = DEFAULT_METHOD,
@@ -83,7 +90,9 @@ def fast_prune(
 
     Args:
         model: takes a batch of inputs and returns logits ``[B, C]`` or ``[B, C, ...]``, or an
-            object with the logits as ``.logits``, or with ``loss`` any outputs that ``loss`` takes.
+            object with the logits as ``.logits``, or a mapping with them as "logits" or "out", or
+            with ``loss`` any outputs that ``loss`` takes. Inputs that are a mapping are passed as
+            keywords.
             If its weights are in ``torch.channels_last``, batches of images are in that format too.
             With many ranks, a plain model is wrapped in ``DistributedDataParallel``. A model that
             is wrapped in it or sharded by ``fully_shard`` already is taken as it is.
@@ -107,6 +116,8 @@ def fast_prune(
         block_size: for slow disks, the size of blocks of neighbouring samples that are read
             together; see :func:`adapruner.pruning.order.block_order`. Where None, all samples are
             mixed.
+        columns, target: where an item has its inputs and its target; see
+            :func:`adapruner.data.as_source`.
         transform: applied to each input of the training data. Where None, the images of a folder,
             of shards or of a Hugging Face dataset become tensors in [0, 1] and must have one size.
         evaluation_transform: applied instead to the held-out samples and to ``validation_data``;
@@ -123,7 +134,11 @@ def fast_prune(
         precision: "fp32", or "bf16" for the model and the losses under :class:`torch.autocast`.
         compile: call the model through :func:`torch.compile`.
         loss: function of (outputs, targets). It returns the loss of each sample, ``[B]``, at least
-            0, unreduced. Where None, cross entropy.
+            0, unreduced. Where None, cross entropy. :mod:`adapruner.training.losses` has losses for
+            common tasks. Samples without a target have their inputs as targets.
+        ignore_index: target that the cross entropy ignores, for pixels or tokens without a class.
+        label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+        class_weights: weight of each class in the cross entropy, ``[C]``.
         normalize_loss: for losses that are not on the scale of cross entropy; see
             :class:`adapruner.Pruner`.
         balance: "class" keeps exactly the same share of every class. Without it, fewer samples are
@@ -180,7 +195,8 @@ def fast_prune(
         block_size = checked_whole("block_size", block_size, 1)
     compile = bool(compile)
     where = check_device(_device_of(model) if device is None else device)
-    source = training_source(data, transform, collate_fn, fingerprint)
+    cross_entropy = _cross_entropy(loss, class_weights, ignore_index, label_smoothing)
+    source = training_source(data, transform, collate_fn, fingerprint, columns, target)
     if balance == "class" and source.targets is None:
         raise ValueError(
             'balance="class" needs the classes of all samples before the run; found a dataset '
@@ -212,6 +228,7 @@ def fast_prune(
         compile,
         progress,
         on_error,
+        cross_entropy,
     )
     training_choice = choose_loader(loader, source, collate_fn)
     batches = training_loader(
@@ -228,7 +245,13 @@ def fast_prune(
         evaluated = _evaluation_source(source, evaluation_transform)
         indices = np.zeros(0, dtype=np.int64) if held_out is None else held_out
     else:
-        evaluated = training_source(validation_data, evaluation_transform or transform, collate_fn)
+        evaluated = training_source(
+            validation_data,
+            evaluation_transform or transform,
+            collate_fn,
+            columns=columns,
+            target=target,
+        )
         indices = np.arange(len(evaluated))
     evaluation_choice = choose_loader(
         "torch" if training_choice.name == "torch" else "auto", evaluated, collate_fn
@@ -287,6 +310,34 @@ def fast_prune(
     result = pruner.result()
     trainer.warn_of_what_was_left_out()
     return replace(result, config=result.config | more)
+
+
+def _cross_entropy(
+    loss: SampleLoss | None, class_weights: Any, ignore_index: int, label_smoothing: float
+) -> CrossEntropy:
+    """The options of the default loss.
+
+    Raises:
+        ValueError: an option has a wrong value, or is given together with ``loss``.
+    """
+    weights = None
+    if class_weights is not None:
+        weights = torch.as_tensor(class_weights, dtype=torch.float32, device="cpu")
+        if weights.dim() != 1 or not (weights.isfinite() & (weights >= 0)).all():
+            raise ValueError(
+                f"class_weights must be numbers of at least 0, [C]; found {class_weights!r}"
+            )
+    label_smoothing = checked_real("label_smoothing", label_smoothing, "a share in [0, 1]")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1]; found {label_smoothing}")
+    options = CrossEntropy(weights, int(ignore_index), label_smoothing)
+    given = weights is not None or options[1:] != CrossEntropy()[1:]
+    if loss is not None and given:
+        raise ValueError(
+            "class_weights, ignore_index and label_smoothing are for the cross entropy; found them "
+            "together with loss"
+        )
+    return options
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from adapruner._util.checks import check_same_dataset
 from adapruner._util.tensors import to_cpu
+from adapruner.data.sources.items import described
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
 from adapruner.pruning.pruner import Pruner
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
@@ -45,8 +46,19 @@ _OPTIMIZER = (
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
+class CrossEntropy(NamedTuple):
+    """The options of the default loss, as in :func:`adapruner.ops.masked_cross_entropy`."""
+
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+
 class Loader(Protocol):
-    """Yields (inputs, targets, ids). ``len`` is the number of batches of the epoch."""
+    """Yields (inputs, targets, ids), with None for targets that the samples do not have.
+
+    ``len`` is the number of batches of the epoch.
+    """
 
     def __len__(self) -> int: ...
 
@@ -75,6 +87,7 @@ class Trainer:
         compile: bool,
         progress: bool,
         on_error: str,
+        cross_entropy: CrossEntropy | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             named = ", ".join(f'"{name}"' for name in PRECISIONS)
@@ -89,6 +102,10 @@ class Trainer:
         self.loss = loss
         self.progress = progress and self.ranks.first
         self.device = pruner.gates.logits.device
+        options = cross_entropy or CrossEntropy()
+        if options.weight is not None:
+            options = options._replace(weight=options.weight.to(self.device))
+        self._cross_entropy = options
         self.scheduler: Any = None
         self.steps_left_out = 0
         self.highest_rate = None if optimizer else learning_rate or LEARNING_RATE
@@ -135,13 +152,13 @@ class Trainer:
             if self.highest_rate is not None:
                 done = share_done(planned_reads, pruner.epoch, position / batches)
                 set_learning_rate(self.optimizer, self.highest_rate, done)
-            inputs, targets = self._on_device(inputs), to_device(targets, self.device)
+            inputs, targets = self._pair(inputs, targets)
             self._keep(inputs)
             with batch_norms_for(self.model, len(ids)):
                 with self._autocast():
                     outputs = self._forward(inputs)
                     if self.loss is None:
-                        loss = pruner.loss(outputs, targets, ids)
+                        loss = pruner.loss(outputs, targets, ids, **self._cross_entropy._asdict())
                     else:
                         loss = pruner.weigh(self.loss(outputs, targets), ids)
                 self._steps.take(loss, inputs, ids)
@@ -210,30 +227,34 @@ class Trainer:
                 self.pruner.exclude(broken)
             if len(ids):
                 inputs, targets = batch
-                sample_loss = self._held_out_losses(inputs, targets, outside)
+                logits, sample_loss = self._held_out_losses(inputs, targets, outside)
             elif self.ranks.alone:
                 continue
             else:  # the other ranks wait for this one where the model exchanges something
                 with self._autocast():
                     self._forward(self._last_inputs)
-                sample_loss = torch.zeros(0, device=self.device)
+                logits, sample_loss = None, torch.zeros(0, device=self.device)
             if observe:
-                self.pruner.observe(sample_loss, ids)
+                self.pruner.observe(sample_loss, ids, logits)
             losses.append(sample_loss.double())
-        check_targets(outside)
+        check_targets(outside, self._cross_entropy.ignore_index)
         if not observe:
             self._warn_of_unreadable(unreadable)
         return self.ranks.gather_calls(losses).cpu()
 
-    def _held_out_losses(self, inputs: Any, targets: Any, outside: list[Tensor]) -> Tensor:
-        inputs, targets = self._on_device(inputs), to_device(targets, self.device)
+    def _held_out_losses(
+        self, inputs: Any, targets: Any, outside: list[Tensor]
+    ) -> tuple[Tensor | None, Tensor]:
+        """The logits of the default loss, and the losses."""
+        inputs, targets = self._pair(inputs, targets)
         with self._autocast():
             outputs = self._forward(inputs)
             if self.loss is not None:
-                return self.loss(outputs, targets)
-            sample_loss, found = sample_cross_entropy(outputs, targets)
+                return None, self.loss(outputs, targets)
+            options = self._cross_entropy._asdict()
+            sample_loss, found = sample_cross_entropy(outputs, targets, **options)
         outside.append(found)
-        return sample_loss
+        return outputs, sample_loss
 
     def _warn_of_unreadable(self, own: list[Unreadable]) -> None:
         """Rank 0 warns of the unreadable samples of the validation data, of all ranks."""
@@ -315,8 +336,17 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
-    def _on_device(self, inputs: Any) -> Any:
-        return to_device(inputs, self.device, self._memory_format)
+    def _pair(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        """A batch on the device. Without targets, the inputs are the targets too."""
+        inputs = to_device(inputs, self.device, self._memory_format)
+        if targets is not None:
+            return inputs, to_device(targets, self.device)
+        if self.loss is None:
+            raise TypeError(
+                "samples must have a target for the default loss; found inputs alone. Name the "
+                "target with target=, or give a loss, which gets the inputs as targets"
+            )
+        return inputs, inputs
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -326,23 +356,37 @@ class Trainer:
     def _forward(self, inputs: Any) -> Any:
         outputs = self._call(**inputs) if isinstance(inputs, Mapping) else self._call(inputs)
         if self.loss is None and not isinstance(outputs, Tensor):
-            outputs = getattr(outputs, "logits", outputs)
-            if not isinstance(outputs, Tensor):
-                raise TypeError(
-                    "the model must return logits as a tensor, or an object with .logits; found "
-                    f"{type(outputs).__name__} (other outputs need loss=)"
-                )
+            outputs = _logits_of(outputs)
         return outputs
 
 
+def _logits_of(outputs: Any) -> Tensor:
+    """The logits among the outputs of a model.
+
+    They are ``.logits``, as in Hugging Face models, or the entry "logits" or "out" of a mapping, as
+    in torchvision's segmentation models.
+    """
+    found = getattr(outputs, "logits", None)
+    if isinstance(outputs, Mapping):
+        found = next((outputs[name] for name in ("logits", "out") if name in outputs), found)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            "the model must return logits as a tensor, an object with .logits, or a mapping with "
+            f'"logits" or "out"; found {described(outputs)} (other outputs need loss=)'
+        )
+    return found
+
+
 def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:
-    """One line of text about an epoch of the history."""
+    """One line of text about an epoch of the history. It fits 80 columns in usual runs."""
 
     def number(name: str) -> str:
-        return "   -  " if entry[name] is None else f"{entry[name]:6.3f}"
+        return "-" if entry[name] is None else f"{entry[name]:.3f}"
 
+    seconds = entry["seconds"]
     return (
-        f"epoch {entry['epoch'] + 1:>3}/{epochs}  ratio {entry['keep_ratio']:.3f}  "
-        f"read {entry['samples_read']:>9,}  loss {number('training_loss')}  "
-        f"held-out {number('validation_loss')}  {entry['decision']:<8}  {entry['seconds']:.1f} s"
+        f"epoch {entry['epoch'] + 1:>3}/{epochs} keep {entry['keep_ratio']:.2f} "
+        f"read {entry['samples_read']:,} loss {number('training_loss')} "
+        f"held-out {number('validation_loss')} {entry['decision']} "
+        f"{seconds:.{1 if seconds < 100 else 0}f} s"
     )

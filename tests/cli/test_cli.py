@@ -70,12 +70,14 @@ class TestPrune:
         monkeypatch.chdir(tmp_path)
         out = prune(images, "a result.safetensors").out
         suggested = [line.split(maxsplit=1)[1] for line in out.splitlines() if line[0] == " "]
-        assert [line.split()[0] for line in suggested] == ["report", "export", "export"]
+        names = [line.split()[0] for line in suggested]
+        assert names == ["show", "report", "export", "export", "export"]
         for line in suggested:
             assert run(*shlex.split(line)).code == 0
         assert len((tmp_path / "a result.txt").read_text().splitlines()) == 35
         assert len(as_source(tmp_path / "a result-images")) == 35
         assert "<html" in (tmp_path / "a result.html").read_text()
+        assert len((tmp_path / "a result.csv").read_text().splitlines()) == 51
 
     def test_quiet(self, prune: Run, images: Path, tmp_path: Path) -> None:
         assert prune(images, tmp_path / "kept", "--quiet") == (0, "", "")

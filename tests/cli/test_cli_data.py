@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from pathlib import Path
@@ -136,11 +137,17 @@ class TestShards:
         assert int(result.targets.sum()) == 20
         assert 0 < result.saved["bytes"] == 15 * 2560  # two headers, two blocks and one
         commands = [line.split() for line in out.splitlines() if line.startswith("  adapruner")]
-        assert [words[1] for words in commands] == ["report", "export", "export"]
+        names = [words[1] for words in commands]
+        assert names == ["show", "report", "export", "export", "export"]
+        printed = []
         for words in commands:
             code, out, err = run(*words[1:])
             assert (code, err) == (0, "")
-        assert out == f"wrote 35 samples to shards in {tmp_path}/kept-shards\n"
+            printed.append(out)
+        assert printed[-2] == f"wrote 35 samples to shards in {tmp_path}/kept-shards\n"
+        assert printed[-1] == f"wrote 50 rows to {tmp_path}/kept.csv\n"
+        first = next(iter(csv.DictReader((tmp_path / "kept.csv").read_text().splitlines())))
+        assert first["path"].split("/")[0].endswith(".tar")
         kept = as_source(tmp_path / "kept-shards")
         whole = as_source(shards)
         assert [kept.encoded(j) for j in range(35)] == [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +24,11 @@ import adapruner
 from adapruner import PruneResult, as_source
 from adapruner.cli import commands
 from adapruner.cli.main import main
-from adapruner.cli.parser import EXPORT_FORMATS
+from adapruner.cli.parser import EXPORT_FORMATS, REASONS
 from adapruner.info import describe, extras
+from adapruner.results import reasons
 from adapruner.results.export import _FORMATS
+from adapruner.results.reasons import reason_counts, samples_of
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
@@ -92,10 +96,20 @@ class TestExport:
         parquet = pytest.importorskip("pyarrow.parquet")
         file = tmp_path / "kept.parquet"
         code, out, _ = run("export", pruned.file, "--to", "parquet", "--out", file)
-        assert (code, out) == (0, f"wrote 25 rows to {file}\n")
+        assert (code, out) == (0, f"wrote 50 rows to {file}\n")
         table = parquet.read_table(file)
-        assert table["index"].to_pylist() == pruned.result.indices.tolist()
+        assert table["kept"].to_pylist() == pruned.result.kept.tolist()
         assert all((pruned.images / path).is_file() for path in table["path"].to_pylist())
+
+    def test_csv(self, run: Run, pruned: Pruned, tmp_path: Path) -> None:
+        file = tmp_path / "all.csv"
+        code, out, _ = run("export", pruned.file, "--to", "csv", "--out", file)
+        assert (code, out) == (0, f"wrote 50 rows to {file}\n")
+        with open(file, newline="") as rows:
+            table = list(csv.DictReader(rows))
+        assert [row["kept"] == "True" for row in table] == pruned.result.kept.tolist()
+        assert all((pruned.images / row["path"]).is_file() for row in table)
+        assert {row["reason"] for row in table} == set(reason_counts(pruned.result))
 
     def test_links(self, run: Run, pruned: Pruned, tmp_path: Path) -> None:
         folder = tmp_path / "kept"
@@ -123,7 +137,82 @@ def test_report(run: Run, pruned: Pruned, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     code, out, _ = run("report", pruned.file, "--out", file, "--data", pruned.images)
     assert (code, out) == (0, f"wrote {file}\n")
-    assert file.read_text().count("data:image/") >= 48  # the galleries have their pictures
+    # 24 kept samples, and the pruned ones of both galleries.
+    counts = reason_counts(pruned.result)
+    pictures = 24 + min(24, counts.get("easy", 0)) + min(24, counts.get("does not fit", 0))
+    assert file.read_text().count("data:image/") >= pictures
+
+
+class TestShow:
+    def test_reasons_are_counted(self, run: Run, pruned: Pruned) -> None:
+        code, out, _ = run("show", pruned.file)
+        assert code == 0
+        counts = reason_counts(pruned.result)
+        for name, count in counts.items():
+            assert f"  {name:<15}{count:>12,}  {2 * count:5.1f} %" in out.splitlines()
+        assert all(len(line) <= 80 for line in out.splitlines())
+
+    @pytest.mark.parametrize("reason", REASONS)
+    def test_samples_of_a_reason(self, run: Run, pruned: Pruned, reason: str) -> None:
+        code, out, _ = run("show", pruned.file, "--reason", reason, "--top", 3)
+        assert code == 0
+        expected = samples_of(pruned.result, reason.replace("-", " ")).tolist()
+        if not expected:
+            assert out == "no samples\n"
+            return
+        header, *rows = out.splitlines()
+        assert header.split()[:3] == ["index", "class", "predicted"]
+        if len(expected) > 3:
+            assert rows.pop() == f"{len(expected) - 3:,} more; --top N shows N"
+        assert [int(row.split()[0]) for row in rows] == expected[:3]
+        paths = as_source(pruned.images).paths
+        assert paths is not None
+        assert [row.split()[-1] for row in rows] == [paths[index] for index in expected[:3]]
+
+    def test_suspects(self, run: Run, pruned: Pruned) -> None:
+        code, out, _ = run("show", pruned.file, "--suspects", "--top", 50)
+        assert code == 0
+        expected = pruned.result.suspects().indices.tolist()
+        rows = out.splitlines()[1:]
+        assert [int(row.split()[0]) for row in rows] == expected
+
+    def test_a_result_without_predictions(self, run: Run, pruned: Pruned, tmp_path: Path) -> None:
+        bare = replace(pruned.result, predicted=None)
+        bare.save(tmp_path / "bare")
+        code, _, err = run("show", tmp_path / "bare", "--suspects")
+        assert code == 1
+        assert "suspects need the classes that the model predicted" in err
+        code, out, _ = run("show", tmp_path / "bare")
+        assert code == 0
+        assert "no suspects" in out
+
+    def test_reasons_are_those_of_the_library(self) -> None:
+        assert [reason.replace("-", " ") for reason in REASONS] == list(reasons.REASONS)
+
+
+def test_info_of_a_result(run: Run, pruned: Pruned, tmp_path: Path) -> None:
+    code, out, _ = run("info", pruned.file)
+    assert code == 0
+    text, counts = out.split("reasons\n")
+    lines = {line[:17].strip(): line[17:] for line in text.splitlines()}
+    assert len(counts.splitlines()) == len(reason_counts(pruned.result))
+    assert lines["kept"] == "25 of 50 samples"
+    assert lines["dataset"] == "image folder"
+    assert lines["fingerprint"] == pruned.result.fingerprint
+    assert lines["epochs"] == "2"
+    pruned.result.at(0.3).save(tmp_path / "other")
+    assert "0.3, taken from a run at 0.5" in run("info", tmp_path / "other").out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("--keep_ratio", "--keep-ratio"), ("--epoch", "--epochs"), ("--batchsize", "--batch-size")],
+)
+def test_an_unknown_option_is_answered_with_the_known(run: Run, wrong: str, right: str) -> None:
+    code, _, err = run("prune", "images", "--out", "kept", wrong, 5)
+    assert code == 2
+    assert f"unrecognized arguments: {wrong} 5; did you mean {right}?" in err
+    assert "did you mean" not in run("prune", "images", "--out", "kept", "--xyzzy", 5).err
 
 
 class TestBadResults:

@@ -125,11 +125,11 @@ def test_4_nothing_travels_in_a_step_and_15_bytes_a_visit_at_the_end(pool: Pool)
             assert 12 * epoch["visits"] <= epoch["end"] <= 15 * epoch["visits"]
 
 
-def test_5_a_rank_holds_whole_gates_and_12_bytes_for_each_of_its_visits(pool: Pool) -> None:
+def test_5_a_rank_holds_whole_gates_and_16_bytes_for_each_of_its_visits(pool: Pool) -> None:
     for gates, records, visits in pool.run(memory, 2, 4000, 64):
-        assert gates == 9 * 4000
+        assert gates == 19 * 4000 + 10  # the record has a place for ids that are out of range
         assert visits == 2000
-        assert records == 12 * visits
+        assert records == 16 * visits
 
 
 REFUSED = {

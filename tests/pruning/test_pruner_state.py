@@ -72,10 +72,8 @@ def test_arguments(arguments: dict[str, Any], error: type[Exception], message: s
         Pruner(**{"num_samples": 10, "keep_ratio": 0.5, "epochs": 5, **arguments})
 
 
-def test_result_before_the_end_and_step_after_it_are_refused() -> None:
+def test_a_step_after_the_end_is_refused() -> None:
     pruner = Pruner(20, 0.5, epochs=3)
-    with pytest.raises(RuntimeError, match=r"found 0 of 3 epochs ended\. Call step\(\)"):
-        pruner.result()
     drive(pruner, frozen(20))
     before = saved_lists(pruner.result())
     with pytest.raises(RuntimeError, match="this run has ended after 3 epochs"):

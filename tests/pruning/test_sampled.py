@@ -243,6 +243,17 @@ def test_what_never_had_a_finite_loss_is_kept_last(method: str, broken: float) -
     assert result.gate_logits[::50].max() < result.gate_logits[1::50].min()
 
 
+def test_what_never_had_a_finite_loss_is_kept_last_after_one_epoch_too() -> None:
+    losses = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    losses[::4] = torch.nan
+    pruner = Pruner(100, 0.75, 2, warmup_epochs=1)
+    while not pruner.finished:
+        for ids in pruner.batches(20):
+            pruner.weigh(losses[ids], ids)
+        pruner.step()
+    assert pruner.result().indices.tolist() == [i for i in range(100) if i % 4]
+
+
 def test_one_that_was_finite_once_ranks_by_that() -> None:
     pruner = Pruner(4, 0.5, epochs=6, warmup_epochs=0, explore=1.0)
     for epoch in range(6):

@@ -120,7 +120,7 @@ def test_page_is_whole_and_asks_for_nothing(tmp_path):
 def test_names_are_escaped_and_shown(tmp_path):
     page = write(tmp_path, make(), Pictures())
     assert "<script>alert" not in page.source
-    captions = [e.text() for e in page.gallery("most-wanted")]
+    captions = [e.text() for e in page.gallery("kept")]
     assert any(NASTY in caption for caption in captions)
     assert page.rows("unreadable") == [["5", "OSError: cut off <here>"], ["17", "OSError: empty"]]
     figure = next(e for e in page.root if e.attributes.get("id") == "figure-classes")
@@ -133,7 +133,7 @@ def test_names_that_utf8_cannot_hold(tmp_path):
         dataset={"class_names": [bad, bad], "root": "/\udcff"}, unreadable=[(5, "no \udcff")]
     )
     page = write(tmp_path, result, Pictures(paths=[f"{bad}/{i}" for i in range(N)]))
-    assert len(page.gallery("most-wanted")) == 24
+    assert len(page.gallery("kept")) == 24
 
 
 def test_headline(tmp_path):
@@ -156,14 +156,23 @@ def test_headline(tmp_path):
         "49.0 s",
         "30.0 % less than an ordinary run (about 1 min 10 s)",
     ]
-    assert not page.root.all("p", "notice")
+
+
+def notes(tmp_path, result):
+    page = write(tmp_path, result, Pictures())
+    return [item.text() for box in page.root.all("div", "notice") for item in box.all("li")]
+
+
+def test_a_result_without_faults_has_no_warnings(tmp_path):
+    assert notes(tmp_path, make(unreadable=[], not_finite=[])) == []
 
 
 def test_a_forced_result_says_so(tmp_path):
-    page = write(tmp_path, make(forced=True, selected_epoch=None), Pictures())
-    notice = page.root.all("p", "notice")[0].text()
-    assert "forced" in notice
-    assert "1 of 4 epochs" in notice
+    result = make(forced=True, selected_epoch=None, unreadable=[], not_finite=[])
+    (note,) = notes(tmp_path, result)
+    assert "forced" in note
+    assert "1 of 4 epochs" in note
+    page = write(tmp_path, result, Pictures())
     assert "the last one" in page.root.all("p", "facts")[0].text()
 
 
@@ -180,39 +189,82 @@ def test_the_report_tells_how_much_the_model_has_fitted(tmp_path):
     assert "fitted" not in page.root.all("p", "facts")[0].text()
 
 
-def test_equal_gates_rank_by_their_losses(tmp_path):
-    losses = torch.randperm(N, generator=torch.Generator().manual_seed(2)).float()
-    losses[3] = torch.nan
-    page = write(tmp_path, make(gate_logits=torch.full((N,), 0.2), sample_losses=losses))
-    readable = [i for i in range(N) if i not in (5, 17)]
-    expected = sorted(readable, key=lambda i: (-losses[i].nan_to_num().item(), -i))
-    found = [int(row[0]) for row in page.rows("least-wanted")]
-    assert found == expected[:24]
+def test_the_warnings_name_every_fault(tmp_path):
+    result = make(
+        indices=torch.arange(0, 40, 2), config={"run_keep_ratio": 0.5}, targets=torch.arange(N) % 2
+    )
+    text = "\n".join(notes(tmp_path, result))
+    assert "taken from a run at keep ratio 0.5" in text
+    assert "20 of 42" in text
+    assert "2 samples could not be read" in text
+    assert "1 sample had a loss that was not finite" in text
+    assert "1 of 2 classes have no kept sample" in text
+
+
+def test_a_partial_result_and_its_warnings_say_so(tmp_path):
+    texts = ["the first doubt", "a <second> doubt"]
+    result = make(partial=True, selected_epoch=None, warnings=texts)
+    page = write(tmp_path, result, Pictures())
+    assert notes(tmp_path, result)[:2] == ["The first doubt.", "A <second> doubt."]
+    assert "before the end of the run" in page.root.all("p", "facts")[0].text()
 
 
 def test_galleries_name_the_right_samples(tmp_path):
-    result = make()
+    generator = torch.Generator().manual_seed(4)
+    relative = torch.rand(N, generator=generator)
+    predicted = torch.randint(-1, 2, (N,), generator=generator, dtype=torch.int32)
+    result = make(relative_losses=relative, predicted=predicted)
     page = write(tmp_path, result, Pictures(paths=[f"<{i}>.png" for i in range(N)]))
-    logits = result.gate_logits.tolist()
-    readable = [i for i in range(N) if i not in (5, 17)]
-    best = sorted(readable, key=lambda i: (-logits[i], i))
     kept = set(result.indices.tolist())
-    expected = {"most-wanted": best[:24], "least-wanted": best[::-1][:24]}
+    pruned = [i for i in range(N) if i not in kept and i not in (5, 17)]
+    middle = np.median(relative[sorted(kept)].numpy())
+    by_loss = sorted(pruned, key=lambda i: relative[i].item())
+    expected = {
+        "easy": [i for i in by_loss if relative[i] <= middle],
+        "does-not-fit": [i for i in reversed(by_loss) if relative[i] > middle],
+        "suspects": result.suspects().indices.tolist(),
+    }
+    assert all(expected.values())
     for name, indices in expected.items():
         samples = page.gallery(name)
-        assert [int(s.all("b")[0].text()[1:]) for s in samples] == indices
-        for index, sample in zip(indices, samples, strict=True):
+        assert [int(s.all("b")[0].text()[1:]) for s in samples] == indices[:24]
+        for index, sample in zip(indices, samples, strict=False):
             assert sample.attributes["title"] == f"<{index}>.png"
             assert ("kept" in sample.classes) == (index in kept)
-            assert ("pruned" in sample.text()) == (index not in kept)
             shown = sample.text().replace("−", "-")
-            assert f"logit {logits[index]:.3f}" in shown
+            assert f"<{index}>.png" in shown
+            assert f"score {result.gate_logits[index]:.3f}" in shown
+            names = ["a", NASTY]
+            wrong = predicted[index] not in (-1, index % 2)
+            assert (f"predicted {names[1 - index % 2]}" in shown) == wrong
             loss = float(result.sample_losses[index])
-            assert float(shown.split("loss ")[1].replace("—", "nan")) == pytest.approx(
+            assert float(shown.split("loss ")[1].split()[0].replace("—", "nan")) == pytest.approx(
                 loss, rel=5e-3, nan_ok=True
             )
             address = sample.all("img")[0].attributes["src"]
             assert picture(address) == (index, (5 * 25, 4 * 25))
+    shown = [int(s.all("b")[0].text()[1:]) for s in page.gallery("kept")]
+    assert len(set(shown)) == 24
+    assert set(shown) <= kept
+    assert (shown[0], shown[-1]) == (min(kept), max(kept))
+
+
+def test_equal_scores_are_named_once(tmp_path):
+    page = write(tmp_path, make(gate_logits=torch.full((N,), 0.2), unreadable=[]), Pictures())
+    assert "All of these have the score 0.200" in page.section("kept").text()
+    assert not any("score" in sample.text() for sample in page.gallery("kept"))
+
+
+def test_a_result_without_predictions_says_why_it_has_no_suspects(tmp_path):
+    text = write(tmp_path, make(), Pictures()).section("suspects").text()
+    assert "Absent: suspects need the classes that the model predicted" in text
+
+
+def test_the_reasons_count_every_sample_once(tmp_path):
+    rows = write(tmp_path, make(), Pictures()).rows("reasons")
+    assert {row[0] for row in rows} == {"kept", "easy", "does not fit", "unreadable"}
+    assert sum(int(row[1]) for row in rows) == N
+    assert ["unreadable", "2", "3.3 %"] in [row[:3] for row in rows]
 
 
 def picture(address):
@@ -228,8 +280,8 @@ def picture(address):
 
 
 def test_a_broken_sample_keeps_its_place(tmp_path):
-    best = int(make().gate_logits.argmax())
-    samples = write(tmp_path, make(), Pictures(broken={best})).gallery("most-wanted")
+    first = int(make().indices[0])
+    samples = write(tmp_path, make(), Pictures(broken={first})).gallery("kept")
     assert not samples[0].all("img")
     assert "SyntaxError: broken <PNG> file" in samples[0].text()
     assert all(sample.all("img") for sample in samples[1:])
@@ -246,12 +298,12 @@ def test_a_broken_sample_keeps_its_place(tmp_path):
 def test_without_pictures_there_are_tables(tmp_path, source, reason):
     result = make(fingerprint=source.fingerprint() if source else "0" * 64)
     page = write(tmp_path, result, source)
-    logits = result.gate_logits.numpy()
-    for name in ("most-wanted", "least-wanted"):
+    for name in ("kept", "easy", "does-not-fit"):
         assert not page.gallery(name)
         assert reason in page.section(name).text()
-    assert int(page.rows("most-wanted")[0][0]) == logits.argmax()
-    assert int(page.rows("least-wanted")[0][0]) == np.where(logits > -9, logits, 9).argmin()
+        for row in page.rows(name):
+            assert row[3] == name.replace("-", " ")
+            assert row[4] == f"{result.gate_logits[int(row[0])]:.3f}".replace("-", "−")
 
 
 def test_source_is_found_again(tmp_path):
@@ -265,12 +317,12 @@ def test_source_is_found_again(tmp_path):
     result = PruneResult(
         torch.arange(3), torch.arange(6.0), 0.5, source.fingerprint(), dataset={"root": source.root}
     )
-    assert write(tmp_path, result).gallery("most-wanted")[0].all("img")
+    assert write(tmp_path, result).gallery("kept")[0].all("img")
     other = dataclasses.replace(result, fingerprint="0" * 64)
-    assert "has changed, or is not" in write(tmp_path, other).section("most-wanted").text()
+    assert "has changed, or is not" in write(tmp_path, other).section("kept").text()
     own = Pictures()
-    assert write(tmp_path, make(source=own)).gallery("most-wanted")[0].all("img")
-    assert len(own.asked) == 48
+    assert write(tmp_path, make(source=own)).gallery("kept")[0].all("img")
+    assert len(set(own.asked)) == 24 + 16  # kept and pruned samples, without the unreadable ones
 
 
 def test_another_dataset_is_refused(tmp_path):

@@ -62,7 +62,8 @@ def read_npy(file: Path, source: Source) -> Any:
 
 def read_parquet(file: Path, source: Source) -> Any:
     parquet = pytest.importorskip("pyarrow.parquet")
-    return Subset(source, parquet.read_table(file)["index"].to_pylist())
+    rows = parquet.read_table(file, filters=[("kept", "==", True)])
+    return Subset(source, rows["index"].to_pylist())
 
 
 def read_links(exported: Path, source: Source) -> Any:

@@ -20,7 +20,7 @@ from adapruner.errors import DatasetMismatchError
 from adapruner.results.export import export
 from adapruner.results.result import PruneResult
 
-FORMATS = ["paths", "npy", "parquet", "links"]
+FORMATS = ["paths", "npy", "csv", "parquet", "links"]
 KEPT = [1, 4, 6]
 LOGITS = [0.1 * number - 0.25 for number in range(8)]
 
@@ -64,20 +64,23 @@ def test_npy_needs_no_dataset(tmp_path: Path) -> None:
     assert kept.tolist() == KEPT
 
 
-def test_parquet_has_a_row_for_each_kept_sample(folder: Path, tmp_path: Path) -> None:
+def test_parquet_has_a_row_for_each_sample(folder: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    export(make_result(folder), tmp_path / "kept.parquet", to="parquet")
-    table = parquet.read_table(tmp_path / "kept.parquet")
+    export(make_result(folder), tmp_path / "all.parquet", to="parquet")
+    table = parquet.read_table(tmp_path / "all.parquet")
     assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
         "index": "int64",
-        "gate_logit": "float",
-        "target": "int64",
         "path": "string",
+        "label": "int64",
+        "kept": "bool",
+        "reason": "dictionary<values=string, indices=int32, ordered=0>",
+        "score": "float",
     }
-    assert table["index"].to_pylist() == KEPT
-    assert table["gate_logit"].to_pylist() == [float(np.float32(LOGITS[index])) for index in KEPT]
-    assert table["target"].to_pylist() == [0, 0, 1]
-    assert table["path"].to_pylist() == [PATHS[index] for index in KEPT]
+    assert table["index"].to_pylist() == list(range(8))
+    assert [i for i, kept in enumerate(table["kept"].to_pylist()) if kept] == KEPT
+    assert table["score"].to_pylist() == [float(np.float32(score)) for score in LOGITS]
+    assert table["label"].to_pylist() == as_source(folder).targets.tolist()
+    assert table["path"].to_pylist() == PATHS
     metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert float(metadata["keep_ratio"]) == 0.4
     assert metadata["fingerprint"] == as_source(folder).fingerprint()
@@ -86,18 +89,19 @@ def test_parquet_has_a_row_for_each_kept_sample(folder: Path, tmp_path: Path) ->
 def test_parquet_has_the_columns_that_are_known(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     bare = make_result(arrays())
+    labels = arrays()[1].tolist()
     cases: list[tuple[PruneResult, Any, list[int] | None]] = [
         (bare, None, None),
-        (bare, arrays(), [1, 2, 0]),
-        (make_result(arrays(), targets=torch.arange(8)), arrays(), KEPT),
-        (make_result(arrays(), source=as_source(arrays())), None, [1, 2, 0]),
-        (make_result(arrays(), kept=[]), arrays(), []),
+        (bare, arrays(), labels),
+        (make_result(arrays(), targets=torch.arange(8)), arrays(), list(range(8))),
+        (make_result(arrays(), source=as_source(arrays())), None, labels),
+        (make_result(arrays(), kept=[]), arrays(), labels),
     ]
     for result, source, targets in cases:
         export(result, tmp_path / "kept", to="parquet", source=source)
         table = parquet.read_table(tmp_path / "kept")
         assert "path" not in table.column_names
-        assert (table["target"].to_pylist() if "target" in table.column_names else None) == targets
+        assert (table["label"].to_pylist() if "label" in table.column_names else None) == targets
 
 
 def test_links_are_an_image_folder_of_the_kept(folder: Path, tmp_path: Path) -> None:
@@ -210,8 +214,8 @@ def test_formats_of_files_refuse_arrays(tmp_path: Path, to: str) -> None:
 
 
 def test_unknown_format_is_answered_with_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"one of paths, npy, .*, shards; found 'csv'"):
-        export(make_result(arrays()), tmp_path / "kept", to="csv")
+    with pytest.raises(ValueError, match=r"one of paths, npy, .*, shards; found 'xml'"):
+        export(make_result(arrays()), tmp_path / "kept", to="xml")
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.training_data import prune
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from adapruner import Pruner
 from adapruner._util.files import write_file
 from adapruner.data.sources.find import as_source
 from adapruner.errors import DatasetMismatchError, FileFormatError
@@ -228,7 +226,19 @@ def test_subset_reads_a_folder_by_path(tmp_path: Path) -> None:
         (tmp_path / "cat").mkdir(exist_ok=True)
         image.new("RGB", (2, 2), (index, 0, 0)).save(tmp_path / "cat" / f"{index}.png")
     result = make_result(as_source(tmp_path).fingerprint())
-    assert [sample[0].getpixel((0, 0))[0] for sample in result.subset(tmp_path)] == [0, 2, 3]
+    subset = result.subset(tmp_path)
+    assert [round(255 * x[0, 0, 0].item()) for x, _ in subset] == [0, 2, 3]
+    images, classes = next(iter(DataLoader(subset, batch_size=3)))
+    assert images.shape == (3, 3, 2, 2)
+    assert classes.tolist() == [0, 0, 0]
+    sizes = [image.size for image, _ in result.subset(tmp_path, transform=lambda image: image)]
+    assert sizes == [(2, 2)] * 3
+
+
+def test_subset_takes_no_transform_for_a_dataset() -> None:
+    data = TensorDataset(*arrays())
+    with pytest.raises(ValueError, match=r"transform is for paths and arrays.* TensorDataset"):
+        make_result(as_source(data).fingerprint()).subset(data, transform=torch.abs)
 
 
 def test_subset_of_another_dataset_names_both_fingerprints() -> None:
@@ -304,30 +314,6 @@ def test_a_result_tells_how_much_is_fitted_and_whether_it_is_chance(
 ) -> None:
     result = PruneResult(torch.arange(2), torch.ones(4), 0.5, "f", history=entries)
     assert result.fit == text
-
-
-@pytest.mark.parametrize(("rare", "balanced"), [(4, False), (4, True), (0, False)])
-def test_a_class_of_which_nothing_is_kept_is_named(rare: int, balanced: bool) -> None:
-    y = torch.arange(200) % 2
-    y[:rare] = 2
-    losses = torch.where(y == 2, 20.0, 0.3)  # the model never fits the rare class
-    pruner = Pruner(200, 0.5, epochs=12, labels=y if balanced else None)
-    loader = pruner.loader((torch.zeros(200, 5), y), batch_size=40)
-    while not pruner.finished:
-        for _, _, ids in loader:
-            pruner.weigh(losses[ids], ids)
-        pruner.step()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = pruner.result()
-    told = [str(w.message) for w in caught if "kept samples of each" in str(w.message)]
-    found = torch.isin(torch.arange(3), y[result.indices]).tolist()
-    if rare and not balanced:
-        assert not found[2]
-        assert "of the 3 classes; found none of 1, the first is class 2." in told[0]
-    else:
-        assert told == []
-        assert found == [True, True, bool(rare)]
 
 
 def test_a_run_of_one_epoch_of_losses_says_that_its_selection_is_chance() -> None:

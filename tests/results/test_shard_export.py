@@ -131,8 +131,9 @@ def test_parquet_names_shard_and_member(shards: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     export(make_result(shards), tmp_path / "kept.parquet", to="parquet")
     table = parquet.read_table(tmp_path / "kept.parquet")
-    assert table["target"].to_pylist() == [number % 3 for number in KEPT]
-    assert table["path"].to_pylist() == [
+    count = len(as_source(shards))
+    assert table["label"].to_pylist() == [number % 3 for number in range(count)]
+    assert [table["path"][number].as_py() for number in KEPT] == [
         "train-000.tar/0000.png",
         "train-000.tar/0003.png",
         "train-000.tar/0004.png",

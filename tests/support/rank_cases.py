@@ -144,8 +144,9 @@ def memory(group: Any, count: int, batch_size: int) -> tuple[int, int, int]:
         pruner.weigh(torch.rand(len(ids), requires_grad=True), ids)
         visits += len(ids)
     tensors = [pruner.gates.logits, pruner.gates.age, pruner.gates.last_loss]
+    tensors += pruner.gates.record.state_dict().values()
     recorded: Any = pruner.visits
-    pieces = [*recorded._ids.pieces(), *recorded._losses.pieces()]
+    pieces = [*recorded._ids.pieces(), *recorded._losses.pieces(), *recorded._classes.pieces()]
     gates, records = (sum(t.nbytes for t in each) for each in (tensors, pieces))
     return gates, records, visits
 

@@ -138,6 +138,7 @@ class Followed:
         self.epoch = 0
         self.seed = seed
         self.num_samples = num_samples
+        self.may_drop = 0
         self.ranks = Ranks()
         self.mask = np.ones(num_samples, dtype=bool)
         self.unreadable: list[tuple[int, str]] = []

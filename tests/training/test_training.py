@@ -138,6 +138,14 @@ def test_several_rows_to_a_sample() -> None:
     assert result.targets is None
 
 
+def test_lines_of_usual_epochs_fit_80_columns() -> None:
+    entry = {"epoch": 99, "keep_ratio": 0.7, "samples_read": 1_281_167, "training_loss": 2.3456}
+    entry |= {"validation_loss": 2.3456, "decision": "back off", "seconds": 1234.5}
+    assert len(describe_epoch(entry, 100)) <= 80
+    first = entry | {"validation_loss": None, "training_loss": None}
+    assert "loss - held-out -" in describe_epoch(first, 100)
+
+
 def test_workers_give_the_same_result() -> None:
     results = []
     for num_workers in (0, 2):

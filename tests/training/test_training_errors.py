@@ -87,7 +87,7 @@ X, Y = blobs(30)
         ((X, Y - 1), {"balance": "class"}, ValueError, "labels must be at least 0; found -1"),
         ((X, Y), {"loss": lambda o, t: None}, TypeError, "sample_loss must be a tensor; found No"),
         ((X, Y), {"loss": lambda o, t: 0.5}, TypeError, "sample_loss must be .* found float, 0.5"),
-        ([(x, "a") for x in X], {}, TypeError, "target must be a tensor; found tuple, .'a', 'a'"),
+        ([(x, "a") for x in X], {}, UnreadableSampleError, "the target of sample .* is text, 'a'"),
         (
             (X, Y),
             {"validation_data": (X, Y + 1)},
@@ -119,7 +119,9 @@ def test_model_must_give_logits() -> None:
         def forward(self, inputs: Tensor) -> Any:
             return super().forward(inputs), 0
 
-    with pytest.raises(TypeError, match=r"must return logits as a tensor.*found tuple.*need loss="):
+    with pytest.raises(
+        TypeError, match=r"must return logits as a tensor.*a tuple of 2.*need loss="
+    ):
         prune((X, Y), Pair(5, 3))
 
 

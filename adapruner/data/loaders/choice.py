@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch.utils.data import default_collate
 from adapruner._util.extras import require
 from adapruner.data.loaders.torch_loader import PrunedLoader, evaluation_loader
 from adapruner.data.sources.base import Source, Transform
-from adapruner.data.sources.find import as_source
+from adapruner.data.sources.find import HuggingFaceSource, as_source
+from adapruner.data.sources.items import Target
 from adapruner.pruning.distributed import Ranks
 from adapruner.vision import to_tensor
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LOADERS = ("auto", "torch", "dali")
 
 Collate = Callable[[list[Any]], Any]
+Columns = tuple[str | Sequence[str], str]
 
 
 class Choice(NamedTuple):
@@ -36,10 +38,15 @@ def training_source(
     transform: Transform | None = None,
     collate_fn: Collate = default_collate,
     fingerprint: str | None = None,
+    columns: Columns | None = None,
+    target: Target | None = None,
 ) -> Source:
     """``data`` as a source. PIL images become tensors unless a transform or a collate is given."""
-    source = as_source(data, transform=transform, fingerprint=fingerprint)
+    source = as_source(
+        data, transform=transform, fingerprint=fingerprint, columns=columns, target=target
+    )
     pictures = source.kind in ("image folder", "shards", "hugging face")
+    pictures &= not (isinstance(source, HuggingFaceSource) and isinstance(source.columns[0], list))
     if pictures and source.transform is None and collate_fn is default_collate:
         source = as_source(source, transform=to_tensor)
     return source
@@ -96,6 +103,7 @@ def training_loader(
             collate_fn=collate_fn,
             pin_memory=device.type == "cuda",
             on_error=on_error,
+            triples=True,
         )
     from adapruner.data.dali.loader import DaliLoader
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +11,16 @@ import torch
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from adapruner._util.seeds import epoch_seed, sample_seed
+from adapruner._util.seeds import epoch_seed, generators_restored, sample_seed
 from adapruner.data.sources.base import Source
+from adapruner.data.sources.items import described
 from adapruner.data.unreadable import (
     Failures,
     Unreadable,
     describe_error,
     no_sample_readable,
 )
+from adapruner.data.with_ids import joined
 from adapruner.errors import UnreachableError
 from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.order import batches, share
@@ -27,7 +28,11 @@ from adapruner.pruning.sampler import EpochSource, PrunedBatchSampler
 
 
 class PrunedLoader:
-    """Yields ``(inputs, targets, ids)`` for the samples that the current epoch reads.
+    """Yields batches with ids for the samples that the current epoch reads.
+
+    Pairs (input, target) give ``(inputs, targets, ids)``. Items without a separate target are
+    collated whole, and the ids are joined to them as :func:`adapruner.with_ids` does: a dict gets
+    the key "ids", a tuple one more element, a namedtuple the field ``ids``.
 
     An iteration is one epoch. The order is that of :class:`adapruner.PrunedBatchSampler`. An
     unreadable sample is left out of its batch and reported to the pruner. A batch without a
@@ -50,6 +55,7 @@ class PrunedLoader:
         block_size: samples in a block of the block order, in which neighbouring samples are read
             at about the same time. None mixes all samples.
         on_error: "skip" or "raise".
+        triples: yield ``(inputs, None, ids)`` for items without a target.
     """
 
     def __init__(
@@ -64,11 +70,13 @@ class PrunedLoader:
         drop_last: bool = False,
         block_size: int | None = None,
         on_error: str = "skip",
+        triples: bool = False,
     ) -> None:
         # The sampler has no reference to this loader. In a reference cycle, workers end late.
         self.sampler = PrunedBatchSampler(pruner, batch_size, drop_last, block_size=block_size)
         self._failures = Failures(pruner, len(source), on_error)
         self.source = source
+        self._triples = triples
         self.batch_size = self.sampler.batch_size
         self.drop_last = drop_last
         pruner.note_samples(source)
@@ -89,7 +97,7 @@ class PrunedLoader:
         """Number of batches in the current epoch."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         self.sampler.begin()
         for batch, ids, unreadable in self._loader:
             self._failures.note(unreadable, len(ids))
@@ -98,7 +106,8 @@ class PrunedLoader:
                 batch = self._stand_in()
             if batch is not None:
                 inputs, targets = batch
-                yield inputs, targets, ids
+                whole = targets is None and not self._triples
+                yield joined(inputs, ids) if whole else (inputs, targets, ids)
 
     def _stand_in(self) -> Any:
         """A batch of one sample, the first of the epoch that can be read."""
@@ -208,7 +217,9 @@ class _Reader(TorchDataset[Any]):
             return []
         if self._source.deterministic:
             return self._read_whole(indices) or self._read_each(indices)
-        with _own_generators():
+        if get_worker_info() is not None:  # a worker process need not restore them
+            return self._read_seeded(keys)
+        with generators_restored():
             return self._read_seeded(keys)
 
     def _read_whole(self, indices: list[int]) -> _Whole | None:
@@ -272,17 +283,36 @@ class _Collate:
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
         self._collate_fn = collate_fn
+        # Whether items have no separate target. Most samples of the first batch tell.
+        self._whole: bool | None = None
 
     def __call__(self, samples: _Whole | list[Any]) -> tuple[Any, torch.Tensor, list[Unreadable]]:
         if isinstance(samples, _Whole):
             return list(samples.batch), _ids(samples.ids), []
         unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
         read = [sample for sample in samples if not isinstance(sample, Unreadable)]
-        ids = _ids([index for index, _ in read])
-        return (self._batch([pair for _, pair in read]) if read else None), ids, unreadable
+        if self._whole is None and read:
+            without = sum(target is None for _, (_, target) in read)
+            self._whole = 2 * without > len(read)
+        fitting = [sample for sample in read if (sample[1][1] is None) == self._whole]
+        if len(fitting) < len(read):
+            unreadable += [
+                Unreadable(index, self._of_another_form(item))
+                for index, (item, target) in read
+                if (target is None) != self._whole
+            ]
+        ids = _ids([index for index, _ in fitting])
+        return (self._batch([pair for _, pair in fitting]) if fitting else None), ids, unreadable
+
+    def _of_another_form(self, item: Any) -> str:
+        if self._whole:
+            return "it has a target, but other samples have none"
+        return f"it must be a pair (input, target), as others are; found {described(item)}"
 
     def _batch(self, pairs: list[Any]) -> Any:
         try:
+            if self._whole:
+                return self._collate_fn([item for item, _ in pairs]), None
             return self._collate_fn(pairs)
         except RuntimeError as error:
             shapes = {tuple(x.shape) for x, _ in pairs if isinstance(x, torch.Tensor)}
@@ -303,18 +333,3 @@ def _seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (augmentations draw from it)
-
-
-@contextmanager
-def _own_generators() -> Iterator[None]:
-    """Restore the generators afterwards. A worker process need not restore them."""
-    if get_worker_info() is not None:
-        yield
-        return
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])  # noqa: NPY002

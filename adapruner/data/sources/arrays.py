@@ -22,6 +22,7 @@ from adapruner.data.sources.base import (
     new_digest,
     update_with_array,
 )
+from adapruner.data.sources.items import encode_labels
 from adapruner.vision.decoding import picture_axes
 
 _ARRAYS = ("_inputs", "_targets", "_given_targets")
@@ -33,7 +34,8 @@ class ArraySource(Source):
     Args:
         inputs: ``[N, …]`` tensor or NumPy array. A memory map is not copied.
         targets: ``[N, …]`` tensor, NumPy array, sequence or pandas Series. Integers of shape
-            ``[N]`` or ``[N, 1]`` are classes, read as int64 ``[N]``. Others stay as they are.
+            ``[N]`` or ``[N, 1]`` are classes, read as int64 ``[N]``. Text labels are numbered in
+            the order of the sorted names. Others stay as they are.
         transform: applied to each row of ``inputs``, as a tensor.
         fingerprint: a string that identifies the samples. The default is a hash of their bytes.
 
@@ -53,6 +55,10 @@ class ArraySource(Source):
         fingerprint: str | None = None,
     ) -> None:
         super().__init__(transform, fingerprint)
+        rows = len(inputs) if is_array_like(inputs) and np.ndim(inputs) else 0
+        encoded = encode_labels(targets, rows) if is_array_like(targets) else None
+        if encoded is not None:
+            targets, self.class_names = encoded
         targets = _plain_targets(targets)
         inputs, targets = _common_type(inputs), _common_type(targets)
         _check_array("inputs", inputs)
@@ -96,6 +102,8 @@ class ArraySource(Source):
 
     def _identify(self) -> str:
         digest = new_digest(self.kind)
+        if self.class_names is not None:
+            digest.update(f"{self.class_names}\n".encode("utf-8", "surrogatepass"))
         update_with_array(digest, self._inputs)
         update_with_array(digest, self._given_targets)
         return digest.hexdigest()

@@ -46,7 +46,7 @@ class Source(Dataset[tuple[Any, Any]]):
     ``_read`` and ``_identify``, and sets the attributes that it knows.
 
     Attributes:
-        kind: "image folder", "shards", "arrays", "hugging face" or "dataset".
+        kind: "image folder", "shards", "arrays", "hugging face", "timm" or "dataset".
         transform: applied to each input when it is read, or None.
         targets: class of every sample, int64 ``[N]``. None if only the samples themselves tell it.
         class_names: name of every class, or None.
@@ -58,6 +58,7 @@ class Source(Dataset[tuple[Any, Any]]):
         has_encoded: True if every sample is an encoded image (a JPEG, a PNG) in a file.
             :meth:`encoded` reads the bytes, :meth:`location` says where they are, and ``targets``
             are known.
+        doubts: texts of warnings about the samples, by name. A run that reads them warns.
         pixel_axes: "HW", "HWC" or "CHW" if every sample is a uint8 image and all have one size.
             :meth:`pixels` returns the image, and ``targets`` are known. Otherwise None.
     """
@@ -77,6 +78,7 @@ class Source(Dataset[tuple[Any, Any]]):
         self.deterministic: bool = False
         self.has_encoded: bool = False
         self.pixel_axes: str | None = None
+        self.doubts: dict[str, str] = {}
 
     def __len__(self) -> int:
         """N, the number of samples."""

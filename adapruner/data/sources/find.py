@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Subset, TensorDataset
 
 from adapruner.data.sources.arrays import ArraySource, map_array
 from adapruner.data.sources.base import Source, Transform, stated_fingerprint
-from adapruner.data.sources.hugging_face import HuggingFaceSource, is_hugging_face
+from adapruner.data.sources.hugging_face import (
+    TARGET_COLUMNS,
+    HuggingFaceSource,
+    has_known_columns,
+    is_hugging_face,
+)
 from adapruner.data.sources.image_folder import (
     ImageFolderDatasetSource,
     ImageFolderSource,
     is_image_folder_dataset,
 )
+from adapruner.data.sources.items import Target
 from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
 from adapruner.data.sources.remote import RemoteOptions, object_store
 from adapruner.data.sources.shard_paths import absolute, find_shards, is_shards
 from adapruner.data.sources.shards import ShardSource
+from adapruner.data.sources.timm import TimmSource, is_timm
 from adapruner.vision.decoding import MAX_PIXELS
 
 __all__ = [
@@ -32,6 +39,7 @@ __all__ = [
     "ShardSource",
     "Source",
     "SubsetSource",
+    "TimmSource",
     "as_source",
 ]
 
@@ -41,7 +49,8 @@ def as_source(
     *,
     transform: Transform | None = None,
     fingerprint: str | None = None,
-    columns: tuple[str, str] | None = None,
+    columns: tuple[str | Sequence[str], str] | None = None,
+    target: Target | None = None,
     mode: str | None = "RGB",
     max_pixels: int = MAX_PIXELS,
     index_folder: str | os.PathLike[str] | None = None,
@@ -59,7 +68,9 @@ def as_source(
       targets can also be a sequence or a pandas Series, which is read in order of position;
     - a ``TensorDataset`` of two tensors;
     - one split of a Hugging Face dataset;
-    - a map-style dataset of ``(input, target)`` pairs;
+    - a timm ``ImageDataset``;
+    - a map-style dataset. Its items are pairs ``(input, target)``, or have their target at
+      ``target``, or are inputs as a whole;
     - a ``Subset`` of a dataset named above;
     - a Source. It is returned unchanged, or copied to take ``transform`` or ``fingerprint``.
 
@@ -68,9 +79,12 @@ def as_source(
         transform: applied to each input when it is read.
         fingerprint: a string that identifies the samples, such as a name and version. It is
             hashed, unless it is a fingerprint already. By default ``data`` is inspected.
-        columns: for a Hugging Face dataset, the input column and the target column. For shards,
-            the extensions of the image and the class; the class "json:KEY" is the value of a key
-            in the component "json". None means a guess.
+        columns: for a Hugging Face dataset, the input column and the target column. Several input
+            columns, as a list, make a dict. For shards, the extensions of the image and the class;
+            the class "json:KEY" is the value of a key in the component "json". None means a guess.
+        target: for a map-style dataset, where the target is in an item: the key of a mapping, the
+            field of a namedtuple, or the place in a tuple. The rest of the item is the input. For a
+            Hugging Face dataset, the target column; all other columns are inputs.
         mode: the PIL mode to which images of folders, shards and Hugging Face datasets are
             converted. None leaves images as they are.
         max_pixels: an image of a folder or shard with more pixels, width times height, is
@@ -95,6 +109,11 @@ def as_source(
         raise ValueError(
             f"columns are for shards and Hugging Face datasets; found {type(data).__name__}"
         )
+    if target is not None and (columns is not None or not _takes_target(data, shards)):
+        raise ValueError(
+            "target is for map-style and Hugging Face datasets, without columns; found "
+            f"{'columns' if columns is not None else type(data).__name__}"
+        )
     patterns = list(data) if isinstance(data, (list, tuple)) else [data]
     store = object_store(patterns, remote) if shards else None
     if remote is not None and store is None:
@@ -105,37 +124,64 @@ def as_source(
     if isinstance(data, Source):
         return _changed(data, transform, fingerprint)
     if shards:
+        if columns is not None and not isinstance(columns[0], str):
+            raise ValueError(f"columns of shards must be two names; found {columns!r}")
         return ShardSource(
             [shard for pattern in patterns for shard in find_shards(pattern, store)],
             transform,
             fingerprint,
             mode,
             max_pixels,
-            columns,
+            None if columns is None else (str(columns[0]), columns[1]),
             index_folder,
             absolute(patterns[0]) if len(patterns) == 1 else None,
             store,
         )
     if isinstance(data, (str, os.PathLike)):
         return ImageFolderSource(data, transform, fingerprint, mode, max_pixels)
-    if isinstance(data, tuple) or type(data) is TensorDataset:
+    pairs = type(data) is TensorDataset and len(data.tensors) == 2 and target is None
+    if isinstance(data, tuple) or pairs:
         inputs, targets = _two_arrays(data)
         return ArraySource(inputs, targets, transform, fingerprint)
     if is_hugging_face(data):
-        return HuggingFaceSource(data, transform, fingerprint, columns, mode)
+        return HuggingFaceSource(data, transform, fingerprint, columns, mode, target)
     if isinstance(data, Subset):
         base = as_source(
             data.dataset,
             columns=columns,
+            target=target,
             mode=mode,
             max_pixels=max_pixels,
             index_folder=index_folder,
         )
         return SubsetSource(data, base, transform, fingerprint)
     checked_length(data)
-    if is_image_folder_dataset(data):
+    if is_image_folder_dataset(data) and target is None:
         return ImageFolderDatasetSource(data, transform, fingerprint)
-    return DatasetSource(data, transform, fingerprint)
+    if is_timm(data) and target is None:
+        return TimmSource(data, transform, fingerprint)
+    return DatasetSource(data, transform, fingerprint, target)
+
+
+def _takes_target(data: Any, shards: bool) -> bool:
+    return not (shards or isinstance(data, (Source, str, os.PathLike, tuple)))
+
+
+def identified(dataset: Any) -> Source:
+    """A source that identifies the samples of a dataset, whatever a sample consists of.
+
+    It is that of :func:`as_source`. All columns of a Hugging Face dataset count if their names do
+    not tell the input from the target.
+
+    Raises:
+        TypeError, ValueError: as :func:`as_source`, for what is not a dataset.
+    """
+    if not is_hugging_face(dataset) or has_known_columns(dataset):
+        return as_source(dataset)
+    names = list(dataset.column_names)
+    target = next((name for name in TARGET_COLUMNS if name in names), names[-1])
+    inputs = [name for name in names if name != target] or [target]
+    return as_source(dataset, columns=(inputs, target))
 
 
 def source_again(about: Mapping[str, Any], data: Any | None = None) -> Source:

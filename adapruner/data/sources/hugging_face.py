@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from adapruner.data.sources.base import (
     new_digest,
     viewable,
 )
+from adapruner.data.sources.items import Target, encode_labels
 from adapruner.data.sources.map_style import checked_length
 from adapruner.vision.decoding import convert_image, is_pil_image
 
@@ -22,19 +24,25 @@ INPUT_COLUMNS = ("image", "img", "images", "pixel_values", "input", "inputs", "x
 TARGET_COLUMNS = ("label", "labels", "target", "targets", "fine_label", "y")
 
 _ROWS_PER_READ = 1024
+_MOST_NAMES = 100_000  # of classes whose labels are text
 
 
 class HuggingFaceSource(Source):
-    """Two columns of a ``datasets.Dataset``.
+    """The input columns and the target column of a ``datasets.Dataset``.
 
-    Images are converted to ``mode``. Other values stay as the dataset's format returns them.
+    One input column is the input itself, and several make a dict. Images are converted to ``mode``.
+    Labels that are text are numbered in the order of the sorted names. Other values stay as the
+    dataset's format returns them.
 
     Args:
         dataset: one split. Its format is respected.
         transform: applied to each input.
         fingerprint: a string that identifies the samples. The default is a hash of their bytes.
-        columns: names of the input and the target column. None means a guess.
+        columns: names of the input and the target column; several inputs as a list. None means a
+            guess. A dataset with a transform of its own (``with_transform``) has the columns that
+            the transform returns.
         mode: the PIL mode that images are converted to. None leaves them as they are.
+        target: name of the target column, if all others are inputs.
 
     Raises:
         ValueError: there are no rows, or the columns are missing or cannot be guessed.
@@ -47,18 +55,32 @@ class HuggingFaceSource(Source):
         dataset: Any,
         transform: Transform | None = None,
         fingerprint: str | None = None,
-        columns: tuple[str, str] | None = None,
+        columns: tuple[str | Sequence[str], str] | None = None,
         mode: str | None = "RGB",
+        target: Target | None = None,
     ) -> None:
         super().__init__(transform, fingerprint)
         self._length = checked_length(dataset)
         self.dataset, self.mode = dataset, mode
-        names = list(dataset.column_names)
-        self.columns = _guess(names) if columns is None else _check_columns(columns, names)
-        self._unformatted = dataset.with_format(None).select_columns([self.columns[0]])
-        self.targets = _integer_column(dataset, self.columns[1], self._length)
-        self.class_names = _names_of(dataset.features[self.columns[1]])
-        self.deterministic = transform is None and dataset.format["type"] != "custom"
+        transformed = dataset.format["type"] == "custom"
+        self._stored = list(dataset.column_names)
+        names = list(dataset[0]) if transformed and columns is None else self._stored
+        if target is not None:
+            columns = ([name for name in names if name != target], str(target))
+        if columns is None:
+            self.columns: tuple[str | list[str], str] = _guess(names)
+        else:  # only a row tells the columns of a transform
+            self.columns = _check_columns(columns, None if transformed else names)
+        inputs, self._target = self.columns
+        self._inputs = [inputs] if isinstance(inputs, str) else inputs
+        self._codes: dict[str, int] = {}
+        if self._target in self._stored:
+            self.targets = _integer_column(dataset, self._target, self._length)
+            self.class_names = _names_of(dataset.features[self._target])
+            if (found := _text_column(dataset, self._target, self._length)) is not None:
+                self.targets, self.class_names = found
+                self._codes = {name: code for code, name in enumerate(self.class_names)}
+        self.deterministic = transform is None and not transformed
 
     def __len__(self) -> int:
         return self._length
@@ -72,34 +94,50 @@ class HuggingFaceSource(Source):
         return [self._pair(row, index) for row, index in zip(rows, indices, strict=True)]
 
     def _pair(self, row: Any, index: int) -> tuple[Any, Any]:
-        missing = [name for name in self.columns if name not in row]
+        missing = [name for name in (*self._inputs, self._target) if name not in row]
         if missing:
             raise TypeError(
                 f"sample {index} lacks {', '.join(missing)}; found {', '.join(map(str, row))} "
                 "after the dataset's format and transform"
             )
-        inputs, target = (row[name] for name in self.columns)
-        return (convert_image(inputs, self.mode) if is_pil_image(inputs) else inputs), target
+        values = {name: self._converted(row[name]) for name in self._inputs}
+        target = row[self._target]
+        if isinstance(target, str):
+            target = self._codes.get(target, target)
+        return (values if isinstance(self.columns[0], list) else values[self._inputs[0]]), target
+
+    def _converted(self, value: Any) -> Any:
+        return convert_image(value, self.mode) if is_pil_image(value) else value
 
     def image(self, index: int) -> Any | None:
         """Sample ``index`` as a picture, before the dataset's own format and transform."""
-        value = self._unformatted[self._checked(index)][self.columns[0]]
+        name = self._inputs[0]
+        if name not in self._stored:
+            return None
+        plain = self.dataset.with_format(None).select_columns([name])
+        value = plain[self._checked(index)][name]
         return viewable(np.asarray(value) if isinstance(value, list) else value)
 
+    def about(self) -> dict[str, Any]:
+        """The description of any source, with the columns."""
+        return super().about() | {"columns": list(self.columns)}
+
     def _identify(self) -> str:
-        """Hash the rows of the two columns.
+        """Hash the rows of the columns. A transform may read any of them, so all are hashed then.
 
         The library's own ``_fingerprint`` does not fit. It hashes how a dataset was made and the
         times of its cache files, so it changes between machines and after every ``map``.
         """
         arrow = require("pyarrow", extra="parquet")
-        rows = self.dataset.with_format(None).select_columns(list(self.columns))
+        names = [*self._inputs, self._target]
+        names = names if set(names) <= set(self._stored) else self._stored
+        rows = self.dataset.with_format(None).select_columns(names)
         rows = rows.with_format("arrow")
         digest = new_digest(self.kind)
         digest.update(f"{self._length}\n{self.class_names}\n".encode())
         for start in range(0, self._length, _ROWS_PER_READ):
             table = rows[start : min(start + _ROWS_PER_READ, self._length)]
-            for name in self.columns:
+            for name in names:
                 column = table.column(name)
                 # A fresh copy has neither the chunks nor the offsets of the file.
                 fresh = column.take(arrow.array(range(len(column)))).combine_chunks()
@@ -117,6 +155,13 @@ def is_hugging_face(data: Any) -> bool:
     )
 
 
+def has_known_columns(dataset: Any) -> bool:
+    """Whether the names of the columns tell which are the input and the target."""
+    names = dataset.column_names
+    both = (INPUT_COLUMNS, TARGET_COLUMNS)
+    return all(sum(name in names for name in known) == 1 for known in both)
+
+
 def _guess(names: list[str]) -> tuple[str, str]:
     found = []
     for role, known in (("input", INPUT_COLUMNS), ("target", TARGET_COLUMNS)):
@@ -131,13 +176,28 @@ def _guess(names: list[str]) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _check_columns(columns: Any, names: list[str]) -> tuple[str, str]:
+def _check_columns(columns: Any, names: list[str] | None) -> tuple[str | list[str], str]:
+    """``columns``, checked against the ``names`` of the dataset where these are known."""
     if not isinstance(columns, (tuple, list)) or len(columns) != 2:
         raise ValueError(f"columns must be a pair (input, target); found {columns!r}")
-    missing = [name for name in columns if name not in names]
-    if missing:
+    inputs = columns[0] if isinstance(columns[0], str) else list(columns[0])
+    if not inputs:
+        raise ValueError(f"columns must name at least one input; found {columns!r}")
+    wanted = [*([inputs] if isinstance(inputs, str) else inputs), columns[1]]
+    missing = [name for name in wanted if names is not None and name not in names]
+    if missing and names is not None:
         raise ValueError(f"no column {', '.join(map(repr, missing))}; found {', '.join(names)}")
-    return columns[0], columns[1]
+    return inputs, columns[1]
+
+
+def _text_column(dataset: Any, name: str, length: int) -> tuple[IntArray, list[str]] | None:
+    if "string" not in str(dataset.features.arrow_schema.field(name).type):
+        return None
+    rows = dataset.with_format(None).select_columns([name]).with_format("arrow")
+    column = rows[:].column(0)
+    if len(column.unique()) > _MOST_NAMES:
+        return None  # texts, not labels
+    return encode_labels(column.to_pylist(), length)
 
 
 def _integer_column(dataset: Any, name: str, length: int) -> IntArray | None:

@@ -77,6 +77,7 @@ class ImageFolderSource(Source):
             chain.from_iterable(scan.sizes for scan in scans), np.int64, len(self.paths)
         )
         self.targets = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        self.doubts = _doubts(self.root, self.class_names)
         self.deterministic = transform is None
 
     def __len__(self) -> int:
@@ -111,6 +112,7 @@ class ImageFolderDatasetSource(DatasetSource):
         super().__init__(dataset, transform, fingerprint)
         prefix = _prefix(dataset)
         self.root = os.path.abspath(prefix)
+        self.doubts = _doubts(self.root, self.class_names or [])
         self.paths = [path[len(prefix) :] for path, _ in dataset.samples]
         self.sizes = np.fromiter(
             (_size(path) for path, _ in dataset.samples), np.int64, len(self.paths)
@@ -245,6 +247,20 @@ def _check_counts(root: str, names: list[str], counts: list[int], scans: list[_S
             UserWarning,
             stacklevel=4,  # the caller of as_source
         )
+
+
+def _doubts(root: str, classes: list[str]) -> dict[str, str]:
+    """A warning if the folders of ``root`` look like the parts of a dataset, not like classes."""
+    parts = [name for name in classes if name.lower() in _PARTS]
+    if len(parts) < 2:
+        return {}
+    return {
+        "folders": f"{root}: the folders {_listed(parts)} are taken for classes, and look like "
+        "parts of a dataset; pass one of them as the image folder"
+    }
+
+
+_PARTS = ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")
 
 
 def _listed(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 
+from adapruner._util.seeds import generators_restored
 from adapruner.data.sources.base import (
     Array,
     IntArray,
@@ -24,17 +26,23 @@ from adapruner.data.sources.base import (
     update_with_array,
     viewable,
 )
+from adapruner.data.sources.items import Target, encode_labels, split_item, stored_targets
 
+_PROBES = 8  # samples that are read to see the form of an item
 _TARGET_ATTRIBUTES = ("targets", "labels", "y")
+_PATH_ATTRIBUTES = ("samples", "imgs", "paths", "files", "filenames")
 
 
 class DatasetSource(Source):
-    """The samples of a map-style dataset whose items are ``(input, target)``.
+    """The samples of a map-style dataset.
 
-    ``targets`` are the dataset's attribute ``targets``, ``labels`` or ``y`` if it holds N integers
-    and there is no ``target_transform``. The fingerprint covers the name of the class, the length
-    and this attribute. It does not cover the module, because a class can move from ``__main__`` to
-    a module. If the fingerprint must say more, pass ``fingerprint``.
+    An item is ``(input, target)``, or has its target at ``target``, or has none; see
+    :func:`adapruner.data.sources.items.split_item`. ``targets`` are the classes that
+    :func:`adapruner.data.sources.items.stored_targets` finds. Labels that are text are numbered in
+    the order of the sorted names. The fingerprint covers the name of the class, the length, this
+    attribute and, without it, the paths in ``samples``, ``imgs``, ``paths``, ``files`` or
+    ``filenames``, relative to their common folder. It does not cover the module, because a class
+    can move from ``__main__`` to a module. If it must say more, pass ``fingerprint``.
 
     Raises:
         TypeError: the dataset has no length or cannot be indexed.
@@ -46,41 +54,82 @@ class DatasetSource(Source):
         dataset: Any,
         transform: Transform | None = None,
         fingerprint: str | None = None,
+        target: Target | None = None,
     ) -> None:
         super().__init__(transform, fingerprint)
         self._length = checked_length(dataset)
-        self.dataset = dataset
-        self._stored_targets = _stored_targets(dataset, self._length)
-        if getattr(dataset, "target_transform", None) is None:
-            self.targets = integer_targets(self._stored_targets, self._length)
+        self.dataset, self.target = dataset, target
+        stored = stored_targets(dataset, self._length)
         self.class_names = _class_names(dataset)
+        self._codes: dict[str, int] = {}
+        encoded = encode_labels(stored, self._length)
+        if encoded is None or not self._gives_text():
+            self._hashed = _attribute(dataset, self._length)
+            self.targets = integer_targets(stored, self._length)
+        else:
+            self.targets, self.class_names = encoded
+            self._hashed = self.targets
+            self._codes = {name: code for code, name in enumerate(self.class_names)}
+        self._stored_paths = _stored_paths(dataset, self._length)
+        unknown = self._hashed is None and self._stored_paths is None
+        if fingerprint is None and unknown and type(dataset) is not TensorDataset:
+            self.doubts["fingerprint"] = (
+                f"the fingerprint of this {type(dataset).__name__} rests on its class name and "
+                "length alone, so another dataset may have the same; pass fingerprint= to "
+                "adapruner.as_source"
+            )
 
     def __len__(self) -> int:
         return self._length
 
     def _read(self, index: int) -> tuple[Any, Any]:
-        return checked_pair(self.dataset[index], index, self.dataset)
+        return self._split(self.dataset[index], index)
+
+    def _gives_text(self) -> bool:
+        """Whether the targets of items are text too. A dataset may number its labels itself."""
+        for index in range(min(_PROBES, self._length)):
+            try:
+                with generators_restored():
+                    item = self.dataset[index]
+            except Exception:  # a sample that cannot be read
+                continue
+            return isinstance(split_item(item, self.target, index, self.dataset)[1], str)
+        return False
+
+    def _split(self, item: Any, index: int) -> tuple[Any, Any]:
+        inputs, target = split_item(item, self.target, index, self.dataset)
+        if not isinstance(target, str):
+            return inputs, target
+        if target not in self._codes:
+            raise TypeError(
+                f"the target of sample {index} is text, {target!r}; expected a number, or a "
+                "dataset whose attribute `targets` has the labels of all samples"
+            )
+        return inputs, self._codes[target]
 
     def read_batch(self, indices: list[int]) -> list[tuple[Any, Any]] | None:
         """The samples from the dataset's own ``__getitems__``, or None if it has none."""
         if not hasattr(self.dataset, "__getitems__"):
             return None
         samples = self.dataset.__getitems__(indices)
-        return [
-            checked_pair(sample, index, self.dataset)
-            for sample, index in zip(samples, indices, strict=True)
-        ]
+        return [self._split(sample, index) for sample, index in zip(samples, indices, strict=True)]
 
     def image(self, index: int) -> Any | None:
         """Sample ``index`` as a picture. The transform of a torchvision dataset is left out."""
         dataset = _without_transform(self.dataset)
-        return viewable(checked_pair(dataset[self._checked(index)], index, dataset)[0])
+        return viewable(split_item(dataset[self._checked(index)], self.target, index, dataset)[0])
 
     def _identify(self) -> str:
         digest = new_digest(self.kind)
         digest.update(f"{type(self.dataset).__qualname__}\n{self._length}\n".encode())
-        if self._stored_targets is not None:
-            update_with_array(digest, self._stored_targets)
+        if self._codes:
+            digest.update(f"{self.class_names}\n".encode("utf-8", "surrogatepass"))
+        if self._hashed is not None:
+            update_with_array(digest, self._hashed)
+        elif self._stored_paths is not None:
+            digest.update("\n".join(self._stored_paths).encode("utf-8", "surrogateescape"))
+        for tensor in self.dataset.tensors if type(self.dataset) is TensorDataset else ():
+            update_with_array(digest, tensor)
         return digest.hexdigest()
 
 
@@ -108,6 +157,7 @@ class SubsetSource(Source):
         if base.targets is not None and self._reads_base:
             self.targets = base.targets[self._indices]
         self.class_names, self.root = base.class_names, base.root
+        self.doubts = base.doubts
         if base.paths is not None:
             self.paths = [base.paths[index] for index in self._indices]
         if base.sizes is not None:
@@ -123,7 +173,7 @@ class SubsetSource(Source):
     def _read(self, index: int) -> tuple[Any, Any]:
         if self._reads_base:
             return self.base[int(self._indices[index])]
-        return checked_pair(self.dataset[index], index, self.dataset)
+        return split_item(self.dataset[index], None, index, self.dataset)
 
     def read_batch(self, indices: list[int]) -> Sequence[tuple[Any, Any] | Exception] | None:
         """The samples, read together by ``base``; see :meth:`Source.read_batch`."""
@@ -187,6 +237,11 @@ def checked_length(dataset: Any) -> int:
     expected = "expected a map-style dataset, with __len__ and __getitem__; found"
     if isinstance(dataset, IterableDataset) or not hasattr(type(dataset), "__getitem__"):
         raise TypeError(f"{expected} {name}, whose samples have no index")
+    if isinstance(dataset, Mapping) and name == "DatasetDict":
+        raise TypeError(
+            f"{expected} a DatasetDict of the splits {_shown(dataset)}; choose one, such as "
+            f"data[{next(iter(dataset), 'train')!r}]"
+        )
     if isinstance(dataset, Mapping):
         raise TypeError(
             f"{expected} a {name} with keys {_shown(dataset)}; "
@@ -203,30 +258,13 @@ def checked_length(dataset: Any) -> int:
     return length
 
 
-def checked_pair(sample: Any, index: int, dataset: Any) -> tuple[Any, Any]:
-    """``sample`` as ``(input, target)``.
-
-    Raises:
-        TypeError: it is not a tuple or list of exactly two elements.
-    """
-    if isinstance(sample, (tuple, list)) and len(sample) == 2:
-        return sample[0], sample[1]
-    found = type(sample).__name__
-    if isinstance(sample, (tuple, list)):
-        found = f"a {found} of {len(sample)} elements"
-    elif isinstance(sample, Mapping):
-        found = f"a {found} with keys {_shown(sample)}"
-    raise TypeError(
-        f"sample {index} of {type(dataset).__name__} must be a pair (input, target); found {found}"
-    )
-
-
 def _shown(mapping: Mapping[Any, Any]) -> str:
     names = [repr(key) for key in mapping]
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
-def _stored_targets(dataset: Any, length: int) -> Array | None:
+def _attribute(dataset: Any, length: int) -> Array | None:
+    """The attribute of the dataset that the fingerprint covers."""
     for name in _TARGET_ATTRIBUTES:
         array = numeric_array(getattr(dataset, name, None), length)
         if array is not None:
@@ -234,8 +272,35 @@ def _stored_targets(dataset: Any, length: int) -> Array | None:
     return None
 
 
+def _stored_paths(dataset: Any, length: int) -> list[str] | None:
+    """The paths that a dataset lists, one for each sample, relative to their common folder."""
+    for name in _PATH_ATTRIBUTES:
+        listed = getattr(dataset, name, None)
+        if not isinstance(listed, (list, tuple)) or len(listed) != length:
+            continue
+        paths = [item[0] if isinstance(item, (list, tuple)) and item else item for item in listed]
+        if all(isinstance(path, (str, os.PathLike)) for path in paths):
+            return relative_paths([os.fspath(path) for path in paths])
+    return None
+
+
+def relative_paths(paths: list[str]) -> list[str]:
+    """``paths`` with "/" between their parts, relative to the folder that holds all of them."""
+    parts = [path.replace(os.sep, "/").split("/") for path in paths]
+    shared = min(map(len, parts)) - 1
+    while any(path[:shared] != parts[0][:shared] for path in parts):
+        shared -= 1
+    return ["/".join(path[shared:]) for path in parts]
+
+
 def _class_names(dataset: Any) -> list[str] | None:
-    """The names in ``classes``. ImageNet has tuples of synonyms, which are joined."""
+    """The names in ``classes``. ImageNet has tuples of synonyms, which are joined.
+
+    A ``ConcatDataset`` has the names of its parts if they are the same.
+    """
+    if type(dataset) is ConcatDataset:
+        first, *others = (_class_names(part) for part in dataset.datasets)
+        return first if all(names == first for names in others) else None
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, (list, tuple)) or not classes:
         return None

@@ -103,12 +103,18 @@ class Sampled(Method):
         return (1 - gates.logits).div_(self.logit_per_pressure(history) or 1.0)
 
     def keys(self, gates: Gates, history: History, seed: int, final: bool) -> Tensor | None:
-        if final:
-            scores, sharpness = self.scores(gates, history), self.current_sharpness(history)
-        else:
-            scores, sharpness = self.read_scores(gates, history), 1.0
+        logs = self.keep_scores(gates, history) if final else self.read_scores(gates, history)
         key = stream_seed(seed, len(history), Stream.DRAW)
-        return ops.sampling_keys(scores, gates.age, sharpness, 0.0, key)
+        return ops.sampling_keys(logs, gates.age, 1.0, 0.0, key)
+
+    def keep_scores(self, gates: Gates, history: History) -> Tensor:
+        """Logarithm of each sample's chance to be kept, −β·d, float32 ``[N]``.
+
+        :data:`NEVER_FINITE` and −inf as in :meth:`scores`.
+        """
+        logs = self.scores(gates, history).sub_(1).mul_(self.current_sharpness(history))
+        logs.masked_fill_(gates.logits == 1, NEVER_FINITE)
+        return logs.masked_fill_(gates.logits == -torch.inf, -torch.inf)
 
     def read_scores(self, gates: Gates, history: History) -> Tensor:
         """Logarithm of each sample's chance to be read in the next epoch, float32 ``[N]``.
@@ -139,10 +145,9 @@ class Sampled(Method):
         for losses in _finite_losses(gates):
             fitted += int((losses < limit).sum())
             count += len(losses)
-        sharpness = self.current_sharpness(history)
         total, moment = 0.0, 0.0  # of the weights w, and of w·log w
-        for (scores,) in _pieces(self.scores(gates, history)):
-            logs = (scores[scores != -torch.inf].double() - 1).mul_(sharpness)
+        for (scores,) in _pieces(self.keep_scores(gates, history)):
+            logs = scores[scores != -torch.inf].double()
             weights = logs.exp()
             total += float(weights.sum())
             moment += float((weights * logs).sum())

@@ -34,8 +34,16 @@ TASKS: dict[str, tuple[float, int, int | None]] = {
     "detection": (0.8, 15, 292),
     "language_model": (0.7, 6, 4000),
     "regression": (0.7, 20, None),
+    "segmentation": (0.7, 12, 367),
+    "text": (0.7, 10, 10_000),
 }
-SCALES = {"mAP": ("%", 100), "R²": ("%", 100), "perplexity": ("", -1)}  # less is better
+SCALES = {
+    "mAP": ("%", 100),
+    "mIoU": ("%", 100),
+    "accuracy": ("%", 100),
+    "R²": ("%", 100),
+    "perplexity": ("", -1),
+}  # less is better
 WAYS = {  # the examples' names: method and protocol
     "adapruner": ("adapruner", "joint"),
     "kept set, anew": ("adapruner", "same epochs"),

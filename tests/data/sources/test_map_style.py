@@ -83,22 +83,11 @@ def test_dataset_fingerprint_is_over_class_length_and_targets() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("sample", "message"),
-    [
-        ((1, 2, 3), r"sample 1 of Pairs must be a pair .*found a tuple of 3 elements"),
-        ((1,), "a tuple of 1 elements"),
-        ({"image": 1, "label": 2}, "found a dict with keys 'image', 'label'"),
-        (torch.zeros(2), "found Tensor"),
-        ("ab", "found str"),
-        (None, "found NoneType"),
-    ],
-)
-def test_samples_that_are_not_pairs(sample: Any, message: str) -> None:
-    source = as_source(Pairs([(0, 0), sample]))
-    assert source[0] == (0, 0)
-    with pytest.raises(TypeError, match=message):
-        source[1]
+@pytest.mark.parametrize("sample", [(1, 2, 3), (1,), {"a": 1}, torch.zeros(2), "ab"])
+def test_an_item_that_is_no_pair_is_an_input_as_a_whole(sample: Any) -> None:
+    inputs, target = as_source(Pairs([(0, 0), sample]))[1]
+    assert inputs is sample
+    assert target is None
 
 
 def test_errors_of_a_dataset_pass_unchanged() -> None:

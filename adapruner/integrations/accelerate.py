@@ -1,0 +1,44 @@
+"""Pruning with Hugging Face Accelerate: a prepared loader that reads what a pruner chooses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from adapruner._util.extras import require
+from adapruner.data.loaders.user_loader import pruned_loader
+from adapruner.pruning.pruner import Pruner
+
+
+def prepare_loader(accelerator: Any, loader: DataLoader[Any], pruner: Pruner) -> Any:
+    """``accelerator.prepare`` of :func:`adapruner.pruned_loader`, for one or several processes.
+
+    The loader moves its batches to the accelerator's device, and ``accelerator.accumulate`` steps
+    the optimiser on the last batch of each epoch, however long the epoch is. In several processes
+    the sampler gives each process its share, so Accelerate does not share batches out again.
+
+    To resume, load the state of the pruner first. For the middle of an epoch, pass the loader to
+    ``accelerate.skip_first_batches`` with the number of batches that were trained.
+
+    Args:
+        accelerator: an ``accelerate.Accelerator``.
+        loader: the ordinary DataLoader of the training set. It is not prepared.
+        pruner: the pruner of its samples.
+
+    Returns:
+        A loader of batches with ids, for all epochs of the run.
+
+    Raises:
+        DatasetMismatchError, TypeError, ValueError: as :func:`adapruner.pruned_loader`.
+    """
+    accelerate = require("accelerate.data_loader", extra="accelerate")
+    prepared = accelerate.prepare_data_loader(
+        pruned_loader(loader, pruner),
+        device=accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=accelerator.device_placement,
+    )
+    prepared.set_epoch(pruner.epoch)  # Accelerate counts epochs itself
+    return prepared

@@ -1,0 +1,245 @@
+"""Pruning in Lightning: a callback that reloads, steps, saves and resumes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from adapruner._util.extras import require
+from adapruner.data.loaders.user_loader import batches_of, pruned_loader
+from adapruner.pruning.pruner import Pruner
+from adapruner.pruning.sampler import PrunedBatchSampler
+from adapruner.results.result import PruneResult
+
+lightning: Any = require("lightning.pytorch", extra="lightning")
+
+
+class AdaprunerCallback(lightning.Callback):
+    """Prunes the training set of a Lightning run while it trains.
+
+    Three lines change in a user's code: the callback joins the trainer, :meth:`loader` wraps the
+    training loader, and the training step takes its loss from :func:`pruner_of`.
+
+    The callback makes the trainer reload its loaders every epoch, because the number of batches
+    falls. It steps the pruner at the end of each epoch. Its state is part of Lightning's
+    checkpoints, and a run resumes in the middle of an epoch. An epoch that the trainer ends early,
+    by early stopping or ``max_steps``, is not stepped: :meth:`result` is then partial.
+
+    Args:
+        keep_ratio: share of the training set to keep.
+        pruner_options: further arguments of :class:`adapruner.Pruner`, by name. ``epochs`` is the
+            ``max_epochs`` of the trainer.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule, Trainer  # doctest: +SKIP
+        >>> class Net(LightningModule):  # doctest: +SKIP
+        ...     def training_step(self, batch, _):
+        ...         x, y, ids = batch
+        ...         return pruner_of(self).loss(self(x), y, ids)
+        >>> pruning = AdaprunerCallback(keep_ratio=0.7)  # doctest: +SKIP
+        >>> trainer = Trainer(max_epochs=20, callbacks=[pruning])  # doctest: +SKIP
+        >>> trainer.fit(Net(), pruning.loader(train_loader), val_loader)  # doctest: +SKIP
+        >>> kept = pruning.result().indices  # doctest: +SKIP
+    """
+
+    def __init__(self, keep_ratio: float = 0.7, **pruner_options: Any) -> None:
+        self._options = {"keep_ratio": keep_ratio, **pruner_options}
+        self._pruner: Pruner | None = None
+        self._trainer: Any = None
+        self._loaded: dict[str, Any] | None = None
+        self._sampler: PrunedBatchSampler | None = None
+        self.trained_batches = 0  # of the current epoch
+
+    @property
+    def pruner(self) -> Pruner:
+        """The pruner of the run.
+
+        Raises:
+            RuntimeError: the run has not begun.
+        """
+        if self._pruner is None:
+            raise RuntimeError(
+                "the pruner is made when the run begins; found no run. Pass callback.loader(...) "
+                "to trainer.fit, or return it from train_dataloader"
+            )
+        return self._pruner
+
+    def loader(self, loader: DataLoader[Any]) -> _TrainingLoader:
+        """``loader`` with the samples of the pruner's epoch, with ids, for ``trainer.fit``.
+
+        A batch is that of ``loader`` with the ids as one more element; see
+        :func:`adapruner.pruned_loader`. The hook ``train_dataloader`` can return it too.
+        """
+        return _TrainingLoader(self, loader)
+
+    def planned_steps(self) -> int:
+        """Planned optimiser steps of the run, for a schedule in ``configure_optimizers``.
+
+        Use it in place of ``trainer.estimated_stepping_batches``, which counts every epoch as long
+        as the first. It takes ``accumulate_grad_batches``, ``limit_train_batches`` and
+        ``max_steps`` into account.
+
+        Raises:
+            RuntimeError: the run has not begun, or its training loader is not of :meth:`loader`.
+        """
+        if self._trainer is None:
+            raise RuntimeError("steps are planned when the run begins; found no run")
+        trainer, group = self._trainer, self._trainer.accumulate_grad_batches
+        _ = trainer.estimated_stepping_batches  # loads the training loader
+        limit = trainer.limit_train_batches
+        lengths = [
+            int(length * limit) if isinstance(limit, float) else min(length, limit)
+            for length in self._batch_sampler().planned_lengths()
+        ]
+        steps = sum(-(-length // group) for length in lengths)
+        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+    def result(self) -> PruneResult:
+        """The result of the run; see :meth:`adapruner.Pruner.result`."""
+        return self.pruner.result()
+
+    def _make_loader(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """The pruned form of a loader. The first one makes the pruner."""
+        if self._trainer is None:
+            raise RuntimeError("the loader reads when trainer.fit runs; found no run")
+        if self._pruner is None:
+            samples, epochs = len(loader.dataset), self._trainer.max_epochs  # type: ignore[arg-type]
+            device = self._trainer.strategy.root_device
+            self._pruner = Pruner(samples, epochs=epochs, **{"device": device, **self._options})
+            if self._loaded is not None:
+                self._restore(self._pruner, self._loaded)
+        pruned = pruned_loader(loader, self._pruner)
+        batch_sampler: Any = pruned.batch_sampler
+        self._sampler = batch_sampler
+        return pruned
+
+    def _batch_sampler(self) -> PrunedBatchSampler:
+        if self._sampler is None:
+            raise RuntimeError(
+                "the training loader must be that of AdaprunerCallback.loader; found another one. "
+                "Pass callback.loader(loader) to trainer.fit, or return it from train_dataloader"
+            )
+        return self._sampler
+
+    # --- hooks of Lightning
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            raise ValueError(
+                f"max_epochs must be at least 1, the epochs of the run; found {trainer.max_epochs}"
+            )
+        if trainer.overfit_batches:
+            raise ValueError(
+                "overfit_batches must be 0, since it replaces the samples of the run; found "
+                f"{trainer.overfit_batches}"
+            )
+        if self._pruner is not None and self._pruner.epochs != trainer.max_epochs:
+            raise ValueError(
+                f"max_epochs must stay that of the run, {self._pruner.epochs}; found "
+                f"{trainer.max_epochs}. A second run needs a callback of its own"
+            )
+        self._trainer = trainer
+        trainer.reload_dataloaders_every_n_epochs = 1
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._batch_sampler()
+        planned, estimated = self.planned_steps(), trainer.estimated_stepping_batches
+        for config in trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            total = getattr(schedule, "total_steps", getattr(schedule, "T_max", None))
+            if config.interval == "step" and total == estimated != planned:
+                warnings.warn(
+                    f"{type(schedule).__name__} is planned for {total} steps, and the pruned run "
+                    f"has {planned}; use AdaprunerCallback.planned_steps() in place of "
+                    "trainer.estimated_stepping_batches",
+                    stacklevel=2,
+                )
+
+    def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        self.trained_batches += 1
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        steps_used_up = 0 <= trainer.max_steps <= trainer.global_step
+        stopped = trainer.should_stop or steps_used_up
+        whole = self.trained_batches >= trainer.num_training_batches
+        # A checkpoint of the end of an epoch has stepped the pruner when it was loaded.
+        if self.trained_batches and (whole or not stopped):
+            self.pruner.step()
+            self.trained_batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "pruner": None if self._pruner is None else self._pruner.state_dict(),
+            "trained_batches": self.trained_batches,
+            "batches": None if self._trainer is None else self._trainer.num_training_batches,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint. The pruner is made later if its dataset is not known yet."""
+        self._loaded = state
+        if self._pruner is not None:
+            self._restore(self._pruner, state)
+
+    def _restore(self, pruner: Pruner, state: dict[str, Any]) -> None:
+        if state["pruner"] is None:
+            return
+        pruner.load_state_dict(state["pruner"])
+        self.trained_batches = state["trained_batches"]
+        # Lightning saves after validation, before the end of the epoch, and resumes after it.
+        if self.trained_batches >= state["batches"]:
+            pruner.step()
+            self.trained_batches = 0
+
+
+class _TrainingLoader:
+    """A training loader whose pruner is made when the run begins, in each process of the run.
+
+    It is not a DataLoader, so Lightning does not put a sampler of its own into it. An iteration
+    starts at the batch after the last trained one.
+    """
+
+    def __init__(self, callback: AdaprunerCallback, loader: DataLoader[Any]) -> None:
+        batches_of(loader)  # raises early
+        self._callback, self._loader = callback, loader
+        self._pruned: DataLoader[Any] | None = None
+
+    def _ready(self) -> DataLoader[Any]:
+        if self._pruned is None:
+            self._pruned = self._callback._make_loader(self._loader)
+        return self._pruned
+
+    def __len__(self) -> int:
+        return len(self._ready())
+
+    def __iter__(self) -> Iterator[Any]:
+        loader: Any = self._ready()
+        sampler = loader.batch_sampler
+        position = {"position": self._callback.trained_batches}
+        sampler.load_state_dict(sampler.state_dict() | position)
+        return iter(loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the callback has the position. Lightning asks whether a loader can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing; see :meth:`state_dict`."""
+
+
+def pruner_of(module: Any) -> Pruner:
+    """The pruner of the run that a LightningModule is trained in.
+
+    Raises:
+        RuntimeError: its trainer has no :class:`AdaprunerCallback`, or the run has not begun.
+    """
+    for callback in module.trainer.callbacks:
+        if isinstance(callback, AdaprunerCallback):
+            return callback.pruner
+    raise RuntimeError(
+        "expected an AdaprunerCallback among the callbacks of the trainer; found none"
+    )

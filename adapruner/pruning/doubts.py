@@ -1,0 +1,58 @@
+"""Texts of the warnings about a run: what makes its selection doubtful."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adapruner.pruning import bitmask
+from adapruner.pruning.gates import Gates
+
+# Selections of runs with fewer epochs were no better than a random set: see docs/quality.md.
+FEW_EPOCHS = 10
+
+
+def few_epochs(epochs: int, keep_ratio: float) -> str | None:
+    """The warning for a run that is too short to learn a selection, or None."""
+    if epochs >= FEW_EPOCHS or keep_ratio == 1:
+        return None
+    return (
+        f"a selection needs about {FEW_EPOCHS} epochs to be better than a random set; found "
+        f"epochs={epochs}"
+    )
+
+
+def unread_samples(entry: Mapping[str, Any], may_drop: int) -> str | None:
+    """The warning for samples of an epoch that were never given to a loss, or None.
+
+    Args:
+        entry: the epoch's entry of the history.
+        may_drop: number of samples that loaders leave out of an epoch on purpose.
+    """
+    unread = entry["samples_skipped"]
+    if unread <= may_drop:
+        return None
+    return (
+        f"epoch {entry['epoch']} was to train on {entry['samples_read'] + unread} samples; found "
+        f"{unread} of them without a loss. Give every batch of the loader to pruner.loss, "
+        "linear_loss or weigh"
+    )
+
+
+def ids_like_positions(gates: Gates) -> str | None:
+    """The warning for ids that are places in a batch, or None.
+
+    They are if only the samples 0 to B − 1 had losses since the start of the run, and each of them
+    had several in this epoch.
+    """
+    seen = gates.seen()
+    count = bitmask.count(seen)
+    if not 0 < 2 * count <= min(gates.visits(), len(gates.logits)):
+        return None
+    if len(bitmask.indices_between(seen, 0, count)) < count:
+        return None
+    return (
+        f"ids look like places in a batch: found losses for the ids 0 to {count - 1} again and "
+        f"again, and for no others of {len(gates.logits)} samples. Give the dataset index of each "
+        "sample, as adapruner.with_ids does"
+    )

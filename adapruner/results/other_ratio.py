@@ -1,0 +1,61 @@
+"""The kept set of another keep ratio, from the scores of a run that has ended."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from adapruner.pruning import bitmask
+from adapruner.pruning.gates import Gates
+from adapruner.pruning.objective import Objective
+from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
+
+if TYPE_CHECKING:
+    from adapruner.results.result import PruneResult
+
+_TOP = torch.finfo(torch.float32).max
+
+
+def at(result: PruneResult, keep_ratio: float) -> PruneResult:
+    """``result`` at another ratio; :meth:`adapruner.PruneResult.at` documents it."""
+    count = result.num_samples
+    keep_ratio = check_keep_ratio(keep_ratio, count)
+    keys = (result.gate_logits if result.draw_keys is None else result.draw_keys).clone()
+    unreadable = (result.gate_logits == -torch.inf).nonzero().flatten()
+    # A smaller set is part of the kept set, and a larger set contains it.
+    if keep_count(keep_ratio, count) <= len(result.indices):
+        keys[~result.kept] = -_TOP
+    else:
+        keys[result.indices] = _TOP
+    keys[unreadable] = -torch.inf
+    labels = None if result.quota_labels is None else result.quota_labels.long()
+    selection = Selection(count, keep_ratio, labels=labels, held_out=result.held_out)
+    gates = Gates(count, keep_ratio, Objective(easy_weight=0.0), "cpu")
+    gates.exclude(unreadable)
+    selection.select(gates, keep_ratio, 1.0, keys)
+    indices = bitmask.indices(selection.kept)
+    warn_of_few(keep_ratio, count, len(indices))
+    costs = ("samples_read", "samples_read_full", "seconds", "seconds_full")
+    saved = {name: result.saved[name] for name in costs if name in result.saved}
+    return replace(
+        result,
+        indices=indices,
+        keep_ratio=keep_ratio,
+        selected_epoch=None,
+        config=result.config | {"run_keep_ratio": result.run_keep_ratio},
+        saved={"samples": count - len(indices), **saved},
+    )
+
+
+def warn_of_few(keep_ratio: float, num_samples: int, kept: int) -> None:
+    """Warn if fewer samples are kept than asked for, because others cannot be read."""
+    wanted = keep_count(keep_ratio, num_samples)
+    if wanted > kept:
+        warnings.warn(
+            f"expected {wanted} kept samples (keep_ratio {keep_ratio} of {num_samples}); found "
+            f"{kept}, since no more can be read",
+            stacklevel=4,
+        )

@@ -1,0 +1,225 @@
+"""The Lightning callback, in runs of Lightning's own Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support.training_data import blobs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
+
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: E402
+
+from adapruner.integrations.lightning import AdaprunerCallback, pruner_of  # noqa: E402
+
+pytestmark = [
+    pytest.mark.usefixtures("seeded"),
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+N, BATCH, EPOCHS = 200, 16, 6
+
+
+class Net(lightning.LightningModule):
+    def __init__(self, plan: bool = True) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Linear(5, 3)
+        self.plan = plan
+        self.read: list[list[int]] = []
+        self.rates: list[float] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        x, y, ids = batch
+        self.read.append(ids.tolist())
+        return pruner_of(self).loss(self.net(x), y, ids)
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        x, y = batch
+        self.log("loss", nn.functional.cross_entropy(self.net(x), y))
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.validated.append(self.current_epoch)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        [pruning] = [c for c in self.trainer.callbacks if isinstance(c, AdaprunerCallback)]
+        steps = pruning.planned_steps() if self.plan else self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def loader_of(samples: int, **arguments: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*blobs(samples)), BATCH, shuffle=True, **arguments)
+
+
+def fit(
+    folder: Path,
+    *callbacks: Any,
+    checkpoint: str | None = None,
+    workers: int = 0,
+    module: Net | None = None,
+    **arguments: Any,
+) -> tuple[Net, AdaprunerCallback, Any]:
+    module, pruning = module or Net(), AdaprunerCallback(keep_ratio=0.5)
+    trainer = lightning.Trainer(
+        **{"max_epochs": EPOCHS, "logger": False, "accelerator": "cpu", "devices": 1} | arguments,
+        default_root_dir=folder,
+        callbacks=[pruning, *callbacks],
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    training = pruning.loader(loader_of(N, num_workers=workers))
+    trainer.fit(module, training, loader_of(40), ckpt_path=checkpoint)
+    return module, pruning, trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_reads_validates_and_steps_as_planned(
+    tmp_path: Path, accumulate: int, precision: str
+) -> None:
+    net, pruning, trainer = fit(tmp_path, accumulate_grad_batches=accumulate, precision=precision)
+    pruner = pruning.pruner
+    reads = [entry["samples_read"] for entry in pruner.history]
+    assert reads == pruner.planned_reads()
+    assert reads[0] == N
+    assert reads[-1] < 0.6 * N
+    batches = [-(-count // BATCH) for count in reads]
+    steps = sum(-(-count // accumulate) for count in batches)
+    assert len(net.read) == sum(batches)
+    assert len(net.rates) == trainer.global_step == pruning.planned_steps() == steps
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+    assert net.validated == list(range(EPOCHS))
+    first = 0
+    for count, read in zip(batches, reads, strict=True):  # no epoch reads a sample twice
+        ids = [index for batch in net.read[first : first + count] for index in batch]
+        assert len(set(ids)) == len(ids) == read
+        first += count
+    result = pruning.result()
+    assert (len(result.indices), result.partial) == (N // 2, False)
+    assert all("reads" not in name for name in pruner.warnings)
+
+
+def resumed_runs(folder: Path, saver: Any, workers: int, **arguments: Any) -> int:
+    """Compare runs that resume from each checkpoint with the whole run. Returns their number."""
+    whole, expected, _ = fit(folder, saver, **arguments)
+    parameters = [p.clone() for p in whole.parameters()]
+    checkpoints = sorted(Path(saver.dirpath).glob("*.ckpt"))
+    for path in checkpoints:
+        net, pruning, _ = fit(folder, checkpoint=str(path), workers=workers, **arguments)
+        if net.read:
+            assert net.read == whole.read[-len(net.read) :]
+        assert torch.equal(pruning.result().gate_logits, expected.result().gate_logits)
+        assert torch.equal(pruning.result().indices, expected.result().indices)
+        assert all(map(torch.equal, net.parameters(), parameters))
+    return len(checkpoints)
+
+
+@pytest.mark.parametrize(("every", "workers"), [(13, 0), (17, 1)])  # 13 is the end of an epoch
+def test_a_checkpoint_of_a_step_is_gone_on_from(tmp_path: Path, every: int, workers: int) -> None:
+    saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=every, save_top_k=-1)
+    assert resumed_runs(tmp_path, saver, workers) >= 3
+
+
+def test_a_checkpoint_of_an_epoch_is_gone_on_from(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path / "saved", monitor="loss", save_top_k=-1, filename="{epoch}")
+    assert resumed_runs(tmp_path, saver, 0, max_epochs=4) == 4
+
+
+def test_early_stopping_gives_a_partial_result(tmp_path: Path) -> None:
+    stop = EarlyStopping("loss", patience=0, min_delta=10.0, check_on_train_epoch_end=False)
+    net, pruning, _ = fit(tmp_path, stop, max_epochs=12)
+    assert len(net.validated) == 2
+    assert pruning.pruner.epoch == 2
+    result = pruning.result()
+    assert result.partial
+    assert len(result.indices) == N // 2
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    _, pruning, trainer = fit(tmp_path, max_epochs=12, max_steps=30)
+    assert trainer.global_step == pruning.planned_steps() == 30
+    result = pruning.result()
+    assert result.partial
+    assert result.saved["samples_read"] == 2 * N + 4 * BATCH  # 13 batches an epoch
+    assert len(result.indices) == N // 2
+
+
+def test_fewer_batches_than_planned_are_warned_of(tmp_path: Path) -> None:
+    _, pruning, trainer = fit(tmp_path, limit_train_batches=5)
+    assert trainer.global_step == pruning.planned_steps() == 5 * EPOCHS
+    assert "found 120 of them without a loss" in pruning.pruner.warnings["reads"]
+    assert len(pruning.result().indices) == N // 2
+
+
+def test_fast_dev_run_runs(tmp_path: Path) -> None:
+    _, pruning, _ = fit(tmp_path, fast_dev_run=True)
+    assert pruning.pruner.epochs == 1
+    assert len(pruning.result().indices) == N // 2
+
+
+def test_a_schedule_of_too_many_steps_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"CosineAnnealingLR is planned for 78 steps, and"):
+        fit(tmp_path, module=Net(plan=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="CosineAnnealingLR is planned")
+        fit(tmp_path, max_epochs=2)
+
+
+def test_a_hook_can_return_the_loader(tmp_path: Path) -> None:
+    pruning = AdaprunerCallback(keep_ratio=0.5)
+
+    class Data(lightning.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return pruning.loader(loader_of(N))
+
+    trainer = lightning.Trainer(
+        max_epochs=4,
+        logger=False,
+        accelerator="cpu",
+        callbacks=[pruning],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Net(), datamodule=Data())
+    pruner = pruning.pruner
+    assert [entry["samples_read"] for entry in pruner.history] == pruner.planned_reads()
+    assert len(pruning.result().indices) == N // 2
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    def trainer(**arguments: Any) -> Any:
+        return lightning.Trainer(
+            logger=False, accelerator="cpu", enable_checkpointing=False, **arguments
+        )
+
+    pruning = AdaprunerCallback()
+    with pytest.raises(TypeError, match="must be a torch DataLoader; found list"):
+        pruning.loader([1, 2])
+    with pytest.raises(RuntimeError, match="the pruner is made when the run begins"):
+        pruning.result()
+    with pytest.raises(ValueError, match="max_epochs must be at least 1"):
+        trainer(max_steps=3, max_epochs=-1, callbacks=[pruning]).fit(Net(), loader_of(N))
+    with pytest.raises(ValueError, match="overfit_batches must be 0"):
+        trainer(max_epochs=3, overfit_batches=2, callbacks=[pruning]).fit(Net(), loader_of(N))
+    for module in (Net(), Net(plan=False)):
+        with pytest.raises(RuntimeError, match=r"must be that of AdaprunerCallback\.loader"):
+            trainer(max_epochs=3, callbacks=[AdaprunerCallback()]).fit(module, loader_of(N))
+    with pytest.raises(RuntimeError, match="expected an AdaprunerCallback among the callbacks"):
+        pruner_of(SimpleNamespace(trainer=SimpleNamespace(callbacks=[])))

@@ -1,0 +1,111 @@
+"""Warnings about a run: each is given once, is kept in the result, and has a run without it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+import torch
+from support.training_data import frozen
+from torch import Tensor
+
+from adapruner import Pruner
+from adapruner.errors import PruningWarning
+
+N = 100
+
+
+def epoch(pruner: Pruner, batches: Iterable[Tensor] | None = None) -> None:
+    losses = frozen(N)(pruner.epoch)
+    for ids in pruner.batches(16) if batches is None else batches:
+        pruner.weigh(losses[ids], ids)
+
+
+def messages(call: Callable[[], object]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(one.message) for one in caught if one.category is PruningWarning]
+
+
+@pytest.mark.parametrize(("epochs", "ratio", "count"), [(9, 0.5, 1), (10, 0.5, 0), (2, 1.0, 0)])
+def test_short_runs_are_warned_of(epochs: int, ratio: float, count: int) -> None:
+    found = messages(lambda: Pruner(N, ratio, epochs))
+    assert len(found) == count
+    assert all(f"found epochs={epochs}" in text for text in found)
+
+
+def test_a_whole_run_has_no_warning() -> None:
+    def run() -> None:
+        pruner = Pruner(N, 0.5, 12, labels=np.arange(N) % 2)
+        while not pruner.finished:
+            epoch(pruner)
+            pruner.step()
+        assert pruner.result().warnings == []
+
+    assert messages(run) == []
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_samples_without_a_loss_are_warned_of_once(warmup: int) -> None:
+    pruner = Pruner(N, 0.5, 12, warmup_epochs=warmup)
+
+    def part() -> None:
+        batches = list(pruner.batches(16))
+        epoch(pruner, batches[:-1])
+        pruner.step()
+
+    left = N - 6 * 16
+    [text] = messages(part)
+    assert text.startswith(f"epoch 0 was to train on {N} samples; found {left} of them without")
+    assert pruner.history[0]["samples_skipped"] == left
+    assert messages(part) == []  # once
+    assert pruner.state_dict()["warnings"] == {"reads": text}
+    later = Pruner(N, 0.5, 12, warmup_epochs=warmup)
+    later.load_state_dict(pruner.state_dict())
+    assert later.warnings == {"reads": text}
+
+
+def test_a_last_batch_that_is_dropped_on_purpose_is_not_warned_of() -> None:
+    pruner = Pruner(N, 0.5, 12)
+    loader = pruner.loader((torch.rand(N, 2), torch.arange(N) % 2), 16, drop_last=True)
+
+    planned = loader.sampler.planned_batches()
+    delivered = []
+
+    def counted() -> None:
+        while not pruner.finished:
+            batches = [ids for _, _, ids in loader]
+            delivered.append(len(batches))
+            epoch(pruner, batches)
+            pruner.step()
+
+    assert messages(counted) == []
+    assert sum(entry["samples_skipped"] for entry in pruner.history) > 0
+    assert sum(delivered) == planned  # samples of dropped batches do not delay the pruning
+
+
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_places_in_a_batch_given_as_ids_are_warned_of(warmup: int, track: bool) -> None:
+    pruner = Pruner(N, 0.5, 12, warmup_epochs=warmup, track_losses=track)
+
+    def run() -> None:
+        for _ in range(2):
+            epoch(pruner, [torch.arange(len(ids)) for ids in pruner.batches(16)])
+            pruner.step()
+
+    [text] = messages(run)
+    assert "look like places in a batch: found losses for the ids 0 to 15 again" in text
+
+
+@pytest.mark.parametrize("ids", [[0], list(range(8)), list(range(1, 17))])
+def test_ids_that_are_indices_are_not_taken_for_places(ids: list[int]) -> None:
+    # One sample, the first ones once, and a few that do not start at 0.
+    pruner = Pruner(N, 0.5, 12, warmup_epochs=0)
+    times = 1 if ids[0] == 0 else 4
+    epoch(pruner, [torch.tensor(ids)] * times)
+    found = messages(pruner.step)
+    assert [text for text in found if "places" in text] == []
