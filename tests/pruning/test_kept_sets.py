@@ -23,10 +23,10 @@ FORMS: dict[str, dict[str, Any]] = {
 # SHA-256 of the kept indices. Those of "published" are of version 0.1.0.
 KEPT = {
     "sampled": {
-        "plain": ["993e75fe1b32caa5", "d6cae6e1d25580c9", "1ca44f1406689e6b"],
-        "classes": ["b0fe42aa387dad58", "2adc54b732964465", "3713fa30a0624cd7"],
-        "held out": ["4c44e9e87c777fb2", "d2a6b5be2b18d24c", "8011db35dbf6af64"],
-        "untracked": ["0e1b2c235370c7ef", "5b2d4b8d591cb4ad", "0dedd4eca90c07f6"],
+        "plain": ["75db9da3a1e754af", "71cf9ccf62b79929", "45c805719274ae98"],
+        "classes": ["0596726fba6b60b8", "fc68c2082df6dd6b", "e24d53ac619fd264"],
+        "held out": ["0cb3a617cdb096ef", "ec601c608f114c95", "d9890d3e957ded8e"],
+        "untracked": ["3d88621d487c47b2", "ffded227796e4065", "12a1d726610dccf4"],
     },
     "published": {
         "plain": ["48bd347a8c7d4f3b", "2277fb835197eaa2", "6c30950fa2d9913e"],

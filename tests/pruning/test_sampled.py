@@ -65,12 +65,12 @@ def test_a_gate_tells_the_mean_pressure(epochs: int, factor: float) -> None:
 
 def test_the_kept_are_drawn_by_how_far_they_are_from_the_target_range() -> None:
     history = [PRUNE] * 5
-    pressures = [-9.0, -0.25, -0.1, 0.24, 0.3, 0.35, 0.9]
+    pressures = [-9.0, -0.25, -0.1, 0.34, 0.4, 0.45, 0.9]
     gates = gates_of(pressures, SAMPLED.logit_per_pressure(history))
     gates.age[1] = 9  # has no effect here
     found = first_drawn(gates, history, final=True)
     # Four epochs after the first one: half of the largest sharpness, 20.
-    expected = shares([math.exp(-10 * far) for far in (0.75, 0.1, 0.0, 0.0, 0.05, 0.1, 0.65)])
+    expected = shares([math.exp(-10 * far) for far in (0.65, 0.1, 0.0, 0.0, 0.05, 0.1, 0.55)])
     assert found.tolist() == pytest.approx(expected, abs=0.03)
 
 
@@ -150,7 +150,7 @@ def test_the_mean_of_last_losses_is_that_of_float64(size: int) -> None:
 
 def test_figures_tell_the_fitted_share_and_how_much_is_chance() -> None:
     history = [PRUNE] * 5  # sharpness 10
-    gates = gates_of([0.1, -0.1, 0.35, 0.45, 0.1], SAMPLED.logit_per_pressure(history))
+    gates = gates_of([0.1, -0.1, 0.45, 0.55, 0.1], SAMPLED.logit_per_pressure(history))
     gates.exclude(torch.tensor([4]))
     assert gates.last_loss is not None
     gates.last_loss.copy_(torch.tensor([0.19, 0.21, 5.0, 0.01, 0.0]))
@@ -210,7 +210,7 @@ def test_small_ratios_pass_over_the_easy_less() -> None:
     assert small.easy_side_weight == pytest.approx(1 / 16)
     history = [PRUNE] * 8
     unit = small.logit_per_pressure(history)
-    found = small.scores(gates_of([-0.95, 0.45, 0.2], unit, small), history)
+    found = small.scores(gates_of([-0.95, 0.55, 0.2], unit, small), history)
     assert found.tolist() == pytest.approx([1 - 0.05, 1 - 0.2, 1.0], abs=1e-5)
     assert find_method("published").at(0.01, 500) is find_method("published")
 
@@ -262,7 +262,7 @@ def test_one_that_was_finite_once_ranks_by_that() -> None:
         pruner.step()
     # The mean of the first epoch is 6.8 / 3. The third sample has the largest pressure, 1.
     scores = pruner.result().gate_logits.tolist()
-    assert scores == pytest.approx([1, 1, 1 - (1 - 0.25), -1e3], abs=0.05)
+    assert scores == pytest.approx([1, 1, 1 - (1 - 0.35), -1e3], abs=0.05)
 
 
 def test_gates_that_never_stepped_are_drawn_by_chance_too() -> None:
