@@ -1,6 +1,6 @@
 # make setup | demo | demo-distributed | test | style | docs | wheel | bench | bench-full | bench-native | quality |
-# quality-quick |
-# cuda-report | gpu-check.  Every target but gpu-check sets up what it needs in .venv.
+# quality-quick | cuda-report | gpu-check | sanitize | torture.  Every target but gpu-check sets up what it needs in
+# .venv.
 #
 # CUDA=on | off: whether CUDA kernels are built. Where nothing is said, they are built for the GPUs of
 # this machine, if it has any. TORCH_CUDA_ARCH_LIST names other architectures.
@@ -14,8 +14,8 @@ NATIVE := $(SOURCES) $(wildcard cmake/*)
 FORMATTED := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/csrc/*.h' 'tests/csrc/*.cpp'
 CXX ?= c++
 
-.PHONY: setup demo demo-distributed test test-native style format docs wheel bench bench-full bench-native quality quality-quick cuda-report \
-  gpu-check clean
+.PHONY: setup demo demo-distributed test test-native style format docs wheel bench bench-full bench-native quality \
+  quality-quick cuda-report gpu-check sanitize torture clean
 
 setup: $(SETUP)
 
@@ -114,6 +114,21 @@ quality: setup
 # A minute, on digits, into build/quality.
 quality-quick: setup
 	$(BIN)/python -m benchmarks.quality.run quick --results build/quality/results
+
+# The package in build/sanitize, with a native library under AddressSanitizer and UndefinedBehaviorSanitizer, and
+# random arguments for its operators, for SECONDS=N.
+sanitize: setup build/sanitize/.built
+	$(BIN)/python -m torture.sanitize $(if $(SECONDS),--seconds $(SECONDS))
+
+build/sanitize/.built: setup.py CMakeLists.txt $(NATIVE) $(wildcard adapruner/*.py adapruner/*/*.py adapruner/*/*/*.py)
+	PATH="$(CURDIR)/$(BIN):$$PATH" ADAPRUNER_CUDA=off ADAPRUNER_SANITIZE=address,undefined $(BIN)/python setup.py --quiet \
+	  build_py --build-lib build/sanitize build_ext --build-lib build/sanitize --build-temp build/sanitize-objects
+	touch $@
+
+# Kills, full disks, damaged and hostile files, long runs: some ten minutes, or HOURS=N. ONLY=kill,fuzz chooses kinds.
+# The results go to build/torture/torture.json, or OUT=FILE. It fails if it finds anything.
+torture: setup build/sanitize/.built
+	$(BIN)/python -m torture $(if $(HOURS),--hours $(HOURS)) $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf build dist .venv *.egg-info adapruner/_C*.so

@@ -93,6 +93,7 @@ class CMakeBuild(build_ext):
             "TORCH_VERSION": torch.__version__,
             "TORCH_CUDA_VERSION": cuda or "",
             "ADAPRUNER_CUDA": os.environ.get("ADAPRUNER_CUDA", "auto"),
+            "SANITIZE": os.environ.get("ADAPRUNER_SANITIZE", ""),
             "CUDA_ARCH_LIST": cuda_architectures(torch) if cuda else "",
             "PYTHON_INCLUDE": sysconfig.get_path("include"),
             "MODULE_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adapruner.errors import (
         DatasetMismatchError,
         FileFormatError,
+        FolderInUseError,
         RankError,
         UnreadableSampleError,
     )
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DatasetMismatchError",
     "FileFormatError",
+    "FolderInUseError",
     "PruneResult",
     "PrunedBatchSampler",
     "PrunedSampler",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "DatasetMismatchError": "adapruner.errors",
     "FileFormatError": "adapruner.errors",
+    "FolderInUseError": "adapruner.errors",
     "PruneResult": "adapruner.results.result",
     "PrunedBatchSampler": "adapruner.pruning.sampler",
     "PrunedSampler": "adapruner.pruning.sampler",

@@ -11,6 +11,10 @@ class FileFormatError(ValueError):
     """A file is cut off or altered, or of another kind or version than expected."""
 
 
+class FolderInUseError(OSError):
+    """Another run is writing its checkpoints to the folder."""
+
+
 class UnreadableSampleError(RuntimeError):
     """A sample cannot be read, and the run must stop."""
 

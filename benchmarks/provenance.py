@@ -14,7 +14,14 @@ from adapruner.ops import _C
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the figures depend on: not what a run itself writes.
-CODE = (":/adapruner", ":/csrc", ":/benchmarks", ":/examples", ":(top,exclude)benchmarks/results")
+CODE = (
+    ":/adapruner",
+    ":/csrc",
+    ":/benchmarks",
+    ":/examples",
+    ":/torture",
+    ":(top,exclude)benchmarks/results",
+)
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 

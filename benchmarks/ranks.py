@@ -32,6 +32,7 @@ from benchmarks.provenance import provenance
 RANKS, EPOCHS_READ = 2, 0.7
 BATCH = 128  # of a rank in a step
 BATCH_AT_END = 512  # of a rank at the end of an epoch: the global batches of eight ranks with 128
+VISIT, GATES = 16, 19.25  # bytes of a visit on its way, and of a sample in the memory of a rank
 # Assumed speeds of the network of each rank, bytes a second.
 NETWORKS = {"25 Gbit/s": 3.1e9, "200 Gbit/s": 25e9}
 STEP = {"DDP": "plain", "DDP with a pruner": "pruned", "DDP, all-gather a step": "gathered"}
@@ -52,15 +53,15 @@ def end_of_epoch(samples: int) -> dict[str, float]:
     mine = order[rank * own : (rank + 1) * own].split(BATCH_AT_END)
     for ids, loss in zip(mine, losses.split(BATCH_AT_END), strict=True):
         found = ops.MaskedLoss(loss.sum(), loss, pressure[: len(ids)])
-        visits.take(Batch(ids, found, evaluated=False))
+        visits.take(Batch(ids, found, False, predicted=ids.int() % 100))
     times = dict.fromkeys(("gather", "replay"), 0.0)
     dist.barrier()
     clock = time.perf_counter()
     gates = pruner.gates
-    for _, ids, loss, _ in visits._gather(gates):
+    for _, ids, loss, _, predicted in visits._gather(gates):
         times["gather"] += time.perf_counter() - clock
         begun = time.thread_time()
-        gates.learn(ids, ops.masked_loss(loss, ids, gates.logits, gates.state))
+        gates.learn(ids, ops.masked_loss(loss, ids, gates.logits, gates.state), predicted)
         times["replay"] += time.thread_time() - begun
         clock = time.perf_counter()
     visits.forget()
@@ -194,12 +195,12 @@ def _computed(found: dict[str, Any]) -> list[str]:
     for samples in (10**7, 10**9, 10**11):
         for ranks in (8, 64, 1024):
             visits = EPOCHS_READ * samples
-            received = 12 * visits * (ranks - 1) / ranks
+            received = VISIT * visits * (ranks - 1) / ranks
             cells = [tables.time(received / speed) for speed in NETWORKS.values()]
             lines.append(
-                f"| 10^{len(str(samples)) - 1} | {ranks} | {size(12 * visits / ranks)} | "
+                f"| 10^{len(str(samples)) - 1} | {ranks} | {size(VISIT * visits / ranks)} | "
                 f"{size(received)} | {' | '.join(cells)} | {tables.time(per_visit * visits)} | "
-                f"{tables.time(per_sample * samples)} | {size(9.25 * samples)} |"
+                f"{tables.time(per_sample * samples)} | {size(GATES * samples)} |"
             )
     return lines
 

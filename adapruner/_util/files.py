@@ -7,6 +7,7 @@ either the whole old content or the whole new content.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], Non
 
     The temporary file is alone in a temporary folder beside ``path``, because ``write`` may leave
     other files beside its file (safetensors does). After an error ``path`` has its old content and
-    the folder is removed. A killed process can leave the folder; :func:`remove_leftovers` removes
+    the folder is removed. A killed process can leave the folder; the next write of ``path`` removes
     it.
 
     Raises:
@@ -41,27 +42,21 @@ def replace_atomically(path: str | os.PathLike[str], write: Callable[[Path], Non
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(f"cannot write {path}: expected a file, or nothing; found a device or a pipe")
     if not path.parent.exists():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not path.parent.is_dir():
         raise NotADirectoryError(f"cannot write {path}: {path.parent} is not a folder")
-    workplace = _temporary(path)
-    temporary = workplace / path.name
-    try:
-        workplace.mkdir()
+    with _workplace(path) as workplace:
+        temporary = workplace / path.name
         temporary.touch()
         # The umask gives this mode. A writer that makes its own file may use a stricter one.
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        _sync_file(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        _name(error, path, workplace)
-        raise
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
     _sync_folder(path.parent)
 
 
@@ -78,22 +73,67 @@ def new_folder(destination: Path, what: str) -> Iterator[Path]:
         FileNotFoundError: the parent of ``destination`` does not exist.
     """
     _check_free(destination, what)
-    # An old folder is empty here, so rename can replace it.
-    temporary = _temporary(destination)
-    try:
+    with _workplace(destination) as workplace:
+        temporary = workplace / "folder"
         temporary.mkdir()
         yield temporary
+        for folder, _, files in os.walk(temporary):
+            for file in files:
+                _sync_file(Path(folder, file))
+        # An old folder is empty here, so rename can replace it.
         os.rename(temporary, destination)
+    _sync_folder(destination.parent)
+
+
+@contextlib.contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, removed at the end. An error in the block names ``path``.
+
+    The folder is locked while its writer lives, so the next writer of ``path`` can remove the
+    folder of one that was killed. The name is short, however long that of ``path`` is.
+    """
+    remove_leftovers(path)
+    workplace, descriptor = path, -1
+    try:
+        while descriptor < 0:
+            workplace = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
+            workplace.mkdir()
+            descriptor = _lock(workplace, alone=False)  # below 0 if another writer has removed it
+        yield workplace
     except OSError as error:
-        _name(error, destination, temporary)
+        _name(error, path, workplace)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if workplace != path:
+            shutil.rmtree(workplace, ignore_errors=True)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
-def _temporary(path: Path) -> Path:
-    """A new place beside ``path``. Its name is short, however long that of ``path`` is."""
-    return path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
+def _lock(folder: Path, alone: bool) -> int:
+    """A descriptor of ``folder`` that holds its lock, or −1.
+
+    Args:
+        folder: the folder. It may vanish at any moment.
+        alone: whether a file system without locks gives −1. Otherwise it gives a descriptor.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if alone or isinstance(error, FileNotFoundError):
+            return -1
+        raise
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = os.path.samestat(os.fstat(descriptor), os.lstat(folder))
+    except (BlockingIOError, FileNotFoundError):
+        held = False
+    except OSError:  # no locks here
+        held = not alone
+    if held:
+        return descriptor
+    os.close(descriptor)
+    return -1
 
 
 def _prefix(path: Path) -> str:
@@ -106,9 +146,14 @@ def _name(error: OSError, path: Path, workplace: Path) -> None:
 
     It would name a temporary file, or no file at all where the disk is full.
     """
-    inner = error.filename is None or str(error.filename).startswith(str(workplace))
-    if error.errno is not None and error.filename2 is None and inner:
+    inner = error.filename is None or any(
+        os.fsdecode(name).startswith(str(workplace))
+        for name in (error.filename, error.filename2)  # a rename and a link have two
+        if isinstance(name, (str, bytes, os.PathLike))
+    )
+    if error.errno is not None and inner:
         error.filename = str(path)
+        del error.filename2  # None would be shown as a second name
 
 
 def _check_free(destination: Path, what: str) -> None:
@@ -126,6 +171,12 @@ def _check_free(destination: Path, what: str) -> None:
         )
 
 
+def _sync_file(path: Path) -> None:
+    if not path.is_symlink():
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
+
+
 def _sync_folder(folder: Path) -> None:
     # The file is in place already, so a failure here is not an error. Some network file systems
     # cannot sync a folder, and a folder without read permission cannot be opened.
@@ -138,13 +189,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove the temporary folders of killed writers of ``path``. No writer may be running."""
+    """Remove the temporary folders of killed writers of ``path``."""
     path = Path(path)
     for leftover in path.parent.glob(f"{_prefix(path)}{'[0-9a-f]' * 8}.tmp"):
-        if leftover.is_dir():
+        descriptor = _lock(leftover, alone=True)
+        if descriptor >= 0:
             shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def write_file(
@@ -222,7 +273,13 @@ def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor
     text = metadata.get("content", "")
     if _digest(kind, tensors, text) != metadata.get("sha256"):
         raise FileFormatError(f"{path} was altered: its content does not match its SHA-256")
-    return tensors, json.loads(text)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} has content that is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{path} must hold a JSON object; found {type(content).__name__}")
+    return tensors, content
 
 
 def pack_texts(texts: Sequence[str]) -> tuple[Tensor, int]:
@@ -239,7 +296,10 @@ def unpack_texts(packed: Tensor, num_bytes: int) -> list[str]:
     """
     # A limit, because a small file can unpack to any size.
     unpacker = zlib.decompressobj()
-    raw = unpacker.decompress(packed.numpy().tobytes(), num_bytes + 1)
+    try:
+        raw = unpacker.decompress(packed.numpy().tobytes(), num_bytes + 1)
+    except zlib.error as error:
+        raise FileFormatError(f"file names cannot be unpacked: {error}") from error
     if len(raw) != num_bytes or not unpacker.eof:
         raise FileFormatError(f"file names must have {num_bytes} bytes; found other names")
     return [os.fsdecode(name) for name in raw.split(b"\0")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -10,6 +11,9 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 import torch
+
+# Held by a thread while it has seeded the global generators of torch, NumPy and random.
+GENERATORS = threading.RLock()
 
 
 class Stream(IntEnum):
@@ -64,11 +68,15 @@ def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 @contextmanager
 def generators_restored() -> Iterator[None]:
-    """Restore the global generators of torch (CPU), ``random`` and NumPy afterwards."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])  # noqa: NPY002
+    """Restore the global generators of torch (CPU), ``random`` and NumPy afterwards.
+
+    Threads take turns.
+    """
+    with GENERATORS:
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            yield
+        finally:
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])  # noqa: NPY002

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from adapruner import vision
 from adapruner._util.extras import require
 from adapruner._util.files import replace_atomically
+from adapruner._util.progress import bar_is_shown
 from adapruner.cli import answers
 from adapruner.cli.checks import Place
 from adapruner.cli.console import complain, say
@@ -200,7 +201,9 @@ def index(arguments: Namespace) -> None:
         raise ValueError(f"shards must have different names; found two with the index {double}")
     broken, samples = 0, 0
     for shard, path in zip(
-        tqdm(shards, unit=" shards", leave=False, disable=None), paths, strict=True
+        tqdm(shards, unit=" shards", leave=False, disable=not bar_is_shown(True)),
+        paths,
+        strict=True,
     ):
         found, problem = _scanned(store.open(shard) if store else shard, arguments.column)
         if problem is None:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from adapruner._version import __version__
 from adapruner.cli.checks import EXPECTED, at_least, method_name, place, positive, ratio
+from adapruner.cli.console import without_commands
 from adapruner.pruning.methods import DEFAULT_METHOD, HOMES
 
 EXPORT_FORMATS = ("paths", "npy", "csv", "parquet", "links", "wds-index", "shards")
@@ -45,7 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that names the option that an unknown option resembles."""
+    """A parser that names the option that an unknown option resembles.
+
+    Its messages do not command the terminal: ``*`` can name any file.
+    """
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
@@ -53,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
             options = re.findall(r"--[\w-]+", " ".join(self._all_help()))
             close = get_close_matches(unknown[1].replace("_", "-"), options, n=1)
             message += f"; did you mean {close[0]}?" if close else ""
-        super().error(message)
+        super().error(without_commands(message))
 
     def _all_help(self) -> Iterator[str]:
         yield self.format_help()

@@ -12,6 +12,7 @@ from adapruner.ops.losses import (
     masked_cross_entropy,
     masked_linear_cross_entropy,
     masked_loss,
+    mean_weight,
 )
 from adapruner.ops.native import _C
 from adapruner.ops.order import Order, masked_order
@@ -39,6 +40,7 @@ __all__ = [
     "masked_linear_cross_entropy",
     "masked_loss",
     "masked_order",
+    "mean_weight",
     "oldest_mask",
     "sampling_keys",
     "segmented_topk",

@@ -163,3 +163,22 @@ def masked_loss(sample_loss: Tensor, ids: Tensor, gate_logits: Tensor, state: Te
     """
     loss, pressure, _ = torch.ops.adapruner.masked_loss(sample_loss, ids, gate_logits, state)
     return MaskedLoss(loss, sample_loss.detach().clamp(min=0), pressure)
+
+
+def mean_weight(target: Tensor, weight: Tensor, ignore_index: int = -100) -> Tensor:
+    """Mean class weight of a batch: the mean over its samples of the mean over a sample's rows.
+
+    A loss with class weights, divided by this mean, is a weighted mean over the samples.
+
+    Args:
+        target: ``[B]`` or ``[B, ...]``, classes or ``ignore_index``.
+        weight: class weights ``[C]``.
+        ignore_index: target value of rows that do not count.
+
+    Returns:
+        Scalar of the dtype of ``weight``. A sample without counted rows counts as 0.
+    """
+    rows = target.reshape(len(target), -1)
+    counted = rows != ignore_index
+    weights = weight[rows.long().where(counted, 0)].where(counted, 0)
+    return (weights.sum(1) / counted.sum(1).clamp(min=1)).mean()

@@ -292,20 +292,37 @@ class Gates:
             tensors |= self.record.state_dict()
         return tensors
 
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Copy ``tensors`` in. After an error nothing has changed.
+    def check_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Raise unless ``tensors`` can be loaded.
 
         Raises:
-            ValueError: a tensor is missing or has another shape.
+            ValueError: a tensor is missing or has another shape, or a count is impossible.
         """
-        own = self.state_dict()
-        for name, tensor in own.items():
+        for name, tensor in self.state_dict().items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 found = list(tensors[name].shape) if name in tensors else "nothing"
                 raise ValueError(
                     f"{name} of the state must have shape {list(tensor.shape)}; found {found}"
                 )
-        for name, tensor in own.items():
+        closed = int((tensors["gate_logits"] == -torch.inf).sum())
+        population = int(tensors["state"][_SLOTS["population"]])
+        if population != len(self.logits) - closed:
+            raise ValueError(
+                f"population of the state must be {len(self.logits) - closed}, the number of "
+                f"samples that are not excluded; found {population}"
+            )
+        count = int(tensors["state"][_SLOTS["not_finite_count"]])
+        if count < 0:
+            raise ValueError(f"not_finite_count of the state must be at least 0; found {count}")
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Copy ``tensors`` in. After an error nothing has changed.
+
+        Raises:
+            ValueError: as :meth:`check_state_dict`.
+        """
+        self.check_state_dict(tensors)
+        for name, tensor in self.state_dict().items():
             tensor.copy_(tensors[name])
         self._use_running_scale(bool(self.integer("scale_running")))
 

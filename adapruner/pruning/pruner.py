@@ -173,6 +173,7 @@ class Pruner(Run):
         ids: Tensor,
         *,
         weight: Tensor | None = None,
+        weighted_mean: bool = False,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         overwrite_logits: bool = False,
@@ -190,6 +191,10 @@ class Pruner(Run):
             target: ``[B]`` or ``[B, ...]``, integers.
             ids: ``[B]``, dataset indices of the samples, on any device.
             weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+            weighted_mean: divide the loss by the mean weight of the batch
+                (:func:`adapruner.ops.mean_weight`), as ``cross_entropy`` does with ``weight``.
+                Otherwise the loss is a plain mean of weighted losses. Gates see the losses of the
+                samples, which this does not change.
             overwrite_logits: see :func:`adapruner.ops.masked_cross_entropy`.
 
         Returns:
@@ -212,7 +217,8 @@ class Pruner(Run):
             label_smoothing=label_smoothing,
             overwrite_logits=overwrite_logits,
         )
-        return self._learned(ids, losses, factor, predicted)
+        loss = self._learned(ids, losses, factor, predicted)
+        return _averaged(loss, target, weight, weighted_mean, ignore_index)
 
     def linear_loss(
         self,
@@ -223,6 +229,7 @@ class Pruner(Run):
         *,
         linear_bias: Tensor | None = None,
         weight: Tensor | None = None,
+        weighted_mean: bool = False,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> Tensor:
@@ -239,6 +246,10 @@ class Pruner(Run):
             ids: ``[B]``, dataset indices of the samples.
             linear_bias: ``[C]``.
             weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+            weighted_mean: divide the loss by the mean weight of the batch
+                (:func:`adapruner.ops.mean_weight`), as ``cross_entropy`` does with ``weight``.
+                Otherwise the loss is a plain mean of weighted losses. Gates see the losses of the
+                samples, which this does not change.
 
         Returns:
             Scalar, with its graph on ``hidden``, ``linear_weight`` and ``linear_bias``.
@@ -267,7 +278,8 @@ class Pruner(Run):
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
         )
-        return self._learned(ids, losses, factor)
+        loss = self._learned(ids, losses, factor)
+        return _averaged(loss, target, weight, weighted_mean, ignore_index)
 
     def weigh(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> Tensor:
         """The training loss of a batch from per-sample losses, for any task. Steps the gates.
@@ -361,3 +373,12 @@ class Pruner(Run):
         from adapruner.results.making import result_of
 
         return result_of(self)
+
+
+def _averaged(
+    loss: Tensor, target: Tensor, weight: Tensor | None, weighted_mean: bool, ignore_index: int
+) -> Tensor:
+    """``loss``, divided by the mean class weight of the batch if that is asked for."""
+    if weight is None or not weighted_mean:
+        return loss
+    return loss / ops.mean_weight(target, weight, ignore_index)

@@ -23,6 +23,7 @@ from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.history import entry_of
 from adapruner.pruning.methods import DEFAULT_METHOD, current_name, find_method
+from adapruner.pruning.restored import check_state
 from adapruner.pruning.sampler import Samples
 from adapruner.pruning.schedule import Best, Controller, choose_best
 from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
@@ -314,10 +315,7 @@ class Run:
         """Bring the gates up to date with the visits of all ranks. All ranks must call it.
 
         :meth:`step` and :meth:`state_dict` do it too. A process alone is up to date after each
-        batch.
-
-        Raises:
-            See :meth:`step`.
+        batch. It raises what :meth:`step` raises.
         """
         self._meet("synchronize")
 
@@ -383,6 +381,8 @@ class Run:
                 )
         if state["segments"] != self.selection.digest():
             raise ValueError("the state is of a run with other labels or other held-out samples")
+        self.gates.check_state_dict(state["gates"])
+        check_state(state, self.num_samples, self.keep_ratio, self.epochs)
         self.gates.load_state_dict(state["gates"])
         self.visits.forget()
         self._share_weights.clear()

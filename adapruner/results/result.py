@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 from adapruner._util.checks import check_same_dataset
 from adapruner._util.files import pack_texts, read_file, unpack_texts, write_file
 from adapruner.errors import FileFormatError
+from adapruner.results.checks import check_content, check_tensors
 
 if TYPE_CHECKING:
     from adapruner.data.sources.base import Source
@@ -97,7 +98,7 @@ class PruneResult:
     quota_labels: Tensor | None = None
     held_out: Tensor | None = None
     targets: Tensor | None = None
-    paths: list[str] | None = None
+    paths: Sequence[str] | None = None
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     not_finite: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -237,12 +238,23 @@ class PruneResult:
             raise FileFormatError(
                 f"{path} is not a whole result; not found: {', '.join(sorted(missing))}"
             )
+        try:
+            check_tensors(tensors)
+            check_content(content, len(tensors["gate_logits"]))
+        except FileFormatError as error:
+            raise FileFormatError(f"{path} is not a result: {error}") from error
         names = (*_IN_JSON, *_NEWER)
         values: dict[str, Any] = {name: content[name] for name in names if name in content}
         values |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
         values["unreadable"] = [(index, reason) for index, reason in content["unreadable"]]
         if "paths" in tensors:
-            values["paths"] = unpack_texts(tensors["paths"], content["path_bytes"])
+            paths = unpack_texts(tensors["paths"], content.get("path_bytes", 0))
+            if len(paths) != len(tensors["gate_logits"]):
+                expected = len(tensors["gate_logits"])
+                raise FileFormatError(
+                    f"{path} is not a result: expected {expected} paths; found {len(paths)}"
+                )
+            values["paths"] = paths
         return cls(indices=tensors["indices"], gate_logits=tensors["gate_logits"], **values)
 
     def to_dataframe(self, source: Source | None = None) -> Any:

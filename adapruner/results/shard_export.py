@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from adapruner._util.files import new_folder
+from adapruner._util.progress import bar_is_shown
 from adapruner.data.sources.base import IntArray
 from adapruner.data.sources.shard_index import ShardIndex, parse_line, scan, write_index
 from adapruner.data.sources.shards import ShardSource
@@ -54,7 +55,7 @@ def write_kept_shards(source: ShardSource, kept: IntArray, destination: Path) ->
     most = max(source.samples_in_shard)
     with (
         new_folder(destination, "shards") as folder,
-        tqdm(total=len(kept), unit=" samples", disable=None) as bar,
+        tqdm(total=len(kept), unit=" samples", disable=not bar_is_shown(True)) as bar,
     ):
         writer = _Writer(folder, most)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -57,7 +57,7 @@ def sample_table(result: PruneResult, source: Source | None = None) -> Table:
     """
     table: Table = {"index": np.arange(result.num_samples, dtype=np.int64)}
     if (paths := _paths(result, source)) is not None:
-        table["path"] = paths
+        table["path"] = list(paths)
     names = result.dataset.get("class_names")
     labels = _labels(result, source)
     if labels is not None:
@@ -193,7 +193,7 @@ def _as_utf8(paths: list[str]) -> list[str]:
     return paths
 
 
-def _paths(result: PruneResult, source: Source | None) -> list[str] | None:
+def _paths(result: PruneResult, source: Source | None) -> Sequence[str] | None:
     if result.paths is not None:
         return result.paths
     if isinstance(source, ShardSource):

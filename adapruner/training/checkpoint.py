@@ -48,8 +48,20 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
             f"cannot resume from the checkpoint; remove it to start again, or choose another "
             f"folder: {error}"
         ) from error
-    state: dict[str, Any] = _restore(content["structure"], tensors)
+    try:
+        state = _restore(content["structure"], tensors)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _broken(path, f"{type(error).__name__}: {error}") from error
+    if not isinstance(state, dict):
+        raise _broken(path, f"found {type(state).__name__}")
     return state
+
+
+def _broken(path: Path, why: str) -> FileFormatError:
+    return FileFormatError(
+        "cannot resume from the checkpoint; remove it to start again, or choose another folder: "
+        f"{path} does not hold the state of a run ({why})"
+    )
 
 
 def _flatten(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
@@ -83,6 +95,8 @@ def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
+        if not all(isinstance(key, (str, int)) for key, _ in content):
+            raise TypeError("keys must be strings or whole numbers")
         return {key: _restore(v, tensors) for key, v in content}
     items = [_restore(v, tensors) for v in content]
     return tuple(items) if kind == "tuple" else items

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import default_collate
-from tqdm.auto import tqdm
 
 from adapruner._util.checks import checked_real, checked_whole
-from adapruner._util.seeds import Stream, stream_seed
+from adapruner._util.lock import locked_folder
+from adapruner._util.progress import tell
+from adapruner._util.seeds import GENERATORS, Stream, stream_seed
 from adapruner.data.loaders.choice import (
     Columns,
     choose_loader,
@@ -150,7 +150,7 @@ def fast_prune(
         collate_fn: makes a batch from a list of (input, target).
         fingerprint: a string that identifies the dataset, in place of its content.
         checkpoint_dir: folder for a checkpoint after each epoch. A checkpoint that is already there
-            is resumed.
+            is resumed. The folder is locked until the run ends, so each run needs its own.
         on_error: "skip" leaves out unreadable samples, lists them in the result and never keeps
             them; "raise" stops at the first one.
         progress: show the progress on standard error.
@@ -164,6 +164,8 @@ def fast_prune(
         TypeError, ValueError: an argument has a wrong type or value.
         IndexError: a target is out of range for the model's logits.
         DatasetMismatchError: the checkpoint belongs to another dataset.
+        FileFormatError: the checkpoint is damaged.
+        FolderInUseError: another run is using ``checkpoint_dir``.
         UnreadableSampleError: a sample is unreadable and ``on_error="raise"``, or no sample is
             readable.
         FloatingPointError: no batch of an epoch had a finite loss.
@@ -268,13 +270,12 @@ def fast_prune(
         device=where,
     )
     if trainer.progress:
-        tqdm.write(
+        tell(
             f"loader: {training_choice.name} ({training_choice.why}); "
-            f"held-out samples: {evaluation_choice.name}",
-            file=sys.stderr,
+            f"held-out samples: {evaluation_choice.name}"
         )
         if not ranks.alone:
-            tqdm.write(f"ranks: {ranks.size}; the model: {parallel}", file=sys.stderr)
+            tell(f"ranks: {ranks.size}; the model: {parallel}")
     settings = {
         "loader": training_choice.name,
         "batch_size": batch_size,
@@ -286,7 +287,8 @@ def fast_prune(
     }
     same = {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
     ranks.meet("fast_prune", None, **settings, **same)
-    with ranks.failing_together(), _training_mode_kept(model):
+    writes = checkpoint_dir if ranks.first else None
+    with ranks.failing_together(), _training_mode_kept(model), _reserved(writes):
         if checkpoint_dir is not None:
             trainer.resume(checkpoint_dir, settings)
         while not pruner.finished:
@@ -366,15 +368,27 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
 def _seeded(seed: int, epoch: int, rank: int, device: torch.device) -> Iterator[None]:
     """Seed torch's generators for an epoch (for dropout), and restore them at the end.
 
-    Ranks drop different units.
+    Ranks drop different units. All threads share these generators, so runs in several threads take
+    turns, epoch by epoch.
     """
     own = stream_seed(seed, epoch, Stream.MODEL) + rank
     on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    with GENERATORS, torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(own)
         if on_gpu:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(own)
+        yield
+
+
+@contextmanager
+def _reserved(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Make the folder of the checkpoints, and hold its lock."""
+    if folder is None:
+        yield
+        return
+    os.makedirs(folder, exist_ok=True)  # now, so that a bad place shows before the first epoch
+    with locked_folder(folder):
         yield
 
 

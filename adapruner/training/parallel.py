@@ -80,8 +80,9 @@ def gradients_are_finite(optimizer: Optimizer) -> Tensor:
 
     The gradients are averaged already. Ranks that hold shards of them exchange one number.
     """
-    gradients = [
-        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-    ]
-    largest = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    dense = [(g.coalesce().values() if g.is_sparse else g) for g in gradients]
+    # The norm by the largest value does not overflow, and passes NaN on.
+    largest = torch.nn.utils.get_total_norm([g for g in dense if g.numel()], norm_type=torch.inf)
     return whole(largest).isfinite()

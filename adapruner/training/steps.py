@@ -1,4 +1,4 @@
-"""Optimiser steps that leave out batches whose loss is not finite."""
+"""Optimiser steps that leave out batches whose loss or gradients are not finite."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from adapruner.pruning.distributed import Ranks
 from adapruner.training.parallel import gradients_are_finite
 
 # The host asks a GPU about its batches once in this number of batches.
@@ -29,39 +29,49 @@ class LeftOut(NamedTuple):
 class _Queued(NamedTuple):
     """The tensors of a batch that stay on the device until the host looks at them."""
 
-    finite: Tensor  # bool scalar: whether its loss is finite
+    finite: Tensor  # bool scalar: whether its step was taken
     broken: Tensor  # bools [B]: samples whose input is not finite
     ids: Tensor  # [B]
 
 
 class Steps:
-    """The steps of an optimiser, without steps whose loss is not finite.
+    """The steps of an optimiser, without steps whose loss or gradients are not finite.
 
-    Such a step would spoil the weights for good. A fused optimiser can leave out a step on the
-    device, as with :class:`torch.amp.GradScaler`. The host then queues batches, and :meth:`look`
-    returns the batches that were left out. With any other optimiser the host waits for each loss.
+    Such a step would spoil the weights for good. The batch may also have spoilt the running
+    statistics of batch norms, so they get back the values from before the batch. So do statistics
+    that are not finite after a good step, as after values of 1e38.
+
+    A fused optimiser can leave out a step on the device, as with :class:`torch.amp.GradScaler`. The
+    host then queues batches, and :meth:`look` returns the batches that were left out. With any
+    other optimiser the host waits for each batch.
 
     All ranks leave out the same steps, without an exchange of their own: a rank whose loss is not
     finite makes the gradients of all ranks NaN.
 
     Args:
+        model: the model.
         optimizer: optimiser of the model.
         device: device of the losses.
-        ranks: the ranks that average their gradients.
 
     Attributes:
-        finite: number of batches with a finite loss, up to the last look.
+        finite: number of batches of the epoch with a finite loss and finite gradients, up to the
+            last look.
     """
 
-    def __init__(self, optimizer: Optimizer, device: torch.device, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
         self.optimizer = optimizer
         self.device = device
-        self._ranks = ranks
+        self._statistics = _RunningStatistics(model, device)
         self.finite = 0
         # The host decides about the first step. torch's fused SGD sets its momentum in the first
         # step even if that step is left out, and would read memory that was never written.
         self._begun = False
         self._queue: list[_Queued] = []
+
+    def begin(self) -> None:
+        """Begin an epoch. The model may have been changed since the last one."""
+        self.finite = 0
+        self._statistics.note()
 
     @property
     def full(self) -> bool:
@@ -73,7 +83,7 @@ class Steps:
         return all(group.get("fused") for group in self.optimizer.param_groups)
 
     def take(self, loss: Tensor, inputs: Any, ids: Tensor) -> None:
-        """Run the backward pass and the step of a batch, if its loss is finite.
+        """Run the backward pass of a batch, and its step if loss and gradients are finite.
 
         Args:
             loss: scalar, with its graph.
@@ -82,27 +92,22 @@ class Steps:
         """
         optimizer: Any = self.optimizer
         optimizer.zero_grad(set_to_none=True)
-        finite = loss.detach().isfinite()
-        waiting = not self._ranks.alone  # the other ranks, for the gradients of this one
-        if waiting:
-            loss = loss * torch.where(finite, 1.0, torch.nan)
-            loss.backward()
-            finite = gradients_are_finite(optimizer)
+        # A loss that is not finite makes the gradients NaN, on all ranks.
+        (loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)).backward()
+        finite = gradients_are_finite(optimizer)
         if self._fused and self._begun:
-            if not waiting:
-                loss.backward()
             optimizer.found_inf = (~finite).float()
             try:
                 optimizer.step()
             finally:
                 del optimizer.found_inf
         elif finite:
-            if not waiting:
-                loss.backward()
             optimizer.step()
             self._begun = True
             self.finite += 1
+            self._statistics.settle(finite)
             return
+        self._statistics.settle(finite)
         self._queue.append(_Queued(finite, _not_finite(inputs, len(ids), self.device), ids))
 
     def look(self) -> list[LeftOut]:
@@ -120,6 +125,47 @@ class Steps:
         self.finite += sum(finite)
         self._queue = []
         return left_out
+
+
+class _RunningStatistics:
+    """The running means and variances of a model's norms, as they were after the last good batch.
+
+    Their values are kept in one flat tensor, so a batch costs a few calls, however many norms there
+    are. The host does not wait for the device.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._norms = [norm for norm in model.modules() if isinstance(norm, _NormBase)]
+        self._device = device
+        self.note()
+
+    def note(self) -> None:
+        """Take over the current values."""
+        self._good = self._flat()
+
+    def settle(self, taken: Tensor) -> None:
+        """Take over the values after a batch whose step was ``taken``, a bool scalar.
+
+        If it was not, or if values are not finite now, the norms get back the values from before.
+        """
+        now = self._flat()
+        good = taken & (now.isfinite() | ~self._good.isfinite()).all()
+        self._good = torch.where(good, now, self._good)
+        if tensors := self._tensors():
+            parts = self._good.split([tensor.numel() for tensor in tensors])
+            shaped = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+            torch._foreach_copy_(tensors, shaped)  # one launch on a GPU, for all norms
+
+    def _tensors(self) -> list[Tensor]:
+        # Looked up each time, because moving a model replaces its buffers.
+        pairs = ((norm.running_mean, norm.running_var) for norm in self._norms)
+        return [tensor for pair in pairs for tensor in pair if tensor is not None]
+
+    def _flat(self) -> Tensor:
+        tensors = self._tensors()
+        if not tensors:
+            return torch.ones(0, device=self._device)
+        return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _may_not_be_finite(value: Any) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -18,9 +18,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from adapruner._util.checks import check_same_dataset
+from adapruner._util.progress import bar_is_shown, tell
 from adapruner._util.tensors import to_cpu
 from adapruner.data.sources.items import described
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
+from adapruner.errors import FileFormatError
 from adapruner.pruning.pruner import Pruner
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
@@ -73,7 +75,7 @@ class Trainer:
     Attributes:
         highest_rate: highest learning rate of the one-cycle schedule; None with the user's
             optimiser.
-        steps_left_out: number of steps left out because their loss was not finite.
+        steps_left_out: number of steps left out because their loss or a gradient was not finite.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class Trainer:
         if not isinstance(made, Optimizer):
             raise TypeError(_OPTIMIZER.format(f"a function that returns {type(made).__name__}"))
         self.optimizer: Optimizer = made
-        self._steps = Steps(made, self.device, self.ranks)
+        self._steps = Steps(model, made, self.device)
         # The last inputs, which a rank without a share of held-out samples calls the model with.
         self._last_inputs: Any = None
 
@@ -134,19 +136,18 @@ class Trainer:
         """Train one epoch on the samples of ``loader``.
 
         Raises:
-            FloatingPointError: no batch had a finite loss.
+            FloatingPointError: no batch had a finite loss and finite gradients.
         """
         self.model.train()
         pruner, batches = self.pruner, len(loader)
         planned_reads = pruner.planned_reads()
-        self._steps.finite = 0
+        self._steps.begin()
         bar = tqdm(
             loader,
             total=batches,
             desc=f"epoch {pruner.epoch + 1}/{pruner.epochs}",
             leave=False,
-            # None: tqdm shows the bar only if standard error is a terminal.
-            disable=None if self.progress else True,
+            disable=not bar_is_shown(self.progress),
         )
         for position, (inputs, targets, ids) in enumerate(bar):
             if self.highest_rate is not None:
@@ -169,9 +170,9 @@ class Trainer:
         if not self._steps.finite:
             pruner.synchronize()
             raise FloatingPointError(
-                f"no batch of epoch {pruner.epoch} had a finite loss; the first samples without a "
-                f"finite loss are {pruner.gates.not_finite()[:5]}; check the learning rate and the "
-                "inputs"
+                f"no batch of epoch {pruner.epoch} had a finite loss and finite gradients; the "
+                f"first samples without a finite loss are {pruner.gates.not_finite()[:5]}; check "
+                "the learning rate and the inputs"
             )
 
     def _keep(self, inputs: Any) -> None:
@@ -203,8 +204,8 @@ class Trainer:
             )
         if self.steps_left_out:
             warnings.warn(
-                f"steps left out because the loss of their batch was not finite: "
-                f"{self.steps_left_out}; the result lists their samples as not_finite",
+                f"steps left out because the loss or a gradient of their batch was not finite: "
+                f"{self.steps_left_out}; the result lists samples whose loss was not finite",
                 stacklevel=3,
             )
 
@@ -285,7 +286,7 @@ class Trainer:
             self.scheduler.step()
         entry = self.pruner.step(mean, error)
         if self.progress:
-            tqdm.write(describe_epoch(entry, self.pruner.epochs), file=sys.stderr)
+            tell(describe_epoch(entry, self.pruner.epochs))
 
     def checkpoint(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         """Write a checkpoint of the run. Rank 0 writes it for all ranks."""
@@ -309,17 +310,20 @@ class Trainer:
 
         Raises:
             DatasetMismatchError: the checkpoint belongs to another dataset.
+            FileFormatError: the checkpoint is damaged.
             ValueError: the checkpoint was made with other settings, or ranks find different ones.
-            OSError: the folder cannot be made.
         """
-        # Made now, so that a bad place shows before the first epoch.
-        os.makedirs(folder, exist_ok=True)
         state = load_checkpoint(folder)
-        found = None if state is None else state["pruner"]["epoch"]
+        owner = f"the checkpoint in {os.fspath(folder)}"
+        with _as_damage(owner):
+            found = None if state is None else state["pruner"]["epoch"]
         self.ranks.meet("resume", epoch_in_the_checkpoint_folder=found)
         if state is None:
             return
-        owner = f"the checkpoint in {os.fspath(folder)}"
+        with _as_damage(owner):
+            self._take_up(state, settings, owner)
+
+    def _take_up(self, state: dict[str, Any], settings: dict[str, Any], owner: str) -> None:
         check_same_dataset(owner, "fingerprint", state["fingerprint"], self.pruner.fingerprint)
         saved_size = state["settings"]["batch_size"]
         if saved_size * state.get("ranks", 1) == settings["batch_size"] * self.ranks.size:
@@ -375,6 +379,18 @@ def _logits_of(outputs: Any) -> Tensor:
             f'"logits" or "out"; found {described(outputs)} (other outputs need loss=)'
         )
     return found
+
+
+@contextmanager
+def _as_damage(owner: str) -> Iterator[None]:
+    """Let an error say that ``owner``, a checkpoint, has other parts than the state of a run."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise FileFormatError(
+            f"{owner} does not hold the state of a run; remove it to start again, or choose "
+            f"another folder: {type(error).__name__}: {error}"
+        ) from error
 
 
 def describe_epoch(entry: Mapping[str, Any], epochs: int) -> str:

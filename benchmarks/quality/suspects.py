@@ -161,7 +161,9 @@ def main() -> None:
                 append(file, *(row | {"about": about} for row in rows(name, labels, seed)))
                 print(f"{name}, {labels}, seed {seed}", flush=True)
     found = read_rows(file)
-    note = f"Mean and 95 % interval over n seeds, %. {machine(found[-1]['about'])}."
+    commits = ", ".join(sorted({row["about"]["commit"] for row in found}))
+    made = machine(found[-1]["about"] | {"commit": commits})
+    note = f"Mean and 95 % interval over n seeds, %. {made}."
     rewrite(ROOT / "docs" / "answers.md", {"suspects": f"{table(found)}\n\n{note}"})
 
 

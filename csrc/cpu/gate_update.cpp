@@ -53,7 +53,7 @@ class Visits {
 
 void note_not_finite(int64_t* state, int64_t id) {
   const int64_t count = state[kNotFiniteCount]++;
-  if (count < kNotFiniteCapacity) state[kNotFiniteIds + count] = id;
+  if (count >= 0 && count < kNotFiniteCapacity) state[kNotFiniteIds + count] = id;
 }
 
 // False for a sample that has ignored rows only.

@@ -71,7 +71,7 @@ __device__ inline void note_not_finite(int64_t* state, const int64_t* ids, const
                                        int count) {
   int64_t noted = state[kNotFiniteCount];
   state[kNotFiniteCount] = noted + count;
-  for (int i = 0; count > 0 && noted < kNotFiniteCapacity; ++i) {
+  for (int i = 0; count > 0 && noted >= 0 && noted < kNotFiniteCapacity; ++i) {
     if (!not_finite[i]) continue;
     state[kNotFiniteIds + noted++] = ids[i];
     --count;

@@ -8,7 +8,9 @@ import os
 import pickle
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from safetensors.torch import save_file
 from support.small_disk import small_disk
 
 from adapruner._util.files import (
+    FORMAT_VERSION,
+    _digest,
     new_folder,
     read_file,
     remove_leftovers,
@@ -243,23 +247,110 @@ def test_any_error_of_the_writer_passes_and_cleans_up(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
+def killed_writer(path: Path) -> None:
+    """A process that dies while it writes ``path``."""
+    child = os.fork()
+    if child == 0:
+        replace_atomically(path, lambda temporary: os._exit(9))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
 def test_killed_writer_leaves_the_old_file_and_its_leftovers_can_be_removed(tmp_path: Path) -> None:
     path = tmp_path / "a[1].x"
     path.write_text("old")
     kept = [tmp_path / name for name in (".a[1].x.00000000.tmp", ".adapruner.notes.tmp", "b")]
     for other in kept:
         other.write_text("not ours")
-    child = os.fork()
-    if child == 0:
-        replace_atomically(path, lambda temporary: os._exit(9))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    killed_writer(path)
     assert path.read_text() == "old"
     assert len(os.listdir(tmp_path)) == len(kept) + 2
     remove_leftovers(tmp_path / "another")
     assert len(os.listdir(tmp_path)) == len(kept) + 2
     remove_leftovers(path)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, path])
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    path, folder = tmp_path / "a", tmp_path / "b"
+    killed_writer(path)
+    killed_writer(folder)
+    assert len(os.listdir(tmp_path)) == 2
+    replace_atomically(path, lambda temporary: temporary.write_text("new") and None)
+    with new_folder(folder, "things"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_writer_does_not_disturb_another_of_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+
+    def write(temporary: Path) -> None:
+        replace_atomically(path, lambda other: other.write_text("inner") and None)
+        assert path.read_text() == "inner"
+        temporary.write_text("outer")
+
+    replace_atomically(path, write)
+    assert path.read_text() == "outer"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: os.mknod(path, 0o20600, os.makedev(1, 3))]
+)
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "special"
+    try:
+        make(path)
+    except PermissionError:
+        pytest.skip("only root can make a device")
+    before = path.lstat()
+    with pytest.raises(OSError, match=r"special: expected a file, or nothing; found a device"):
+        replace_atomically(path, lambda temporary: temporary.write_text("new") and None)
+    assert os.path.samestat(path.lstat(), before)
+
+
+@pytest.mark.parametrize("call", ["rename", "symlink"])
+def test_an_error_with_two_names_says_what_was_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(source: Any, destination: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(destination))
+
+    monkeypatch.setattr(os, call, fail)
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        new_folder(tmp_path / "new", "links") as folder,
+    ):
+        os.symlink("/somewhere/else", folder / "x")
+    assert str(caught.value).endswith(f"'{tmp_path / 'new'}'")
+    assert os.listdir(tmp_path) == []
+
+
+def signed(path: Path, text: str) -> None:
+    """A file with a right checksum of any content."""
+    metadata = {
+        "adapruner_kind": "result",
+        "adapruner_format": str(FORMAT_VERSION),
+        "content": text,
+        "sha256": _digest("result", {}, text),
+    }
+    save_file({}, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "content that is not JSON"),
+        ("[" * 100_000 + "]" * 100_000, "content that is not JSON: maximum recursion"),
+        ("1" * 5000, "content that is not JSON: Exceeds the limit"),
+        ("[1]", "must hold a JSON object; found list"),
+    ],
+)
+def test_a_right_checksum_of_wrong_content(tmp_path: Path, text: str, message: str) -> None:
+    signed(tmp_path / "a", text)
+    with pytest.raises(FileFormatError, match=message):
+        read_file(tmp_path / "a", "result")
 
 
 @pytest.mark.parametrize("name", ["a", "n" * 255, "ä" * 127, "." + "x" * 254])

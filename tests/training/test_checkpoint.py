@@ -15,7 +15,7 @@ from support.training_data import Stop, blobs, checkpointed
 from torch import nn
 
 from adapruner import DatasetMismatchError, FileFormatError
-from adapruner._util.files import replace_atomically
+from adapruner._util.files import replace_atomically, write_file
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -169,3 +169,58 @@ def test_models_with_extra_state(tmp_path: Path) -> None:
         checkpointed(tmp_path, stop_at=17, model=lambda: Remembering(5, 3))
     model, _ = checkpointed(tmp_path, model=lambda: Remembering(5, 3))
     assert model.restored["calls"] == 3
+
+
+# --- checkpoints with a right checksum, as an attacker would write them
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        3,
+        [],
+        {},
+        {"dict": 3},
+        {"dict": [[1, 2, 3]]},
+        {"dict": [[[], 1]]},
+        {"dict": [[1.5, 1]]},
+        {"tensor": "missing"},
+        {"tensor": [1]},
+        {"dict": [], "list": []},
+        {"list": [1]},
+        {"dict": [["a", {"other": 3}]]},
+    ],
+)
+def test_a_structure_that_is_not_a_state_is_refused(tmp_path: Path, structure: Any) -> None:
+    write_file(tmp_path / CHECKPOINT_NAME, "checkpoint", {}, {"structure": structure})
+    with pytest.raises(FileFormatError, match="cannot resume from the checkpoint") as caught:
+        load_checkpoint(tmp_path)
+    assert "remove it to start again" in str(caught.value)
+
+
+def without(state: dict[str, Any], *path: str) -> None:
+    for name in path[:-1]:
+        state = state[name]
+    del state[path[-1]]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("fingerprint",),
+        ("settings",),
+        ("pruner",),
+        ("model",),
+        ("optimizer",),
+        ("pruner", "controller", "best"),
+        ("pruner", "gates", "age"),
+        ("optimizer", "param_groups"),
+        ("model", "1.running_mean"),
+    ],
+)
+def test_a_state_that_lacks_a_part_is_refused(stopped: Path, path: tuple[str, ...]) -> None:
+    state = load_checkpoint(stopped)
+    without(state, *path)
+    save_checkpoint(stopped, state)
+    with pytest.raises(ValueError, match=r"remove it to start|of the state|settings|expected"):
+        checkpointed(stopped)

@@ -178,13 +178,13 @@ def test_killed_run_ends_as_one_that_never_stopped(tmp_path: Path, optimizer: st
         "end 0",
     )
     assert killed == [
-        ["batch 9", -9, 1, 1],
-        ["replace 1", -9, 1, 2],  # with the temporary folder left behind
-        ["fsync 1", -9, 1, 2],  # the earlier folder was removed; this is a new one
-        ["batch 1", -9, 1, 1],
-        ["written 2", -9, 3, 2],
-        ["fsync 4", -9, 5, 1],
-        ["batch 7", -9, 6, 1],
+        ["batch 9", -9, 1, 2],  # the checkpoint and the lock of the killed run
+        ["replace 1", -9, 1, 3],  # with the temporary folder left behind
+        ["fsync 1", -9, 1, 3],  # the earlier folder was removed; this is a new one
+        ["batch 1", -9, 1, 2],
+        ["written 2", -9, 3, 3],
+        ["fsync 4", -9, 5, 2],
+        ["batch 7", -9, 6, 2],
         ["end 0", 0, 7, 1],
     ]
     expected = PruneResult.load(tmp_path / "never" / "result")

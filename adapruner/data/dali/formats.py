@@ -11,6 +11,7 @@ import numpy.typing as npt
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # The marks of the header that give the size of the image, and the mark of a scan.
 _SIZES, _SCAN = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xDA
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 # After 0xFF: an escape, a Huffman table, restart marks, the end, a scan, a fill byte.
 _IN_SCANS = np.zeros(256, np.bool_)
 _IN_SCANS[[0x00, 0xC4, *range(0xD0, 0xD8), 0xD9, 0xDA, 0xFF]] = True
@@ -22,8 +23,10 @@ def dali_decodes(encoded: npt.NDArray[np.uint8]) -> bool:
     """Whether DALI may decode the image: a whole JPEG, or a sound PNG.
 
     A whole JPEG is grey or has three colours, ends with its end mark, and has no strange mark
-    after its header. A sound PNG has at most 8 bits a channel, right checksums, its end mark and
-    one frame. DALI and Pillow read such images alike. Pillow decodes the rest.
+    after its header. If it is not progressive, it has one scan: before another one, which a flipped
+    bit can feign, DALI stops and Pillow fails. A sound PNG has at most 8 bits a channel, right
+    checksums, its end mark and one frame. DALI and Pillow read such images alike. Pillow decodes
+    the rest.
     """
     view = encoded.data
     if view[:2] == _JPEG_START:
@@ -40,14 +43,17 @@ def as_ppm(image: Any) -> npt.NDArray[np.uint8]:
 def _is_sound_jpeg(encoded: npt.NDArray[np.uint8]) -> bool:
     # The header is a series of segments: 0xFF, the mark, the length, the content. A content can
     # have any bytes, such as a small JPEG.
-    at, view = len(_JPEG_START), encoded.data
+    at, view, progressive = len(_JPEG_START), encoded.data, False
     while at + 10 <= len(view) and view[at] == 0xFF:
         mark = view[at + 1]
         if mark in _SIZES and view[at + 9] > 3:  # CMYK
             return False
         if mark == _SCAN:
             scans = encoded[at:]
-            return bool(_IN_SCANS[scans[1:][scans[:-1] == 0xFF]].all())
+            marks = scans[1:][scans[:-1] == 0xFF]
+            one_scan = progressive or np.count_nonzero(marks == _SCAN) == 1
+            return one_scan and bool(_IN_SCANS[marks].all())
+        progressive = progressive or mark in _PROGRESSIVE
         at += 2 + int.from_bytes(view[at + 2 : at + 4], "big")
     return False
 

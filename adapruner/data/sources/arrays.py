@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.lib.format as npy
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -132,14 +134,33 @@ def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no such file: {os.fspath(path)}; expected a .npy file")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with open(path, "rb") as handle:
+            shape, in_columns, dtype = _read_header(handle)
+            offset, size = handle.tell(), os.fstat(handle.fileno()).st_size
+        # NumPy maps some headers that no array has: a negative length of items without bytes ends
+        # the process by a division by 0.
+        if dtype.hasobject or not dtype.itemsize or min(shape, default=1) < 0:
+            raise ValueError(f"found {dtype} of shape {list(shape)}")
+        if math.prod(shape) * dtype.itemsize > size - offset:
+            raise ValueError(f"{dtype} of shape {list(shape)} needs more than its {size} bytes")
+        return np.memmap(path, dtype, "r", offset, shape, "F" if in_columns else "C")
+    except OSError:
+        raise
+    except Exception as error:  # the parser of headers raises many types
         raise ValueError(
             f"{os.fspath(path)} is not a whole .npy file of numbers: {error}"
         ) from error
-    if not isinstance(array, np.memmap):
-        raise ValueError(f"{os.fspath(path)} is not a .npy file; found a {type(array).__name__}")
-    return array
+
+
+def _read_header(handle: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and dtype of a .npy file."""
+    version = npy.read_magic(handle)
+    # Version 3.0 is only for names of fields, which numbers do not have.
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"expected version 1.0 or 2.0 of the format; found {version}")
+    header: tuple[tuple[int, ...], bool, np.dtype[Any]] = readers[version](handle)
+    return header
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Source(Dataset[tuple[Any, Any]]):
         self.targets: IntArray | None = None
         self.class_names: list[str] | None = None
         self.root: str | None = None
-        self.paths: list[str] | None = None
+        self.paths: Sequence[str] | None = None
         self.sizes: IntArray | None = None
         self.deterministic: bool = False
         self.has_encoded: bool = False

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from adapruner.data.sources.arrays import ArraySource, map_array
 from adapruner.data.sources.base import Source, Transform, stated_fingerprint
@@ -23,7 +23,12 @@ from adapruner.data.sources.image_folder import (
     is_image_folder_dataset,
 )
 from adapruner.data.sources.items import Target
-from adapruner.data.sources.map_style import DatasetSource, SubsetSource, checked_length
+from adapruner.data.sources.map_style import (
+    ConcatSource,
+    DatasetSource,
+    SubsetSource,
+    checked_length,
+)
 from adapruner.data.sources.remote import RemoteOptions, object_store
 from adapruner.data.sources.shard_paths import absolute, find_shards, is_shards
 from adapruner.data.sources.shards import ShardSource
@@ -32,6 +37,7 @@ from adapruner.vision.decoding import MAX_PIXELS
 
 __all__ = [
     "ArraySource",
+    "ConcatSource",
     "DatasetSource",
     "HuggingFaceSource",
     "ImageFolderDatasetSource",
@@ -71,7 +77,7 @@ def as_source(
     - a timm ``ImageDataset``;
     - a map-style dataset. Its items are pairs ``(input, target)``, or have their target at
       ``target``, or are inputs as a whole;
-    - a ``Subset`` of a dataset named above;
+    - a ``Subset`` or a ``ConcatDataset`` of datasets named above;
     - a Source. It is returned unchanged, or copied to take ``transform`` or ``fingerprint``.
 
     Args:
@@ -160,6 +166,9 @@ def as_source(
         return ImageFolderDatasetSource(data, transform, fingerprint)
     if is_timm(data) and target is None:
         return TimmSource(data, transform, fingerprint)
+    if isinstance(data, ConcatDataset):
+        parts = [identified(part) for part in data.datasets if len(part)]  # type: ignore[arg-type]
+        return ConcatSource(data, parts, transform, fingerprint, target)
     return DatasetSource(data, transform, fingerprint, target)
 
 

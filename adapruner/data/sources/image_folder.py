@@ -13,6 +13,7 @@ import numpy as np
 
 from adapruner.data.sources.base import IntArray, Location, Source, Transform, new_digest
 from adapruner.data.sources.map_style import DatasetSource
+from adapruner.data.sources.paths import Paths
 from adapruner.vision.decoding import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,
@@ -50,7 +51,7 @@ class ImageFolderSource(Source):
 
     kind = "image folder"
     root: str
-    paths: list[str]
+    paths: Paths
     sizes: IntArray
     targets: IntArray
 
@@ -72,7 +73,7 @@ class ImageFolderSource(Source):
         scans = [_scan(self.root, name) for name in self.class_names]
         counts = [len(scan.paths) for scan in scans]
         _check_counts(self.root, self.class_names, counts, scans)
-        self.paths = list(chain.from_iterable(scan.paths for scan in scans))
+        self.paths = Paths(chain.from_iterable(scan.paths for scan in scans))
         self.sizes = np.fromiter(
             chain.from_iterable(scan.sizes for scan in scans), np.int64, len(self.paths)
         )
@@ -100,7 +101,7 @@ class ImageFolderDatasetSource(DatasetSource):
 
     kind = "image folder"
     root: str
-    paths: list[str]
+    paths: Paths
     sizes: IntArray
 
     def __init__(
@@ -113,7 +114,7 @@ class ImageFolderDatasetSource(DatasetSource):
         prefix = _prefix(dataset)
         self.root = os.path.abspath(prefix)
         self.doubts = _doubts(self.root, self.class_names or [])
-        self.paths = [path[len(prefix) :] for path, _ in dataset.samples]
+        self.paths = Paths(path[len(prefix) :] for path, _ in dataset.samples)
         self.sizes = np.fromiter(
             (_size(path) for path, _ in dataset.samples), np.int64, len(self.paths)
         )
@@ -274,7 +275,7 @@ def _prefix(dataset: Any) -> str:
     return os.path.join(os.path.expanduser(os.fspath(root)), "")
 
 
-def _identify_files(paths: list[str], sizes: IntArray) -> str:
+def _identify_files(paths: Paths, sizes: IntArray) -> str:
     digest = new_digest("image folder")
     for path, size in zip(paths, sizes.tolist(), strict=True):
         digest.update(os.fsencode(path) + f"\0{size}\n".encode())

@@ -75,7 +75,9 @@ def stored_targets(dataset: Any, length: int) -> Any | None:
     if type(dataset) is ConcatDataset:
         sizes = np.diff([0, *dataset.cumulative_sizes]).tolist()
         parts = [
-            stored_targets(part, size) for part, size in zip(dataset.datasets, sizes, strict=True)
+            stored_targets(part, size)
+            for part, size in zip(dataset.datasets, sizes, strict=True)
+            if size
         ]
         arrays = [None if part is None else np.asarray(part) for part in parts]
         known = [array for array in arrays if array is not None]

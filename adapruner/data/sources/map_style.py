@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from adapruner._util.seeds import generators_restored
 from adapruner.data.sources.base import (
@@ -27,6 +27,7 @@ from adapruner.data.sources.base import (
     viewable,
 )
 from adapruner.data.sources.items import Target, encode_labels, split_item, stored_targets
+from adapruner.data.sources.paths import Paths
 
 _PROBES = 8  # samples that are read to see the form of an item
 _TARGET_ATTRIBUTES = ("targets", "labels", "y")
@@ -133,6 +134,40 @@ class DatasetSource(Source):
         return digest.hexdigest()
 
 
+class ConcatSource(DatasetSource):
+    """The samples of a :class:`torch.utils.data.ConcatDataset`.
+
+    The fingerprint covers the fingerprints of the parts, in order. The names of the classes are
+    those of the parts, if all parts have the same.
+
+    Args:
+        dataset: the ``ConcatDataset``.
+        parts: the source of each of its datasets, in order.
+        transform, fingerprint, target: as in :class:`DatasetSource`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        parts: Sequence[Source],
+        transform: Transform | None = None,
+        fingerprint: str | None = None,
+        target: Target | None = None,
+    ) -> None:
+        super().__init__(dataset, transform, fingerprint, target)
+        self.parts = parts
+        names = [part.class_names for part in parts]
+        if all(name == names[0] for name in names):
+            self.class_names = names[0]
+
+    def _identify(self) -> str:
+        digest = new_digest("concatenation")
+        digest.update(f"{type(self.dataset).__qualname__}\n{len(self.parts)}\n".encode())
+        for part in self.parts:
+            digest.update(f"{part.fingerprint()}\n".encode())
+        return digest.hexdigest()
+
+
 class SubsetSource(Source):
     """The samples of a :class:`torch.utils.data.Subset` of the dataset behind ``base``.
 
@@ -159,7 +194,7 @@ class SubsetSource(Source):
         self.class_names, self.root = base.class_names, base.root
         self.doubts = base.doubts
         if base.paths is not None:
-            self.paths = [base.paths[index] for index in self._indices]
+            self.paths = Paths(base.paths[index] for index in self._indices)
         if base.sizes is not None:
             self.sizes = base.sizes[self._indices]
         self.deterministic = base.deterministic and self._reads_base and transform is None
@@ -294,13 +329,7 @@ def relative_paths(paths: list[str]) -> list[str]:
 
 
 def _class_names(dataset: Any) -> list[str] | None:
-    """The names in ``classes``. ImageNet has tuples of synonyms, which are joined.
-
-    A ``ConcatDataset`` has the names of its parts if they are the same.
-    """
-    if type(dataset) is ConcatDataset:
-        first, *others = (_class_names(part) for part in dataset.datasets)
-        return first if all(names == first for names in others) else None
+    """The names in ``classes``. ImageNet has tuples of synonyms, which are joined."""
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, (list, tuple)) or not classes:
         return None

@@ -15,6 +15,10 @@ from adapruner.data.sources.image_folder import find_image
 if TYPE_CHECKING:
     from adapruner.data.sources.remote import RemoteStore
 
+# A result names its shards, and a hostile one must not keep a program busy for ever.
+_MOST = 1_000_000  # paths of a pattern
+_MOST_BRACES = 20
+
 
 def find_shards(pattern: str | os.PathLike[str], store: RemoteStore | None = None) -> list[str]:
     """The shards of a path, a folder, a glob or a brace pattern, in order.
@@ -27,17 +31,17 @@ def find_shards(pattern: str | os.PathLike[str], store: RemoteStore | None = Non
 
     Raises:
         FileNotFoundError: a shard is missing, or no shard fits.
-        ValueError: a shard is compressed.
+        ValueError: a shard is compressed, or the pattern stands for too many paths.
         UnreachableError: the object store did not answer.
     """
     if store is not None:
-        addresses = _expand_braces(os.fspath(pattern))
+        addresses = _paths_of(os.fspath(pattern))
         remote = [shard for address in addresses for shard in store.find(address)]
         _check_not_compressed(remote)
         return remote
     text = os.path.expanduser(os.fspath(pattern))
     found: list[str] = []
-    for path in [text] if os.path.lexists(text) else _expand_braces(text):
+    for path in [text] if os.path.lexists(text) else _paths_of(text):
         if os.path.isdir(path):
             found += _shards_in(path)
         elif os.path.exists(path):
@@ -116,8 +120,31 @@ def _check_not_compressed(shards: Sequence[str]) -> None:
         )
 
 
+def _paths_of(pattern: str) -> Iterator[str]:
+    """The paths that the braces of a pattern stand for.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    for number, path in enumerate(_expand_braces(pattern)):
+        if number == _MOST:
+            raise ValueError(
+                f"a pattern must stand for at most {_MOST:,} paths; found {pattern[:80]!r}"
+            )
+        yield path
+
+
 def _expand_braces(text: str) -> Iterator[str]:
-    """Expand ``{000..012}`` and ``{a,b}``, as shells and webdataset do."""
+    """Expand ``{000..012}`` and ``{a,b}``, as shells and webdataset do.
+
+    Raises:
+        ValueError: there are too many braces.
+    """
+    if text.count("{") > _MOST_BRACES:
+        raise ValueError(
+            f"a pattern must have at most {_MOST_BRACES} braces; found {text.count('{')} in "
+            f"{text[:80]!r}"
+        )
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", text)
     if match is None:
         yield text

@@ -42,7 +42,10 @@ def sixteen_bits() -> bytes:
 def bad_files() -> dict[str, bytes | None]:
     """Write the files. A content of None makes a broken link."""
     jpeg, png = encoded("JPEG", quality=95), encoded("PNG")
+    scan = jpeg.index(b"\xff\xda") + 14
     return {
+        # DALI takes the rows before a second scan for the whole image.
+        "second_scan.jpg": jpeg[: scan + 60] + jpeg[scan - 14 : scan] + jpeg[scan + 60 :],
         "cut_off.jpg": jpeg[: len(jpeg) // 2],
         "cut_off_at_the_end.jpg": jpeg[:-2],
         "cut_off_in_the_header.jpg": jpeg[:60],

@@ -265,8 +265,37 @@ def test_npy_files_that_cannot_be_mapped(tmp_path: Path) -> None:
         as_source(save_pair(tmp_path, np.array([{}, []], dtype=object)))
     np.savez(tmp_path / "z.npz", INPUTS.numpy())
     (tmp_path / "z.npz").rename(inputs)
-    with pytest.raises(ValueError, match=r"x\.npy is not a \.npy file; found a NpzFile"):
+    with pytest.raises(ValueError, match=r"x\.npy is not a whole \.npy file of numbers"):
         as_source((inputs, targets))
     Path(inputs).unlink()
     with pytest.raises(FileNotFoundError, match=r"no such file: .*x\.npy; expected a \.npy file"):
+        as_source((inputs, targets))
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("{'descr': {}, 'fortran_order': False, 'shape': (-1,)}", r"\[-1\]"),  # a division by 0
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", r"\[-1\]"),
+        ("{'descr': '|S0', 'fortran_order': False, 'shape': (3,)}", "S0 of shape"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (10**30,)}", ""),
+        (f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30},)}}", "needs more than"),
+        (f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**62}, 4)}}", "needs more than"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (", ""),
+        ("(" * 500, ""),
+        ("{'descr': 'x', 'fortran_order': 1, 'shape': 3}", ""),
+    ],
+)
+@pytest.mark.parametrize("version", [b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x09"])
+def test_hostile_headers_are_refused(
+    tmp_path: Path, header: str, said: str, version: bytes
+) -> None:
+    inputs, targets = save_pair(tmp_path)
+    text = header.encode() + b"\n"
+    size = len(text).to_bytes(2 if version[0] == 1 else 4, "little")
+    Path(inputs).write_bytes(b"\x93NUMPY" + version + size + text + bytes(40))
+    message = said if version[0] < 3 else "expected version 1.0 or 2.0|version"
+    with pytest.raises(
+        ValueError, match=rf"x\.npy is not a whole \.npy file of numbers: .*({message})"
+    ):
         as_source((inputs, targets))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.sample_data import INPUTS, TARGETS, Pairs, double, make_image_folder, sha256, to_tensor
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from adapruner.data import as_source
 
@@ -182,3 +182,52 @@ def test_subset_that_reads_in_its_own_way() -> None:
 def test_subset_index_out_of_range() -> None:
     with pytest.raises(IndexError, match="index 6 of the Subset is out of range for 6 samples"):
         as_source(Subset(TensorDataset(INPUTS, TARGETS), [0, 6]))
+
+
+def test_the_order_of_joined_datasets_is_part_of_the_fingerprint() -> None:
+    a, b = TensorDataset(INPUTS, TARGETS), TensorDataset(INPUTS + 1, TARGETS)
+    first, second = as_source(ConcatDataset([a, b])), as_source(ConcatDataset([b, a]))
+    assert first.fingerprint() != second.fingerprint()
+    assert first.fingerprint() == as_source(ConcatDataset([a, b])).fingerprint()
+    assert first.fingerprint() != as_source(ConcatDataset([a, a])).fingerprint()
+    assert first.fingerprint() != as_source(ConcatDataset([ConcatDataset([a, b])])).fingerprint()
+
+
+def test_joined_datasets_of_equal_names_and_lengths_differ_by_their_parts() -> None:
+    """Parts without any content that can be seen are told apart by their order at least."""
+    a = Pairs([(0, 0)] * 3, targets=[0, 1, 2])
+    b = Pairs([(1, 1)] * 3, targets=[2, 1, 0])
+    assert (
+        as_source(ConcatDataset([a, b])).fingerprint()
+        != as_source(ConcatDataset([b, a])).fingerprint()
+    )
+
+
+def test_joined_datasets_have_the_samples_and_classes_of_their_parts(folder: Path) -> None:
+    pairs = Pairs([(i, i % 2) for i in range(4)], targets=[0, 1, 0, 1])
+    empty: Pairs = Pairs([])
+    source = as_source(ConcatDataset([pairs, empty, Subset(pairs, [3, 1])]))
+    assert [source[i] for i in range(len(source))] == [
+        (0, 0),
+        (1, 1),
+        (2, 0),
+        (3, 1),
+        (3, 1),
+        (1, 1),
+    ]
+    assert source.targets is not None
+    assert source.targets.tolist() == [0, 1, 0, 1, 1, 1]
+    images = as_source(folder)
+    joined = as_source(ConcatDataset([images, images]))
+    assert joined.class_names == images.class_names
+    assert as_source(ConcatDataset([pairs, Pairs([(0, 0)])])).targets is None
+
+
+def test_a_joined_dataset_that_reads_otherwise_keeps_no_classes_of_its_parts() -> None:
+    class Swapped(ConcatDataset[Any]):
+        def __getitem__(self, index: int) -> Any:
+            inputs, target = super().__getitem__(index)
+            return inputs, 1 - target
+
+    pairs = Pairs([(i, i % 2) for i in range(4)], targets=[0, 1, 0, 1])
+    assert as_source(Swapped([pairs, pairs])).targets is None

@@ -280,3 +280,23 @@ def test_no_broken_tar_or_index_hangs_or_crashes(tmp_path: Path) -> None:
             for index in range(len(source)):
                 with contextlib.suppress(OSError):
                     source.encoded(index)
+
+
+@pytest.mark.parametrize("place", ["1" + "0" * 30, str(2**63), str(2**63 // 512 * 512), str(2**40)])
+def test_offsets_beyond_every_file_are_refused(tmp_path: Path, place: str) -> None:
+    [shard] = make_shards(tmp_path, (3,))
+    write_index(shard.with_suffix(".idx"), scan(shard))
+    head, first, *rest = shard.with_suffix(".idx").read_bytes().split(b"\n")
+    fields = first.split(b" ")
+    fields[1] = str(int(place) // 512 * 512).encode()
+    changed = b"\n".join([head, b" ".join(fields), *rest])
+    shard.with_suffix(".idx").write_bytes(changed)
+    with pytest.raises(IndexMismatchError, match="does not belong"):
+        read_index(shard.with_suffix(".idx"), shard)
+
+
+def test_a_number_of_samples_that_no_index_has_is_refused_at_once(tmp_path: Path) -> None:
+    [shard] = make_shards(tmp_path, (3,))
+    shard.with_suffix(".idx").write_bytes(b"v1.2 1000000000\npng 512 3 a.png\n")
+    with pytest.raises(IndexMismatchError, match=r"cut off: expected 1000000000 lines; found 1"):
+        read_index(shard.with_suffix(".idx"), shard)

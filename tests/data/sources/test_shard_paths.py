@@ -136,3 +136,15 @@ def test_images_without_a_class_folder_do_not_hide_shards(tmp_path: Path) -> Non
     make_shards(tmp_path, (2,))
     (tmp_path / "preview.png").write_bytes(b"")
     assert len(as_source(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{0..9999999}*.tar", "{a,b}" * 20 + "*.tar", "{a,b}" * 2000 + ".tar"]
+)
+def test_a_pattern_of_endless_paths_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("adapruner.data.sources.shard_paths._MOST", 500)
+    with pytest.raises(ValueError, match=r"at most (500 paths|20 braces)"):
+        find_shards(pattern)

@@ -1,0 +1,98 @@
+"""Checks of a state that is to be loaded, which may come from a damaged or a hostile file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapruner.pruning import bitmask
+from adapruner.pruning.selection import keep_count
+
+# Numbers that every entry of the history has. The losses are absent if there were none.
+_NUMBERS = (
+    *("epoch", "samples_read", "samples_evaluated", "kept", "explored", "keep_ratio"),
+    *("slope", "mean_gate", "open_share", "seconds"),
+)
+_LOSSES = ("training_loss", "validation_loss")
+
+
+def check_state(state: Mapping[str, Any], num_samples: int, keep_ratio: float, epochs: int) -> None:
+    """Check the values of a pruner's state that would be used as places, counts or masks.
+
+    Args:
+        state: a state with all its names, and the settings of this run.
+        num_samples: N.
+        keep_ratio: r.
+        epochs: epochs of the run.
+
+    Raises:
+        ValueError: a value cannot be that of a run. The message names it.
+        TypeError, LookupError, AttributeError: a value has another type or lacks a part.
+    """
+    epoch, history = state["epoch"], state["history"]
+    if not _is_whole(epoch) or not 0 <= epoch <= epochs:
+        raise _wrong("epoch", f"a whole number in [0, {epochs}]", epoch)
+    if not isinstance(history, list) or len(history) != epoch:
+        raise _wrong("history", f"a list of {epoch} epochs", history)
+    for entry in history:
+        _check_entry(entry)
+    logits = state["gates"]["gate_logits"]
+    final = min(keep_count(keep_ratio, num_samples), int((logits != -torch.inf).sum()))
+    _check_mask("kept", state["kept"], num_samples, final if epoch == epochs else None)
+    _check_mask("read", state["read"], num_samples, None)
+    if state["best"] is not None:
+        _check_mask("best", state["best"]["mask"], num_samples, final)
+        for name in ("loss", "bound", "epoch"):
+            if not _is_number(state["best"][name]):
+                raise _wrong(f"best.{name}", "a number", state["best"][name])
+    for index in [index for index, _ in state["unreadable"]] + list(state["not_finite"]):
+        if not _is_whole(index) or not 0 <= index < num_samples:
+            raise _wrong("a sample", f"a dataset index in [0, {num_samples})", index)
+    _check_controller(state["controller"])
+
+
+def _check_entry(entry: Mapping[str, Any]) -> None:
+    for name in _NUMBERS:
+        if not _is_number(entry[name]):
+            raise _wrong(f"history.{name}", "a number", entry[name])
+    for name in _LOSSES:
+        if entry[name] is not None and not _is_number(entry[name]):
+            raise _wrong(f"history.{name}", "a number or None", entry[name])
+    for name in ("phase", "decision"):
+        if not isinstance(entry[name], str):
+            raise _wrong(f"history.{name}", "text", entry[name])
+
+
+def _check_controller(controller: Mapping[str, Any]) -> None:
+    progress, best = controller["progress"], controller["best"]
+    if not _is_number(progress) or not 0 <= progress <= 1:
+        raise _wrong("controller.progress", "a number in [0, 1]", progress)
+    if best is not None and not _is_number(best):
+        raise _wrong("controller.best", "a number or None", best)
+    if not isinstance(controller["behind"], bool):
+        raise _wrong("controller.behind", "True or False", controller["behind"])
+
+
+def _check_mask(name: str, mask: Any, num_samples: int, count: int | None) -> None:
+    size = (num_samples + 7) // 8
+    if not isinstance(mask, Tensor) or mask.dtype != torch.uint8 or tuple(mask.shape) != (size,):
+        raise _wrong(name, f"a mask, uint8 [{size}]", mask)
+    if num_samples % 8 and int(mask[-1]) >> num_samples % 8:
+        raise _wrong(name, f"a mask of {num_samples} samples", "more")
+    if count is not None and (found := bitmask.count(mask)) != count:
+        raise _wrong(name, f"a mask with {count} samples", found)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, float)
+
+
+def _wrong(name: str, expected: str, found: object) -> ValueError:
+    return ValueError(f"{name} of the state must be {expected}; found {str(found)[:80]}")
