@@ -10,7 +10,9 @@ import torch
 
 MODULES = [
     "adapruner.pruning.order",
+    "adapruner.data.loaders.user_loader",
     "adapruner.data.sources.find",
+    "adapruner.integrations.timm",
     "adapruner.ops.selection",
     "adapruner.pruning.pruner",
     "adapruner.pruning.selection",

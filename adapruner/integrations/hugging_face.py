@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapruner._util.extras import require
+from adapruner._util.tensors import to_cpu
 from adapruner.data.sources.find import identified
 from adapruner.integrations.accelerate import prepare_loader
 from adapruner.pruning.pruner import Pruner
@@ -243,8 +244,10 @@ class PruningMixin(_Mixin):
             self._trained_batches = 0
 
     def _save_pruner(self, folder: str) -> None:
+        # All ranks meet in state_dict, and one writes.
         state = {"pruner": self.pruner.state_dict(), "trained_batches": self._trained_batches}
-        save_checkpoint(folder, state)
+        if self.args.should_save:
+            save_checkpoint(folder, to_cpu(state))
 
 
 class PrunedTrainer(PruningMixin, transformers.Trainer):
@@ -261,9 +264,8 @@ class _EpochEnd(transformers.TrainerCallback):
         self._trainer._end_epoch()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save:
-            name = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            self._trainer._save_pruner(os.path.join(args.output_dir, name))
+        name = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        self._trainer._save_pruner(os.path.join(args.output_dir, name))
 
 
 def _check_arguments(args: Any) -> None:

@@ -365,7 +365,7 @@ class Pruner(Run):
         """The outcome of the run.
 
         Before the end of the run, it is the outcome if the run ended now, marked ``partial``. The
-        run can go on afterwards.
+        run can go on afterwards. All ranks must call it then.
 
         Raises:
             RuntimeError: the run has learned nothing yet: it is in its warm-up.

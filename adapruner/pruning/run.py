@@ -125,10 +125,14 @@ class Run:
         self.warn("epochs", doubts.few_epochs(epochs, keep_ratio))
 
     def warn(self, name: str, text: str | None, stacklevel: int = 3) -> None:
-        """Warn with ``text``, once for each ``name``. The result keeps the text. None is silent."""
+        """Warn with ``text``, once for each ``name``. The result keeps the text. None is silent.
+
+        Of many ranks, rank 0 warns.
+        """
         if text is not None and name not in self.warnings:
             self.warnings[name] = text
-            warnings.warn(text, PruningWarning, stacklevel=stacklevel)
+            if self.ranks.first:
+                warnings.warn(text, PruningWarning, stacklevel=stacklevel)
 
     def reads(self) -> np.ndarray:
         """Bools ``[N]``: the samples that the current epoch trains on. Each call makes a copy."""

@@ -175,7 +175,7 @@ def test_a_run_reads_evaluates_and_steps_as_planned(
 
 @pytest.mark.parametrize(
     "saving",
-    [{"save_strategy": "steps", "save_steps": 4}, {"save_strategy": "epoch"}],
+    [{"save_strategy": "steps", "save_steps": 7}, {"save_strategy": "epoch"}],
     ids=["steps", "epochs"],
 )
 def test_a_checkpoint_is_gone_on_from(tmp_path: Path, saving: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ def test_a_checkpoint_is_gone_on_from(tmp_path: Path, saving: dict[str, Any]) ->
     start = copy.deepcopy(whole.model)
     whole.train()
     checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"))
-    assert len(checkpoints) >= 5
+    assert len(checkpoints) >= 4
     for checkpoint in checkpoints:
         model = copy.deepcopy(start)
         saving["save_strategy"] = "no"

@@ -119,6 +119,8 @@ class Pool:
 
 def _serve(pipe: Connection, store: str | None, rank: int, size: int, backend: str) -> None:
     torch.set_num_threads(1)
+    # Workers of a DataLoader would be children of the server, and outlive this process.
+    multiprocessing.set_start_method("fork", force=True)
     if "nccl" in backend:
         torch.cuda.set_device(rank)
     groups: dict[int, Any] = {}

@@ -60,9 +60,8 @@ FORMS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "together"), [(0, False), (0, True), (2, True)])
 def test_batches_are_those_of_the_pruner_with_its_ids(
     form: str, workers: int, together: bool
 ) -> None:
