@@ -106,7 +106,8 @@ bench-native:
 # Makes the rows that benchmarks/results/quality lacks (hours; stop it when you like), and redraws
 # tables and pictures. CIFAR-10 is looked for in $ADAPRUNER_DATA/cifar10.
 quality: setup
-	$(BIN)/python -m benchmarks.quality.run cifar cifar-more transfer digits cifar-large cifar-dirt --workers 2
+	$(BIN)/python -m benchmarks.quality.run digits letter short tails joint-more cifar cifar-more \
+	  cifar-dirt human held-back transfer cifar-large --workers 2
 	$(BIN)/python -m benchmarks.quality.run cost --results benchmarks/results/quality/cost
 	$(BIN)/python -m benchmarks.quality.kept
 	$(BIN)/python -m benchmarks.quality.report

@@ -365,6 +365,8 @@ def _summary(result: PruneResult, arguments: Namespace) -> list[str]:
         f"read {read:,} images in {saved['seconds']:,.1f} s, {100 * read / full:.1f} % of the "
         f"{full:,} that an ordinary run reads",
     ]
+    if result.fit:
+        lines.append(result.fit)
     if result.unreadable:
         lines += _unreadable(result)
     if result.not_finite:

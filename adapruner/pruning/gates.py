@@ -30,6 +30,8 @@ class Gates:
             for those epochs.
         normalize_loss: divide losses by the loss scale in the pressure. The scale is the running
             mean loss in the first epoch, and the mean loss of the previous epoch in later epochs.
+            An objective that is ``by_first_loss`` has the mean loss of the first epoch in all later
+            epochs, whatever this is.
 
     Attributes:
         logits: m, float32 ``[N]``; 1 at the start, −inf for an excluded sample.
@@ -71,8 +73,8 @@ class Gates:
         self.set_integer("population", num_samples)
         self.set_integer("plain", int(not objective.weighs))
         self.set_slope(objective.slope[0])
-        self._normalizes = normalize_loss
-        self._use_running_scale(normalize_loss)
+        self._rescales = normalize_loss and not objective.by_first_loss
+        self._use_running_scale(normalize_loss or objective.by_first_loss)
 
     @property
     def _reals(self) -> Tensor:
@@ -224,7 +226,7 @@ class Gates:
         A top-k must follow. It updates the sums over all gates.
         """
         mean_loss = self.training_loss()
-        if self._normalizes and mean_loss:
+        if mean_loss and (self._rescales or self._scale_is_running):
             self.set_real("loss_scale", mean_loss)
             self._use_running_scale(False)
         if self.last_loss is not None:

@@ -22,6 +22,7 @@ class Objective:
         balance_gain: γ.
         age_cap: cap of a, the number of epochs that a visit of a rarely read sample stands for.
         weighs: whether gates weigh the training loss; otherwise that is the plain mean.
+        by_first_loss: whether ℓ in the pressure is in units of the mean loss of the first epoch.
     """
 
     easy_weight: float
@@ -32,3 +33,4 @@ class Objective:
     balance_gain: float = 50.0
     age_cap: int = 16
     weighs: bool = True
+    by_first_loss: bool = False

@@ -38,7 +38,7 @@ class Pruner(Run):
         epochs: epochs of the run, at least 1.
         warmup_epochs: epochs at the start that train on everything, unweighted, while the gates do
             not step; 0 for a model that is trained already. About a tenth of ``epochs`` where None.
-        method: "sampled" draws samples by their gates; "published" keeps the largest gate logits,
+        method: "sampled" draws samples by their losses; "published" keeps the largest gate logits,
             as the paper does.
         seed: seed of the order, the exploration and the augmentation.
         labels: integers ``[N]``; where given, every class keeps exactly its share.
@@ -46,11 +46,13 @@ class Pruner(Run):
             :meth:`observe` and compete among themselves for their own share.
         explore: each epoch also reads this share of N of pruned samples, so that they can return.
         normalize_loss: divide losses by their running mean in the pressure, for losses that are not
-            on the scale of cross entropy.
+            on the scale of cross entropy. It has no effect on "sampled", which always divides
+            losses by their mean in the first epoch.
         track_losses: keep the last loss of every sample, its relative loss, its visits and its
             predicted class (14 bytes a sample). Gates then also step in epochs that do not
             visit them. Without it, a later visit stands for those epochs, short runs select less
-            like runs that visit all, and the result cannot say why a sample was pruned.
+            like runs that visit all, "sampled" reads evenly, and the result cannot say why a sample
+            was pruned.
         device: device of the gates and the losses, "cpu" or a CUDA device; torch's default where
             None. Errors that a GPU finds in a batch are raised by :meth:`step`.
         process_group: the processes that train on different samples, as a ``torch.distributed``

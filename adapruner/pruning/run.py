@@ -269,6 +269,8 @@ class Run:
             self._note_best(loss, float(standard_error))
         entry["decision"] = controller.step(self.epoch, loss, float(standard_error))
         gates.end_epoch()
+        if not warming_up:
+            entry |= self.method.figures(gates, [*self.history, entry])
         if warming_up and self.epoch + 1 == self.warmup_epochs:
             gates.set_integer("resting", 0)
         # Pruning starts after every sample was visited once, but for those of dropped batches.

@@ -59,6 +59,7 @@ class Headline:
     asked: str
     dataset: str
     selection: str
+    fit: str  # "" where the history does not tell
     tiles: list[Tile]
 
 
@@ -74,6 +75,7 @@ def headline(result: PruneResult) -> Headline:
         asked=f"{result.keep_ratio:g}",
         dataset=_dataset(result),
         selection=_selection(result),
+        fit=result.fit,
         tiles=_tiles(result),
     )
 
@@ -276,6 +278,8 @@ _HISTORY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "slope": ("slope", _fixed(2)),
     "mean_gate": ("mean gate", _fixed(3)),
     "open_share": ("open gates", _fixed(3)),
+    "fitted": ("fitted", _fixed(3)),
+    "chance": ("chance", _fixed(3)),
     "training_loss": ("training loss", number),
     "validation_loss": ("held-out loss", number),
     "decision": ("decision", str),

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from adapruner.results.suspects import Suspects
 
 
+# A kept set with at least this `chance` in the history is called mostly chance.
+MOSTLY_CHANCE = 0.9
+
+
 @dataclass(frozen=True, eq=False)
 class PruneResult:
     """The outcome of a pruning run.
@@ -28,7 +32,7 @@ class PruneResult:
     Attributes:
         indices: kept dataset indices, int64 ``[K]``, ascending.
         gate_logits: ranking score of every sample at the end, float32 ``[N]``; larger is better.
-            The method "published" uses the gate logits. The method "sampled" uses 1 minus a scaled
+            The method "published" uses the gate logits. The method "sampled" uses 1 minus the
             distance between the sample's mean pressure and the target range (docs/method.md).
             −inf marks an unreadable sample, −1000 a sample that never had a finite loss.
         keep_ratio: the keep ratio of the run; ``K = floor(keep_ratio * N + 0.5)``, or the number of
@@ -42,7 +46,9 @@ class PruneResult:
             ``kept``, ``explored``, ``keep_ratio`` (scheduled), ``slope``, ``mean_gate``,
             ``open_share`` (share of gates with m > 0), ``training_loss``, ``validation_loss`` (or
             None), ``decision`` of the controller ("warm-up", "advance", "pause", "back off"),
-            ``seconds``.
+            ``seconds``. Epochs of the method "sampled" after the warm-up also have ``fitted``, the
+            share of samples whose last loss is below a tenth of the mean loss of the first epoch,
+            and ``chance``, how much the kept set would be a random draw: 1 if it were one.
         selected_epoch: the epoch whose selection was chosen on held-out data. None if the last
             selection was taken: the top-k of ``gate_logits``, or a draw by them.
         forced: whether the run ended before it trained an epoch at the keep ratio, so that the last
@@ -111,6 +117,21 @@ class PruneResult:
         mask = torch.zeros(self.num_samples, dtype=torch.bool, device="cpu")
         mask[self.indices] = True
         return mask
+
+    @property
+    def fit(self) -> str:
+        """How much of the data the model has fitted, in a sentence.
+
+        A second sentence says if the kept set is little more than a random draw. Empty if the
+        history does not tell.
+        """
+        told = [entry for entry in self.history if "fitted" in entry]
+        if not told:
+            return ""
+        text = f"The model has fitted {100 * told[-1]['fitted']:.3g} % of the data."
+        if told[-1].get("chance", 0.0) >= MOSTLY_CHANCE:
+            text += " The selection is mostly chance."
+        return text
 
     @property
     def run_keep_ratio(self) -> float:

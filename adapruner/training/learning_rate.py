@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
@@ -25,3 +26,18 @@ def set_learning_rate(
     factor = done / warm if done < warm else falling
     for group in optimizer.param_groups:
         group["lr"] = highest * max(factor, 0.01)
+
+
+def share_done(planned_reads: Sequence[int], epoch: int, of_epoch: float) -> float:
+    """Share of a run's reads that are done, in [0, 1]. Epochs read different numbers of samples.
+
+    >>> share_done([100, 80, 20], 1, 0.5)
+    0.7
+
+    Args:
+        planned_reads: samples that each epoch reads.
+        epoch: the current epoch, from 0.
+        of_epoch: share of the current epoch that is done.
+    """
+    done = sum(planned_reads[:epoch]) + of_epoch * planned_reads[epoch]
+    return done / max(sum(planned_reads), 1)

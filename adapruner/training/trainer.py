@@ -27,7 +27,12 @@ from adapruner.pruning.pruner import Pruner
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 from adapruner.training.evaluation import check_targets, sample_cross_entropy
-from adapruner.training.learning_rate import LEARNING_RATE, WEIGHT_DECAY, set_learning_rate
+from adapruner.training.learning_rate import (
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    set_learning_rate,
+    share_done,
+)
 from adapruner.training.parallel import core_of, load_whole, load_whole_optimizer
 from adapruner.training.steps import Steps
 
@@ -135,6 +140,7 @@ class Trainer:
         """
         self.model.train()
         pruner, batches = self.pruner, len(loader)
+        planned_reads = pruner.planned_reads()
         self._steps.begin()
         bar = tqdm(
             loader,
@@ -145,7 +151,7 @@ class Trainer:
         )
         for position, (inputs, targets, ids) in enumerate(bar):
             if self.highest_rate is not None:
-                done = (pruner.epoch + position / batches) / pruner.epochs
+                done = share_done(planned_reads, pruner.epoch, position / batches)
                 set_learning_rate(self.optimizer, self.highest_rate, done)
             inputs, targets = self._pair(inputs, targets)
             self._keep(inputs)

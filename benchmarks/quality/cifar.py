@@ -91,13 +91,19 @@ def images(split: str) -> Images:
 
 @functools.lru_cache(maxsize=2)
 def _images(path: Path, split: str) -> Images:
-    from PIL import Image
-
     packed = read(path, split)
-    pixels: list[np.ndarray] = []
-    for offset, size, _ in packed.index.tolist():
-        file = io.BytesIO(packed.files[offset : offset + size].tobytes())
-        pixels.append(np.asarray(Image.open(file, formats=["JPEG"])))
+    pixels = decoded(packed.files, packed.index)
     labels = torch.from_numpy(packed.index[:, 2].astype(np.int64))
     about = f"CIFAR-10 as JPEG files, {split} {packed.digest()}"
     return Images(torch.from_numpy(np.stack(pixels)), labels, about)
+
+
+def decoded(files: np.ndarray, index: np.ndarray) -> list[np.ndarray]:
+    """Packed JPEG files as arrays, uint8 ``[H, W, 3]``. The index begins with offset and length."""
+    from PIL import Image
+
+    pixels = []
+    for offset, size in index[:, :2].tolist():
+        file = io.BytesIO(files[offset : offset + size].tobytes())
+        pixels.append(np.asarray(Image.open(file, formats=["JPEG"]).convert("RGB")))
+    return pixels

@@ -1,59 +1,34 @@
-"""The constants of the package's methods, as the rows of version 0.1 name them.
+"""The constants of the package's methods, as their rows name them.
 
 A row holds the constants of its method as text, and counts as today's row while that text is
-today's text. The classes of the methods and their fields have other names since. The rows keep
-their text, so today's methods are described by the old names.
+today's text. The published method has the text of version 0.1.0, because it has not changed.
+Other methods have their repr.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
 
 from adapruner.pruning.methods.base import Method
 from adapruner.pruning.methods.published import Published
-from adapruner.pruning.methods.sampled import Sampled
 from adapruner.pruning.objective import Objective
 
-# Fields of a sampled method, and their names in the rows. Other fields have one name.
-SAMPLING = {
-    "target_range": "reach",
-    "easy_side_weight": "easy_side",
-    "distance_cap": "farthest",
-    "read_distance_floor": "evenly_read",
-    "rotation": "turns",
-    "small_keep_ratio": "small_ratio",
-    "full_step_epochs": "long_run",
-}
-# What the text of a row does not tell, because it was fixed in version 0.1.
-FIXED = {
-    Published: {"descent": 0.5, "chooses_best": True},
-    Sampled: {"descent": 0.5, "chooses_best": False},
-}
+# What the text of a row of the published method does not tell, because it never changed.
+UNTOLD = {"descent": 0.5, "chooses_best": True, "by_first_loss": False}
+# The default of version 0.1.0. Its rows are kept, and it can no longer be run.
+DEFAULT_0_1_0 = (
+    "Method(easy_weight=-0.4, pressure_cap=3.0, step_size=0.05, slope=(1.0, 1.0), balance=0.0, "
+    "balance_gain=0.0, age_cap=16, weighs=False, sampling=Sampling(sharpness=6.0, "
+    "reach=(0.0, 1.4), easy_side=1.0, farthest=1.4, evenly_read=1.2, turns=1.0, small_ratio=0.3, "
+    "long_run=20))"
+)
 
 
 def constants_text(method: Method) -> str:
-    """The constants of a method as the rows have them.
-
-    A method that version 0.1 could not describe is described by its own repr, so no old row counts
-    as one of its rows.
-    """
-    if _own(method, Method, Objective) != FIXED.get(type(method)):
+    """The constants of a method as the rows have them."""
+    untold = {name: getattr(method, name) for name in UNTOLD}
+    if type(method) is not Published or untold != UNTOLD:
         return repr(method)
-    sampling = None
-    if isinstance(method, Sampled):
-        sampling = f"Sampling({_listed(_own(method, Sampled, Method))})"
-    return f"Method({_listed(_own(method, Objective))}, sampling={sampling})"
-
-
-def _own(
-    method: Method, of: type[Objective], base: type[Objective] | None = None
-) -> dict[str, Any]:
-    """The fields that the class ``of`` adds to those of its base, and their values."""
-    inherited = {field.name for field in fields(base)} if base else set()
-    names = [field.name for field in fields(of) if field.name not in inherited]
-    return {name: getattr(method, name) for name in names}
-
-
-def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{SAMPLING.get(name, name)}={value!r}" for name, value in values.items())
+    told = [field.name for field in fields(Objective) if field.name not in UNTOLD]
+    listed = ", ".join(f"{name}={getattr(method, name)!r}" for name in told)
+    return f"Method({listed}, sampling=None)"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from .statistics import Estimate, Row, by_seed, group
-from .table import JOINT_METHODS, OURS, RIGHT_ONLY, STATIC_METHODS
+from .table import FORMER, JOINT_METHODS, JOINT_MORE, OURS, RIGHT_ONLY, STATIC_METHODS
 
 Column = TypeVar("Column")
 
@@ -34,8 +34,8 @@ def cell_difference(found: Estimate | None) -> str:
 
 def order_of(methods: Iterable[str]) -> list[str]:
     """Rivals as the tables of runs have them, then ours, then the others by name."""
-    rivals = [m for m in (*STATIC_METHODS, *JOINT_METHODS) if m not in OURS]
-    known = [*dict.fromkeys(rivals), *OURS, RIGHT_ONLY]
+    rivals = [m for m in (*STATIC_METHODS, *JOINT_METHODS, *JOINT_MORE) if m not in OURS]
+    known = [*dict.fromkeys(rivals), FORMER, *OURS, RIGHT_ONLY]
     places = {method: place for place, method in enumerate(known)}
     return sorted(set(methods), key=lambda method: (places.get(method, len(known)), method))
 

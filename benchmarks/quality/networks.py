@@ -6,6 +6,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from .others import WORD_NUMBERS
+
 
 class Network(nn.Module):
     """A classifier whose last layer can be looked behind."""
@@ -43,9 +45,32 @@ def digits_network() -> Network:
     return Network(nn.Sequential(*layers), 128, 10)
 
 
-def small_network(width: int = 16) -> Network:
-    """For 16×16 images on a processor: five convolutions, the first with stride 2, one of them
-    around a skip."""
+def letter_network() -> Network:
+    """For 16 features: two hidden layers."""
+    layers = [nn.Flatten(), nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    return Network(nn.Sequential(*layers), 256, 26)
+
+
+class _Words(nn.Module):
+    """The mean of the vectors of a text's words. Words are numbers, and 0 is not a word."""
+
+    def __init__(self, numbers: int, width: int) -> None:
+        super().__init__()
+        self.vectors = nn.EmbeddingBag(numbers, width, mode="mean", padding_idx=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vectors(x.flatten(1).long())
+
+
+def text_network(width: int = 32) -> Network:
+    """For texts: a bag of embeddings and one hidden layer."""
+    layers = [_Words(WORD_NUMBERS, width), nn.Linear(width, width), nn.ReLU()]
+    return Network(nn.Sequential(*layers), width, 2)
+
+
+def small_network(width: int = 16, classes: int = 10) -> Network:
+    """For images of 16×16 or 32×32 pixels on a processor: five convolutions, the first with stride
+    2, one of them around a skip."""
     layers = [
         *_conv(3, width, 4, 2),
         *_conv(width, 2 * width),
@@ -57,7 +82,7 @@ def small_network(width: int = 16) -> Network:
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),
     ]
-    return Network(nn.Sequential(*layers), 8 * width, 10)
+    return Network(nn.Sequential(*layers), 8 * width, classes)
 
 
 class _Block(nn.Module):
@@ -182,6 +207,9 @@ def mixer(width: int = 64, depth: int = 2) -> Network:
 
 NETWORKS = {
     "digits": digits_network,
+    "letter": letter_network,
+    "text": text_network,
+    "traffic": partial(small_network, classes=43),
     "small": small_network,
     "residual": residual_network,
     "separable": separable_network,

@@ -17,7 +17,7 @@ from .data import Data, load
 from .probe import probe_accuracy
 from .scores import record
 from .static import STATIC, generator_of
-from .table import ADAPRUNER, CIFAR, RIGHT_ONLY, SHORT, SHORT_READS, Run
+from .table import ADAPRUNER, BALANCED, CIFAR, RIGHT_ONLY, SHORT, SHORT_READS, SHORT_RUNS, Run
 from .trainer import Plan, Trained, accuracy, train
 
 
@@ -77,7 +77,7 @@ def select(run: Run, device: str) -> tuple[Tensor, dict[str, float]]:
         order = torch.randperm(len(data.y), generator=generator_of(run.seed))
         return order[~data.bad[order]][:count].sort().values, nothing
     if run.method in ADAPRUNER:
-        epochs = run.recipe.epochs
+        epochs = SHORT_RUNS.get(run.method, run.recipe.epochs)
         if run.method == SHORT:
             epochs = _epochs_within(run, data, int(SHORT_READS * epochs * len(data.y)))
         plan = _adapruner(run, data, epochs)
@@ -102,8 +102,15 @@ def _cost(trained: Trained) -> dict[str, float]:
 
 
 def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
-    method = ADAPRUNER[run.method]
-    return plans.Adapruner(len(data.y), run.ratio, epochs, method, run.seed, data.y.device)
+    return plans.Adapruner(
+        len(data.y),
+        run.ratio,
+        epochs,
+        ADAPRUNER[run.method],
+        run.seed,
+        data.y.device,
+        data.y if run.method == BALANCED else None,
+    )
 
 
 def _joint(run: Run, device: str) -> dict[str, Any]:
@@ -120,11 +127,18 @@ def _joint(run: Run, device: str) -> dict[str, Any]:
             kept = plan.pruner.result().indices
     else:
         everything = torch.ones(count, dtype=torch.bool, device=data.y.device)
+        shared = count, run.seed, data.y.device
         make_plan = {
             "full, fewer epochs": lambda: Plan(everything),
             "random each epoch": lambda: plans.RandomEachEpoch(count, run.ratio, run.seed),
-            "InfoBatch": lambda: plans.InfoBatch(count, run.seed, data.y.device),
-            "SeTa": lambda: plans.SeTa(count, run.seed, data.y.device),
+            "InfoBatch": lambda: plans.InfoBatch(*shared),
+            "InfoBatch, no full epochs": lambda: plans.InfoBatch(*shared, until=1.0),
+            "InfoBatch, no full epochs, no weights": lambda: plans.InfoBatch(
+                *shared, until=1.0, weighs=False
+            ),
+            "SeTa": lambda: plans.SeTa(*shared),
+            "OrderDP": lambda: plans.OrderDP(count, run.ratio, run.seed, data.y.device),
+            "RePB": lambda: plans.RePB(*shared),
         }[run.method]
         trained = train(data, recipe, make_plan(), run.seed, samples=budget)
     return _measure(run, data, trained, kept)

@@ -24,9 +24,10 @@ class Adapruner(Plan):
         method: str,
         seed: int,
         device: torch.device,
+        labels: Tensor | None = None,
     ) -> None:
         self.pruner = adapruner.Pruner(
-            count, ratio, epochs, method=method, seed=seed, device=device
+            count, ratio, epochs, method=method, seed=seed, device=device, labels=labels
         )
 
     def begin(self, epoch: int, done: float, model: Network) -> Tensor:
@@ -75,7 +76,11 @@ class _ByLastLoss(Plan):
 
 class InfoBatch(_ByLastLoss):
     """Of the samples whose loss is below the mean a random share is left out, and the others of
-    them weigh more for it; everything is read towards the end (Qin et al., ICLR 2024)."""
+    them weigh more for it; everything is read towards the end (Qin et al., ICLR 2024).
+
+    ``until`` is the share of the run after which everything is read. Where not ``weighs``, all
+    samples weigh 1.
+    """
 
     def __init__(
         self,
@@ -84,9 +89,10 @@ class InfoBatch(_ByLastLoss):
         device: torch.device | str = "cpu",
         pruned: float = 0.5,
         until: float = 0.875,
+        weighs: bool = True,
     ) -> None:
         super().__init__(count, seed, device)
-        self._pruned, self._until = pruned, until
+        self._pruned, self._until, self._weighs = pruned, until, weighs
 
     def begin(self, epoch: int, done: float, model: Network) -> Tensor:
         reads = torch.ones_like(self.reads)
@@ -98,8 +104,84 @@ class InfoBatch(_ByLastLoss):
         order = torch.randperm(len(easy), generator=self.generator)
         kept = int((1 - self._pruned) * len(easy))
         reads[easy[order[kept:]]] = False
-        self.weights[easy[order[:kept]].to(self.weights.device)] = 1 / (1 - self._pruned)
+        if self._weighs:
+            self.weights[easy[order[:kept]].to(self.weights.device)] = 1 / (1 - self._pruned)
         return reads
+
+
+class OrderDP(_ByLastLoss):
+    """Of a random pool the samples with the largest losses (Jin et al., ICLR 2026).
+
+    ``top`` is the share of the pool that is read: 0.85, as the authors' code has it. The pool is as
+    large as the keep ratio then needs. The authors' code weighs all samples alike.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        ratio: float,
+        seed: int,
+        device: torch.device | str = "cpu",
+        top: float = 0.85,
+    ) -> None:
+        super().__init__(count, seed, device)
+        self._kept = keep_count(ratio, count)
+        self._pool = min(count, round(self._kept / top))
+
+    def begin(self, epoch: int, done: float, model: Network) -> Tensor:
+        pool = torch.randperm(len(self.reads), generator=self.generator)[: self._pool]
+        largest = self.last_loss.cpu()[pool].topk(self._kept).indices
+        reads = torch.zeros_like(self.reads)
+        reads[pool[largest]] = True
+        return reads
+
+
+class RePB(_ByLastLoss):
+    """Losses are compared within a window of batches, that is at nearly one state of the model. A
+    random share of the samples below their window's mean is left out of the next epoch. A sample
+    weighs the number of epochs over the number of those that read it (Zhou et al., ICLR 2026).
+
+    Made after the paper's abstract, because its code was not found. The window of 8 batches is a
+    guess, the share is InfoBatch's.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        pruned: float = 0.5,
+        window: int = 8,
+    ) -> None:
+        super().__init__(count, seed, device)
+        self._pruned, self._window = pruned, window
+        self._visits = torch.zeros(count)
+        self._batches: list[Tensor] = []
+        self._easy = torch.zeros(count, dtype=torch.bool)
+
+    def begin(self, epoch: int, done: float, model: Network) -> Tensor:
+        self._judge_window()
+        easy = self._easy.nonzero().flatten()
+        order = torch.randperm(len(easy), generator=self.generator)
+        reads = torch.ones_like(self.reads)
+        reads[easy[order[int((1 - self._pruned) * len(easy)) :]]] = False
+        self._visits += reads
+        self.weights[:] = ((epoch + 1) / self._visits.clamp(min=1)).to(self.weights.device)
+        return reads
+
+    def loss(self, logits: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        self._batches.append(ids)
+        loss = super().loss(logits, targets, ids)
+        if len(self._batches) == self._window:
+            self._judge_window()
+        return loss
+
+    def _judge_window(self) -> None:
+        if self._batches:
+            ids = torch.cat(self._batches)
+            losses = self.last_loss[ids]
+            self._easy[ids.cpu()] = (losses < losses.mean()).cpu()
+            self._batches = []
 
 
 class SeTa(_ByLastLoss):

@@ -25,11 +25,17 @@ from .static import RECORDED, STATIC
 from .statistics import Row, by_seed, estimate, group, paired
 from .table import (
     ADAPRUNER,
+    CIFAR,
     CLEAN_OR_NOISY,
+    FORMER,
     GPU,
+    HELD_BACK,
+    HUMAN,
     JOINT_METHODS,
     LARGE,
     RECIPES,
+    SHORT_RUNS,
+    TAIL,
     WIDE,
     Run,
     constants_of,
@@ -43,6 +49,23 @@ PROTOCOLS = {
     "joint": "trained jointly",
 }
 SEEDS_TO_SHOW = 5  # in the tables over all conditions
+# The lines of the table of conditions.
+CONDITIONS = [
+    *((aims.Place("digits", "same epochs", noise), WIDE) for noise in CLEAN_OR_NOISY),
+    *((aims.Place("letter", "same epochs", noise), (0.7, 0.5)) for noise in CLEAN_OR_NOISY),
+    *((aims.Place(CIFAR, "same epochs", noise), WIDE) for noise in (*CLEAN_OR_NOISY, *HUMAN)),
+    *((aims.Place(name, "same epochs", TAIL), (0.7,)) for name in ("digits", "letter")),
+    *(
+        (aims.Place(name, "same epochs", noise), (0.7, 0.5))
+        for name in HELD_BACK
+        for noise in CLEAN_OR_NOISY
+    ),
+    *(
+        (aims.Place(name, "joint", noise), (0.7, 0.5))
+        for name in ("digits", "letter", CIFAR, *HELD_BACK)
+        for noise in CLEAN_OR_NOISY
+    ),
+]
 # The keep ratios of the README's table, for each dataset.
 FIRST = dict.fromkeys(aims.DATASETS, (0.7, 0.3)) | {LARGE: WIDE}
 
@@ -173,7 +196,7 @@ def sections(rows: Rows) -> str:
 
 
 def details(rows: Rows) -> str:
-    """Of one dataset, what docs/quality.md has no room for."""
+    """Of one dataset: the difference to all data, balanced accuracy, bad samples of joint runs."""
     parts = []
     for title, protocol, block in blocks(rows):
         caption = f"Difference to all data, points, {block.counts}:"
@@ -302,7 +325,7 @@ def overall(rows: Rows) -> str:
         "| | mean | worst | surely above | surely below | conditions |",
         "|---" * 6 + "|",
     ]
-    for method in order_of({aims.DEFAULT, *aims.RIVALS} - {"random"}):
+    for method in order_of({aims.DEFAULT, FORMER, *aims.RIVALS} - {"random"}):
         found = [cells.minus(place, method, "random", ratio) for place, ratio in places]
         gains = [gain for gain in found if gain is not None and gain.n >= SEEDS_TO_SHOW]
         if not gains:
@@ -314,6 +337,66 @@ def overall(rows: Rows) -> str:
             f"| {len(gains)} |"
         )
     return "\n".join(lines)
+
+
+def conditions(rows: Rows) -> str:
+    """A line for each condition and keep ratio: the default, the rivals that matter, all data."""
+    lines = [
+        "| | keep ratio | adapruner | adapruner 0.1.0 | random | best rival | all data | n |",
+        "|---" * 8 + "|",
+    ]
+    cells = aims.Cells(rows)
+    for place, ratios in CONDITIONS:
+        rivals = aims.JOINT_RIVALS if place.protocol == "joint" else aims.RIVALS
+        random = rival_of(place.protocol)
+        measure = "balanced_accuracy" if place.noise == TAIL else "accuracy"
+        for ratio in ratios:
+            found = {
+                method: by_seed(cells.rows(place, method, ratio), measure)
+                for method in (aims.DEFAULT, FORMER, "full", *rivals)
+            }
+            ours = found[aims.DEFAULT]
+            common = ours.keys() & found[random].keys()
+            if len(common) < 2:
+                continue
+            # Methods that were run with all these seeds.
+            means = {
+                method: estimate(values[seed] for seed in common)
+                for method, values in found.items()
+                if common <= values.keys()
+            }
+            others = [method for method in rivals if method in means and method != random]
+            best = max(others, key=lambda name: means[name].mean, default="")
+            shown = (aims.DEFAULT, FORMER, random, best, "full")
+            texts = [cell_mean(means[m]) if m in means else "" for m in shown]
+            texts[3] += f" ({best})" if best else ""
+            lines.append(
+                f"| {_condition(place)} | {ratio:g} | {' | '.join(texts)} | {len(common)} |"
+            )
+    return "\n".join([*lines, "", "Mean ± standard error over n seeds."])
+
+
+def _condition(place: aims.Place) -> str:
+    joint = ", joint" if place.protocol == "joint" else ""
+    balanced = ", balanced accuracy" if place.noise == TAIL else ""
+    return f"{place.dataset}, {place.noise}{balanced}{joint}"
+
+
+def short_runs(rows: Rows) -> str:
+    """What few epochs of selection are worth: the difference to random over the epochs."""
+    cells = aims.Cells(rows)
+    names = [name for name in (*SHORT_RUNS, aims.DEFAULT)]
+    columns = [str(SHORT_RUNS.get(name, RECIPES["digits"].epochs)) for name in names]
+    lines = [
+        f"| epochs of the selection | {' | '.join(columns)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    place = aims.Place("digits", "same epochs", "clean")
+    for ratio in (0.7, 0.3):
+        found = [cells.minus(place, name, "random", ratio) for name in names]
+        if any(found):
+            lines.append(f"| kept {ratio:g} | {' | '.join(map(cell_difference, found))} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def short(rows: Rows, ratios: Mapping[str, Sequence[float]]) -> str:
@@ -357,16 +440,16 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
         """Of every dataset; what has no rows is empty."""
         return {f"{prefix}{d}": draw(found[d]) if d in found else "" for d in RECIPES}
 
-    verdicts = aims.markdown(aims.checks(measured, rows_of_tasks(results / "tasks.jsonl")))
+    checks = aims.checks(measured, rows_of_tasks(results / "tasks.jsonl"))
     timed = group(runs_in(results / "cost"), "dataset")
     pages = {
-        "docs/quality.md": drawn(sections, by_dataset, "")
+        "docs/quality.md": {"conditions": conditions(measured), "overall": overall(measured)}
+        | {"short selections": short_runs(measured), "aims": aims.verdicts(checks)},
+        "docs/quality-tables.md": drawn(sections, by_dataset, "")
+        | drawn(details, by_dataset, "more of ")
         | drawn(costs, timed, "cost of ")
-        | {"overall": overall(measured)}
-        | {"quality": short(measured, dict.fromkeys((*aims.DATASETS, LARGE), WIDE))}
-        | {"aims": verdicts, "transfer": transfer(measured), "probe": probe(measured)}
-        | {"kept": kept_table(results)},
-        "docs/quality-tables.md": drawn(details, by_dataset, "")
+        | {"aims": aims.figures(checks), "transfer": transfer(measured), "probe": probe(measured)}
+        | {"kept": kept_table(results)}
         | {"gpu": on_gpu(rows_of_today(results.parent / "gpu" / "quality.jsonl"))},
         "README.md": {"quality": short(measured, FIRST)},
     }

@@ -1,4 +1,5 @@
-"""For given losses, kept sets are the same as in version 0.1.0, bit for bit."""
+"""For given losses, kept sets stay the same, bit for bit: those of the published method since
+version 0.1.0, those of the sampled method since its loss scale is the first epoch's mean."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "held out": {"held_out": np.arange(0, N, 9), "normalize_loss": True},
     "untracked": {"track_losses": False, "warmup_epochs": 0, "explore": 0.1},
 }
-# SHA-256 of the kept indices of version 0.1.0.
+# SHA-256 of the kept indices. Those of "published" are of version 0.1.0.
 KEPT = {
     "sampled": {
-        "plain": ["8bcc3ce5d348b218", "aa8d812e2fa13b63", "9aa2fa6c591394fb"],
-        "classes": ["b0d77a901207ed0f", "be4921dec85918dd", "838fd5af1116dec6"],
-        "held out": ["24cf2d22894a6e39", "5827983d07d8b197", "6c1d6604b70714c5"],
-        "untracked": ["198dc1bcd0216c88", "050f7ff57a38983a", "c0c5f6ba307b10a5"],
+        "plain": ["75db9da3a1e754af", "71cf9ccf62b79929", "45c805719274ae98"],
+        "classes": ["0596726fba6b60b8", "fc68c2082df6dd6b", "e24d53ac619fd264"],
+        "held out": ["0cb3a617cdb096ef", "ec601c608f114c95", "d9890d3e957ded8e"],
+        "untracked": ["3d88621d487c47b2", "ffded227796e4065", "12a1d726610dccf4"],
     },
     "published": {
         "plain": ["48bd347a8c7d4f3b", "2277fb835197eaa2", "6c30950fa2d9913e"],
@@ -60,5 +61,5 @@ def kept(method: str, form: str, seed: int) -> str:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", ["sampled", "published"])
-def test_kept_sets_are_those_of_0_1_0(method: str, form: str, seed: int) -> None:
+def test_kept_sets_stay_the_same(method: str, form: str, seed: int) -> None:
     assert kept(method, form, seed) == KEPT[method][form][seed]

@@ -18,24 +18,39 @@ from adapruner.pruning.selection import keep_count
 
 
 def drawn(
-    method: Sampled, gates: reference.ReferenceGates, unit: float, ended: int, final: bool
+    method: Sampled,
+    gates: reference.ReferenceGates,
+    losses: torch.Tensor | None,
+    unit: float,
+    epochs: tuple[int, int],
+    final: bool,
 ) -> torch.Tensor:
-    """The keys of a run with seed 0 after a number of epochs."""
-    within, turns = (0.0, 0.0) if final else (method.read_distance_floor, method.rotation)
+    """The keys of a run with seed 0 after a number of epochs, of which some were warm-up.
+
+    ``losses`` are the last losses, or None if they are not tracked.
+    """
+    ended, warmup = epochs
     pressures = (1 - gates.m) / unit
     easiest, hardest = method.target_range
-    below, above = method.easy_side_weight * (easiest - pressures), pressures - hardest
-    distances = torch.maximum(below, above).clamp(within, method.distance_cap)
-    logits = 1 - unit * distances
-    ages = [255 if age is None else age for age in gates.age]
+    if final:
+        below, above = method.easy_side_weight * (easiest - pressures), pressures - hardest
+        logs = -torch.maximum(below, above).clamp(0, method.pressure_cap - hardest)
+        more = ended - warmup - 1
+        scale = method.sharpness * more / (more + method.doubt)
+    else:
+        scale, logs = 1.0, torch.zeros_like(gates.m)
+        if losses is not None:
+            relative = (losses.double() / losses.double().mean()).clamp(min=method.least_read)
+            logs = (relative.log() * 64).round() / 64
+            logs[pressures > hardest] = np.log(method.least_read)
     key = stream_seed(0, ended, Stream.DRAW)
-    return reference.sampling_keys(logits.tolist(), ages, method.sharpness / unit, turns, key)
+    return reference.sampling_keys(logs.tolist(), [1] * len(logs), scale, 0.0, key)
 
 
 @pytest.mark.parametrize("method", HOMES)
 @pytest.mark.parametrize(
     ("warmup_epochs", "normalize", "track"),
-    [(0, False, False), (2, False, False), (2, True, False), (0, False, True), (2, True, True)],
+    [(0, False, False), (2, False, False), (0, True, False), (0, False, True), (2, True, True)],
 )
 def test_run_is_that_of_the_reference(
     method: str, warmup_epochs: int, normalize: bool, track: bool
@@ -63,16 +78,21 @@ def test_run_is_that_of_the_reference(
         age_cap=1 if track else constants.age_cap,
         resting=warmup_epochs > 0,
     )
+    scales = normalize or constants.by_first_loss
     for epoch in range(epochs):
+        seen: list[float] = []
         for ids in torch.from_numpy(np.flatnonzero(pruner.reads())).split(7):
             sample_loss = losses[ids].requires_grad_()
             loss = pruner.weigh(sample_loss, ids)
             expected = reference.masked_loss(plain, losses[ids], ids)
             assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+            if scales and epoch == 0:  # the mean of the batches before; of the first one its own
+                plain.loss_scale = float(np.mean(seen or losses[ids].tolist()))
+            seen += losses[ids].tolist()
             plain.update(ids.tolist(), plain.pressure(losses[ids]).tolist())
         assert torch.allclose(pruner.gates.logits.double(), plain.m, atol=1e-5)
-        if normalize:
-            plain.loss_scale = losses[torch.from_numpy(pruner.reads())].double().mean().item()
+        if scales and (epoch == 0 or not constants.by_first_loss):
+            plain.loss_scale = float(np.mean(seen))
         entry = pruner.step()
         assert entry["mean_gate"] == pytest.approx(plain.mean_gate, abs=1e-5)
         assert entry["open_share"] == pytest.approx(plain.open_share)
@@ -88,7 +108,14 @@ def test_run_is_that_of_the_reference(
         ratio = 1 - (1 - keep_ratio) * min(2 * done, 1)
         ranked = plain.m
         if isinstance(constants, Sampled) and ratio < 1:
-            ranked = drawn(constants, plain, unit, epoch + 1, epoch + 1 == epochs)
+            ranked = drawn(
+                constants,
+                plain,
+                losses if track else None,
+                unit,
+                (epoch + 1, warmup_epochs),
+                epoch + 1 == epochs,
+            )
         kept = reference.largest(ranked, keep_count(round(ratio, 9), num_samples))
         assert bitmask.indices(pruner.selection.kept).tolist() == kept.tolist()
     assert pruner.result().indices.tolist() == kept.tolist()

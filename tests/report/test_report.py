@@ -176,6 +176,19 @@ def test_a_forced_result_says_so(tmp_path):
     assert "the last one" in page.root.all("p", "facts")[0].text()
 
 
+def test_the_report_tells_how_much_the_model_has_fitted(tmp_path):
+    told = [
+        {"epoch": 0, "fitted": 0.25, "chance": 1.0},
+        {"epoch": 1, "fitted": 0.5, "chance": 0.95},
+    ]
+    page = write(tmp_path, make(history=told), Pictures())
+    facts = page.root.all("p", "facts")[0].text()
+    assert "The model has fitted 50 % of the data. The selection is mostly chance." in facts
+    assert [row[1:] for row in page.rows("history")] == [["0.250", "1.000"], ["0.500", "0.950"]]
+    page = write(tmp_path, make(), Pictures())
+    assert "fitted" not in page.root.all("p", "facts")[0].text()
+
+
 def test_the_warnings_name_every_fault(tmp_path):
     result = make(
         indices=torch.arange(0, 40, 2), config={"run_keep_ratio": 0.5}, targets=torch.arange(N) % 2

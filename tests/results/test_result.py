@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.training_data import prune
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from adapruner._util.files import write_file
@@ -294,3 +295,27 @@ def test_check_dataset_takes_a_source_or_a_fingerprint() -> None:
 def test_subset_of_what_is_no_dataset() -> None:
     with pytest.raises(TypeError, match="map-style"):
         make_result().subset(iter([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ([], ""),
+        ([{"epoch": 0}], ""),
+        ([{}, {"fitted": 0.5, "chance": 0.2}], "The model has fitted 50 % of the data."),
+        (
+            [{"fitted": 0.9, "chance": 0.2}, {"fitted": 0.041, "chance": 0.97}],
+            "The model has fitted 4.1 % of the data. The selection is mostly chance.",
+        ),
+    ],
+)
+def test_a_result_tells_how_much_is_fitted_and_whether_it_is_chance(
+    entries: list[dict[str, float]], text: str
+) -> None:
+    result = PruneResult(torch.arange(2), torch.ones(4), 0.5, "f", history=entries)
+    assert result.fit == text
+
+
+def test_a_run_of_one_epoch_of_losses_says_that_its_selection_is_chance() -> None:
+    result = prune((torch.zeros(64, 5), torch.arange(64) % 3), epochs=2)
+    assert result.fit == "The model has fitted 0 % of the data. The selection is mostly chance."

@@ -49,6 +49,10 @@ class Method(Objective, ABC):
             for a sample that never had a finite loss.
         """
 
+    def figures(self, gates: Gates, history: History) -> dict[str, float]:
+        """What the method knows of the run, for the entry of the last epoch in ``history``."""
+        return {}
+
     @abstractmethod
     def keys(self, gates: Gates, history: History, seed: int, final: bool) -> Tensor | None:
         """Keys of the next selection, which keeps the samples with the largest keys.

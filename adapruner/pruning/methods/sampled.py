@@ -1,105 +1,199 @@
-"""The default method: samples are drawn, with chances that fall with the distance of their mean
-pressure from a target range."""
+"""The default method: samples are drawn. Chances for the kept set follow the mean pressure of each
+sample. Chances for the samples of an epoch follow their last losses."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapruner import ops
 from adapruner._util.seeds import Stream, stream_seed
+from adapruner.pruning import bitmask
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.methods.base import NEVER_FINITE, History, Method
+
+# A sample is fitted if its last loss is below this share of the mean loss of the first epoch.
+FITTED = 0.1
+# Losses are summed as whole multiples of the loss scale / 2²⁰, so that no order of additions
+# matters. Larger losses than 2²⁰ times the loss scale count as that.
+_SUM_UNIT = 2.0**20
+# Logarithms of chances are rounded to multiples of 1/64, so that every device gets the same.
+_LOG_STEPS = 64
 
 
 @dataclass(frozen=True)
 class Sampled(Method):
-    """Samples are drawn without replacement, with chances in proportion to e^(−β·d).
+    """Samples are drawn without replacement. All losses are in units of the first epoch's mean.
 
-    d is the distance of a sample's mean pressure from the target range, and 0 inside the range. The
-    slope is constant, there is no balance term, and gates do not weight the training loss. So a
+    The kept set is drawn with chances in proportion to e^(−β·d). d is the distance of a sample's
+    mean pressure from the target range, and 0 inside the range. β grows with the number of epochs
+    that the gates have seen, from 0 after one epoch to ``sharpness``. So a short run draws by
+    chance, and a long one nearly ranks.
+
+    The samples of an epoch are drawn with chances in proportion to their last loss over the mean
+    last loss, but at least ``least_read``. A sample above the target range has this least chance.
+
+    The slope is constant, there is no balance term, and gates do not weight the training loss. So a
     gate logit is a sum of pressures and gives their mean.
 
     Attributes:
-        sharpness: β.
+        sharpness: the largest β.
+        doubt: after the first epoch and so many more, β is half of ``sharpness``.
         target_range: smallest and largest mean pressure of samples that a model learns from. The
             model fits samples below the range early, and does not fit samples above it.
         easy_side_weight: factor of distances below the range.
-        distance_cap: largest distance. Larger distances count as this value.
-        read_distance_floor: smallest distance in the draw of a read set. Smaller distances count as
-            this value, so an epoch reads all samples near the range evenly.
-        rotation: power of the age in the draw of a read set. Samples that were not read for long
-            get larger weights.
         small_keep_ratio: below this keep ratio, the easy side weight is multiplied by the fourth
             power of keep ratio / ``small_keep_ratio``. Small sets need easy samples too.
-        full_step_epochs: runs with more epochs take shorter steps, in proportion. A gate logit is
-            a sum of pressures only while it is near its start value.
+        least_read: smallest relative loss in the draw of an epoch's samples. Smaller relative
+            losses count as this value.
     """
 
-    sharpness: float = 6.0
-    target_range: tuple[float, float] = (0.0, 1.4)
+    sharpness: float = 20.0
+    doubt: float = 4.0
+    target_range: tuple[float, float] = (-0.15, 0.35)
     easy_side_weight: float = 1.0
-    distance_cap: float = 1.4
-    read_distance_floor: float = 1.2
-    rotation: float = 1.0
     small_keep_ratio: float = 0.3
-    full_step_epochs: int = 20
+    least_read: float = 0.3
 
     def at(self, keep_ratio: float, epochs: int) -> Sampled:
-        small = self.small_keep_ratio
-        share = keep_ratio / small if keep_ratio < small else 1.0
+        share = min(1.0, keep_ratio / self.small_keep_ratio)
+        # All steps of a run move a gate by a fraction of its start value. So all steps are nearly
+        # alike, and a gate logit is a sum of pressures.
         return replace(
-            self,
-            easy_side_weight=share**4 * self.easy_side_weight,
-            step_size=self.step_size * min(1.0, self.full_step_epochs / epochs),
+            self, easy_side_weight=share**4 * self.easy_side_weight, step_size=1 / epochs
         )
 
     def logit_per_pressure(self, history: History) -> float:
         """Fall of a gate logit below 1 for each unit of mean pressure.
 
-        Computed with a pressure of 1 in every epoch of ``history`` after the warm-up.
+        Computed with a pressure of 1 in every epoch of ``history`` after the warm-up; 0 without
+        such an epoch.
         """
         logit = 1.0
-        for entry in history:
-            if entry["phase"] == "prune":
-                gate = 1 / (1 + math.exp(-entry["slope"] * logit))
-                logit -= self.step_size * entry["slope"] * gate * (1 - gate)
+        for entry in _seen(history):
+            gate = 1 / (1 + math.exp(-entry["slope"] * logit))
+            logit -= self.step_size * entry["slope"] * gate * (1 - gate)
         return 1 - logit
 
+    def current_sharpness(self, history: History) -> float:
+        """β after the epochs of ``history``."""
+        more = max(len(_seen(history)) - 1, 0)
+        return self.sharpness * more / (more + self.doubt)
+
     def scores(self, gates: Gates, history: History) -> Tensor:
-        """1 minus the distance from the target range, in units of gate logits."""
-        unit, logits = self.logit_per_pressure(history), gates.logits
-        easiest, hardest = (1 - unit * pressure for pressure in self.target_range)
-        scores = logits - hardest
-        torch.minimum(scores, (easiest - logits).mul_(self.easy_side_weight), out=scores)
-        scores.clamp_(-unit * self.distance_cap, 0).add_(1)
-        scores.masked_fill_(logits == 1, NEVER_FINITE)
-        return scores.masked_fill_(logits == -torch.inf, -torch.inf)
+        """1 minus the distance from the target range.
+
+        No distance counts as more than that of the largest pressure.
+        """
+        pressures = self._pressures(gates, history)
+        easiest, hardest = self.target_range
+        scores = (easiest - pressures).mul_(self.easy_side_weight)
+        torch.maximum(scores, pressures.sub_(hardest), out=scores)
+        scores.clamp_(0, self.pressure_cap - hardest).neg_().add_(1)
+        scores.masked_fill_(gates.logits == 1, NEVER_FINITE)
+        return scores.masked_fill_(gates.logits == -torch.inf, -torch.inf)
+
+    def _pressures(self, gates: Gates, history: History) -> Tensor:
+        """Mean pressure of each sample, float32 ``[N]``; 0 before the first step of a gate."""
+        return (1 - gates.logits).div_(self.logit_per_pressure(history) or 1.0)
 
     def keys(self, gates: Gates, history: History, seed: int, final: bool) -> Tensor | None:
-        unit = self.logit_per_pressure(history)
-        floor, rotation = (0.0, 0.0) if final else (self.read_distance_floor, self.rotation)
-        return ops.sampling_keys(
-            self.scores(gates, history),
-            gates.age,
-            self.sharpness / unit,
-            rotation,
-            stream_seed(seed, len(history), Stream.DRAW),
-            1 - unit * floor,
-        )
+        logs = self.keep_scores(gates, history) if final else self.read_scores(gates, history)
+        key = stream_seed(seed, len(history), Stream.DRAW)
+        return ops.sampling_keys(logs, gates.age, 1.0, 0.0, key)
+
+    def keep_scores(self, gates: Gates, history: History) -> Tensor:
+        """Logarithm of each sample's chance to be kept, −β·d, float32 ``[N]``.
+
+        :data:`NEVER_FINITE` and −inf as in :meth:`scores`.
+        """
+        logs = self.scores(gates, history).sub_(1).mul_(self.current_sharpness(history))
+        logs.masked_fill_(gates.logits == 1, NEVER_FINITE)
+        return logs.masked_fill_(gates.logits == -torch.inf, -torch.inf)
+
+    def read_scores(self, gates: Gates, history: History) -> Tensor:
+        """Logarithm of each sample's chance to be read in the next epoch, float32 ``[N]``.
+
+        The chance of a sample without a finite last loss is that of the mean loss. Without last
+        losses (``track_losses=False``) all samples have it. −inf for an excluded sample.
+        """
+        scores = torch.zeros_like(gates.logits)
+        mean = mean_last_loss(gates)
+        if gates.last_loss is not None and mean > 0:
+            for part, losses in _pieces(scores, gates.last_loss):
+                chances = (losses.double() / mean).clamp_(min=self.least_read)
+                part.copy_(chances.log_().mul_(_LOG_STEPS).round_().div_(_LOG_STEPS))
+                part.masked_fill_(~losses.isfinite(), 0.0)
+            unfit = self._pressures(gates, history) > self.target_range[1]
+            scores.masked_fill_(unfit, math.log(self.least_read))
+        return scores.masked_fill_(gates.logits == -torch.inf, -torch.inf)
+
+    def figures(self, gates: Gates, history: History) -> dict[str, float]:
+        """``fitted``, the share of samples that the model has fitted, and ``chance``.
+
+        ``chance`` is e^H / N, with the entropy H of the chances in a draw of the kept set from N
+        samples: 1 if all chances are equal, near 0 if few samples have nearly all.
+        """
+        if gates.last_loss is None:
+            return {}
+        limit, fitted, count = FITTED * gates.real("loss_scale"), 0, 0
+        for losses in _finite_losses(gates):
+            fitted += int((losses < limit).sum())
+            count += len(losses)
+        total, moment = 0.0, 0.0  # of the weights w, and of w·log w
+        for (scores,) in _pieces(self.keep_scores(gates, history)):
+            logs = scores[scores != -torch.inf].double()
+            weights = logs.exp()
+            total += float(weights.sum())
+            moment += float((weights * logs).sum())
+        effective = math.exp(math.log(total) - moment / total) if total else 0.0
+        return {
+            "fitted": round(fitted / max(count, 1), 3),
+            "chance": round(effective / max(gates.integer("population"), 1), 3),
+        }
 
 
-# A loss of 4 has a pressure of 3, and a loss of 0.01 a pressure of −1.8. Losses from 0.38 to 1.3
-# are in the target range.
+def mean_last_loss(gates: Gates) -> float:
+    """Mean of the finite last losses of samples that are not excluded; 0 without any."""
+    scale, total, count = gates.real("loss_scale"), 0, 0
+    for losses in _finite_losses(gates):
+        multiples = (losses.double() / scale * _SUM_UNIT).round_().clamp_(max=_SUM_UNIT**2)
+        total += int(multiples.long().sum())
+        count += len(losses)
+    return total / _SUM_UNIT * scale / max(count, 1)
+
+
+def _seen(history: History) -> list[Mapping[str, Any]]:
+    """The epochs in which gates stepped."""
+    return [entry for entry in history if entry["phase"] == "prune"]
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of N values in pieces, so that temporary values take little memory."""
+    return zip(*(tensor.split(bitmask.PIECE) for tensor in tensors), strict=True)
+
+
+def _finite_losses(gates: Gates) -> Iterator[Tensor]:
+    """The finite last losses of samples that are not excluded, piece by piece."""
+    if gates.last_loss is not None:
+        for losses, logits in _pieces(gates.last_loss, gates.logits):
+            yield losses[losses.isfinite() & (logits != -torch.inf)]
+
+
+# In units of the first epoch's mean loss, losses from 0.14 to 0.46 are in the target range. All
+# losses above 1 have the same pressure.
 METHOD = Sampled(
-    easy_weight=-0.4,
-    pressure_cap=3.0,
+    easy_weight=-0.15,
+    pressure_cap=1.0,
     slope=(1.0, 1.0),
     balance=0.0,
     balance_gain=0.0,
     weighs=False,
+    by_first_loss=True,
     chooses_best=False,
 )

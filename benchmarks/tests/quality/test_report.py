@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib")
 from benchmarks.quality import markdown, report
 from benchmarks.quality.table import CIFAR, RECIPES, constants_of
 
+TABLES = "docs/quality-tables.md"
 ABOUT = {"processor": "P", "torch": "2", "date": "today", "commit": "abc"}
 
 
@@ -44,17 +45,18 @@ def write(path, rows):
 def root(tmp_path):
     (tmp_path / "docs" / "images").mkdir(parents=True)
     for name, markers in {
-        "docs/quality.md": (
-            "overall",
+        "docs/quality.md": ("conditions", "overall", "short selections", "aims"),
+        "docs/quality-tables.md": (
             "aims",
             "digits",
+            "more of digits",
             "cost of digits",
             CIFAR,
             "transfer",
             "probe",
             "kept",
+            "gpu",
         ),
-        "docs/quality-tables.md": ("digits", CIFAR, "gpu"),
         "README.md": ("quality",),
     }.items():
         texts = (f"<!-- {m}: begin -->\nas it was\n<!-- {m}: end -->\n" for m in markers)
@@ -84,13 +86,13 @@ def test_the_pages(root):
     write(root / "results" / "cost" / "digits.jsonl", timed)
     report.main(root / "results", root)
 
-    page = between(root, "docs/quality.md", "digits")
+    page = between(root, TABLES, "digits")
     # Accuracies 83 to 87: mean 85, standard error √(2.5 / 5) = 0.71; 3 above random each.
     cell = "85.00 ± 0.71<br>**+3.00 [+3.00, +3.00]**"
     assert f"| adapruner | {cell} | {cell} |" in page
     assert "n = 5" in page
     assert "Bad samples" not in page
-    long = between(root, "docs/quality-tables.md", "digits")
+    long = between(root, TABLES, "more of digits")
     assert "| adapruner | -7.00 [-7.00, -7.00] | -7.00 [-7.00, -7.00] |" in long
     assert "85.00 ± 0.71 | 82.00 ± 0.71 | 86.00 ± 0.71 (AUM)" in between(
         root, "README.md", "quality"
@@ -100,23 +102,48 @@ def test_the_pages(root):
     assert "| AUM | +4.00 | +4.00 | 2 | 0 | 2 |" in overall
     assert "DUAL" not in overall
     assert "**6.**" in between(root, "docs/quality.md", "aims")
-    costs = between(root, "docs/quality.md", "cost of digits")
+    assert "clean, to random" in between(root, TABLES, "aims")
+    costs = between(root, TABLES, "cost of digits")
     assert "| EL2N | same epochs | 0.95 | 0.25 | 1.05 | 0.8 trainings |" in costs
     assert "| AUM | same epochs | 1.70 | 1.00 | 1.80 | 3.3 trainings |" in costs
     assert "| random | same epochs | 0.70 | 0.00 | 0.80 |  |" in costs
     assert "| adapruner | same epochs | 1.60 | 0.90 | 2.20 | 3.0 trainings |" in costs
     assert "| InfoBatch |" not in costs
     for empty in (CIFAR, "transfer", "probe"):
-        assert between(root, "docs/quality.md", empty) == ""
-    assert between(root, "docs/quality.md", "kept") == "**Not yet measured.**"
+        assert between(root, TABLES, empty) == ""
+    assert between(root, TABLES, "kept") == "**Not yet measured.**"
     assert (root / "docs" / "images" / "quality.png").stat().st_size > 0
 
 
 def test_the_pages_without_any_rows(root):
     report.main(root / "results", root)
     assert "not run" in between(root, "docs/quality.md", "aims")
-    assert between(root, "docs/quality.md", "digits") == ""
+    assert between(root, "docs/quality.md", "short selections") == ""
+    assert between(root, TABLES, "digits") == ""
     assert not (root / "docs" / "images" / "quality.png").exists()
+
+
+def test_conditions_name_the_best_rival_of_the_same_seeds():
+    made = some_rows() + five("adapruner 0.1.0", 0.5, 70.0)
+    made += [r for r in five("DUAL", 0.7, 99.0) if r["seed"] < 4]  # one seed is missing
+    made += five("adapruner", 0.5, 60.0, protocol="joint")
+    made += five("random each epoch", 0.5, 61.0, protocol="joint")
+    made += five("SeTa", 0.5, 62.0, protocol="joint")
+    lines = report.conditions(made).splitlines()
+    full = "92.00 ± 0.71 | 5 |"
+    best = "86.00 ± 0.71 (AUM)"
+    assert f"| digits, clean | 0.7 | 85.00 ± 0.71 |  | 82.00 ± 0.71 | {best} | {full}" in lines
+    former = "85.00 ± 0.71 | 72.00 ± 0.71 | 82.00 ± 0.71"
+    assert f"| digits, clean | 0.5 | {former} | {best} | {full}" in lines
+    joint = "62.00 ± 0.71 |  | 63.00 ± 0.71 | 64.00 ± 0.71 (SeTa)"
+    assert f"| digits, clean, joint | 0.5 | {joint} | {full}" in lines
+
+
+def test_short_selections_are_set_beside_a_random_set():
+    made = some_rows() + five("adapruner, 1 epoch", 0.7, 79.0)
+    line = report.short_runs(made).splitlines()[2]
+    gains = "-1.00 [-1.00, -1.00] |  |  |  |  |  | **+3.00 [+3.00, +3.00]**"
+    assert line == f"| kept 0.7 | {gains} |"
 
 
 def test_noises_at_one_ratio_share_a_table():
@@ -144,7 +171,7 @@ def test_the_runs_of_a_gpu_have_a_section_where_there_are_any(root):
         seconds = {"seconds": 2.5, "device": device}
         write(root / "results" / "gpu" / "quality.jsonl", [row | seconds for row in made])
         report.main(root / "results" / "quality", root)
-        return between(root, "docs/quality-tables.md", "gpu")
+        return between(root, TABLES, "gpu")
 
     assert drawn("cpu") == ""
     page = drawn("H")
@@ -156,7 +183,7 @@ def test_the_runs_of_a_gpu_have_a_section_where_there_are_any(root):
     assert "40.00" not in page
     (root / "results" / "gpu" / "quality.jsonl").unlink()
     report.main(root / "results" / "quality", root)
-    assert between(root, "docs/quality-tables.md", "gpu") == ""
+    assert between(root, TABLES, "gpu") == ""
 
 
 def test_other_networks_and_probes():

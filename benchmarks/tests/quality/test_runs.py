@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 pytest.importorskip("sklearn")
 from benchmarks.quality import plans, run, statistics, table
 from benchmarks.quality.data import Data, load, spoil
-from benchmarks.quality.one import make
+from benchmarks.quality.one import make, select
 from benchmarks.quality.trainer import Plan, Recipe, _augment, _rate, train
 
 RECIPE = Recipe("digits", 2, 32, 0.1, bfloat16=False)
@@ -135,6 +136,82 @@ def test_infobatch_halves_the_easy_and_weighs_them_twice():
     assert (plan.weights == 1).all()
 
 
+def test_parts_of_infobatch_can_be_left_out():
+    plan = plans.InfoBatch(10, seed=0, until=1.0, weighs=False)
+    plan.last_loss[:] = torch.tensor([0.0] * 6 + [10.0] * 4)
+    assert int(plan.begin(2, 0.99, None).sum()) == 7  # the last epochs are not full
+    assert (plan.weights == 1).all()
+
+
+def test_orderdp_reads_the_hardest_of_a_random_pool():
+    plan = plans.OrderDP(100, 0.5, seed=0, top=0.5)  # the pool is everything
+    plan.last_loss[:] = torch.arange(100.0)
+    assert plan.begin(1, 0.5, None).nonzero().flatten().tolist() == list(range(50, 100))
+    plan = plans.OrderDP(100, 0.4, seed=0, top=0.8)  # a pool of 50
+    plan.last_loss[:] = torch.arange(100.0)
+    first, second = plan.begin(1, 0.5, None), plan.begin(2, 0.5, None)
+    assert int(first.sum()) == int(second.sum()) == 40
+    assert not torch.equal(first, second)
+    assert first[:30].any()  # the hardest of a pool, not of all
+
+
+def test_repb_compares_losses_within_a_window_and_weighs_by_visits():
+    plan = plans.RePB(8, seed=0, window=1)
+    assert plan.begin(0, 0.0, None).all()
+    # The second batch has larger losses throughout. Half of each batch is below its own mean.
+    for ids, wrong in (([0, 1, 2, 3], [1.0, 1, 3, 3]), ([4, 5, 6, 7], [5.0, 5, 9, 9])):
+        logits = torch.stack([torch.zeros(4), torch.tensor(wrong)], 1)
+        plan.loss(logits, torch.zeros(4, dtype=torch.int64), torch.tensor(ids))
+    reads = plan.begin(1, 0.5, None)
+    assert reads[[2, 3, 6, 7]].all()
+    assert int(reads[[0, 1, 4, 5]].sum()) == 2
+    assert plan.weights[~reads].tolist() == [2.0, 2.0]  # two epochs, and one of them read them
+    assert plan.weights[reads].tolist() == [1.0] * 6
+
+
+needs_data = pytest.mark.skipif(
+    not os.environ.get("ADAPRUNER_DATA"), reason="ADAPRUNER_DATA does not name the data"
+)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["letter", "traffic", "text"])
+def test_training_and_measuring_parts_of_a_seed_are_apart(name):
+    of_split, of_test = (load(name, "clean", 2, on) for on in ("split", "test"))
+    assert torch.equal(of_split.x, of_test.x)
+    trained, held = ({x.numpy().tobytes() for x in part} for part in (of_split.x, of_split.x_test))
+    # A few letters and phrases occur twice in their files.
+    assert len(held & trained) < 0.1 * len(held)
+    assert of_split.y.unique().tolist() == list(range(of_split.classes))
+    assert not torch.equal(load(name, "clean", 1, "test").x[:500], of_test.x[:500])
+
+
+@needs_data
+@pytest.mark.parametrize(("kind", "share"), [("aggre", 0.09), ("random1", 0.17), ("worse", 0.40)])
+def test_labels_of_people_are_wrong_as_often_as_published(kind, share):
+    data = load("cifar10-2000", f"human {kind}", 0, "test")
+    assert data.bad.double().mean().item() == pytest.approx(share, abs=0.02)
+    right = load("cifar10-2000", "clean", 0, "test")
+    assert torch.equal(data.bad, data.y != right.y)
+    assert torch.equal(data.x, right.x)
+
+
+def test_short_runs_select_in_so_many_epochs_and_train_in_all():
+    for method, epochs in list(table.SHORT_RUNS.items())[:2]:
+        row = make(table.Run("digits", "same epochs", method, 0.5, "clean", 0, "split"), "cpu")
+        assert row["selection_samples_read"] <= epochs * row["samples"]
+        assert row["selection_samples_read"] > (epochs - 1) * row["samples"] / 2
+        assert row["samples_read"] == row["kept"] * table.RECIPES["digits"].epochs
+
+
+def test_balanced_classes_keep_their_shares():
+    row = table.Run("digits", "same epochs", table.BALANCED, 0.3, table.TAIL, 0, "split")
+    kept, _ = select(row, "cpu")
+    y = load("digits", table.TAIL, 0, "split").y
+    found, whole = (labels.bincount(minlength=10).double() for labels in (y[kept], y))
+    assert ((found - 0.3 * whole).abs() < 1).all()
+
+
 def test_seta_slides_a_window_over_groups_of_loss():
     plan = plans.SeTa(100, seed=0, pruned=0.0, groups=2, window=0.5)
     plan.last_loss[:] = torch.tensor([0.0] * 60 + [10.0] * 40)
@@ -189,7 +266,7 @@ def test_a_run_of_other_constants_is_another_run(tmp_path, method):
     assert run.missing([one], tmp_path) == []
 
 
-@pytest.mark.parametrize("method", table.JOINT_METHODS[1:])
+@pytest.mark.parametrize("method", [*table.JOINT_METHODS[1:], *table.JOINT_MORE])
 def test_joint_runs_read_no_more_than_the_budget(method):
     made = make(table.Run("digits", "joint", method, 0.5, "clean", 0, "split"), "cpu")
     budget = 499 * table.RECIPES["digits"].epochs
