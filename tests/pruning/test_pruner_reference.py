@@ -37,6 +37,7 @@ def drawn(
         logs = -torch.maximum(below, above).clamp(0, method.pressure_cap - hardest)
         more = ended - warmup - 1
         scale = method.sharpness * more / (more + method.doubt)
+        scale *= min(1, more / method.few_epochs) ** 2
     else:
         scale, logs = 1.0, torch.zeros_like(gates.m)
         if losses is not None:

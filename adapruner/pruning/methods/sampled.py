@@ -32,8 +32,8 @@ class Sampled(Method):
 
     The kept set is drawn with chances in proportion to e^(−β·d). d is the distance of a sample's
     mean pressure from the target range, and 0 inside the range. β grows with the number of epochs
-    that the gates have seen, from 0 after one epoch to ``sharpness``. So a short run draws by
-    chance, and a long one nearly ranks.
+    that the gates have seen, from 0 after one epoch to ``sharpness``. So a short run draws nearly
+    by chance, and a long one nearly ranks.
 
     The samples of an epoch are drawn with chances in proportion to their last loss over the mean
     last loss, but at least ``least_read``. A sample above the target range has this least chance.
@@ -43,7 +43,10 @@ class Sampled(Method):
 
     Attributes:
         sharpness: the largest β.
-        doubt: after the first epoch and so many more, β is half of ``sharpness``.
+        doubt: after the first epoch and so many more, β is half of ``sharpness``, in a long run.
+        few_epochs: β is smaller still before the first epoch and so many more, by the square of
+            the share of them that has passed. A model of few epochs has fitted little, and new
+            models learn the samples that it has not fitted slowly.
         target_range: smallest and largest mean pressure of samples that a model learns from. The
             model fits samples below the range early, and does not fit samples above it.
         easy_side_weight: factor of distances below the range.
@@ -55,6 +58,7 @@ class Sampled(Method):
 
     sharpness: float = 20.0
     doubt: float = 4.0
+    few_epochs: int = 8
     target_range: tuple[float, float] = (-0.15, 0.35)
     easy_side_weight: float = 1.0
     small_keep_ratio: float = 0.3
@@ -83,7 +87,7 @@ class Sampled(Method):
     def current_sharpness(self, history: History) -> float:
         """β after the epochs of ``history``."""
         more = max(len(_seen(history)) - 1, 0)
-        return self.sharpness * more / (more + self.doubt)
+        return self.sharpness * more / (more + self.doubt) * min(1.0, more / self.few_epochs) ** 2
 
     def scores(self, gates: Gates, history: History) -> Tensor:
         """1 minus the distance from the target range.
