@@ -67,7 +67,7 @@ CONDITIONS = [
     ),
 ]
 # The keep ratios of the README's table, for each dataset.
-FIRST = dict.fromkeys(aims.DATASETS, (0.7, 0.3)) | {LARGE: WIDE}
+FIRST = {"digits": (0.7, 0.3), "letter": (0.7,), CIFAR: (0.7,), "text": (0.7,)}
 
 
 def runs_in(results: Path) -> Rows:
