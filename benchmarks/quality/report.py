@@ -32,7 +32,6 @@ from .table import (
     HELD_BACK,
     HUMAN,
     JOINT_METHODS,
-    LARGE,
     RECIPES,
     SHORT_RUNS,
     TAIL,
