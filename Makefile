@@ -7,6 +7,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA ?= $(if $(shell nvidia-smi -L 2>/dev/null),auto,off)
+# For the tests of object stores. In one step with all else, pip would try their versions for minutes.
+OBJECT_STORES := aiohttp s3fs "moto[server]>=5"
 BIN := .venv/bin
 SETUP := .venv/.setup-done-cuda-$(CUDA)
 SOURCES := $(foreach kind,cpp h cu cuh,$(wildcard csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)))
@@ -25,6 +27,7 @@ $(SETUP): pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel cmake ninja
 	rm -f .venv/.setup-done-*
 	ADAPRUNER_CUDA=$(CUDA) $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet $(OBJECT_STORES)
 	touch $@
 
 demo: setup
