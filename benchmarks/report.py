@@ -133,8 +133,18 @@ def summary_rows(wanted: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {SUMMARY[name]: found[name] for name in wanted if name in found}
 
 
-def speed_table(wanted: Iterable[str]) -> str:
-    """Our time and the rivals' for the rows ``wanted``, at all threads."""
+def ranks_row() -> str:
+    """A step of two ranks as a row of :func:`speed_table`; benchmarks/ranks.py measures it."""
+    steps = load("ranks")["step"]
+    ours = steps["DDP with a pruner"][1]
+    rivals = {"plain DDP": "DDP", "an all-gather in each step": "DDP, all-gather a step"}
+    shown = ", ".join(f"{title} **{steps[name][1] / ours:.2f}**" for title, name in rivals.items())
+    title = "step of two ranks, gloo ([table](docs/many-gpus.md#what-it-costs))"
+    return f"| {title} | {time(ours)} | {shown} |"
+
+
+def speed_table(wanted: Iterable[str], *more: str) -> str:
+    """Our time and the rivals' for the rows ``wanted``, at all threads, and ``more`` rows."""
     lines = ["| | ours | time of the rivals as a multiple of ours |", "|---|---|---|"]
     for title, row in summary_rows(wanted).items():
         ours = row["rivals"][OURS]["seconds"][1]
@@ -144,6 +154,7 @@ def speed_table(wanted: Iterable[str]) -> str:
             if not name.startswith(OURS)
         )
         lines.append(f"| {title} | {time(ours)} | {rivals} |")
+    lines += more
     of = [load(s)["provenance"] for s in SUITES if any(t in wanted for t, _ in rows_of(s))]
     about = max(of, key=lambda each: each["date"])
     lines.append(
@@ -196,7 +207,7 @@ def notes(row: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     digits = load("digits")
     loader = load("loader")
-    rewrite(ROOT / "README.md", {"speed": speed_table(FIRST)})
+    rewrite(ROOT / "README.md", {"speed": speed_table(FIRST, ranks_row())})
     demo = {"demo table": digits_table(digits), "short runs": short_runs()}
     rewrite(ROOT / "docs" / "quality.md", demo)
     tables = {suite: suite_table(suite) for suite in SUITES} | gpu_tables(RESULTS / "gpu")

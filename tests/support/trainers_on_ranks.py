@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from adapruner import Pruner, PruneResult
@@ -149,6 +149,9 @@ def main() -> None:
     found = {kind: RUNS[kind](2, folder) for kind in kinds}
     rank = os.environ.get("LOCAL_RANK", "0")
     (folder / f"{'-'.join(kinds)}-{rank}.json").write_text(json.dumps(found))
+    # A group that ends with its process may abort it: its threads are still running.
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
