@@ -137,7 +137,7 @@ def ranks_row() -> str:
     """A step of two ranks as a row of :func:`speed_table`; benchmarks/ranks.py measures it."""
     steps = load("ranks")["step"]
     ours = steps["DDP with a pruner"][1]
-    rivals = {"plain DDP": "DDP", "an all-gather in each step": "DDP, all-gather a step"}
+    rivals = {"plain DDP": "DDP", "all-gather each step": "DDP, all-gather a step"}
     shown = ", ".join(f"{title} **{steps[name][1] / ours:.2f}**" for title, name in rivals.items())
     title = "step of two ranks, gloo ([table](docs/many-gpus.md#what-it-costs))"
     return f"| {title} | {time(ours)} | {shown} |"
