@@ -142,11 +142,11 @@ class RemoteStore:
             index, stated = parse_index(*given)
             check_index(index, stated, given[1], self.open(shard, BLOCK), size)
             return index
-        if (kept := self._cached("index", shard, version, column)) is not None:
+        if (kept := self._cached(version, "index", shard, column)) is not None:
             return parse_index(kept, f"the cached index of {shard}")[0]
         index = scan(self.open(shard), column)
         if index.damage is None and index.lines:
-            self._keep(index_content(index, size), "index", shard, version, column)
+            self._keep(version, index_content(index, size), "index", shard, column)
         return index
 
     def _given_index(
@@ -175,7 +175,7 @@ class RemoteStore:
 
         def read(place: Location) -> bytes | OSError:
             if changed[place.path]:
-                return OSError(f"{place.path} has changed since it was opened")
+                return OSError(f"{place.path} has changed or gone since it was opened")
             try:
                 return self._member(place)
             except UnreachableError:
@@ -189,10 +189,10 @@ class RemoteStore:
         shard, offset, size = place
         assert size is not None
         version = self._seen[shard].version
-        if (kept := self._cached(shard, version, offset, size)) is not None:
+        if (kept := self._cached(version, shard, offset, size)) is not None:
             return kept
         content = member_content(self.read_range(shard, offset - BLOCK, BLOCK + size), place)
-        self._keep(content, shard, version, offset, size)
+        self._keep(version, content, shard, offset, size)
         return content
 
     def read_range(self, shard: str, start: int, count: int) -> bytes:
@@ -216,7 +216,6 @@ class RemoteStore:
 
     def _fetch(self, system: Any, path: str, start: int | None, end: int | None) -> bytes:
         """One request; ``end`` is within the shard."""
-        self._traffic.add(0, 1)
         if system.async_impl:
             asyn = require("fsspec.asyn", extra="remote")
             content = asyn.sync(
@@ -229,7 +228,7 @@ class RemoteStore:
             )
         else:
             content = system.cat_file(path, start=start, end=end)
-        self._traffic.add(len(content), 0)
+        self._traffic.add(len(content))
         if start is not None and end is not None and len(content) < end - start:
             raise OSError(f"expected {end - start} bytes from {start}; found {len(content)}")
         return cast(bytes, content)
@@ -260,10 +259,6 @@ class RemoteStore:
         """Bytes fetched so far, with all worker processes; those of the cache do not count."""
         return self._traffic.bytes
 
-    def requests(self) -> int:
-        """Requests of bytes so far, with all worker processes."""
-        return self._traffic.requests
-
     # --- versions
 
     def _look(self, shard: str) -> _Seen:
@@ -292,20 +287,22 @@ class RemoteStore:
         """Whether a shard has another version than at first. Looked up every few minutes."""
         seen = self._look(shard)
         if time.monotonic() - seen.when > _RECHECK:
-            now = self._status(shard)
-            seen.changed = (now.size, now.version) != (seen.size, seen.version)
-            seen.when = now.when
+            try:
+                now = self._status(shard)
+                seen.changed = (now.size, now.version) != (seen.size, seen.version)
+            except FileNotFoundError:  # its samples are unreadable, and those of no other shard
+                seen.changed = True
+            seen.when = time.monotonic()
         return seen.changed
 
     # --- the cache
 
-    def _cached(self, *key: object) -> bytes | None:
-        return None if self._cache is None else self._cache.get(*key)
+    def _cached(self, version: str, *key: object) -> bytes | None:
+        return None if self._cache is None else self._cache.get(version, *key)
 
-    def _keep(self, value: bytes, *key: object) -> None:
-        versioned = self._seen[cast(str, key[1] if key[0] == "index" else key[0])].version
-        if self._cache is not None and versioned:
-            self._cache.put(value, *key)
+    def _keep(self, version: str, value: bytes, *key: object) -> None:
+        if self._cache is not None and version:
+            self._cache.put(value, version, *key)
 
     # --- connections, one set for each process
 
@@ -423,32 +420,27 @@ class _RangeFile(io.RawIOBase):
 
 
 class _Traffic:
-    """Bytes and requests, counted over a process and its workers."""
+    """Bytes, counted over a process and its workers."""
 
     def __init__(self) -> None:
         # Of the context "spawn", because its lock can be handed to workers of every kind.
-        self._counts = multiprocessing.get_context("spawn").Array("q", 2)
+        self._count = multiprocessing.get_context("spawn").Value("q")
 
-    def add(self, count: int, requests: int) -> None:
-        with self._counts.get_lock():
-            self._counts[0] += count
-            self._counts[1] += requests
+    def add(self, count: int) -> None:
+        with self._count.get_lock():
+            self._count.value += count
 
     @property
     def bytes(self) -> int:
-        return int(self._counts[0])
-
-    @property
-    def requests(self) -> int:
-        return int(self._counts[1])
+        return int(self._count.value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if get_spawning_popen() is None:  # a copy that is no worker counts for itself
             return _Traffic, ()
-        return _shared, (self._counts,)
+        return _shared, (self._count,)
 
 
-def _shared(counts: Any) -> _Traffic:
+def _shared(count: Any) -> _Traffic:
     traffic = _Traffic.__new__(_Traffic)
-    traffic._counts = counts
+    traffic._count = count
     return traffic
