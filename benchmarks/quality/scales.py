@@ -2,12 +2,13 @@
 
     python -m benchmarks.quality.scales
 
-Prints the shares over ten seeds of digits with 20 % wrong labels, at keep ratio 0.7. docs/tasks.md
-quotes them.
+Prints the shares over ten seeds of digits with 20 % wrong labels, at keep ratio 0.7, and writes
+them to benchmarks/results/answers/scales.json. docs/tasks.md quotes them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import torch
@@ -17,8 +18,10 @@ from torch.nn import functional
 from adapruner import fast_prune
 from adapruner.training import losses
 
+from ..provenance import provenance
 from .data import load
 from .networks import digits_network
+from .run import ANSWERS
 from .statistics import estimate
 from .table import NOISE, OURS, RECIPES
 
@@ -73,13 +76,17 @@ def wrong_share(loss: str, method: str, seed: int) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     print(f"| loss | {' | '.join(OURS.values())} |\n|---|{'---|' * len(OURS)}")
+    rows: dict[str, dict[str, list[float]]] = {}
     for loss in LOSSES:
-        cells = [
-            estimate(wrong_share(loss, method, seed) for seed in range(SEEDS))
+        rows[loss] = {
+            method: [wrong_share(loss, method, seed) for seed in range(SEEDS)]
             for method in OURS.values()
-        ]
+        }
+        cells = [estimate(values) for values in rows[loss].values()]
         shown = " | ".join(f"{cell.mean:.1f} ± {cell.standard_error:.1f}" for cell in cells)
         print(f"| {loss} | {shown} |", flush=True)
+    about = {"provenance": provenance(), "rows": rows}
+    (ANSWERS / "scales.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
