@@ -41,7 +41,8 @@ class Pruner(Run):
         method: "sampled" draws samples by their losses; "published" keeps the largest gate logits,
             as the paper does.
         seed: seed of the order, the exploration and the augmentation.
-        labels: integers ``[N]``; where given, every class keeps exactly its share.
+        labels: integers ``[N]``: the class of each sample, or another group, such as the video of
+            a frame. Where given, every group keeps exactly its share.
         held_out: dataset indices that the loop does not train on. They take their losses from
             :meth:`observe` and compete among themselves for their own share.
         explore: each epoch also reads this share of N of pruned samples, so that they can return.

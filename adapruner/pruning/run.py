@@ -84,7 +84,7 @@ class Run:
             num_samples,
             keep_ratio,
             seed=seed,
-            labels=None if labels is None else check_labels(labels, num_samples),
+            labels=None if labels is None else check_labels("labels", labels, num_samples),
             held_out=None if held_out is None else check_held_out(held_out, num_samples),
             explore=explore,
         )

@@ -204,8 +204,8 @@ def tables() -> dict[str, list[Run]]:
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.7,), DIRT, five),
         ),
         "letter": distinct(
-            grid("letter", "same epochs", FEW, (0.7, 0.5), CLEAN_OR_NOISY, five),
-            grid("letter", "joint", FEW_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, five),
+            grid("letter", "same epochs", FEW, (0.7, 0.5), CLEAN_OR_NOISY, ten),
+            grid("letter", "joint", FEW_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, ten),
         ),
         "short": distinct(
             grid("digits", "same epochs", (*SHORT_RUNS, "random"), (0.7, 0.3), ("clean",), ten),
