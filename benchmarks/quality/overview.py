@@ -15,6 +15,7 @@ from .table import (
     FORMER,
     HELD_BACK,
     HUMAN,
+    LONG,
     RECIPES,
     SHORT_RUNS,
     TAIL,
@@ -29,6 +30,7 @@ CONDITIONS = [
     *((aims.Place("digits", "same epochs", noise), WIDE) for noise in CLEAN_OR_NOISY),
     *((aims.Place("letter", "same epochs", noise), (0.7, 0.5)) for noise in CLEAN_OR_NOISY),
     *((aims.Place(CIFAR, "same epochs", noise), WIDE) for noise in (*CLEAN_OR_NOISY, *HUMAN)),
+    (aims.Place(LONG, "same epochs", "clean"), (0.7,)),
     *((aims.Place(name, "same epochs", TAIL), (0.7,)) for name in ("digits", "letter")),
     *(
         (aims.Place(name, "same epochs", noise), (0.7, 0.5))
