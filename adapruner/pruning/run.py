@@ -349,6 +349,7 @@ class Run:
             self._meet("state_dict")
         return {
             "settings": dict(self.settings),
+            "constants": repr(self.method),
             "fingerprint": self.fingerprint,
             "segments": self.selection.digest(),
             "epoch": self.epoch,
@@ -365,6 +366,9 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a :meth:`state_dict`.
+
+        Warns:
+            PruningWarning: the state is of a version whose method had other constants.
 
         Raises:
             DatasetMismatchError: the state is of another dataset, where both are known.
@@ -400,6 +404,7 @@ class Run:
         self.unreadable_reasons = {index: reason for index, reason in state["unreadable"]}
         self.not_finite = list(state["not_finite"])
         self.warnings = {**state.get("warnings", {}), **self.warnings}
+        self.warn("constants", doubts.other_constants(state.get("constants"), self.method))
         self._started = time.perf_counter()
 
 
