@@ -5,7 +5,6 @@ Written for transformers 5, whose Trainer runs each epoch in a method of its own
 
 from __future__ import annotations
 
-import inspect
 import os
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from adapruner._util.extras import require
 from adapruner._util.tensors import to_cpu
 from adapruner.data.sources.find import identified
+from adapruner.integrations import model_losses
 from adapruner.integrations.accelerate import prepare_loader
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
@@ -72,6 +72,11 @@ class PruningMixin(_Mixin):
                 f"transformers {transformers.__version__}"
             )
         _check_arguments(self.args)
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func must be None, since it gives no losses of samples; found "
+                f"{self.compute_loss_func}. Override pruned_loss instead"
+            )
         if not hasattr(self.train_dataset, "__len__"):
             raise TypeError(
                 f"expected a train_dataset with a length; found {type(self.train_dataset).__name__}"
@@ -80,7 +85,7 @@ class PruningMixin(_Mixin):
             "seed": self.args.seed,
             "device": self.args.device,
             # The loss of a token falls far below that of a class.
-            "normalize_loss": _loss_kind(self.model) in ("ForCausalLM", "ForMaskedLM"),
+            "normalize_loss": model_losses.loss_kind(self.model) in ("ForCausalLM", "ForMaskedLM"),
         }
         self.pruner = Pruner(
             len(self.train_dataset),
@@ -91,8 +96,8 @@ class PruningMixin(_Mixin):
         self.pruner.note_samples(identified(self.train_dataset))
         # The loss of a batch is a mean, which the Trainer divides by the accumulated batches.
         self.loss_is_scaled_for_ga: bool | None = False
-        self._fused_head = _linear_head(self.model)
-        self._head_checked = False
+        self._fused_head = model_losses.linear_head(self.model)
+        self._head_checked = self._loss_checked = False  # in the first batch
         self._trained_batches = 0  # of the current epoch
         self._sampler: Any = None  # PrunedBatchSampler
         self.add_callback(_EpochEnd(self))
@@ -183,44 +188,84 @@ class PruningMixin(_Mixin):
         """
         labels = inputs.pop("labels")
         unwrapped = self.accelerator.unwrap_model(model)
-        kind = _loss_kind(unwrapped)
+        kind = model_losses.loss_kind(unwrapped)
+        if getattr(self, "aux_loss_enabled", False):  # of TRL; some models read the argument alone
+            inputs["output_router_logits"] = True
         if kind == "ForCausalLM":
-            return self._causal_loss(model, inputs, labels, ids)
-        if kind not in _CLASSES:
+            loss, outputs = self._causal_loss(model, inputs, labels, ids)
+        elif kind in _CLASSES:
+            loss, outputs = self._class_loss(model, inputs, labels, ids)
+        else:
             raise TypeError(
                 "expected a model for classification, a masked or a causal language model; found "
                 f"{type(unwrapped).__name__}. Override pruned_loss for another task"
             )
-        logits = model(**inputs).logits
-        problem = getattr(unwrapped.config, "problem_type", None)
-        if problem == "multi_label_classification":
+        added = model_losses.auxiliary_loss(
+            unwrapped, outputs, getattr(self, "router_aux_loss_coef", None)
+        )
+        # It is of the batch, not of a sample, so the selection does not see it.
+        return loss if added is None else loss + self.pruner.share_weight(ids) * added
+
+    def _class_loss(
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Any]:
+        """The loss of classes, of tokens with a class each, of several labels, or of numbers."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        compare = not self._loss_checked and model_losses.takes_labels(unwrapped)
+        if unwrapped.config.problem_type == "multi_label_classification":
+            labels = labels.float()
+        outputs = model(**inputs, labels=labels) if compare else model(**inputs)
+        logits = outputs.logits
+        problem = model_losses.problem_type(unwrapped, logits, labels)
+        if problem == "single_label_classification":
+            if compare:
+                mean = nn.functional.cross_entropy(logits.movedim(-1, 1), labels)
+                self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, mean)
+            return self._cross_entropy(logits, labels, ids), outputs
+        if problem == "regression":
+            labels = labels.to(logits.dtype).reshape(logits.shape)
+            losses = (logits - labels).square()
+        else:
             losses = nn.functional.binary_cross_entropy_with_logits(
                 logits, labels.to(logits.dtype), reduction="none"
             )
-            return self.pruner.weigh(losses.flatten(1).mean(1), ids)
-        if problem == "regression" or logits.shape[-1] == 1:
-            errors = (logits.flatten(1) - labels.to(logits.dtype).reshape(len(ids), -1)).square()
-            return self.pruner.weigh(errors.mean(1), ids)
-        return self._cross_entropy(logits, labels, ids)
+        if compare:
+            self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, losses.mean())
+        return self.pruner.weigh(losses.flatten(1).mean(1), ids), outputs
 
     def _causal_loss(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, ids: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Any]:
         """The loss of next tokens. Logits are not held whole where the head is a linear layer."""
-        length, target = labels.shape[1], labels[:, 1:]
-        head = self._fused_head
+        length, target, head = labels.shape[1], labels[:, 1:], self._fused_head
+        compared = 0 if self._loss_checked else self._compared_positions(model, labels)
+        if compared:
+            inputs = {**inputs, "labels": labels[:, -compared:].contiguous()}
         if head is None:
-            logits = model(**inputs).logits[:, -length:-1]  # without the virtual tokens of a prompt
-            return self._cross_entropy(logits, target, ids)
-        outputs = model(**inputs, output_hidden_states=True, logits_to_keep=1)
+            outputs = model(**inputs)
+        else:
+            outputs = model(**inputs, output_hidden_states=True, logits_to_keep=max(compared, 1))
+        if compared:
+            with torch.no_grad():
+                mean = nn.functional.cross_entropy(
+                    outputs.logits[:, -compared:-1].movedim(-1, 1).float(),
+                    labels[:, -compared:][:, 1:],
+                )
+            unwrapped = self.accelerator.unwrap_model(model)
+            self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, mean)
+        if head is None:
+            logits = outputs.logits[:, -length:-1]  # without the virtual tokens of a prompt
+            return self._cross_entropy(logits, target, ids), outputs
         hidden = outputs.hidden_states[-1]
         if not self._head_checked:
             self._head_checked = True
-            if not _gives(head, hidden[:, -1:], outputs.logits):
+            kept = outputs.logits.shape[1]
+            if not model_losses.gives(head, hidden[:, -kept:], outputs.logits):
                 self._fused_head = None  # the model does more to its logits
+                inputs.pop("labels", None)
                 return self._causal_loss(model, inputs, labels, ids)
         with self.accelerator.autocast():
-            return self.pruner.linear_loss(
+            loss = self.pruner.linear_loss(
                 hidden[:, -length:-1],
                 head.weight,
                 target,
@@ -228,6 +273,16 @@ class PruningMixin(_Mixin):
                 linear_bias=head.bias,
                 label_smoothing=self.args.label_smoothing_factor,
             )
+        return loss, outputs
+
+    def _compared_positions(self, model: nn.Module, labels: Tensor) -> int:
+        """The number of last positions whose loss is compared with the model's own loss."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        if not model_losses.takes_labels(unwrapped):
+            return 0
+        if self._fused_head is None or model_losses.has_virtual_tokens(unwrapped):
+            return labels.shape[1]
+        return model_losses.last_positions(labels)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor, ids: Tensor) -> Tensor:
         return self.pruner.loss(
@@ -283,39 +338,9 @@ def _check_arguments(args: Any) -> None:
     for name, why in refused.items():
         if getattr(args, name, False):
             raise ValueError(f"{name} must be off, since {why}; found {getattr(args, name)}")
-
-
-def _loss_kind(model: Any) -> str | None:
-    """The task of a model, as transformers names it: "ForCausalLM", "ForTokenClassification" …"""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if type(base).__name__ in causal.values():
-        return "ForCausalLM"
-    kind: str | None = getattr(base, "loss_type", None)
-    return kind
-
-
-def _linear_head(model: Any) -> nn.Linear | None:
-    """The last layer of a causal language model, if its logits are a linear map of hidden states.
-
-    None for a model that scales or caps its logits, or that cannot leave them out.
-    """
-    if _loss_kind(model) != "ForCausalLM":
-        return None
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if type(head) is not nn.Linear:
-        return None
-    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
-        return None
-    text = base.config.get_text_config().to_dict()
-    # A cap changes small logits too little for a comparison to show it.
-    return None if any("softcap" in name and value for name, value in text.items()) else head
-
-
-def _gives(head: nn.Linear, hidden: Tensor, logits: Tensor) -> bool:
-    """Whether ``head`` makes ``logits`` of ``hidden``, but for the rounding of mixed precision."""
-    with torch.no_grad():
-        found = head(hidden.to(head.weight.dtype)).float()
-        error = (found - logits.float()).abs().max()
-        return bool(error <= 0.02 * logits.float().abs().max())
+    loss_type = getattr(args, "loss_type", "nll")  # of TRL
+    if loss_type != "nll":
+        raise ValueError(
+            f"loss_type must be 'nll', the loss that pruned_loss computes; found {loss_type!r}. "
+            "For another one, keep 'nll' and override pruned_loss"
+        )
