@@ -41,4 +41,6 @@ def prepare_loader(accelerator: Any, loader: DataLoader[Any], pruner: Pruner) ->
         put_on_device=accelerator.device_placement,
     )
     prepared.set_epoch(pruner.epoch)  # Accelerate counts epochs itself
+    # gather_for_metrics would cut the last batch to the remainder of the whole dataset.
+    prepared.dataset.total_dataset_length = 0
     return prepared

@@ -53,6 +53,8 @@ class PruningMixin(_Mixin):
         pruner: the :class:`adapruner.Pruner`. Its ids are the rows of ``train_dataset`` as the
             trainer holds it. SFTTrainer may have filtered and shuffled the rows.
 
+    A trainer trains one run: a second call of ``train`` must resume from a checkpoint.
+
     Raises:
         TypeError: the trainer has no training set with a length.
         ValueError: an option of the trainer does not fit. The message names it.
@@ -132,6 +134,12 @@ class PruningMixin(_Mixin):
     def _init_training_state(
         self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
+        if checkpoint is None and (self.pruner.epoch or self._trained_batches):
+            raise RuntimeError(
+                "a run starts with samples that were not pruned yet; found a trainer that has "
+                f"trained {self.pruner.epoch} epochs. Make a new one, or pass "
+                "resume_from_checkpoint"
+            )
         place = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
         if checkpoint is None:
             return place

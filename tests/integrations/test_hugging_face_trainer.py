@@ -223,6 +223,19 @@ def test_max_steps_gives_a_partial_result(tmp_path: Path) -> None:
         trainer_of(tmp_path, "classes", max_steps=23).train()
 
 
+def test_a_second_run_of_a_trainer_is_refused(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    for steps in (2, -1):  # in the middle of the first epoch, and at the end of the run
+        trainer = trainer_of(tmp_path, "classes", max_steps=steps, **saving)
+        trainer.train()
+        with pytest.raises(RuntimeError, match=r"found a trainer that has trained \d epochs"):
+            trainer.train()
+    kept, read = trainer.pruned_result().indices, len(trainer.read)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert trainer.read[-1] == trainer.read[read - 1]
+    assert torch.equal(trainer.pruned_result().indices, kept)
+
+
 def test_label_smoothing_is_that_of_torch(tmp_path: Path) -> None:
     for kind in ("classes", "causal"):
         trainer = trainer_of(tmp_path, kind, label_smoothing_factor=0.2, max_steps=1)
