@@ -60,6 +60,15 @@ class PruningMixin(_Mixin):
         ValueError: an option of the trainer does not fit. The message names it.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if transformers.Trainer in order[: order.index(PruningMixin)]:
+            raise TypeError(
+                f"expected PruningMixin before the trainer, class {cls.__name__}(PruningMixin, "
+                "Trainer); found it after the trainer, whose methods would not prune"
+            )
+
     def __init__(
         self,
         *args: Any,
@@ -74,6 +83,7 @@ class PruningMixin(_Mixin):
                 f"transformers {transformers.__version__}"
             )
         _check_arguments(self.args)
+        _check_loss(type(self))
         if self.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func must be None, since it gives no losses of samples; found "
@@ -99,7 +109,10 @@ class PruningMixin(_Mixin):
         # The loss of a batch is a mean, which the Trainer divides by the accumulated batches.
         self.loss_is_scaled_for_ga: bool | None = False
         self._fused_head = model_losses.linear_head(self.model)
-        self._head_checked = self._loss_checked = False  # in the first batch
+        # In the first batch. The parts of a batch on several GPUs have mean losses of their own,
+        # and Liger's kernels give no logits with a loss.
+        self._head_checked = False
+        self._loss_checked = self.args.n_gpu > 1 or self.args.use_liger_kernel
         self._trained_batches = 0  # of the current epoch
         self._sampler: Any = None  # PrunedBatchSampler
         self.add_callback(_EpochEnd(self))
@@ -192,22 +205,24 @@ class PruningMixin(_Mixin):
             ids: int64 ``[B]``, rows of ``train_dataset``.
 
         Raises:
-            TypeError: the model is of another kind than the class names above.
+            TypeError: the model is of another kind than the class names above, or it has a loss of
+                its own.
+            ValueError: a batch has no labels.
         """
-        labels = inputs.pop("labels")
         unwrapped = self.accelerator.unwrap_model(model)
         kind = model_losses.loss_kind(unwrapped)
-        if getattr(self, "aux_loss_enabled", False):  # of TRL; some models read the argument alone
-            inputs["output_router_logits"] = True
-        if kind == "ForCausalLM":
-            loss, outputs = self._causal_loss(model, inputs, labels, ids)
-        elif kind in _CLASSES:
-            loss, outputs = self._class_loss(model, inputs, labels, ids)
-        else:
+        if kind != "ForCausalLM" and kind not in _CLASSES:
             raise TypeError(
                 "expected a model for classification, a masked or a causal language model; found "
                 f"{type(unwrapped).__name__}. Override pruned_loss for another task"
             )
+        if "labels" not in inputs:
+            raise ValueError(f"expected labels in each batch; found {', '.join(inputs)} alone")
+        labels = inputs.pop("labels")
+        if getattr(self, "aux_loss_enabled", False):  # of TRL; some models read the argument alone
+            inputs["output_router_logits"] = True
+        task_loss = self._causal_loss if kind == "ForCausalLM" else self._class_loss
+        loss, outputs = task_loss(model, inputs, labels, ids)
         added = model_losses.auxiliary_loss(
             unwrapped, outputs, getattr(self, "router_aux_loss_coef", None)
         )
@@ -252,7 +267,8 @@ class PruningMixin(_Mixin):
         if head is None:
             outputs = model(**inputs)
         else:
-            outputs = model(**inputs, output_hidden_states=True, logits_to_keep=max(compared, 1))
+            kept = 0 if compared == length else max(compared, 1)  # 0 keeps all
+            outputs = model(**inputs, output_hidden_states=True, logits_to_keep=kept)
         if compared:
             with torch.no_grad():
                 mean = nn.functional.cross_entropy(
@@ -329,6 +345,19 @@ class _EpochEnd(transformers.TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         name = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         self._trainer._save_pruner(os.path.join(args.output_dir, name))
+
+
+def _check_loss(trainer: type) -> None:
+    """Raise if the loss of a trainer is left out: neither known here nor given by pruned_loss."""
+    order = trainer.__mro__
+    below = order[order.index(PruningMixin) + 1 :]
+    owner = next(kind for kind in below if "compute_loss" in vars(kind))
+    known = owner is transformers.Trainer or owner.__name__ == "SFTTrainer"
+    if not known and trainer.pruned_loss is PruningMixin.pruned_loss:  # type: ignore[attr-defined]
+        raise TypeError(
+            f"expected the loss of Trainer or SFTTrainer; found {owner.__name__}.compute_loss, "
+            "which would be left out. Override pruned_loss to compute the losses of samples"
+        )
 
 
 def _check_arguments(args: Any) -> None:

@@ -247,5 +247,6 @@ def pruner_of(module: Any) -> Pruner:
         if isinstance(callback, AdaprunerCallback):
             return callback.pruner
     raise RuntimeError(
-        "expected an AdaprunerCallback among the callbacks of the trainer; found none"
+        "expected an AdaprunerCallback among the callbacks of the trainer; found none. A Tuner "
+        "takes them away while it searches, so search with a loss that is not pruned"
     )

@@ -116,7 +116,7 @@ def auxiliary_loss(model: Any, outputs: Any, coefficient: float | None = None) -
         for name in ("router_aux_loss_coef", "aux_loss_coef"):
             if coefficient is None:
                 coefficient = getattr(place, name, None)
-    return None if not coefficient else coefficient * loss
+    return None if not coefficient else coefficient * loss.mean()  # of one part for each GPU
 
 
 def check_own_loss(model: Any, outputs: Any, mean: Tensor) -> bool:

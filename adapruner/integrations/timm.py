@@ -60,8 +60,8 @@ class PrunedTimmLoader:
                 "expected a loader whose epochs end; found a MultiEpochsDataLoader. Create the "
                 "loader without use_multi_epochs_loader; persistent_workers keeps the workers too"
             )
-        self._collate_fn = own.collate_fn
         self.loader: DataLoader[Any] = pruned_loader(own, pruner)
+        self._collate_fn = own.collate_fn
         batch_sampler: Any = self.loader.batch_sampler
         self._deliveries = Deliveries(batch_sampler)
         self._ids: deque[Tensor] = deque()

@@ -100,6 +100,15 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert all(map(torch.equal, again.model.parameters(), whole.model.parameters()))
 
 
+def test_batches_that_processes_split_are_refused() -> None:
+    run = Run()
+    splitting = accelerate.Accelerator(
+        cpu=True, dataloader_config=accelerate.DataLoaderConfiguration(split_batches=True)
+    )
+    with pytest.raises(ValueError, match="split_batches must be off"):
+        prepare_loader(splitting, run.data, run.pruner)
+
+
 def test_a_forgotten_step_and_a_late_state_are_refused() -> None:
     run = Run()
     loader = prepare_loader(run.accelerator, run.data, run.pruner)

@@ -261,6 +261,34 @@ def test_a_loss_that_is_not_trained_is_refused(tmp_path: Path) -> None:
         )
 
 
+def test_a_trainer_whose_loss_would_be_left_out_is_refused(tmp_path: Path) -> None:
+    class Weighted(transformers.Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().compute_loss(model, inputs, *args, **kwargs)
+
+    class Pruned(PruningMixin, Weighted):
+        pass
+
+    class Own(PruningMixin, Weighted):
+        def pruned_loss(self, model: Any, inputs: dict[str, Any], ids: Tensor) -> Tensor:
+            return 2 * super().pruned_loss(model, inputs, ids)
+
+    data = rows(torch.arange(N) % 3)
+    with pytest.raises(TypeError, match=r"found Weighted\.compute_loss, which would be left out"):
+        trained(Pruned, tmp_path, bert(), data)
+    trained(Own, tmp_path, bert(), data)
+    with pytest.raises(TypeError, match="expected PruningMixin before the trainer"):
+
+        class Late(transformers.Trainer, PruningMixin):
+            pass
+
+
+def test_a_batch_without_labels_is_refused(tmp_path: Path) -> None:
+    data = rows(torch.arange(N) % 3).remove_columns("labels")
+    with pytest.raises(ValueError, match="expected labels in each batch; found input_ids, att"):
+        trained(PrunedTrainer, tmp_path, bert(), data)
+
+
 def test_load_balancing_has_the_coefficient_of_trl(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="needs trl")
 

@@ -188,7 +188,7 @@ def test_mixup_trains_and_prunes_with_soft_targets(root: Path, way: str) -> None
 
 
 def test_mixup_can_be_turned_off(root: Path) -> None:
-    collate = FastCollateMixup(mixup_alpha=1.0, num_classes=3)
+    collate = FastCollateMixup(mixup_alpha=1.0, label_smoothing=0.0, num_classes=3)
     loader = pruned_timm_loader(
         loader_of(dataset_of(root), collate_fn=collate), Pruner(24, 1.0, 12)
     )
