@@ -227,7 +227,9 @@ class PruningMixin(_Mixin):
             unwrapped, outputs, getattr(self, "router_aux_loss_coef", None)
         )
         # It is of the batch, not of a sample, so the selection does not see it.
-        return loss if added is None else loss + self.pruner.share_weight(ids) * added
+        if added is not None:
+            loss = loss + self.pruner.share_weight(ids) * added.to(loss.device)
+        return loss
 
     def _class_loss(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, ids: Tensor
