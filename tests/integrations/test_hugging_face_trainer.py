@@ -380,6 +380,7 @@ def test_instructions_are_pruned_while_trl_fine_tunes(tmp_path: Path) -> None:
     assert [entry["samples_read"] for entry in pruner.history] == pruner.planned_reads()
     assert trainer.lr_scheduler.get_last_lr()[0] == 0
     assert sum("eval_loss" in entry for entry in trainer.state.log_history) == EPOCHS
+    assert sum("eval_mean_token_accuracy" in entry for entry in trainer.state.log_history) == EPOCHS
     assert len(result.indices) == N // 2
     # The prompt is no part of a sample's loss: without it, the loss is that of the completion.
     kept = trainer.train_dataset.select(result.indices.tolist())
