@@ -196,6 +196,8 @@ def gradients(group: Any, count: int, size: int, way: str) -> list[Tensor]:
         else:
             rows = nn.functional.cross_entropy(x[ids] @ weight.T, y[ids], reduction="none")
             loss = pruner.weigh(rows, ids)
+            if way == "added":
+                loss = loss + pruner.share_weight(ids) * (x[ids] @ weight.T).square().mean()
         (gradient,) = torch.autograd.grad(loss, weight)
         if group is not None:
             dist.all_reduce(gradient, group=group)
