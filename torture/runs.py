@@ -15,10 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import Dataset
 
 from adapruner import PruneResult, as_source, fast_prune
 from adapruner._util.files import replace_atomically
+from adapruner._util.tensors import whole
 from adapruner.data.sources.shard_index import scan, write_index
 from adapruner.vision import evaluation_transform, training_transform
 
@@ -147,8 +150,8 @@ KINDS = {
 
 
 ON_RANKS = (
-    KINDS["noise"].on(3),
-    KINDS["arrays"].on(2),
+    KINDS["noise"].on(2),
+    KINDS["arrays"].on(3),
     KINDS["images, DALI"].on(2),
     KINDS["shards"].on(2),
 )
@@ -178,6 +181,8 @@ def live(kind: Kind, data: Path, folder: Path, report: bool) -> None:
     """
     torch.manual_seed(0)
     model = Network()
+    if kind.ranks > 2:  # DDP of three ranks or more resumes to rounding
+        fully_shard(model, mesh=init_device_mesh("cpu", (kind.ranks,)))
     torch.seed()  # whatever the caller's generators are at
     result = fast_prune(
         model,
@@ -190,10 +195,11 @@ def live(kind: Kind, data: Path, folder: Path, report: bool) -> None:
         progress=False,
         **kind.settings,
     )
+    weights = {name: whole(weight) for name, weight in model.state_dict().items()}
     if kind.ranks > 1 and distributed.get_rank() > 0:
         return
     result.save(folder / "result")
-    replace_atomically(folder / "model", lambda path: save_file(model.state_dict(), path))
+    replace_atomically(folder / "model", lambda path: save_file(weights, path))
     for to, name in kind.exports:
         if not (folder / name).is_dir():
             result.export(folder / name, to=to)
