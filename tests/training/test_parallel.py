@@ -226,14 +226,14 @@ def test_6_and_7_torchrun_starts_all_ranks_again_and_the_run_ends_with_the_same_
 
 
 def test_7_four_ranks_with_fsdp2_go_on_to_the_same_bits(fresh: Any, tmp_path: Path) -> None:
-    def run(folder: str, steps: int) -> list[Any]:
-        ranks = fresh(4)
-        ranks.begin(with_checkpoints, 4, str(tmp_path / folder), StopsAfter(steps), sharded=True)
-        return ranks.results()
-
-    never = run("undisturbed", -1)
-    assert all(result.kind == "KeyboardInterrupt" for result in run("interrupted", 24))
-    check_same([*never, *run("interrupted", -1)])
+    first, second = fresh(4), fresh(4)
+    first.begin(with_checkpoints, 4, str(tmp_path / "resumed"), StopsAfter(24), sharded=True)
+    assert all(result.kind == "KeyboardInterrupt" for result in first.results())
+    resumed, undisturbed = (
+        second.run(with_checkpoints, 4, str(tmp_path / folder), StopsAfter(-1), sharded=True)
+        for folder in ("resumed", "undisturbed")
+    )
+    check_same([*undisturbed, *resumed])
 
 
 @pytest.mark.parametrize("way", ["plain", "FSDP2"])
