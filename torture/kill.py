@@ -31,7 +31,7 @@ REPORT = "report.html"
 REPORTS = 0.2  # share of the runs with a report, which takes longer than the rest
 # An error of a rank tells that another rank has ended.
 OF_ANOTHER_RANK = ("adapruner.errors.RankError", "another rank cannot be reached", "gloo")
-LONGEST = 120  # seconds of a life before it counts as one that hangs
+LONGEST = 600  # seconds of a life, on a busy machine, before it counts as one that hangs
 
 
 class Life:
