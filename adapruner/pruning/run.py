@@ -112,6 +112,8 @@ class Run:
         self.not_finite: list[int] = []
         self.fingerprint = ""
         self.samples: Samples | None = None
+        # Bytes that all ranks had fetched from an object store when the last epoch ended.
+        self.bytes_read: int | None = None
         self.warnings: dict[str, str] = {}
         self.may_drop = 0
         self._started = time.perf_counter()
@@ -283,7 +285,11 @@ class Run:
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
         seconds = time.perf_counter() - self._started
-        entry["seconds"] = max(self.ranks.exchange("step", seconds))
+        fetched = None if self.samples is None else self.samples.bytes_read
+        notes = self.ranks.exchange("step", (seconds, fetched))
+        entry["seconds"] = max(seconds for seconds, _ in notes)
+        counts = [fetched for _, fetched in notes]
+        self.bytes_read = None if None in counts else sum(counts)
         self._started = time.perf_counter()
         self.history.append(entry)
         return entry

@@ -22,6 +22,9 @@ class Samples(Protocol):
     sizes: Any
     doubts: dict[str, str]  # warnings about the samples, by name
 
+    @property
+    def bytes_read(self) -> int | None: ...
+
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str: ...
