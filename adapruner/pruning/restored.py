@@ -9,14 +9,36 @@ import torch
 from torch import Tensor
 
 from adapruner.pruning import bitmask
+from adapruner.pruning.methods import current_name
 from adapruner.pruning.selection import keep_count
 
+_STATE = (
+    *("settings", "fingerprint", "segments", "epoch", "history", "controller", "gates"),
+    *("kept", "read", "best", "unreadable", "not_finite"),
+)
 # Numbers that every entry of the history has. The losses are absent if there were none.
 _NUMBERS = (
     *("epoch", "samples_read", "samples_evaluated", "kept", "explored", "keep_ratio"),
     *("slope", "mean_gate", "open_share", "seconds"),
 )
 _LOSSES = ("training_loss", "validation_loss")
+
+
+def check_parts(state: Mapping[str, Any]) -> None:
+    """Raise ValueError if a part of a pruner's state is missing."""
+    if missing := [name for name in _STATE if name not in state]:
+        raise ValueError(f"expected the state of a Pruner; not found: {', '.join(missing)}")
+
+
+def check_settings(found: Any, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a state has other settings than those of this run."""
+    for name, value in settings.items():
+        theirs = found.get(name)
+        if (current_name(theirs) if name == "method" else theirs) != value:
+            raise ValueError(
+                f"the state is of a run with other settings: expected {name}={value!r}, found "
+                f"{name}={theirs!r}"
+            )
 
 
 def check_state(state: Mapping[str, Any], num_samples: int, keep_ratio: float, epochs: int) -> None:

@@ -23,16 +23,11 @@ from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.history import entry_of
 from adapruner.pruning.methods import DEFAULT_METHOD, current_name, find_method
-from adapruner.pruning.restored import check_state
+from adapruner.pruning.restored import check_parts, check_settings, check_state
 from adapruner.pruning.sampler import Samples
 from adapruner.pruning.schedule import Best, Controller, choose_best
 from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
 from adapruner.pruning.visits import Direct, Event, LeftOut, Visits
-
-_STATE = (
-    *("settings", "fingerprint", "segments", "epoch", "history", "controller", "gates"),
-    *("kept", "read", "best", "unreadable", "not_finite"),
-)
 
 
 class Run:
@@ -381,18 +376,11 @@ class Run:
             ValueError: the state is of a run with other settings or another number of samples, or
                 it is not a state of a Pruner.
         """
-        if missing := [name for name in _STATE if name not in state]:
-            raise ValueError(f"expected the state of a Pruner; not found: {', '.join(missing)}")
+        check_parts(state)
         theirs = state["fingerprint"]
         if theirs and self.fingerprint:
             check_same_dataset("the state", "fingerprint", theirs, self.fingerprint)
-        for name, value in self.settings.items():
-            found = state["settings"].get(name)
-            if (current_name(found) if name == "method" else found) != value:
-                raise ValueError(
-                    f"the state is of a run with other settings: expected {name}={value!r}, found "
-                    f"{name}={found!r}"
-                )
+        check_settings(state["settings"], self.settings)
         if state["segments"] != self.selection.digest():
             raise ValueError("the state is of a run with other labels or other held-out samples")
         self.gates.check_state_dict(state["gates"])

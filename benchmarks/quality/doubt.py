@@ -28,7 +28,7 @@ from .statistics import estimate
 from .table import CIFAR, CLEAN_OR_NOISY, RECIPES
 from .trainer import Plan, Recipe, accuracy, train
 
-DOUBTS = (4.0, METHOD.doubt)
+DOUBTS = (METHOD.doubt, 16.0)
 # Dataset, epochs, keep ratios, labels, seeds.
 CONDITIONS = (
     ("digits", 8, (0.7, 0.4), CLEAN_OR_NOISY, 6),
@@ -38,7 +38,7 @@ CONDITIONS = (
     (CIFAR, 12, (0.7, 0.5), CLEAN_OR_NOISY, 3),
     ("traffic", 10, (0.7,), ("clean",), 4),
 )
-DOCUMENT = ROOT.parent / "docs" / "decisions" / "38-gentler-draw.md"
+DOCUMENT = ROOT.parent / "docs" / "decisions" / "38-groups.md"
 
 
 def kept_sets(data: Data, recipe: Recipe, ratio: float, seed: int) -> Iterator[tuple[str, Tensor]]:
