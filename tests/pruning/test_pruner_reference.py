@@ -33,8 +33,12 @@ def drawn(
     pressures = (1 - gates.m) / unit
     easiest, hardest = method.target_range
     if final:
-        below, above = method.easy_side_weight * (easiest - pressures), pressures - hardest
-        logs = -torch.maximum(below, above).clamp(0, method.pressure_cap - hardest)
+        farthest = method.pressure_cap - hardest
+        unfit = int(method.most_unfit * len(pressures))
+        end = max(hardest, pressures.sort(descending=True).values[unfit].item())
+        below = (method.easy_side_weight * (easiest - pressures)).clamp(0, farthest)
+        above = method.hard_side_weight * (pressures - end).clamp(0, farthest)
+        logs = -torch.maximum(below, above)
         more = ended - warmup - 1
         scale = method.sharpness * more / (more + method.doubt)
         scale *= min(1, more / method.few_epochs) ** 2

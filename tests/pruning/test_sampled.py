@@ -69,9 +69,33 @@ def test_the_kept_are_drawn_by_how_far_they_are_from_the_target_range() -> None:
     gates = gates_of(pressures, SAMPLED.logit_per_pressure(history))
     gates.age[1] = 9  # has no effect here
     found = first_drawn(gates, history, final=True)
-    # Eight epochs after the first one: two thirds of the largest sharpness, 20.
-    expected = shares([math.exp(-40 / 3 * far) for far in (0.65, 0.1, 0.0, 0.0, 0.05, 0.1, 0.55)])
+    # Eight epochs after the first one: two thirds of the largest sharpness, 20. Two of seven
+    # samples may lie above the range, which ends at 0.4. Distances above it count 1.5 times.
+    expected = shares([math.exp(-40 / 3 * far) for far in (0.65, 0.1, 0, 0, 0, 0.075, 0.75)])
     assert found.tolist() == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 101, 1000])
+@pytest.mark.parametrize("low", [-1.0, 0.3])
+def test_the_range_ends_later_where_many_samples_are_hard(size: int, low: float) -> None:
+    history = [PRUNE] * 9
+    pressures = np.random.default_rng(size).uniform(low, 1.0, size)
+    gates = gates_of(pressures.tolist(), SAMPLED.logit_per_pressure(history))
+    excluded = torch.arange(0, size // 10)
+    gates.exclude(excluded)
+    found = SAMPLED.scores(gates, history).numpy()
+    known = np.sort(pressures[len(excluded) :])
+    # The largest value with at most 0.4 of the samples above it.
+    end = max(0.35, next(x for x in known if (known > x).sum() <= 0.4 * len(known)))
+    far = np.maximum((-0.15 - pressures).clip(0, 0.65), 1.5 * (pressures - end).clip(0, 0.65))
+    assert found[len(excluded) :] == pytest.approx(1 - far[len(excluded) :], abs=1e-4)
+    assert (found[: len(excluded)] == -np.inf).all()
+
+
+def test_a_run_without_readable_samples_has_no_scores() -> None:
+    gates = gates_of([0.1, 0.9], SAMPLED.logit_per_pressure([PRUNE]))
+    gates.exclude(torch.tensor([0, 1]))
+    assert SAMPLED.scores(gates, [PRUNE]).tolist() == [-torch.inf] * 2
 
 
 def test_sharpness_grows_with_the_epochs_that_gates_have_seen() -> None:
@@ -153,7 +177,7 @@ def test_figures_tell_the_fitted_share_and_how_much_is_chance() -> None:
     assert gates.last_loss is not None
     gates.last_loss.copy_(torch.tensor([0.19, 0.21, 5.0, 0.01, 0.0]))
     gates.set_real("loss_scale", 2.0)
-    chances = np.array(shares([1.0, 1.0, math.exp(-1.5), math.exp(-3.0)]))
+    chances = np.array(shares([1.0, 1.0, 1.0, math.exp(-15 * 1.5 * 0.1)]))
     entropy = -(chances * np.log(chances)).sum()
     found = SAMPLED.figures(gates, history)
     assert found == pytest.approx({"fitted": 0.5, "chance": math.exp(entropy) / 4}, abs=6e-4)
@@ -209,7 +233,7 @@ def test_small_ratios_pass_over_the_easy_less() -> None:
     history = [PRUNE] * 8
     unit = small.logit_per_pressure(history)
     found = small.scores(gates_of([-0.95, 0.55, 0.2], unit, small), history)
-    assert found.tolist() == pytest.approx([1 - 0.05, 1 - 0.2, 1.0], abs=1e-5)
+    assert found.tolist() == pytest.approx([1 - 0.05, 1 - 1.5 * 0.2, 1.0], abs=1e-5)
     assert find_method("published").at(0.01, 500) is find_method("published")
 
 
@@ -260,7 +284,7 @@ def test_one_that_was_finite_once_ranks_by_that() -> None:
         pruner.step()
     # The mean of the first epoch is 6.8 / 3. The third sample has the largest pressure, 1.
     scores = pruner.result().gate_logits.tolist()
-    assert scores == pytest.approx([1, 1, 1 - (1 - 0.35), -1e3], abs=0.05)
+    assert scores == pytest.approx([1, 1, 1 - 1.5 * (1 - 0.35), -1e3], abs=0.05)
 
 
 def test_gates_that_never_stepped_are_drawn_by_chance_too() -> None:

@@ -31,9 +31,10 @@ class Sampled(Method):
     """Samples are drawn without replacement. All losses are in units of the first epoch's mean.
 
     The kept set is drawn with chances in proportion to e^(−β·d). d is the distance of a sample's
-    mean pressure from the target range, and 0 inside the range. β grows with the number of epochs
-    that the gates have seen, from 0 after one epoch to ``sharpness``. So a short run draws nearly
-    by chance, and a long one nearly ranks.
+    mean pressure from the target range, and 0 inside the range. The range ends later where a model
+    has fitted few samples: at most ``most_unfit`` of the samples lie above it. β grows with the
+    number of epochs that the gates have seen, from 0 after one epoch to ``sharpness``. So a short
+    run draws nearly by chance, and a long one nearly ranks.
 
     The samples of an epoch are drawn with chances in proportion to their last loss over the mean
     last loss, but at least ``least_read``. A sample above the target range has this least chance.
@@ -49,6 +50,9 @@ class Sampled(Method):
             models learn the samples that it has not fitted slowly.
         target_range: smallest and largest mean pressure of samples that a model learns from. The
             model fits samples below the range early, and does not fit samples above it.
+        most_unfit: largest share of the samples above the range. The range ends at a quantile of
+            the mean pressures, if that is above the end of ``target_range``.
+        hard_side_weight: factor of distances above the range.
         easy_side_weight: factor of distances below the range.
         small_keep_ratio: below this keep ratio, the easy side weight is multiplied by the fourth
             power of keep ratio / ``small_keep_ratio``. Small sets need easy samples too.
@@ -60,6 +64,8 @@ class Sampled(Method):
     doubt: float = 4.0
     few_epochs: int = 8
     target_range: tuple[float, float] = (-0.15, 0.35)
+    most_unfit: float = 0.4
+    hard_side_weight: float = 1.5
     easy_side_weight: float = 1.0
     small_keep_ratio: float = 0.3
     least_read: float = 0.3
@@ -90,17 +96,27 @@ class Sampled(Method):
         return self.sharpness * more / (more + self.doubt) * min(1.0, more / self.few_epochs) ** 2
 
     def scores(self, gates: Gates, history: History) -> Tensor:
-        """1 minus the distance from the target range.
+        """1 minus the distance from the target range, weighted by its side.
 
-        No distance counts as more than that of the largest pressure.
+        No distance counts as more than that of the largest pressure from ``target_range``.
         """
         pressures = self._pressures(gates, history)
         easiest, hardest = self.target_range
-        scores = (easiest - pressures).mul_(self.easy_side_weight)
-        torch.maximum(scores, pressures.sub_(hardest), out=scores)
-        scores.clamp_(0, self.pressure_cap - hardest).neg_().add_(1)
+        farthest = self.pressure_cap - hardest
+        scores = (easiest - pressures).mul_(self.easy_side_weight).clamp_(0, farthest)
+        pressures.sub_(self._range_end(pressures)).clamp_(max=farthest).mul_(self.hard_side_weight)
+        torch.maximum(scores, pressures, out=scores)
+        scores.neg_().add_(1)
         scores.masked_fill_(gates.logits == 1, NEVER_FINITE)
         return scores.masked_fill_(gates.logits == -torch.inf, -torch.inf)
+
+    def _range_end(self, pressures: Tensor) -> float:
+        """The upper end of the target range. Infinite pressures are of excluded samples."""
+        known = pressures[pressures != torch.inf]
+        if not len(known):
+            return self.target_range[1]
+        above = min(int(self.most_unfit * len(known)), len(known) - 1)
+        return max(self.target_range[1], known.kthvalue(len(known) - above).values.item())
 
     def _pressures(self, gates: Gates, history: History) -> Tensor:
         """Mean pressure of each sample, float32 ``[N]``; 0 before the first step of a gate."""
@@ -189,8 +205,8 @@ def _finite_losses(gates: Gates) -> Iterator[Tensor]:
             yield losses[losses.isfinite() & (logits != -torch.inf)]
 
 
-# In units of the first epoch's mean loss, losses from 0.14 to 0.46 are in the target range. All
-# losses above 1 have the same pressure.
+# In units of the first epoch's mean loss, losses from 0.14 to 0.46 are in the target range, which
+# may end later. All losses above 1 have the same pressure.
 METHOD = Sampled(
     easy_weight=-0.15,
     pressure_cap=1.0,

@@ -1,10 +1,10 @@
-"""How sharp the draw of the kept set should be, on splits of the training data.
+"""How the kept set should be drawn, on splits of the training data.
 
-    python -m benchmarks.quality.doubt
+    python -m benchmarks.quality.draws
 
-One run learns the gates. Kept sets are drawn from them with several values of the constant
-:attr:`Sampled.doubt`, and new models train on each set for as many epochs as the run took. Writes
-benchmarks/results/answers/doubt.json and the table of decision 38.
+One run learns the gates. Kept sets are drawn from them with several constants of the sampled
+method, and new models train on each set for as many epochs as the run took. Writes
+benchmarks/results/answers/draws.json and the table of decision 39.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from adapruner.pruning.methods.sampled import METHOD
 from adapruner.pruning.selection import keep_count
 
 from ..provenance import provenance
@@ -28,7 +27,13 @@ from .statistics import estimate
 from .table import CIFAR, CLEAN_OR_NOISY, RECIPES
 from .trainer import Plan, Recipe, accuracy, train
 
-DOUBTS = (METHOD.doubt, 16.0)
+# The constants of decision 32, and what was tried beside them; today's are the last.
+ONE_END = {"most_unfit": 1.0, "hard_side_weight": 1.0}
+DRAWS: dict[str, dict[str, float]] = {
+    "one end": ONE_END,
+    "less sharp": ONE_END | {"doubt": 16.0},
+    "today's": {},
+}
 # Dataset, epochs, keep ratios, labels, seeds.
 CONDITIONS = (
     ("digits", 8, (0.7, 0.4), CLEAN_OR_NOISY, 6),
@@ -38,11 +43,11 @@ CONDITIONS = (
     (CIFAR, 12, (0.7, 0.5), CLEAN_OR_NOISY, 3),
     ("traffic", 10, (0.7,), ("clean",), 4),
 )
-DOCUMENT = ROOT.parent / "docs" / "decisions" / "38-groups.md"
+DOCUMENT = ROOT.parent / "docs" / "decisions" / "39-range-by-quantile.md"
 
 
 def kept_sets(data: Data, recipe: Recipe, ratio: float, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """A random set, and what a run keeps with each doubt: bool ``[N]``."""
+    """A random set, and what a run keeps by each draw: bool ``[N]``."""
     count = keep_count(ratio, len(data.y))
     kept = torch.zeros(len(data.y), dtype=torch.bool)
     kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))[:count]] = True
@@ -50,11 +55,11 @@ def kept_sets(data: Data, recipe: Recipe, ratio: float, seed: int) -> Iterator[t
     plan = Adapruner(len(data.y), ratio, recipe.epochs, "sampled", seed, data.y.device)
     train(data, recipe, plan, seed, epochs=recipe.epochs)
     run = plan.pruner
-    for doubt in DOUBTS:
-        method = replace(run.method, doubt=doubt)
+    for name, constants in DRAWS.items():
+        method = replace(run.method, **constants)
         keys = method.keys(run.gates, run.history, seed, final=True)
         assert keys is not None  # the sampled method draws
-        yield f"doubt {doubt:g}", torch.zeros_like(kept).index_fill_(0, keys.topk(count).indices, 1)
+        yield name, torch.zeros_like(kept).index_fill_(0, keys.topk(count).indices, 1)
 
 
 def main() -> None:
@@ -74,14 +79,14 @@ def main() -> None:
                     rows.append(row | {"seed": seed})
                     print(rows[-1], flush=True)
     about = provenance()
-    path = ANSWERS / "doubt.json"
+    path = ANSWERS / "draws.json"
     path.write_text(json.dumps({"provenance": about, "rows": rows}, indent=1) + "\n")
-    rewrite(DOCUMENT, {"doubt": "\n".join([machine(about), "", *table(rows)])})
+    rewrite(DOCUMENT, {"draws": "\n".join([machine(about), "", *table(rows)])})
 
 
 def table(rows: list[dict]) -> list[str]:
     """Points above a random set, for each condition."""
-    names = [f"doubt {doubt:g}" for doubt in DOUBTS]
+    names = list(DRAWS)
     lines = [
         f"| | epochs | keep ratio | {' | '.join(names)} | n |",
         "|---" * (len(names) + 4) + "|",
