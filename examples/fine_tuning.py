@@ -81,7 +81,7 @@ def compare(
 ) -> Iterator[tuple[str, int, float]]:
     """Every way to train: its name, the samples that it keeps and its accuracy on test images."""
     images, labels, classes = load(folder, "train", most)
-    test = load(folder, "test", most)[:2]
+    test = load(folder, "test", None if most is None else most // 2)[:2]
     count = math.floor(keep_ratio * len(images) + 0.5)
 
     def run(indices=slice(None), ratio: float = 1.0):

@@ -13,7 +13,7 @@ from benchmarks.quality import cifar
 from benchmarks.quality.table import constants_of
 from benchmarks.quality.tasks.run import TASKS, Case, key, lacking, table, ways_left
 
-CASE = Case(0.7, 10, None)
+CASE = Case(0.7, 10)
 
 
 def row(method: str, value: float = 0.5, **more: Any) -> dict[str, Any]:
