@@ -197,7 +197,8 @@ def lines(made: list[Row], scale: float) -> list[str]:
         "| | protocol | n | mean ± standard error | better than random by | than all data by |",
         "|---" * 6 + "|",
     ]
-    for (method, protocol), of in sorted(values.items(), key=lambda way: way[0][0] not in RIVALS):
+    ordered = sorted(values.items(), key=lambda way: [*RIVALS, way[0][0]].index(way[0][0]))
+    for (method, protocol), of in ordered:
         mean = estimate(abs(value) for value in of.values())
         rivals = [
             "" if method == rival else cell_difference(paired(of, values[rival, "same epochs"]))
