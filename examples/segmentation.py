@@ -2,8 +2,8 @@
 
 A sample is an image with its mask, and its loss is the mean over its labelled pixels. `fast_prune`
 takes the masks as targets, and `ignore_index` leaves out pixels without a class. Takes camvid/ in
-the folder of `--data`: {train,test}/NAME.jpg and {train,test}annot/NAME.png, at about a
-quarter of their size.
+the folder of `--data`: {train,test}/NAME.jpg and {train,test}annot/NAME.png, at half
+their size.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.nn import functional as F
 import adapruner
 
 METRIC = "mIoU"
-CLASSES, UNLABELLED, SIZE = 11, 11, (64, 48)  # width, height
+CLASSES, UNLABELLED, SIZE = 11, 11, (120, 90)  # width, height
 
 
 def load(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Images, uint8 [N, 3, 48, 64], and masks, int64 [N, 48, 64]."""
+    """Images, uint8 [N, 3, 90, 120], and masks, int64 [N, 90, 120]."""
     images, masks = [], []
     for path in sorted((folder / "camvid" / split).glob("*.*")):
         mask = folder / "camvid" / f"{split}annot" / f"{path.stem}.png"
@@ -46,17 +46,21 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Two levels down and up again. Takes uint8 images and gives logits [B, CLASSES, H, W]."""
+    """Two levels down and up again, at a quarter of the size of the images.
 
-    def __init__(self, width: int = 12) -> None:
+    Takes uint8 images [B, 3, H, W] and gives logits [B, CLASSES, H, W].
+    """
+
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.down = nn.ModuleList([block(3, width), block(width, 2 * width)])
+        self.stem = nn.Conv2d(3, width, 4, stride=4, padding=1)
+        self.down = nn.ModuleList([block(width, width), block(width, 2 * width)])
         self.bottom = block(2 * width, 4 * width)
         self.up = nn.ModuleList([block(6 * width, 2 * width), block(3 * width, width)])
         self.head = nn.Conv2d(width, CLASSES, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x, skips = images.float() / 255 - 0.45, []
+        x, skips = self.stem(images.float() / 255 - 0.45), []
         for level in self.down:
             x = level(x)
             skips.append(x)
@@ -64,7 +68,7 @@ class UNet(nn.Module):
         x = self.bottom(x)
         for level, skip in zip(self.up, reversed(skips), strict=True):
             x = level(torch.cat([F.interpolate(x, skip.shape[-2:]), skip], 1))
-        return self.head(x)
+        return F.interpolate(self.head(x), images.shape[-2:], mode="bilinear")
 
 
 @torch.no_grad()
@@ -103,6 +107,7 @@ def compare(
             ratio,
             epochs,
             batch_size=8,
+            learning_rate=1e-2,
             seed=seed,
             method=method,
             ignore_index=UNLABELLED,
@@ -122,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("ADAPRUNER_DATA", "data"))
     parser.add_argument("--keep-ratio", type=float, default=0.7)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="sampled", help="of adapruner")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 24 images")

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.pictures import make_pictures
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DATA = Path(os.environ.get("ADAPRUNER_DATA", ""))
@@ -21,6 +22,7 @@ NEEDS = {
     "detection": ("pycocotools", "bccd"),
     "segmentation": ("PIL", "camvid"),
     "text": (None, "sst2"),
+    "fine_tuning": ("efficientnet_lite_pytorch", None),
 }
 # Examples of a loop: what they need, their samples and their keep ratio.
 LOOPS = {
@@ -54,8 +56,23 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_its_command_prints_a_table(example: str, tmp_path: Path) -> None:
+@pytest.fixture
+def data(example: str, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The folder that the example takes: made images, or $ADAPRUNER_DATA."""
+    if example == "regression":
+        return None
+    if example != "fine_tuning":
+        return DATA
+    folder = tmp_path_factory.mktemp("images")
+    for split in ("train", "test"):
+        make_pictures(folder / split, (20, 20), (32, 32))
+    return folder
+
+
+def test_its_command_prints_a_table(example: str, data: Path | None, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / f"{example}.py"), "--quick", "--keep-ratio", "0.5"]
+    if data is not None:
+        command += ["--data", str(data)]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -72,10 +89,10 @@ def test_its_command_prints_a_table(example: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("seeded")
-def test_the_same_seed_gives_the_same(example: str) -> None:
+def test_the_same_seed_gives_the_same(example: str, data: Path | None) -> None:
     module = load(example)
-    arguments = () if example == "regression" else (DATA,)
-    small = {} if example == "regression" else {"most": 16}
+    arguments = () if data is None else (data,)
+    small = {} if data is None else {"most": 16}
     one, other, another = (
         list(module.compare(*arguments, 0.5, 2, seed, **small)) for seed in (3, 3, 4)
     )

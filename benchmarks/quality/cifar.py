@@ -84,6 +84,24 @@ def write_file(path: Path, origin: Path) -> None:
     part.replace(path)
 
 
+def write_folder(path: Path, origin: Path, each: int) -> None:
+    """The first ``each`` images of each class as path/SPLIT/CLASS/POSITION.jpg.
+
+    The folder appears whole or not at all.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    for split in SPLITS:
+        packed = read(origin, split)
+        for label in np.unique(packed.index[:, 2]):
+            folder = part / split / str(label)
+            folder.mkdir(parents=True)
+            for position in np.flatnonzero(packed.index[:, 2] == label)[:each]:
+                offset, size = packed.index[position, :2]
+                file = folder / f"{position:05d}.jpg"
+                file.write_bytes(packed.files[offset : offset + size].tobytes())
+    part.replace(path)
+
+
 def images(split: str) -> Images:
     """The images of ``$ADAPRUNER_DATA``, in the order of their index."""
     return _images(source(), split)

@@ -3,7 +3,8 @@
     python -m benchmarks.quality.tasks.run --tasks detection --seeds 5
 
 Makes the rows that benchmarks/results/quality/tasks.jsonl lacks, seed by seed, and redraws the
-tables of docs/tasks.md; with `--seeds 0` only the latter. Stopped, it goes on where it was.
+tables of docs/tasks.md; with `--seeds 0` only the latter. Stopped, it goes on where it was. A task
+whose data or packages are missing is skipped.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Iterator
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ...provenance import provenance
 from ...tables import rewrite
+from .. import cifar
 from ..report import cell_difference, cell_mean, group, rows_of_tasks
 from ..run import RESULTS, append, read_rows
 from ..statistics import Row, by_seed, estimate, paired
@@ -29,13 +32,37 @@ from ..table import OURS, constants_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# Task: keep ratio, epochs, training samples at most (None: a task without a folder).
-TASKS: dict[str, tuple[float, int, int | None]] = {
-    "detection": (0.8, 15, 292),
-    "language_model": (0.7, 6, 4000),
-    "regression": (0.7, 20, None),
-    "segmentation": (0.7, 12, 367),
-    "text": (0.7, 10, 10_000),
+
+class Case(NamedTuple):
+    """What the runs of a task differ in, besides the seed."""
+
+    keep_ratio: float
+    epochs: int
+    warmup_epochs: int | None = None  # None: the default
+
+
+class Task(NamedTuple):
+    """How an example is run."""
+
+    cases: tuple[Case, ...]
+    most: int | None = None  # training samples at most; None: a task without a folder
+    folder: str | None = None  # of the data
+    package: str | None = None
+
+
+TASKS = {
+    "detection": Task((Case(0.8, 15),), 292, "bccd", "pycocotools"),
+    "language_model": Task((Case(0.7, 6),), 4000, "tinyshakespeare"),
+    "regression": Task((Case(0.7, 20),)),
+    "segmentation": Task((Case(0.7, 16), Case(0.5, 16)), 367, "camvid"),
+    "text": Task((Case(0.7, 10),), 10_000, "sst2"),
+    # Two epochs with a warm-up of one read everything, so they are training on all data.
+    "fine_tuning": Task(
+        (Case(0.7, 2, 0), Case(0.7, 3, 0), Case(0.7, 3, 1)),
+        most=2000,
+        folder="cifar10",
+        package="efficientnet_lite_pytorch",
+    ),
 }
 SCALES = {
     "mAP": ("%", 100),
@@ -44,6 +71,7 @@ SCALES = {
     "R²": ("%", 100),
     "perplexity": ("", -1),
 }  # less is better
+RIVALS = ("random", "full")
 WAYS = {  # the examples' names: method and protocol
     "adapruner": ("adapruner", "joint"),
     "kept set, anew": ("adapruner", "same epochs"),
@@ -52,31 +80,56 @@ WAYS = {  # the examples' names: method and protocol
 }
 
 
+def lacking(task: str, data: Path) -> str | None:
+    """What a task needs and does not find, or None."""
+    _, _, folder, package = TASKS[task]
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"the package {package} is not installed"
+    if folder is not None and not (data / folder).is_dir():
+        return f"{data / folder} is not a folder ($ADAPRUNER_DATA or --data names where it lies)"
+    return None
+
+
+def folder_of(task: str, data: Path) -> Path:
+    """The folder that the example takes. Packed images are written out once."""
+    if task != "fine_tuning":
+        return data
+    folder = ROOT / "build" / "quality" / "cifar10"
+    if not folder.is_dir():
+        cifar.write_folder(folder, data, (TASKS[task].most or 0) // 10)
+    return folder
+
+
 def rows(
-    task: str, data: Path, seed: int, method: str, rivals: bool, about: dict[str, Any]
+    task: str, data: Path, case: Case, seed: int, method: str, ways: int, about: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """The ways to train for one seed, as the example has them; the rivals where asked for."""
-    ratio, epochs, most = TASKS[task]
+    """The first ways to train for one seed, in the order of the example."""
+    most = TASKS[task].most
     example = importlib.import_module(f"examples.{task}")
-    more = {} if most is None else {"folder": data, "most": most}
-    name = OURS[method]
-    ways = example.compare(keep_ratio=ratio, epochs=epochs, seed=seed, method=name, **more)
+    more: dict[str, Any] = {} if most is None else {"folder": folder_of(task, data), "most": most}
+    if case.warmup_epochs is not None:
+        more["warmup_epochs"] = case.warmup_epochs
+    compared = example.compare(
+        keep_ratio=case.keep_ratio, epochs=case.epochs, seed=seed, method=OURS[method], **more
+    )
     last = time.perf_counter()
-    for way, samples, value in islice(ways, 4 if rivals else 2):
+    for way, samples, value in islice(compared, ways):
         now = time.perf_counter()
         shown, protocol = WAYS[way]
-        row_method = method if shown == "adapruner" else shown
+        ours = shown == "adapruner"
+        row_method = method if ours else shown
         yield {
             "task": task,
             "method": row_method,
             "constants": constants_of(row_method),
             "protocol": protocol,
-            "keep_ratio": 1.0 if shown == "full" else ratio,
+            "keep_ratio": 1.0 if shown == "full" else case.keep_ratio,
             "seed": seed,
             "metric": example.METRIC,
             "value": value,
             "samples": samples,
-            "epochs": epochs,
+            "epochs": case.epochs,
+            "warmup_epochs": case.warmup_epochs if ours else None,
             "recipe": recipe(task),
             "versions": {key: about[key] for key in ("adapruner", "torch", "python")},
             "machine": {key: about[key] for key in ("processor", "cores", "threads")},
@@ -85,6 +138,22 @@ def rows(
             "seconds": round(now - last, 2),
         }
         last = now
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    """Rows with the same key are of the same run."""
+    case = Case(row["keep_ratio"], row["epochs"], row.get("warmup_epochs"))
+    return row["task"], row["method"], row.get("constants"), case, row["seed"]
+
+
+def ways_left(task: str, case: Case, seed: int, method: str, done: set[tuple[Any, ...]]) -> int:
+    """How many of the ways to train are to be made: ours, then random, then all data."""
+    if (task, method, constants_of(method), case, seed) in done:
+        return 0
+    rival = case._replace(warmup_epochs=None)
+    if (task, "full", None, rival._replace(keep_ratio=1.0), seed) not in done:
+        return 4
+    return 2 if (task, "random", None, rival, seed) in done else 3
 
 
 def recipe(task: str) -> str:
@@ -96,30 +165,17 @@ def recipe(task: str) -> str:
 def table(made: list[Row]) -> str:
     """Mean ± standard error; paired differences to random and full, better above 0."""
     parts = []
-    for (task, metric), found in group(made, "task", "metric").items():
-        unit, scale = SCALES[metric]
-        parts += [
-            f"**{task.replace('_', ' ')}**: {metric}{', ' * bool(unit)}{unit}, keep ratio "
-            f"{TASKS[task][0]:g}, {TASKS[task][1]} epochs, "
-            f"{max(row['samples'] for row in found):,} samples",
-            "",
-            "| | protocol | n | mean ± standard error | better than random by | than all data by |",
-            "|---" * 6 + "|",
-        ]
-        values = {
-            way: {seed: scale * value for seed, value in by_seed(of, "value").items()}
-            for way, of in group(found, "method", "protocol").items()
-        }
-        for (method, protocol), of in values.items():
-            mean = estimate(abs(value) for value in of.values())
-            rivals = [
-                "" if method == rival else cell_difference(paired(of, values[rival, "same epochs"]))
-                for rival in ("random", "full")
+    for (task, metric, epochs), found in group(made, "task", "metric", "epochs").items():
+        for ratio in sorted({r["keep_ratio"] for r in found if r["method"] != "full"})[::-1]:
+            of_ratio = [r for r in found if r["method"] == "full" or r["keep_ratio"] == ratio]
+            unit, scale = SCALES[metric]
+            parts += [
+                f"**{task.replace('_', ' ')}**: {metric}{', ' * bool(unit)}{unit}, keep ratio "
+                f"{ratio:g}, {epochs} epochs, {max(row['samples'] for row in found):,} samples",
+                "",
+                *lines(of_ratio, scale),
+                "",
             ]
-            parts.append(
-                f"| {method} | {protocol} | {mean.n} | {cell_mean(mean)} | {' | '.join(rivals)} |"
-            )
-        parts.append("")
     machine = made[-1]["machine"]
     commits = ", ".join(sorted({row["commit"] for row in made}))
     return "\n".join(
@@ -129,6 +185,36 @@ def table(made: list[Row]) -> str:
             f"{made[-1]['versions']['torch']}, {made[-1]['date']}, commits {commits}.",
         ]
     )
+
+
+def lines(made: list[Row], scale: float) -> list[str]:
+    """One table. A scale below 0 says that less is better."""
+    values = {
+        way: {seed: scale * value for seed, value in by_seed(of, "value").items()}
+        for way, of in group([dict(row, way=way_of(row)) for row in made], "way").items()
+    }
+    found = [
+        "| | protocol | n | mean ± standard error | better than random by | than all data by |",
+        "|---" * 6 + "|",
+    ]
+    ordered = sorted(values.items(), key=lambda way: [*RIVALS, way[0][0]].index(way[0][0]))
+    for (method, protocol), of in ordered:
+        mean = estimate(abs(value) for value in of.values())
+        rivals = [
+            "" if method == rival else cell_difference(paired(of, values[rival, "same epochs"]))
+            for rival in RIVALS
+        ]
+        found.append(
+            f"| {method} | {protocol} | {mean.n} | {cell_mean(mean)} | {' | '.join(rivals)} |"
+        )
+    return found
+
+
+def way_of(row: Row) -> tuple[str, str]:
+    """Method, with its warm-up where that is not the default, and protocol."""
+    warmup = row.get("warmup_epochs")
+    told = "" if warmup is None else f", warm-up of {warmup} epochs".replace("1 epochs", "1 epoch")
+    return row["method"] + told, row["protocol"]
 
 
 def main() -> None:
@@ -141,15 +227,18 @@ def main() -> None:
     torch.set_num_threads(1)  # the networks are too small for more to help
     path = RESULTS / "tasks.jsonl"
     about = provenance()
-    for task, method, seed in product(args.tasks, args.methods, range(args.seeds)):
-        done = {(r["task"], r["method"], r.get("constants"), r["seed"]) for r in read_rows(path)}
-        if (task, method, constants_of(method), seed) in done:
+    for task in args.tasks:
+        if (missing := lacking(task, args.data)) is not None:
+            print(f"{task} is skipped: {missing}", flush=True)
             continue
-        rivals = (task, "random", None, seed) not in done
-        made = list(rows(task, args.data, seed, method, rivals, about))
-        append(path, *made)  # all at once: what is stopped leaves no part of a seed
-        for row in made:
-            print(task, row["method"], row["protocol"], seed, f"{row['value']:.4f}", flush=True)
+        for method, seed, case in product(args.methods, range(args.seeds), TASKS[task].cases):
+            done = {key(row) for row in read_rows(path)}
+            ways = ways_left(task, case, seed, method, done)
+            made = list(rows(task, args.data, case, seed, method, ways, about)) if ways else []
+            append(path, *made)  # all at once: what is stopped leaves no part of a seed
+            for row in made:
+                told = *way_of(row), row["keep_ratio"], row["epochs"], f"{row['value']:.4f}"
+                print(task, "seed", seed, *told, flush=True)
     rewrite(ROOT / "docs" / "tasks.md", {"tasks": table(rows_of_tasks(path))})
 
 
