@@ -180,5 +180,6 @@ def short(rows: Rows, ratios: Mapping[str, Sequence[float]]) -> str:
             )
             seeds.add(len(common))
     if seeds:
-        lines.append(f"\nMean ± standard error, {min(seeds)} to {max(seeds)} seeds.")
+        few = "" if len(seeds) == 1 else f"{min(seeds)} to "
+        lines.append(f"\nMean ± standard error, {few}{max(seeds)} seeds.")
     return "\n".join(lines)
