@@ -45,7 +45,7 @@ from torture.command import Findings, main
 from torture.runs import KINDS, Network, live, make_data
 
 MEMORY = 3 << 30  # bytes of address space that a child may have beyond the parent's
-TURN = 1000  # inputs of a turn, for all parsers together
+TURN = 4000  # inputs of a turn, for all parsers together
 LONGEST = 20  # seconds for one input
 Dice = random.Random
 
@@ -443,15 +443,15 @@ def try_command(dice: Dice, files: Files) -> None:
 
 # Each parser with its share of the inputs.
 PARSERS: dict[str, tuple[Callable[[Dice, Files], None], float]] = {
-    "result": (try_result, 0.24),
-    "report": (try_report, 0.001),
+    "result": (try_result, 0.22),
+    "report": (try_report, 0.0005),
     "checkpoint": (try_checkpoint, 0.1),
-    "resume": (try_resume, 0.05),
-    "index": (try_index, 0.14),
+    "resume": (try_resume, 0.03),
+    "index": (try_index, 0.18),
     "tar": (try_tar, 0.16),
-    "npy": (try_npy, 0.25),
-    "export": (try_export, 0.03),
-    "command": (try_command, 0.03),
+    "npy": (try_npy, 0.28),
+    "export": (try_export, 0.003),
+    "command": (try_command, 0.0265),
 }
 
 
