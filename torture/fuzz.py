@@ -46,7 +46,7 @@ from torture.runs import KINDS, Network, live, make_data
 
 MEMORY = 3 << 30  # bytes of address space that a child may have beyond the parent's
 TURN = 4000  # inputs of a turn, for all parsers together
-LONGEST = 20  # seconds for one input
+LONGEST = 20  # seconds of CPU time for one input; ten times as many by the clock
 Dice = random.Random
 
 # What a parser may raise. Its message must say something.
@@ -498,7 +498,8 @@ class Child:
             at = struct.unpack("<q", self._page[:8])[0]
             self.done += at - number + (code != 0)
             if code:
-                what = "hangs" if code == -signal.SIGALRM else f"ends the process with {code}"
+                hangs = code in (-signal.SIGPROF, -signal.SIGALRM)
+                what = "hangs" if hangs else f"ends the process with {code}"
                 findings.note(f"{parser}: {what}", f"--parser {parser} --input {at}")
             number = at + 1 if code else self._last
         self.taken = struct.unpack("<q", self._page[8:16])[0]
@@ -511,6 +512,7 @@ class Child:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         code = 1
         try:
@@ -519,7 +521,8 @@ class Child:
                 for at in range(number, self._last):
                     self._page[8:16] = struct.pack("<q", taken)
                     self._page[:8] = struct.pack("<q", at)
-                    signal.alarm(LONGEST)
+                    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+                    signal.alarm(10 * LONGEST)
                     was_taken, wrong = attempt(self._parser, at, files)
                     taken += was_taken
                     if wrong:
