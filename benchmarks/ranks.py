@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
@@ -25,6 +26,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from adapruner import Pruner, ops
+from adapruner.pruning import bitmask
+from adapruner.pruning.order import epoch_batches, share
 from adapruner.pruning.visits import Batch
 from benchmarks import tables
 from benchmarks.provenance import provenance
@@ -46,12 +49,13 @@ def end_of_epoch(samples: int) -> dict[str, float]:
     """
     pruner = Pruner(samples, 0.5, 4, warmup_epochs=0)
     visits: Any = pruner.visits
-    rank, own = dist.get_rank(), int(EPOCHS_READ * samples) // RANKS
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
-    losses = torch.rand(own, generator=torch.Generator().manual_seed(rank)) * 3
-    pressure = torch.zeros(BATCH_AT_END)
-    mine = order[rank * own : (rank + 1) * own].split(BATCH_AT_END)
-    for ids, loss in zip(mine, losses.split(BATCH_AT_END), strict=True):
+    rank, pressure = dist.get_rank(), torch.zeros(BATCH_AT_END)
+    generator = torch.Generator().manual_seed(rank)
+    # The epoch reads the samples whose number ends in 0 to 6.
+    read = bitmask.pack(np.resize(np.arange(10) < 10 * EPOCHS_READ, samples))
+    for batch in epoch_batches(read, samples, 0, 0, RANKS * BATCH_AT_END):
+        ids = share(batch, rank, RANKS)
+        loss = torch.rand(len(ids), generator=generator) * 3
         found = ops.MaskedLoss(loss.sum(), loss, pressure[: len(ids)])
         visits.take(Batch(ids, found, False, predicted=ids.int() % 100))
     times = dict.fromkeys(("gather", "replay"), 0.0)

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = 0.15  # hours of a campaign where none are asked for
 # Each kind with its share of the time.
 KINDS = {
-    "kill": 0.38,
+    "kill": 0.28,
+    "ranks": 0.1,
     "fuzz": 0.3,
     "disk": 0.06,
     "pictures": 0.06,

@@ -2,7 +2,8 @@
 
 A parent imports everything once, and forks a child for each life of a run. Most kills are at a
 random call that changes the run's folder, so that they fall into the writes of checkpoints,
-results, reports and exports; the others are at a random time. Some hit a worker instead.
+results, reports and exports; the others are at a random time. Some hit a worker instead. Of a run
+on several ranks, one rank is killed, and the others must end by themselves.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Container
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from torch import distributed
 
 from torture import faults
 from torture.command import Findings, main
@@ -24,41 +29,72 @@ from torture.runs import KINDS, Kind, check_data, live, make_data, outcome, warm
 
 REPORT = "report.html"
 REPORTS = 0.2  # share of the runs with a report, which takes longer than the rest
-LONGEST = 120  # seconds of a life before it counts as one that hangs
+# An error of a rank tells that another rank has ended.
+OF_ANOTHER_RANK = ("adapruner.errors.RankError", "another rank cannot be reached", "gloo")
+LONGEST = 600  # seconds of a life, on a busy machine, before it counts as one that hangs
 
 
 class Life:
-    """A child process that lives a run in ``folder``."""
+    """The child processes that live a run: the ranks, or one process.
 
-    def __init__(self, work: Callable[[], None], errors: Path) -> None:
-        self._errors = errors
+    It has begun when all ranks are in one process group.
+
+    Args:
+        work: what a rank does, given its number.
+        arena: a folder for the files of this life.
+        ranks: number of ranks.
+    """
+
+    def __init__(self, work: Callable[[int], None], arena: Path, ranks: int = 1) -> None:
+        self._folder = Path(tempfile.mkdtemp(dir=arena))
         self._began = time.monotonic()
-        self.process = os.fork()
-        if self.process == 0:
-            _child(work, errors)
+        begun, begins = os.pipe()
+        self.processes = []
+        for rank in range(ranks):
+            process = os.fork()
+            if process == 0:
+                _child(work, self._folder, rank, ranks, begins)
+            self.processes.append(process)
+        os.close(begins)
+        with open(begun, "rb") as pipe:
+            pipe.read(ranks)
 
-    def end(self) -> int:
-        """Wait for the end. Returns the exit code, below 0 for a signal.
+    def end(self) -> list[int]:
+        """Wait for the end. Returns the exit code of each rank, below 0 for a signal.
 
         Raises:
             TimeoutError: the life takes too long. It is killed.
         """
-        while time.monotonic() - self._began < LONGEST:
-            process, status = os.waitpid(self.process, os.WNOHANG)
-            if process:
-                return os.waitstatus_to_exitcode(status)
+        codes: dict[int, int] = {}
+        killed = time.monotonic()
+        while len(codes) < len(self.processes):
+            if time.monotonic() - self._began > LONGEST:
+                self._clear(codes)
+                raise TimeoutError
+            if -signal.SIGKILL not in codes.values():
+                killed = time.monotonic()
+            for process in self.processes:
+                if process not in codes and (found := os.waitpid(process, os.WNOHANG))[0]:
+                    codes[process] = os.waitstatus_to_exitcode(found[1])
             time.sleep(0.002)
-        self.kill()
-        os.waitpid(self.process, 0)
-        raise TimeoutError
+        self.seconds_of_others = time.monotonic() - killed
+        return [codes[process] for process in self.processes]
 
-    def kill(self) -> None:
-        os.kill(self.process, signal.SIGKILL)
+    def _clear(self, ended: Container[int]) -> None:
+        for process in self.processes:
+            if process not in ended:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+
+    def kill(self, random: random.Random) -> None:
+        """Kill one of the ranks."""
+        os.kill(random.choice(self.processes), signal.SIGKILL)
 
     def kill_worker(self, random: random.Random) -> bool:
-        """Kill one of the child's own children, if it has any."""
+        """Kill one of the children of the first rank, if it has any."""
+        first = self.processes[0]
         try:
-            listed = Path(f"/proc/{self.process}/task/{self.process}/children").read_text()
+            listed = Path(f"/proc/{first}/task/{first}/children").read_text()
             workers = [int(number) for number in listed.split()]
             if workers:
                 os.kill(random.choice(workers), signal.SIGKILL)
@@ -66,16 +102,30 @@ class Life:
         except (FileNotFoundError, ProcessLookupError):
             return False
 
-    def error(self) -> str:
-        return self._errors.read_text()[-2000:] if self._errors.exists() else ""
+    def errors(self) -> list[str]:
+        """The end of what each rank wrote to standard error."""
+        return [path.read_text()[-2000:] for path in sorted(self._folder.glob("errors *"))]
 
 
-def _child(work: Callable[[], None], errors: Path) -> None:
+def _child(
+    work: Callable[[int], None], folder: Path, rank: int, ranks: int, begins: int
+) -> NoReturn:
     code = 1
     try:
-        with open(errors, "w") as file:
+        with open(folder / f"errors {rank}", "w") as file:
             os.dup2(file.fileno(), 2)
-        work()
+        if ranks > 1:
+            store = distributed.FileStore(str(folder / "store"), ranks)
+            distributed.init_process_group(
+                "gloo",
+                store=store,
+                rank=rank,
+                world_size=ranks,
+                timeout=timedelta(seconds=2 * LONGEST),
+            )
+        os.write(begins, b".")
+        os.close(begins)
+        work(rank)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -99,6 +149,7 @@ class Scenario:
         self.kind, self.data, self._random = kind, data, random
         self._arena = arena
         self.kills = self.worker_kills = 0
+        self.slowest = 0.0
         self.expected: dict[str, Any] = {}
         self._measure()
 
@@ -106,15 +157,16 @@ class Scenario:
         """Live once undisturbed."""
         folder, told = self._folder(), self._arena / "calls"
 
-        def work() -> None:
+        def work(rank: int) -> None:
             faults.arm(folder, -1, faults.KILL)
             live(self.kind, self.data, folder, report=True)
-            told.write_text(str(faults.disarm()))
+            if rank == 0:
+                told.write_text(str(faults.disarm()))
 
+        life = self._begin(work)
         began = time.monotonic()
-        life = Life(work, self._arena / "errors")
-        if life.end() != 0:
-            raise RuntimeError(f"a run that nobody killed has failed: {life.error()}")
+        if any(life.end()):
+            raise RuntimeError(f"a run that nobody killed has failed: {life.errors()}")
         self.seconds, self.calls = time.monotonic() - began, int(told.read_text())
         self.expected = outcome(folder)
 
@@ -128,15 +180,14 @@ class Scenario:
         folder = self._folder()
         report = self._random.random() < REPORTS
         for _ in range(deaths):
-            life = Life(self._doomed(folder, report), self._arena / "errors")
-            code = self._end(life)
-            if code == 1 and "RuntimeError: DataLoader worker" not in life.error():
-                return f"a resumed run has failed: {life.error()}"
-            self.kills += code == -signal.SIGKILL
-        life = Life(lambda: live(self.kind, self.data, folder, report), self._arena / "errors")
-        code = life.end()
-        if code != 0:
-            return f"the last life has failed with {code}: {life.error()}"
+            life = self._begin(self._doomed(folder, report))
+            if wrong := _wrong_end(codes := self._end(life), life.errors()):
+                return wrong
+            self.kills += -signal.SIGKILL in codes
+            self.slowest = max(self.slowest, life.seconds_of_others)
+        life = self._begin(lambda rank: live(self.kind, self.data, folder, report))
+        if any(codes := life.end()):
+            return f"the last life has failed with {codes}: {life.errors()}"
         found = outcome(folder)
         names = sorted((found.keys() ^ self.expected.keys()) - (set() if report else {REPORT}))
         if names:
@@ -144,29 +195,42 @@ class Scenario:
         differing = [name for name in found if found[name] != self.expected[name]]
         return f"other bits in {differing}" if differing else None
 
-    def _doomed(self, folder: Path, report: bool) -> Callable[[], None]:
+    def _begin(self, work: Callable[[int], None]) -> Life:
+        return Life(work, self._arena, self.kind.ranks)
+
+    def _doomed(self, folder: Path, report: bool) -> Callable[[int], None]:
         """A life. Most die at a call that changes the folder; with workers, many lose a worker."""
         by_call = 0.33 if "workers" in self.kind.name else 0.67
         number = self._random.randrange(self.calls) if self._random.random() < by_call else -1
 
-        def work() -> None:
-            faults.arm(folder, number, faults.KILL)
+        def work(rank: int) -> None:
+            faults.arm(folder, number if rank == 0 else -1, faults.KILL)
             live(self.kind, self.data, folder, report)
 
         self._by_time = number < 0
         return work
 
-    def _end(self, life: Life) -> int:
+    def _end(self, life: Life) -> list[int]:
         if self._by_time:
             time.sleep(self._random.uniform(0, self.seconds))
             if "workers" in self.kind.name and self._random.random() < 0.7:
                 self.worker_kills += life.kill_worker(self._random)
             else:
-                life.kill()
+                life.kill(self._random)
         return life.end()
 
 
-def run(seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
+def _wrong_end(codes: list[int], errors: list[str]) -> str | None:
+    """What is wrong with the end of a life of which one process was to be killed, or None."""
+    for code, error in zip(codes, errors, strict=True):
+        of_another = -signal.SIGKILL in codes and any(text in error for text in OF_ANOTHER_RANK)
+        expected = of_another or "RuntimeError: DataLoader worker" in error
+        if code not in (0, -signal.SIGKILL) and not (code == 1 and expected):
+            return f"a resumed run has failed with {codes}: {error}"
+    return None
+
+
+def run(kinds: Collection[Kind], seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
     """Play scenarios of every kind in turns for ``seconds``, each kind at least once.
 
     Where ``seconds`` is 0, a run of each kind dies once.
@@ -178,7 +242,7 @@ def run(seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
         arena = Path(os.path.realpath(name))
         make_data(arena)
         before = check_data(arena)
-        scenarios = [Scenario(kind, arena, arena, dice) for kind in KINDS.values()]
+        scenarios = [Scenario(kind, arena, arena, dice) for kind in kinds]
         played = 0
         while played < len(scenarios) or time.monotonic() < end:
             scenario = scenarios[played % len(scenarios)]
@@ -195,10 +259,13 @@ def run(seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
             "runs": played,
             "kills": sum(scenario.kills for scenario in scenarios),
             "kills of workers": sum(scenario.worker_kills for scenario in scenarios),
+            "slowest end of other ranks, s": round(
+                max(scenario.slowest for scenario in scenarios), 1
+            ),
             "kills by kind": {scenario.kind.name: scenario.kills for scenario in scenarios},
         }
 
 
 if __name__ == "__main__":
     faults.with_faults()
-    main(run)
+    main(partial(run, KINDS.values()))

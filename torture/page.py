@@ -16,6 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "torture"
 # What a kind counts, in words.
 COUNTS = {
     "kill": ("kills", "kills of workers", "runs"),
+    "ranks": ("kills", "runs"),
     "fuzz": ("inputs",),
     "disk": ("faults",),
     "pictures": ("images",),

@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import Dataset
 
 from adapruner import PruneResult, as_source, fast_prune
 from adapruner._util.files import replace_atomically
+from adapruner._util.tensors import whole
 from adapruner.data.sources.shard_index import scan, write_index
 from adapruner.vision import evaluation_transform, training_transform
 
@@ -27,12 +30,16 @@ EPOCHS = 4
 
 
 class Kind(NamedTuple):
-    """A kind of run."""
+    """A kind of run, in one process or on several ranks."""
 
     name: str
     data: Callable[[Path], Any]
     settings: dict[str, Any]
     exports: tuple[tuple[str, str], ...]
+    ranks: int = 1
+
+    def on(self, ranks: int) -> Kind:
+        return self._replace(name=f"{self.name}, {ranks} ranks", ranks=ranks)
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -142,6 +149,14 @@ KINDS = {
 }
 
 
+ON_RANKS = (
+    KINDS["noise"].on(2),
+    KINDS["arrays"].on(3),
+    KINDS["images, DALI"].on(2),
+    KINDS["shards"].on(2),
+)
+
+
 def warm_up() -> None:
     """Import what a life imports late, so that forked lives need not."""
     for module in (
@@ -161,24 +176,30 @@ def warm_up() -> None:
 def live(kind: Kind, data: Path, folder: Path, report: bool) -> None:
     """A whole life of a run in ``folder``: checkpoints, result, model, report and exports.
 
-    A file that an earlier life has finished is written again; a finished folder stays.
+    A file that an earlier life has finished is written again; a finished folder stays. Rank 0
+    writes.
     """
     torch.manual_seed(0)
     model = Network()
+    if kind.ranks > 2:  # DDP of three ranks or more resumes to rounding
+        fully_shard(model, mesh=init_device_mesh("cpu", (kind.ranks,)))
     torch.seed()  # whatever the caller's generators are at
     result = fast_prune(
         model,
         kind.data(data),
         0.5,
         EPOCHS,
-        batch_size=16,
+        batch_size=16 // kind.ranks,
         seed=3,
         checkpoint_dir=folder / "checkpoint",
         progress=False,
         **kind.settings,
     )
+    weights = {name: whole(weight) for name, weight in model.state_dict().items()}
+    if kind.ranks > 1 and distributed.get_rank() > 0:
+        return
     result.save(folder / "result")
-    replace_atomically(folder / "model", lambda path: save_file(model.state_dict(), path))
+    replace_atomically(folder / "model", lambda path: save_file(weights, path))
     for to, name in kind.exports:
         if not (folder / name).is_dir():
             result.export(folder / name, to=to)

@@ -28,6 +28,11 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def shard_of(tensor: Any) -> Any:
+    """This rank's shard of a tensor of which ranks hold shards; another tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def rebuilt(like: Any, parts: Iterable[Any]) -> Any:
     """A list, tuple or namedtuple of the type of ``like``, with other parts."""
     if hasattr(like, "_fields"):

@@ -77,6 +77,17 @@ def method_name(text: str) -> str:
     return name
 
 
+def balance_of(text: str) -> str | Path:
+    """ "class", or the .npy file with the group of each image."""
+    if text == "class":
+        return text
+    if Path(text).suffix != ".npy":
+        raise argparse.ArgumentTypeError(
+            f"must be class, or a .npy file with the group of each image; found {text!r}"
+        )
+    return Path(text)
+
+
 def check_data(places: Sequence[Place]) -> None:
     """Raise OSError or ValueError where ``places`` clearly are not images.
 

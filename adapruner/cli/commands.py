@@ -25,6 +25,7 @@ from adapruner.cli import answers
 from adapruner.cli.checks import Place
 from adapruner.cli.console import complain, say
 from adapruner.cli.launch import process_group, rank
+from adapruner.data.sources.arrays import map_array
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source, source_again
 from adapruner.data.sources.remote import RemoteOptions, object_store
@@ -81,6 +82,9 @@ def _prune(arguments: Namespace, device: str, writes: bool) -> None:
     with _warnings_as_lines(writes):
         source, validation = _sources(arguments)
         image_size = arguments.image_size or vision.guess_image_size(source)
+        balance = arguments.balance
+        if isinstance(balance, Path):
+            balance = map_array(balance)
         model = _model(arguments, source, image_size)
     if device != "cpu":
         model = model.to(memory_format=torch.channels_last)
@@ -104,7 +108,7 @@ def _prune(arguments: Namespace, device: str, writes: bool) -> None:
             learning_rate=arguments.lr,
             precision=arguments.precision,
             compile=arguments.compile,
-            balance=arguments.balance,
+            balance=balance,
             method=arguments.method,
             warmup_epochs=arguments.warmup_epochs,
             checkpoint_dir=arguments.checkpoint,

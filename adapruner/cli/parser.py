@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from adapruner._version import __version__
-from adapruner.cli.checks import EXPECTED, at_least, method_name, place, positive, ratio
+from adapruner.cli.checks import (
+    EXPECTED,
+    at_least,
+    balance_of,
+    method_name,
+    place,
+    positive,
+    ratio,
+)
 from adapruner.cli.console import without_commands
 from adapruner.pruning.methods import DEFAULT_METHOD, HOMES
 
@@ -133,7 +141,13 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="seed of new weights, the order and the augmentation; default %(default)s",
     )
-    option("--balance", choices=["class"], help="keep the same share of every class")
+    option(
+        "--balance",
+        type=balance_of,
+        metavar="class|FILE.npy",
+        help="keep the same share of every class, or of every group; the file has the group of "
+        "each image, integers",
+    )
     option(
         "--method",
         type=method_name,

@@ -31,7 +31,13 @@ def prepare_loader(accelerator: Any, loader: DataLoader[Any], pruner: Pruner) ->
 
     Raises:
         DatasetMismatchError, TypeError, ValueError: as :func:`adapruner.pruned_loader`.
+        ValueError: ``split_batches`` of the accelerator is on.
     """
+    if accelerator.split_batches:
+        raise ValueError(
+            "split_batches must be off, since batch_size is that of each process; found True. "
+            "Divide batch_size by the number of processes"
+        )
     accelerate = require("accelerate.data_loader", extra="accelerate")
     prepared = accelerate.prepare_data_loader(
         pruned_loader(loader, pruner),
@@ -41,4 +47,6 @@ def prepare_loader(accelerator: Any, loader: DataLoader[Any], pruner: Pruner) ->
         put_on_device=accelerator.device_placement,
     )
     prepared.set_epoch(pruner.epoch)  # Accelerate counts epochs itself
+    # gather_for_metrics would cut the last batch to the remainder of the whole dataset.
+    prepared.dataset.total_dataset_length = 0
     return prepared

@@ -5,7 +5,6 @@ Written for transformers 5, whose Trainer runs each epoch in a method of its own
 
 from __future__ import annotations
 
-import inspect
 import os
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from adapruner._util.extras import require
 from adapruner._util.tensors import to_cpu
 from adapruner.data.sources.find import identified
+from adapruner.integrations import model_losses
 from adapruner.integrations.accelerate import prepare_loader
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
@@ -53,10 +53,21 @@ class PruningMixin(_Mixin):
         pruner: the :class:`adapruner.Pruner`. Its ids are the rows of ``train_dataset`` as the
             trainer holds it. SFTTrainer may have filtered and shuffled the rows.
 
+    A trainer trains one run: a second call of ``train`` must resume from a checkpoint.
+
     Raises:
         TypeError: the trainer has no training set with a length.
         ValueError: an option of the trainer does not fit. The message names it.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if transformers.Trainer in order[: order.index(PruningMixin)]:
+            raise TypeError(
+                f"expected PruningMixin before the trainer, class {cls.__name__}(PruningMixin, "
+                "Trainer); found it after the trainer, whose methods would not prune"
+            )
 
     def __init__(
         self,
@@ -72,6 +83,12 @@ class PruningMixin(_Mixin):
                 f"transformers {transformers.__version__}"
             )
         _check_arguments(self.args)
+        _check_loss(type(self))
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func must be None, since it gives no losses of samples; found "
+                f"{self.compute_loss_func}. Override pruned_loss instead"
+            )
         if not hasattr(self.train_dataset, "__len__"):
             raise TypeError(
                 f"expected a train_dataset with a length; found {type(self.train_dataset).__name__}"
@@ -80,7 +97,7 @@ class PruningMixin(_Mixin):
             "seed": self.args.seed,
             "device": self.args.device,
             # The loss of a token falls far below that of a class.
-            "normalize_loss": _loss_kind(self.model) in ("ForCausalLM", "ForMaskedLM"),
+            "normalize_loss": model_losses.loss_kind(self.model) in ("ForCausalLM", "ForMaskedLM"),
         }
         self.pruner = Pruner(
             len(self.train_dataset),
@@ -91,8 +108,11 @@ class PruningMixin(_Mixin):
         self.pruner.note_samples(identified(self.train_dataset))
         # The loss of a batch is a mean, which the Trainer divides by the accumulated batches.
         self.loss_is_scaled_for_ga: bool | None = False
-        self._fused_head = _linear_head(self.model)
+        self._fused_head = model_losses.linear_head(self.model)
+        # In the first batch. The parts of a batch on several GPUs have mean losses of their own,
+        # and Liger's kernels give no logits with a loss.
         self._head_checked = False
+        self._loss_checked = self.args.n_gpu > 1 or self.args.use_liger_kernel
         self._trained_batches = 0  # of the current epoch
         self._sampler: Any = None  # PrunedBatchSampler
         self.add_callback(_EpochEnd(self))
@@ -127,6 +147,12 @@ class PruningMixin(_Mixin):
     def _init_training_state(
         self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
+        if checkpoint is None and (self.pruner.epoch or self._trained_batches):
+            raise RuntimeError(
+                "a run starts with samples that were not pruned yet; found a trainer that has "
+                f"trained {self.pruner.epoch} epochs. Make a new one, or pass "
+                "resume_from_checkpoint"
+            )
         place = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
         if checkpoint is None:
             return place
@@ -179,48 +205,93 @@ class PruningMixin(_Mixin):
             ids: int64 ``[B]``, rows of ``train_dataset``.
 
         Raises:
-            TypeError: the model is of another kind than the class names above.
+            TypeError: the model is of another kind than the class names above, or it has a loss of
+                its own.
+            ValueError: a batch has no labels.
         """
-        labels = inputs.pop("labels")
         unwrapped = self.accelerator.unwrap_model(model)
-        kind = _loss_kind(unwrapped)
-        if kind == "ForCausalLM":
-            return self._causal_loss(model, inputs, labels, ids)
-        if kind not in _CLASSES:
+        kind = model_losses.loss_kind(unwrapped)
+        if kind != "ForCausalLM" and kind not in _CLASSES:
             raise TypeError(
                 "expected a model for classification, a masked or a causal language model; found "
                 f"{type(unwrapped).__name__}. Override pruned_loss for another task"
             )
-        logits = model(**inputs).logits
-        problem = getattr(unwrapped.config, "problem_type", None)
-        if problem == "multi_label_classification":
+        if "labels" not in inputs:
+            raise ValueError(f"expected labels in each batch; found {', '.join(inputs)} alone")
+        labels = inputs.pop("labels")
+        if getattr(self, "aux_loss_enabled", False):  # of TRL; some models read the argument alone
+            inputs["output_router_logits"] = True
+        task_loss = self._causal_loss if kind == "ForCausalLM" else self._class_loss
+        loss, outputs = task_loss(model, inputs, labels, ids)
+        added = model_losses.auxiliary_loss(
+            unwrapped, outputs, getattr(self, "router_aux_loss_coef", None)
+        )
+        # It is of the batch, not of a sample, so the selection does not see it.
+        if added is not None:
+            loss = loss + self.pruner.share_weight(ids) * added.to(loss.device)
+        return loss
+
+    def _class_loss(
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Any]:
+        """The loss of classes, of tokens with a class each, of several labels, or of numbers."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        compare = not self._loss_checked and model_losses.takes_labels(unwrapped)
+        if unwrapped.config.problem_type == "multi_label_classification":
+            labels = labels.float()
+        outputs = model(**inputs, labels=labels) if compare else model(**inputs)
+        logits = outputs.logits
+        problem = model_losses.problem_type(unwrapped, logits, labels)
+        if problem == "single_label_classification":
+            if compare:
+                mean = nn.functional.cross_entropy(logits.movedim(-1, 1), labels)
+                self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, mean)
+            return self._cross_entropy(logits, labels, ids), outputs
+        if problem == "regression":
+            labels = labels.to(logits.dtype).reshape(logits.shape)
+            losses = (logits - labels).square()
+        else:
             losses = nn.functional.binary_cross_entropy_with_logits(
                 logits, labels.to(logits.dtype), reduction="none"
             )
-            return self.pruner.weigh(losses.flatten(1).mean(1), ids)
-        if problem == "regression" or logits.shape[-1] == 1:
-            errors = (logits.flatten(1) - labels.to(logits.dtype).reshape(len(ids), -1)).square()
-            return self.pruner.weigh(errors.mean(1), ids)
-        return self._cross_entropy(logits, labels, ids)
+        if compare:
+            self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, losses.mean())
+        return self.pruner.weigh(losses.flatten(1).mean(1), ids), outputs
 
     def _causal_loss(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, ids: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Any]:
         """The loss of next tokens. Logits are not held whole where the head is a linear layer."""
-        length, target = labels.shape[1], labels[:, 1:]
-        head = self._fused_head
+        length, target, head = labels.shape[1], labels[:, 1:], self._fused_head
+        compared = 0 if self._loss_checked else self._compared_positions(model, labels)
+        if compared:
+            inputs = {**inputs, "labels": labels[:, -compared:].contiguous()}
         if head is None:
-            logits = model(**inputs).logits[:, -length:-1]  # without the virtual tokens of a prompt
-            return self._cross_entropy(logits, target, ids)
-        outputs = model(**inputs, output_hidden_states=True, logits_to_keep=1)
+            outputs = model(**inputs)
+        else:
+            kept = 0 if compared == length else max(compared, 1)  # 0 keeps all
+            outputs = model(**inputs, output_hidden_states=True, logits_to_keep=kept)
+        if compared:
+            with torch.no_grad():
+                mean = nn.functional.cross_entropy(
+                    outputs.logits[:, -compared:-1].movedim(-1, 1).float(),
+                    labels[:, -compared:][:, 1:],
+                )
+            unwrapped = self.accelerator.unwrap_model(model)
+            self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, mean)
+        if head is None:
+            logits = outputs.logits[:, -length:-1]  # without the virtual tokens of a prompt
+            return self._cross_entropy(logits, target, ids), outputs
         hidden = outputs.hidden_states[-1]
         if not self._head_checked:
             self._head_checked = True
-            if not _gives(head, hidden[:, -1:], outputs.logits):
+            kept = outputs.logits.shape[1]
+            if not model_losses.gives(head, hidden[:, -kept:], outputs.logits):
                 self._fused_head = None  # the model does more to its logits
+                inputs.pop("labels", None)
                 return self._causal_loss(model, inputs, labels, ids)
         with self.accelerator.autocast():
-            return self.pruner.linear_loss(
+            loss = self.pruner.linear_loss(
                 hidden[:, -length:-1],
                 head.weight,
                 target,
@@ -228,6 +299,16 @@ class PruningMixin(_Mixin):
                 linear_bias=head.bias,
                 label_smoothing=self.args.label_smoothing_factor,
             )
+        return loss, outputs
+
+    def _compared_positions(self, model: nn.Module, labels: Tensor) -> int:
+        """The number of last positions whose loss is compared with the model's own loss."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        if not model_losses.takes_labels(unwrapped):
+            return 0
+        if self._fused_head is None or model_losses.has_virtual_tokens(unwrapped):
+            return labels.shape[1]
+        return model_losses.last_positions(labels)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor, ids: Tensor) -> Tensor:
         return self.pruner.loss(
@@ -268,6 +349,19 @@ class _EpochEnd(transformers.TrainerCallback):
         self._trainer._save_pruner(os.path.join(args.output_dir, name))
 
 
+def _check_loss(trainer: type) -> None:
+    """Raise if the loss of a trainer is left out: neither known here nor given by pruned_loss."""
+    order = trainer.__mro__
+    below = order[order.index(PruningMixin) + 1 :]
+    owner = next(kind for kind in below if "compute_loss" in vars(kind))
+    known = owner is transformers.Trainer or owner.__name__ == "SFTTrainer"
+    if not known and trainer.pruned_loss is PruningMixin.pruned_loss:  # type: ignore[attr-defined]
+        raise TypeError(
+            f"expected the loss of Trainer or SFTTrainer; found {owner.__name__}.compute_loss, "
+            "which would be left out. Override pruned_loss to compute the losses of samples"
+        )
+
+
 def _check_arguments(args: Any) -> None:
     """Raise for options of the Trainer that would change the samples behind the pruner's back."""
     if args.num_train_epochs != int(args.num_train_epochs) or args.num_train_epochs < 1:
@@ -283,39 +377,9 @@ def _check_arguments(args: Any) -> None:
     for name, why in refused.items():
         if getattr(args, name, False):
             raise ValueError(f"{name} must be off, since {why}; found {getattr(args, name)}")
-
-
-def _loss_kind(model: Any) -> str | None:
-    """The task of a model, as transformers names it: "ForCausalLM", "ForTokenClassification" …"""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if type(base).__name__ in causal.values():
-        return "ForCausalLM"
-    kind: str | None = getattr(base, "loss_type", None)
-    return kind
-
-
-def _linear_head(model: Any) -> nn.Linear | None:
-    """The last layer of a causal language model, if its logits are a linear map of hidden states.
-
-    None for a model that scales or caps its logits, or that cannot leave them out.
-    """
-    if _loss_kind(model) != "ForCausalLM":
-        return None
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if type(head) is not nn.Linear:
-        return None
-    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
-        return None
-    text = base.config.get_text_config().to_dict()
-    # A cap changes small logits too little for a comparison to show it.
-    return None if any("softcap" in name and value for name, value in text.items()) else head
-
-
-def _gives(head: nn.Linear, hidden: Tensor, logits: Tensor) -> bool:
-    """Whether ``head`` makes ``logits`` of ``hidden``, but for the rounding of mixed precision."""
-    with torch.no_grad():
-        found = head(hidden.to(head.weight.dtype)).float()
-        error = (found - logits.float()).abs().max()
-        return bool(error <= 0.02 * logits.float().abs().max())
+    loss_type = getattr(args, "loss_type", "nll")  # of TRL
+    if loss_type != "nll":
+        raise ValueError(
+            f"loss_type must be 'nll', the loss that pruned_loss computes; found {loss_type!r}. "
+            "For another one, keep 'nll' and override pruned_loss"
+        )

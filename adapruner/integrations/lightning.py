@@ -148,6 +148,12 @@ class AdaprunerCallback(lightning.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._batch_sampler()
+        if trainer.global_step == 0 and (self.pruner.epoch or self.trained_batches):
+            raise RuntimeError(
+                "a run starts with samples that were not pruned yet; found a callback that has "
+                f"trained {self.pruner.epoch} epochs. A second run needs a callback of its own, or "
+                "a checkpoint to resume from"
+            )
         planned, estimated = self.planned_steps(), trainer.estimated_stepping_batches
         for config in trainer.lr_scheduler_configs:
             schedule = config.scheduler
@@ -241,5 +247,6 @@ def pruner_of(module: Any) -> Pruner:
         if isinstance(callback, AdaprunerCallback):
             return callback.pruner
     raise RuntimeError(
-        "expected an AdaprunerCallback among the callbacks of the trainer; found none"
+        "expected an AdaprunerCallback among the callbacks of the trainer; found none. A Tuner "
+        "takes them away while it searches, so search with a loss that is not pruned"
     )

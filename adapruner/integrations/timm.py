@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from adapruner._util.extras import require
 from adapruner.data.loaders.user_loader import pruned_loader
 from adapruner.pruning.pruner import Pruner
+from adapruner.pruning.sampler import Deliveries
 
 
 def pruned_timm_loader(loader: Any, pruner: Pruner) -> PrunedTimmLoader:
@@ -23,6 +24,12 @@ def pruned_timm_loader(loader: Any, pruner: Pruner) -> PrunedTimmLoader:
     collate function. Batches are ``(inputs, targets, ids)``. With mixup or cutmix a mixed image
     counts for the sample of its own place in the batch.
 
+    ``state_dict()`` and ``load_state_dict()`` resume in the middle of an epoch, with the same
+    samples in the same batches. The augmentation of these batches differs from that of a run
+    without a stop. timm draws crops and colours, and mixup in the collate function, from the
+    generators of the reading processes. These end with the processes. It draws random erasing from
+    the generators of the main process, which may be a batch ahead.
+
     Args:
         loader: a training loader of ``create_loader``, with or without ``use_prefetcher``.
         pruner: a pruner of the samples of its dataset.
@@ -30,7 +37,8 @@ def pruned_timm_loader(loader: Any, pruner: Pruner) -> PrunedTimmLoader:
     Raises:
         DatasetMismatchError: the dataset has another length than the pruner.
         TypeError: ``loader`` is of another kind, or its dataset is an ``IterableDataset``.
-        ValueError: the loader makes several images of a sample (``num_aug_splits``).
+        ValueError: the loader makes several images of a sample (``num_aug_splits``), or never ends
+            an epoch (``use_multi_epochs_loader``).
     """
     return PrunedTimmLoader(loader, pruner)
 
@@ -44,9 +52,18 @@ class PrunedTimmLoader:
     """
 
     def __init__(self, loader: Any, pruner: Pruner) -> None:
-        prefetch = require("timm.data.loader", extra="vision").PrefetchLoader
+        loaders = require("timm.data.loader", extra="vision")
+        prefetch = loaders.PrefetchLoader
         own = loader.loader if isinstance(loader, prefetch) else loader
+        if isinstance(own, loaders.MultiEpochsDataLoader):
+            raise ValueError(
+                "expected a loader whose epochs end; found a MultiEpochsDataLoader. Create the "
+                "loader without use_multi_epochs_loader; persistent_workers keeps the workers too"
+            )
         self.loader: DataLoader[Any] = pruned_loader(own, pruner)
+        self._collate_fn = own.collate_fn
+        batch_sampler: Any = self.loader.batch_sampler
+        self._deliveries = Deliveries(batch_sampler)
         self._ids: deque[Tensor] = deque()
         self._batches: Any = _WithoutIds(self.loader, self._ids)
         if isinstance(loader, prefetch):
@@ -59,6 +76,7 @@ class PrunedTimmLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         self._ids.clear()
+        self._deliveries.begin()
         for inputs, targets in self._batches:
             ids = self._ids.popleft()
             if len(inputs) != len(ids):
@@ -67,7 +85,32 @@ class PrunedTimmLoader:
                     f"{len(inputs)} images of {len(ids)} samples. Create the loader without "
                     "num_aug_splits"
                 )
+            self._deliveries.deliver()
             yield inputs, targets, ids
+
+    @property
+    def mixup_enabled(self) -> bool:
+        """Whether ``FastCollateMixup`` mixes, as at timm's own loader. It can be set."""
+        return bool(getattr(self._collate_fn, "mixup_enabled", False))
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        if hasattr(self._collate_fn, "mixup_enabled"):
+            self._collate_fn.mixup_enabled = enabled
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in the epoch: batches that the caller got, without those read ahead."""
+        return self._deliveries.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Make the next iteration continue at a saved position; see :func:`pruned_timm_loader`.
+
+        Load the state of the pruner from the same moment too.
+
+        Raises:
+            ValueError: the saved loader had other settings.
+        """
+        self._deliveries.load_state_dict(state)
 
 
 class _WithoutIds:

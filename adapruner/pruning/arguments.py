@@ -30,22 +30,22 @@ def checked_warmup(warmup_epochs: int | None, epochs: int) -> int:
     return warmup_epochs
 
 
-def check_labels(labels: Any, num_samples: int) -> Tensor:
-    """The labels as int64 ``[N]`` on the CPU.
+def check_labels(name: str, labels: Any, num_samples: int) -> Tensor:
+    """The labels of an argument with this name, as int64 ``[N]`` on the CPU.
 
     Raises:
         TypeError: the labels are not integers.
         ValueError: they do not have shape ``[N]``, or a label is negative.
     """
-    tensor = _whole_numbers("labels", labels)
+    tensor = _whole_numbers(name, labels)
     if tensor.dim() == 2 and tensor.shape[1] == 1:
         tensor = tensor[:, 0]
     if tensor.dim() != 1 or len(tensor) != num_samples:
         raise ValueError(
-            f"labels must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
+            f"{name} must have shape [{num_samples}], one per sample; found {list(tensor.shape)}"
         )
     if tensor.numel() and int(tensor.min()) < 0:
-        raise ValueError(f"labels must be at least 0; found {int(tensor.min())}")
+        raise ValueError(f"{name} must be at least 0; found {int(tensor.min())}")
     # Memory grows with the largest label, so large labels are numbered anew.
     return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
 

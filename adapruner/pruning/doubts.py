@@ -7,6 +7,8 @@ from typing import Any
 
 from adapruner.pruning import bitmask
 from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods.base import Method
+from adapruner.pruning.methods.published import Published
 
 # Selections of runs with fewer epochs were no better than a random set: see docs/quality.md.
 FEW_EPOCHS = 10
@@ -19,6 +21,22 @@ def few_epochs(epochs: int, keep_ratio: float) -> str | None:
     return (
         f"a selection needs about {FEW_EPOCHS} epochs to be better than a random set; found "
         f"epochs={epochs}"
+    )
+
+
+def other_constants(found: Any, method: Method) -> str | None:
+    """The warning for a state whose method had other constants, or None.
+
+    Args:
+        found: repr of the method of the state; None for a state of version 0.1.0, whose published
+            method was the same.
+        method: the method of the run that loads the state.
+    """
+    if found == repr(method) or (found is None and isinstance(method, Published)):
+        return None
+    return (
+        "the state is of a version of adapruner whose method had other constants. The run goes on "
+        "with those of this version, so its kept set is that of neither version"
     )
 
 

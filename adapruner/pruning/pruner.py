@@ -41,7 +41,8 @@ class Pruner(Run):
         method: "sampled" draws samples by their losses; "published" keeps the largest gate logits,
             as the paper does.
         seed: seed of the order, the exploration and the augmentation.
-        labels: integers ``[N]``; where given, every class keeps exactly its share.
+        labels: integers ``[N]``: the class of each sample, or another group, such as the video of
+            a frame. Where given, every group keeps exactly its share.
         held_out: dataset indices that the loop does not train on. They take their losses from
             :meth:`observe` and compete among themselves for their own share.
         explore: each epoch also reads this share of N of pruned samples, so that they can return.
@@ -314,6 +315,26 @@ class Pruner(Run):
         losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
         self._take(Batch(ids, losses, True, self._predicted(logits, factor)))
 
+    def share_weight(self, ids: Tensor) -> float:
+        """The factor of this rank's part of a batch, for a loss of a batch of your own.
+
+        :meth:`loss`, :meth:`linear_loss` and :meth:`weigh` apply it already. Multiply what you add
+        to them by it, so that the mean over ranks weights the samples of all ranks alike.
+
+        Args:
+            ids: ``[B]``, dataset indices of the samples.
+
+        Returns:
+            W·b/Σb, where W ranks have b samples each in the batch. 1 for a process alone, and 0 if
+            the samples only stand in for an empty part.
+        """
+        if self.ranks.alone:
+            return 1.0
+        if len(ids) == 0:
+            return 0.0
+        # Noted for the last batches of an epoch only, so that a GPU seldom waits here.
+        return self._share_weights.get(int(ids[0]), 1.0) if self._share_weights else 1.0
+
     def _predicted(self, logits: Tensor | None, factor: float) -> Tensor | None:
         """The predicted classes of a batch; of no sample where ``factor`` is 0."""
         if logits is None:
@@ -333,16 +354,8 @@ class Pruner(Run):
             )
         if not isinstance(ids, Tensor):
             ids = torch.as_tensor(ids, device="cpu")
-        factor = 1.0
-        if not self.ranks.alone:
-            factor = self._share_weight(ids)
+        factor = self.share_weight(ids)
         return self._on_device(ids if factor else ids[:0]), factor
-
-    def _share_weight(self, ids: Tensor) -> float:
-        if len(ids) == 0:
-            return 0.0
-        # Noted for the last batches of an epoch only, so that a GPU seldom waits here.
-        return self._share_weights.get(int(ids[0]), 1.0) if self._share_weights else 1.0
 
     def _on_device(self, ids: Tensor) -> Tensor:
         """The ids on the gates' device. The copy does not wait for the device."""

@@ -84,7 +84,7 @@ class Run:
             num_samples,
             keep_ratio,
             seed=seed,
-            labels=None if labels is None else check_labels(labels, num_samples),
+            labels=None if labels is None else check_labels("labels", labels, num_samples),
             held_out=None if held_out is None else check_held_out(held_out, num_samples),
             explore=explore,
         )
@@ -112,6 +112,8 @@ class Run:
         self.not_finite: list[int] = []
         self.fingerprint = ""
         self.samples: Samples | None = None
+        # Bytes that all ranks had fetched from an object store when the last epoch ended.
+        self.bytes_read: int | None = None
         self.warnings: dict[str, str] = {}
         self.may_drop = 0
         self._started = time.perf_counter()
@@ -283,7 +285,11 @@ class Run:
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
         seconds = time.perf_counter() - self._started
-        entry["seconds"] = max(self.ranks.exchange("step", seconds))
+        fetched = None if self.samples is None else self.samples.bytes_read
+        notes = self.ranks.exchange("step", (seconds, fetched))
+        entry["seconds"] = max(seconds for seconds, _ in notes)
+        counts = [fetched for _, fetched in notes]
+        self.bytes_read = None if None in counts else sum(counts)
         self._started = time.perf_counter()
         self.history.append(entry)
         return entry
@@ -349,6 +355,7 @@ class Run:
             self._meet("state_dict")
         return {
             "settings": dict(self.settings),
+            "constants": repr(self.method),
             "fingerprint": self.fingerprint,
             "segments": self.selection.digest(),
             "epoch": self.epoch,
@@ -365,6 +372,9 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a :meth:`state_dict`.
+
+        Warns:
+            PruningWarning: the state is of a version whose method had other constants.
 
         Raises:
             DatasetMismatchError: the state is of another dataset, where both are known.
@@ -400,6 +410,7 @@ class Run:
         self.unreadable_reasons = {index: reason for index, reason in state["unreadable"]}
         self.not_finite = list(state["not_finite"])
         self.warnings = {**state.get("warnings", {}), **self.warnings}
+        self.warn("constants", doubts.other_constants(state.get("constants"), self.method))
         self._started = time.perf_counter()
 
 

@@ -22,6 +22,9 @@ class Samples(Protocol):
     sizes: Any
     doubts: dict[str, str]  # warnings about the samples, by name
 
+    @property
+    def bytes_read(self) -> int | None: ...
+
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str: ...
@@ -48,6 +51,8 @@ class EpochSource(Protocol):
     def note_share(self, ids: torch.Tensor, weight: float) -> None: ...
 
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None: ...
+
+    def warn(self, name: str, text: str | None) -> None: ...
 
 
 class _EpochSampler:
@@ -104,6 +109,11 @@ class _EpochSampler:
         """
         return sum(self._pruner.planned_reads())
 
+    @property
+    def start(self) -> int:
+        """The position at which the next iteration starts: 0, or that of a loaded state."""
+        return self._position if self._resumed else 0
+
     def begin(self) -> None:
         """Begin the current epoch: at its start, or at the position of a loaded state.
 
@@ -116,7 +126,7 @@ class _EpochSampler:
                 f"the loader's state is of another epoch than the pruner: expected {epoch}, found "
                 f"{self._epoch}; load two states that were saved at the same time"
             )
-        self._position = self._position if self._resumed else 0
+        self._position = self.start
         self._epoch, self._resumed = epoch, False
 
     def deliver(self, count: int = 1) -> None:
@@ -148,7 +158,11 @@ class _EpochSampler:
         return self._count(bitmask.count(self._pruner.read_mask()))
 
     def state_dict(self) -> dict[str, int]:
-        """The position in the epoch, which counts delivered units, and the settings."""
+        """The position in the epoch, and the settings.
+
+        The position counts the units that were asked for. A DataLoader with worker processes asks
+        ahead, so save the state of its loader instead; see :func:`adapruner.pruned_loader`.
+        """
         here = self._epoch == self._pruner.epoch
         return {
             "seed": self._pruner.seed,
@@ -175,6 +189,42 @@ class _EpochSampler:
                     f"found {state[name]}"
                 )
         self._epoch, self._position, self._resumed = state["epoch"], state["position"], True
+
+
+class Deliveries:
+    """The position of a loader: batches that its caller got, without those that were read ahead.
+
+    Args:
+        sampler: makes the batches of the loader.
+    """
+
+    def __init__(self, sampler: PrunedBatchSampler) -> None:
+        self._sampler = sampler
+        self._epoch, self._position = sampler.epoch, 0
+
+    def begin(self) -> None:
+        """Begin an iteration, before the sampler is asked for its batches."""
+        self._epoch, self._position = self._sampler.epoch, self._sampler.start
+
+    def deliver(self) -> None:
+        """Count a batch that the caller gets."""
+        self._position += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """The state of the sampler, at the position of the caller."""
+        here = self._epoch == self._sampler.epoch
+        return self._sampler.state_dict() | {"position": self._position if here else 0}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Make the next iteration continue at the position of a saved state.
+
+        Load the state of the pruner from the same moment too.
+
+        Raises:
+            ValueError: the saved loader had other settings.
+        """
+        self._sampler.load_state_dict(state)
+        self._epoch, self._position = state["epoch"], state["position"]
 
 
 class PrunedSampler(_EpochSampler, Sampler[int]):

@@ -118,8 +118,8 @@ def _saved(run: Run, indices: np.ndarray) -> dict[str, Any]:
     }
     if run.samples is not None and (sizes := run.samples.sizes) is not None:
         saved["bytes"] = int(sizes.sum() - sizes[indices].sum())
-    if isinstance(run.samples, Source) and run.samples.bytes_read is not None:
-        saved["bytes_read"] = run.samples.bytes_read
+    if run.bytes_read is not None:
+        saved["bytes_read"] = run.bytes_read
     return saved
 
 

@@ -75,7 +75,8 @@ class PruneResult:
         saved: savings of the kept set and of the run: ``samples``, ``bytes`` (on disk, where
             known); ``samples_read`` of the run and ``samples_read_full`` of an ordinary run with as
             many epochs; ``seconds`` of the run and ``seconds_full``, an estimate for an ordinary
-            run from the run's seconds per sample.
+            run from the run's seconds per sample; ``bytes_read`` from an object store, by all ranks
+            and their workers. A resumed run counts the bytes since it was resumed.
         versions: versions of adapruner, torch and Python.
         source: the dataset, if the result was made in this process. It is never saved.
     """

@@ -33,11 +33,9 @@ from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
 from adapruner.training.checkpoint import describe
+from adapruner.training.groups import hold_out, quota_labels
 from adapruner.training.parallel import core_of, shared_model
 from adapruner.training.trainer import CrossEntropy, OptimizerFactory, SampleLoss, Trainer
-
-# The controller's held-out samples: a share of the training data, and limits of their number.
-HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST = 0.05, 20, 5000
 
 
 def fast_prune(
@@ -66,7 +64,7 @@ def fast_prune(
     label_smoothing: float = 0.0,
     class_weights: Any | None = None,
     normalize_loss: bool = False,
-    balance: str | None = None,
+    balance: Any | None = None,
     method: str = DEFAULT_METHOD,
     warmup_epochs: int | None = None,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
@@ -141,8 +139,9 @@ def fast_prune(
         class_weights: weight of each class in the cross entropy, ``[C]``.
         normalize_loss: for losses that are not on the scale of cross entropy; see
             :class:`adapruner.Pruner`.
-        balance: "class" keeps exactly the same share of every class. Without it, fewer samples are
-            kept of rare classes that the model does not fit.
+        balance: "class" keeps exactly the same share of every class. Integers ``[N]``, the group
+            of each sample, keep the same share of every group, such as the frames of one video.
+            Without it, fewer samples are kept of rare classes that the model does not fit.
         method: "sampled" draws samples by their gates; "published" keeps the largest gate logits,
             as the paper does.
         warmup_epochs: epochs before the gates start; 0 for a model that is trained already. About a
@@ -180,8 +179,6 @@ def fast_prune(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
-    if balance not in (None, "class"):
-        raise ValueError(f'balance must be None or "class"; found {balance!r}')
     if learning_rate is not None and optimizer is not None:
         raise ValueError(
             "expected learning_rate or optimizer; found both (learning_rate is for the default "
@@ -199,12 +196,8 @@ def fast_prune(
     where = check_device(_device_of(model) if device is None else device)
     cross_entropy = _cross_entropy(loss, class_weights, ignore_index, label_smoothing)
     source = training_source(data, transform, collate_fn, fingerprint, columns, target)
-    if balance == "class" and source.targets is None:
-        raise ValueError(
-            'balance="class" needs the classes of all samples before the run; found a dataset '
-            "without a `targets` attribute"
-        )
-    held_out = None if validation_data is not None else _hold_out(len(source), seed)
+    labels = quota_labels(balance, source)
+    held_out = None if validation_data is not None else hold_out(len(source), seed)
     pruner = Pruner(
         len(source),
         keep_ratio,
@@ -212,7 +205,7 @@ def fast_prune(
         warmup_epochs=warmup_epochs,
         method=method,
         seed=seed,
-        labels=source.targets if balance == "class" else None,
+        labels=labels,
         held_out=held_out,
         normalize_loss=normalize_loss,
         device=where,
@@ -345,15 +338,6 @@ def _cross_entropy(
 def _device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter; the default device without parameters."""
     return next((p.device for p in model.parameters()), torch.get_default_device())
-
-
-def _hold_out(num_samples: int, seed: int) -> np.ndarray | None:
-    """The held-out indices, drawn by a seed, ascending; None where they would be too few."""
-    count = min(int(HELD_OUT_SHARE * num_samples), HELD_OUT_MOST)
-    if count < HELD_OUT_LEAST:
-        return None
-    generator = np.random.default_rng(np.random.SeedSequence([seed, num_samples]))
-    return np.sort(generator.choice(num_samples, count, replace=False))
 
 
 def _evaluation_source(source: Source, transform: Transform | None) -> Source:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from adapruner._util.tensors import whole
+from adapruner._util.tensors import shard_of
 from adapruner.pruning.distributed import Ranks
 
 
@@ -82,7 +82,19 @@ def gradients_are_finite(optimizer: Optimizer) -> Tensor:
     """
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     gradients = [p.grad for p in parameters if p.grad is not None]
-    dense = [(g.coalesce().values() if g.is_sparse else g) for g in gradients]
-    # The norm by the largest value does not overflow, and passes NaN on.
+    own = [shard_of(g) for g in gradients]
+    dense = [(g.coalesce().values() if g.is_sparse else g) for g in own]
+    # The norm by the largest value does not overflow, and passes NaN on. Shards may be empty.
     largest = torch.nn.utils.get_total_norm([g for g in dense if g.numel()], norm_type=torch.inf)
-    return whole(largest).isfinite()
+    broken = ~largest.isfinite()
+    for mesh in dict.fromkeys(g.device_mesh for g in gradients if hasattr(g, "device_mesh")):
+        broken = _on_any_rank(broken, mesh)
+    return ~broken
+
+
+def _on_any_rank(flag: Tensor, mesh: Any) -> Tensor:
+    """Whether ``flag`` is True on any rank of a device mesh, a bool scalar."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    own = flag.float().to(mesh.device_type)
+    return DTensor.from_local(own, mesh, [Partial("max")] * mesh.ndim).full_tensor() > 0

@@ -305,8 +305,8 @@ class Trainer:
     def resume(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         """Load the checkpoint in ``folder``, if it has one. Each rank reads it.
 
-        The number of ranks may change. The run goes on to the same bits if the batches of all ranks
-        together have the same size.
+        The number of ranks may change. The run goes on with the same batches if those of all ranks
+        together have the same size. docs/many-gpus.md says where its weights are the same bits.
 
         Raises:
             DatasetMismatchError: the checkpoint belongs to another dataset.

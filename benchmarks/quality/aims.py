@@ -23,6 +23,7 @@ from .table import (
     HUMAN,
     JOINT_RATIOS,
     LARGE,
+    LONG,
     SHORT_RUNS,
     STATIC_METHODS,
     TAIL,
@@ -34,7 +35,7 @@ DEFAULT = "adapruner"
 RIVALS = tuple(name for name in STATIC_METHODS if name not in ("full", DEFAULT))
 JOINT_RIVALS = ("random each epoch", "full, fewer epochs", "InfoBatch", "SeTa", "OrderDP", "RePB")
 # Where the network fits nearly all of clean data.
-FITTED = ("digits", "letter", "traffic")
+FITTED = ("digits", "letter", "traffic", LONG)
 DATASETS = ("digits", "letter", CIFAR)
 FEW_PRUNED = (0.9, 0.8, 0.7)
 Points = Callable[[float], float]
@@ -134,7 +135,7 @@ def checks(rows: Iterable[Row], tasks: Iterable[Row]) -> list[Check]:
         place = Place(dataset, "same epochs", "clean")
         found += [_to(cells, 1, place, DEFAULT, "full", ratio, NOT_BELOW) for ratio in FEW_PRUNED]
         found += [_to(cells, 1, place, DEFAULT, "random", ratio, ABOVE) for ratio in (0.7, 0.5)]
-    for dataset in (*DATASETS, LARGE, *HELD_BACK):
+    for dataset in (*DATASETS, LARGE, LONG, "traffic", *HELD_BACK):
         for noise in CLEAN_OR_NOISY:
             place = Place(dataset, "same epochs", noise)
             found += [_to(cells, 2, place, DEFAULT, "random", r, NOT_BELOW) for r in ALL_RATIOS]
@@ -145,7 +146,7 @@ def checks(rows: Iterable[Row], tasks: Iterable[Row]) -> list[Check]:
         found.append(_tail(cells, 2, dataset, "random"))
     found += other_networks(cells, rows)
     found += other_tasks(tasks)
-    for dataset in (*DATASETS, *HELD_BACK):
+    for dataset in (*DATASETS, "traffic", *HELD_BACK):
         for noise in CLEAN_OR_NOISY:
             place = Place(dataset, "joint", noise)
             for rival in JOINT_RIVALS:

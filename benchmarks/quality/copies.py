@@ -2,18 +2,21 @@
 
     python -m benchmarks.quality.copies
 
-Prints the shares over ten seeds of digits with 500 copied images, at keep ratio 0.5. docs/method.md
-quotes them.
+Prints the shares over ten seeds of digits with 500 copied images, at keep ratio 0.5, and writes
+them to benchmarks/results/answers/copies.json. docs/method.md quotes them.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import torch
 
+from ..provenance import provenance
 from .data import load
 from .plans import Adapruner
+from .run import ANSWERS
 from .statistics import estimate
 from .table import OURS, RECIPES
 from .trainer import train
@@ -44,10 +47,13 @@ def main() -> None:
     torch.set_num_threads(1)
     r = KEEP_RATIO
     print(f"by chance: {100 * r * r:.1f}, {200 * r * (1 - r):.1f}, {100 * (1 - r) ** 2:.1f}")
+    rows = {}
     for method in OURS.values():
-        found = zip(*(shares(method, seed) for seed in range(SEEDS)), strict=True)
-        cells = [estimate(values) for values in found]
+        rows[method] = [shares(method, seed) for seed in range(SEEDS)]
+        cells = [estimate(values) for values in zip(*rows[method], strict=True)]
         print(f"{method}: " + ", ".join(f"{c.mean:.1f} ± {c.standard_error:.1f}" for c in cells))
+    about = {"provenance": provenance(), "both, one, none of a pair, %": rows}
+    (ANSWERS / "copies.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Data:
     y_test: Tensor
     classes: int
     source: str = ""  # which files the training images were in
+    track: Tensor | None = None  # int64 [N]: near-duplicates have one number
 
     def to(self, device: str) -> Data:
         moved = {name: getattr(self, name).to(device) for name in ("x", "y", "x_test", "y_test")}
@@ -109,7 +110,8 @@ def _traffic(seed: int, measured_on: str) -> Data:
     bad = torch.zeros(len(rest), dtype=torch.bool)
     x = normalised(images.x[rest], False)
     y = images.y[rest]
-    return Data(x, y, bad, normalised(x_test, False), y_test, TRAFFIC_CLASSES, images.source)
+    x_test = normalised(x_test, False)
+    return Data(x, y, bad, x_test, y_test, TRAFFIC_CLASSES, images.source, tracks[rest])
 
 
 def _text(seed: int, measured_on: str) -> Data:

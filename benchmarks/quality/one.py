@@ -17,7 +17,17 @@ from .data import Data, load
 from .probe import probe_accuracy
 from .scores import record
 from .static import STATIC, generator_of
-from .table import ADAPRUNER, BALANCED, CIFAR, RIGHT_ONLY, SHORT, SHORT_READS, SHORT_RUNS, Run
+from .table import (
+    ADAPRUNER,
+    BALANCED,
+    CIFAR,
+    RIGHT_ONLY,
+    SHORT,
+    SHORT_READS,
+    SHORT_RUNS,
+    TRACKS,
+    Run,
+)
 from .trainer import Plan, Trained, accuracy, train
 
 
@@ -109,7 +119,7 @@ def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
         ADAPRUNER[run.method],
         run.seed,
         data.y.device,
-        data.y if run.method == BALANCED else None,
+        {BALANCED: data.y, TRACKS: data.track}.get(run.method),
     )
 
 

@@ -10,32 +10,25 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 from ..tables import rewrite
 from . import aims
 from .figures import draw_differences
 from .kept import kept_table
 from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios_of
+from .overview import FIRST, conditions, overall, rival_of, short, short_runs, tracks
 from .run import RESULTS, file_of, key_of, read_rows, run_of
 from .static import RECORDED, STATIC
 from .statistics import Row, by_seed, estimate, group, paired
 from .table import (
     ADAPRUNER,
-    CIFAR,
-    CLEAN_OR_NOISY,
-    FORMER,
     GPU,
-    HELD_BACK,
-    HUMAN,
     JOINT_METHODS,
     RECIPES,
-    SHORT_RUNS,
-    TAIL,
-    WIDE,
     Run,
     constants_of,
 )
@@ -47,26 +40,6 @@ PROTOCOLS = {
     "same steps": "retrained, same steps",
     "joint": "trained jointly",
 }
-SEEDS_TO_SHOW = 5  # in the tables over all conditions
-# The lines of the table of conditions.
-CONDITIONS = [
-    *((aims.Place("digits", "same epochs", noise), WIDE) for noise in CLEAN_OR_NOISY),
-    *((aims.Place("letter", "same epochs", noise), (0.7, 0.5)) for noise in CLEAN_OR_NOISY),
-    *((aims.Place(CIFAR, "same epochs", noise), WIDE) for noise in (*CLEAN_OR_NOISY, *HUMAN)),
-    *((aims.Place(name, "same epochs", TAIL), (0.7,)) for name in ("digits", "letter")),
-    *(
-        (aims.Place(name, "same epochs", noise), (0.7, 0.5))
-        for name in HELD_BACK
-        for noise in CLEAN_OR_NOISY
-    ),
-    *(
-        (aims.Place(name, "joint", noise), (0.7, 0.5))
-        for name in ("digits", "letter", CIFAR, *HELD_BACK)
-        for noise in CLEAN_OR_NOISY
-    ),
-]
-# The keep ratios of the README's table, for each dataset.
-FIRST = {"digits": (0.7, 0.3), "letter": (0.7,), CIFAR: (0.7,), "text": (0.7,)}
 
 
 def runs_in(results: Path) -> Rows:
@@ -91,11 +64,6 @@ def rows_of_today(path: Path) -> Rows:
 def rows_of_tasks(path: Path) -> Rows:
     """The rows of the other tasks, those of today's constants."""
     return [r for r in read_rows(path) if r.get("constants") == constants_of(r["method"])]
-
-
-def rival_of(protocol: str) -> str:
-    """The one to beat."""
-    return "random each epoch" if protocol == "joint" else "random"
 
 
 class Block:
@@ -313,124 +281,6 @@ def probe(rows: Rows) -> str:
     return "\n".join(parts)
 
 
-def overall(rows: Rows) -> str:
-    """Each method against random over all conditions: clean or noisy, much or little kept."""
-    cells = aims.Cells(rows)
-    places = [
-        (aims.Place(dataset, "same epochs", noise), ratio)
-        for dataset, noise, ratio in product(aims.DATASETS, CLEAN_OR_NOISY, WIDE)
-    ]
-    lines = [
-        "| | mean | worst | surely above | surely below | conditions |",
-        "|---" * 6 + "|",
-    ]
-    for method in order_of({aims.DEFAULT, FORMER, *aims.RIVALS} - {"random"}):
-        found = [cells.minus(place, method, "random", ratio) for place, ratio in places]
-        gains = [gain for gain in found if gain is not None and gain.n >= SEEDS_TO_SHOW]
-        if not gains:
-            continue
-        means = [gain.mean for gain in gains]
-        sure = [sum(g.interval[0] > 0 for g in gains), sum(g.interval[1] < 0 for g in gains)]
-        lines.append(
-            f"| {method} | {mean(means):+.2f} | {min(means):+.2f} | {sure[0]} | {sure[1]} "
-            f"| {len(gains)} |"
-        )
-    return "\n".join(lines)
-
-
-def conditions(rows: Rows) -> str:
-    """A line for each condition and keep ratio: the default, the rivals that matter, all data."""
-    lines = [
-        "| | keep ratio | adapruner | adapruner 0.1.0 | random | best rival | all data | n |",
-        "|---" * 8 + "|",
-    ]
-    cells = aims.Cells(rows)
-    for place, ratios in CONDITIONS:
-        rivals = aims.JOINT_RIVALS if place.protocol == "joint" else aims.RIVALS
-        random = rival_of(place.protocol)
-        measure = "balanced_accuracy" if place.noise == TAIL else "accuracy"
-        for ratio in ratios:
-            found = {
-                method: by_seed(cells.rows(place, method, ratio), measure)
-                for method in (aims.DEFAULT, FORMER, "full", *rivals)
-            }
-            ours = found[aims.DEFAULT]
-            common = ours.keys() & found[random].keys()
-            if len(common) < 2:
-                continue
-            # Methods that were run with all these seeds.
-            means = {
-                method: estimate(values[seed] for seed in common)
-                for method, values in found.items()
-                if common <= values.keys()
-            }
-            others = [method for method in rivals if method in means and method != random]
-            best = max(others, key=lambda name: means[name].mean, default="")
-            shown = (aims.DEFAULT, FORMER, random, best, "full")
-            texts = [cell_mean(means[m]) if m in means else "" for m in shown]
-            texts[3] += f" ({best})" if best else ""
-            lines.append(
-                f"| {_condition(place)} | {ratio:g} | {' | '.join(texts)} | {len(common)} |"
-            )
-    return "\n".join([*lines, "", "Mean ± standard error over n seeds."])
-
-
-def _condition(place: aims.Place) -> str:
-    joint = ", joint" if place.protocol == "joint" else ""
-    balanced = ", balanced accuracy" if place.noise == TAIL else ""
-    return f"{place.dataset}, {place.noise}{balanced}{joint}"
-
-
-def short_runs(rows: Rows) -> str:
-    """What few epochs of selection are worth: the difference to random over the epochs."""
-    cells = aims.Cells(rows)
-    names = [name for name in (*SHORT_RUNS, aims.DEFAULT)]
-    columns = [str(SHORT_RUNS.get(name, RECIPES["digits"].epochs)) for name in names]
-    lines = [
-        f"| epochs of the selection | {' | '.join(columns)} |",
-        "|---" * (len(names) + 1) + "|",
-    ]
-    place = aims.Place("digits", "same epochs", "clean")
-    for ratio in (0.7, 0.3):
-        found = [cells.minus(place, name, "random", ratio) for name in names]
-        if any(found):
-            lines.append(f"| kept {ratio:g} | {' | '.join(map(cell_difference, found))} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
-
-
-def short(rows: Rows, ratios: Mapping[str, Sequence[float]]) -> str:
-    """adapruner beside random, the best rival and all data, at the ratios of each dataset."""
-    lines = ["| | keep ratio | adapruner | random | best other | all data |", "|---" * 6 + "|"]
-    cells, seeds = aims.Cells(rows), set()
-    for dataset, noise in product(ratios, CLEAN_OR_NOISY):
-        for ratio in ratios[dataset]:
-            place = aims.Place(dataset, "same epochs", noise)
-            found = {
-                method: values
-                for method in ("full", "adapruner", *aims.RIVALS)
-                if len(values := by_seed(cells.rows(place, method, ratio))) >= SEEDS_TO_SHOW
-            }
-            common = set.intersection(*map(set, found.values())) if found else set()
-            means = {
-                method: estimate(values[seed] for seed in common)
-                for method, values in found.items()
-                if len(common) >= SEEDS_TO_SHOW
-            }
-            others = [name for name in means if name in aims.RIVALS and name != "random"]
-            if not others or not {"full", "random", "adapruner"} <= means.keys():
-                continue
-            best = max(others, key=lambda name: means[name].mean)
-            full, random, ours = (cell_mean(means[m]) for m in ("full", "random", "adapruner"))
-            lines.append(
-                f"| {dataset}, {noise} | {ratio:g} | {ours} | {random} "
-                f"| {cell_mean(means[best])} ({best}) | {full} |"
-            )
-            seeds.add(len(common))
-    if seeds:
-        lines.append(f"\nMean ± standard error, {min(seeds)} to {max(seeds)} seeds.")
-    return "\n".join(lines)
-
-
 def main(results: Path = RESULTS, root: Path = ROOT) -> None:
     measured = runs_in(results)
     by_dataset = group(measured, "dataset")
@@ -443,7 +293,11 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
     timed = group(runs_in(results / "cost"), "dataset")
     pages = {
         "docs/quality.md": {"conditions": conditions(measured), "overall": overall(measured)}
-        | {"short selections": short_runs(measured), "aims": aims.verdicts(checks)},
+        | {
+            "short selections": short_runs(measured),
+            "tracks": tracks(measured),
+            "aims": aims.verdicts(checks),
+        },
         "docs/quality-tables.md": drawn(sections, by_dataset, "")
         | drawn(details, by_dataset, "more of ")
         | drawn(costs, timed, "cost of ")

@@ -92,6 +92,20 @@ class TestPrune:
         assert not torch.equal(a.gate_logits, c.gate_logits)
         assert torch.equal(torch.get_rng_state(), state)
 
+    def test_groups_in_balance(self, prune: Run, images: Path, tmp_path: Path) -> None:
+        groups = np.arange(50, dtype=np.uint16) % 5
+        np.save(tmp_path / "groups.npy", groups)
+        options = ("--image-size", "24", "--small-images", "--keep-ratio", "0.4", "--device", "cpu")
+        code, _, err = prune(
+            images, tmp_path / "kept", *options, "--balance", tmp_path / "groups.npy"
+        )
+        assert code == 0, err
+        kept = PruneResult.load(tmp_path / "kept").indices.numpy()
+        assert np.bincount(groups[kept]).tolist() == [4] * 5
+        code, _, err = prune(images, tmp_path / "no", *options, "--balance", tmp_path / "no.npy")
+        assert code == 1
+        assert "no such file" in err
+
     def test_every_option(self, prune: Run, images: Path, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib")
         pytest.importorskip("jinja2")
@@ -275,7 +289,7 @@ class TestBadInput:
             (("--seed", "-1"), "must be at least 0"),
             (("--lr", "inf"), "must be more than 0"),
             (("--method", "best"), "must be one of sampled, published; found 'best'"),
-            (("--balance", "size"), "invalid choice"),
+            (("--balance", "size"), "must be class, or a .npy file with the group of each image"),
             (("--keep", "0.5"), "unrecognized arguments"),
         ],
     )

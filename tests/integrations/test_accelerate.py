@@ -100,6 +100,15 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert all(map(torch.equal, again.model.parameters(), whole.model.parameters()))
 
 
+def test_batches_that_processes_split_are_refused() -> None:
+    run = Run()
+    splitting = accelerate.Accelerator(
+        cpu=True, dataloader_config=accelerate.DataLoaderConfiguration(split_batches=True)
+    )
+    with pytest.raises(ValueError, match="split_batches must be off"):
+        prepare_loader(splitting, run.data, run.pruner)
+
+
 def test_a_forgotten_step_and_a_late_state_are_refused() -> None:
     run = Run()
     loader = prepare_loader(run.accelerator, run.data, run.pruner)
@@ -112,3 +121,27 @@ def test_a_forgotten_step_and_a_late_state_are_refused() -> None:
     run.pruner.load_state_dict(later.pruner.state_dict())
     with pytest.raises(ValueError, match=r"load the pruner's state before the loader is prepared"):
         list(loader)
+
+
+def test_evaluation_and_gathering_in_the_middle_of_an_epoch() -> None:
+    run = Run()
+    accelerator, pruner = run.accelerator, run.pruner
+    loader = prepare_loader(accelerator, run.data, pruner)
+    held_out = accelerator.prepare(DataLoader(TensorDataset(*blobs(41)), BATCH))
+    while not pruner.finished:
+        gathered, steps = [], 0
+        for place, (x, y, ids) in enumerate(loader):
+            with accelerator.accumulate(run.model):
+                accelerator.backward(pruner.loss(run.model(x), y, ids))
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+            steps += accelerator.sync_gradients
+            gathered += accelerator.gather_for_metrics(ids).tolist()
+            if place == GROUP:
+                seen = [accelerator.gather_for_metrics(y) for _, y in held_out]
+                assert sum(map(len, seen)) == 41
+        expected = [index for ids in pruner.batches(BATCH) for index in ids.tolist()]
+        assert gathered == expected  # the last batch too
+        assert steps == -(-len(loader) // GROUP)
+        pruner.step()
+    assert len(pruner.result().indices) == N // 2

@@ -223,6 +223,19 @@ def test_max_steps_gives_a_partial_result(tmp_path: Path) -> None:
         trainer_of(tmp_path, "classes", max_steps=23).train()
 
 
+def test_a_second_run_of_a_trainer_is_refused(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    for steps in (2, -1):  # in the middle of the first epoch, and at the end of the run
+        trainer = trainer_of(tmp_path, "classes", max_steps=steps, **saving)
+        trainer.train()
+        with pytest.raises(RuntimeError, match=r"found a trainer that has trained \d epochs"):
+            trainer.train()
+    kept, read = trainer.pruned_result().indices, len(trainer.read)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert trainer.read[-1] == trainer.read[read - 1]
+    assert torch.equal(trainer.pruned_result().indices, kept)
+
+
 def test_label_smoothing_is_that_of_torch(tmp_path: Path) -> None:
     for kind in ("classes", "causal"):
         trainer = trainer_of(tmp_path, kind, label_smoothing_factor=0.2, max_steps=1)
@@ -367,6 +380,7 @@ def test_instructions_are_pruned_while_trl_fine_tunes(tmp_path: Path) -> None:
     assert [entry["samples_read"] for entry in pruner.history] == pruner.planned_reads()
     assert trainer.lr_scheduler.get_last_lr()[0] == 0
     assert sum("eval_loss" in entry for entry in trainer.state.log_history) == EPOCHS
+    assert sum("eval_mean_token_accuracy" in entry for entry in trainer.state.log_history) == EPOCHS
     assert len(result.indices) == N // 2
     # The prompt is no part of a sample's loss: without it, the loss is that of the completion.
     kept = trainer.train_dataset.select(result.indices.tolist())

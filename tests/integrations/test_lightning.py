@@ -203,6 +203,40 @@ def test_a_hook_can_return_the_loader(tmp_path: Path) -> None:
     assert len(pruning.result().indices) == N // 2
 
 
+def test_a_second_run_needs_a_callback_of_its_own(tmp_path: Path) -> None:
+    for steps in (5, -1):  # in the middle of the first epoch, and at the end of the run
+        net, pruning, trainer = fit(tmp_path, max_steps=steps)
+        read = len(net.read)
+        loader = pruning.loader(loader_of(N))
+        trainer.fit(net, loader)  # the trainer has ended, so nothing happens
+        assert len(net.read) == read
+        other = lightning.Trainer(
+            max_epochs=EPOCHS,
+            logger=False,
+            accelerator="cpu",
+            callbacks=[pruning],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with pytest.raises(RuntimeError, match="A second run needs a callback of its own"):
+            other.fit(Net(), loader)
+
+
+def test_a_run_that_was_stopped_goes_on_in_its_trainer(tmp_path: Path) -> None:
+    stop = EarlyStopping("loss", patience=0, min_delta=10.0, check_on_train_epoch_end=False)
+    net, pruning, trainer = fit(tmp_path, stop)
+    first = len(net.read)
+    trainer.callbacks.remove(stop)
+    trainer.fit(net, pruning.loader(loader_of(N)), loader_of(40))
+    reads = [entry["samples_read"] for entry in pruning.pruner.history]
+    assert reads == pruning.pruner.planned_reads()
+    assert sum(map(len, net.read)) == sum(reads)
+    assert len(net.read) > first
+    result = pruning.result()
+    assert (len(result.indices), result.partial) == (N // 2, False)
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     def trainer(**arguments: Any) -> Any:
         return lightning.Trainer(

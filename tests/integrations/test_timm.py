@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 timm = pytest.importorskip("timm", reason="needs timm")
 image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
 from timm.data import FastCollateMixup, ImageDataset, Mixup, create_dataset, create_loader  # noqa: E402
+from timm.data.distributed_sampler import RepeatAugSampler  # noqa: E402
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy  # noqa: E402
 
 from adapruner import DatasetMismatchError, Pruner, as_source, pruned_loader  # noqa: E402
@@ -98,6 +101,49 @@ def test_loaders_read_what_the_pruner_chooses(root: Path, prefetch: bool, worker
     assert pruner.samples.paths == as_source(dataset).paths
 
 
+@pytest.mark.parametrize("prefetch", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(
+    root: Path, prefetch: bool, workers: int
+) -> None:
+    def start() -> tuple[Pruner, Any]:
+        ordinary = loader_of(
+            dataset_of(root), batch_size=4, use_prefetcher=prefetch, num_workers=workers
+        )
+        pruner = Pruner(24, 0.5, 12)
+        return pruner, pruned_timm_loader(ordinary, pruner)
+
+    def train(pruner: Pruner, loader: Any, stop: tuple[int, int] | None = None) -> list[list[int]]:
+        read: list[list[int]] = []
+        while not pruner.finished:
+            if stop and stop == (pruner.epoch, 0):
+                return read
+            for place, (_, targets, ids) in enumerate(loader, 1):
+                assert torch.equal(targets, ids // 8)
+                read.append(ids.tolist())
+                pruner.weigh(losses[ids], ids)
+                if stop and stop == (pruner.epoch, place):
+                    return read
+            pruner.step()
+        return read
+
+    losses = torch.rand(24)
+    pruner, loader = start()
+    whole = train(pruner, loader)
+    assert len(whole[-1]) == 4
+    for stop in ((0, 2), (4, 1), (4, 3), (5, 0)):
+        stopped, its_loader = start()
+        read = train(stopped, its_loader, stop)
+        states = json.loads(json.dumps(its_loader.state_dict()))
+        assert (states["epoch"], states["position"]) == stop
+        again, next_loader = start()
+        again.load_state_dict(stopped.state_dict())
+        next_loader.load_state_dict(states)
+        assert next_loader.state_dict() == states
+        assert read + train(again, next_loader) == whole
+        assert torch.equal(again.result().gate_logits, pruner.result().gate_logits)
+
+
 def test_an_unreadable_image_is_not_replaced_by_the_next(root: Path) -> None:
     (root / "train" / "cat" / "train9.png").write_bytes(b"no image")
     dataset = dataset_of(root)
@@ -141,6 +187,21 @@ def test_mixup_trains_and_prunes_with_soft_targets(root: Path, way: str) -> None
     assert result.targets.tolist() == [i // 8 for i in range(24)]
 
 
+def test_mixup_can_be_turned_off(root: Path) -> None:
+    collate = FastCollateMixup(mixup_alpha=1.0, label_smoothing=0.0, num_classes=3)
+    loader = pruned_timm_loader(
+        loader_of(dataset_of(root), collate_fn=collate), Pruner(24, 1.0, 12)
+    )
+    assert loader.mixup_enabled
+    loader.mixup_enabled = False  # as in timm's training script
+    for inputs, targets, ids in loader:
+        assert torch.equal(targets, nn.functional.one_hot(ids // 8, 3).to(targets.dtype))
+        red = (inputs[:, 0] * 255).round().long().flatten(1)
+        assert torch.equal(red, (3 * ids)[:, None].expand_as(red))
+    plain = pruned_timm_loader(loader_of(dataset_of(root)), Pruner(24, 1.0, 12))
+    assert not plain.mixup_enabled
+
+
 def test_losses_are_those_of_timm() -> None:
     logits = torch.randn(7, 5, requires_grad=True)
     targets = torch.rand(7, 5).softmax(1)
@@ -161,5 +222,14 @@ def test_what_does_not_fit_is_refused(root: Path) -> None:
     pruner = Pruner(24, 0.5, 12)
     with pytest.raises(TypeError, match="must be a torch DataLoader; found list"):
         pruned_timm_loader([1], pruner)
+    endless = loader_of(dataset_of(root), num_workers=1, use_multi_epochs_loader=True)
+    with pytest.raises(ValueError, match="Create the loader without use_multi_epochs_loader"):
+        pruned_timm_loader(endless, pruner)
+    repeated = loader_of(dataset_of(root))
+    repeated.loader = DataLoader(
+        repeated.dataset, 6, sampler=RepeatAugSampler(repeated.dataset, num_replicas=2, rank=0)
+    )
+    with pytest.warns(UserWarning, match="whose RepeatAugSampler does so too"):
+        pruned_timm_loader(repeated, pruner)
     with pytest.raises(TypeError, match="ids must be"):
         pruner.loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), None)

@@ -64,6 +64,10 @@ def test_trainer_and_accelerate_on_two_ranks_are_as_alone(tmp_path: Path) -> Non
     found = on_two_ranks("accelerate,trainer", tmp_path)
     for kind in ("accelerate", "trainer"):
         check(kind, found, tmp_path)
+    one, other = (rank["accelerate"] for rank in found)
+    assert one["gathered"] == other["gathered"]
+    parts = zip(one["batches"], other["batches"], strict=True)
+    assert one["gathered"] == [[*a, *b] for a, b in parts]
 
 
 def test_lightning_on_two_ranks_is_as_alone(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.rank_cases import held_digits, prune_all
+from support.rank_cases import prune_all
+from support.rank_training import held_digits
 from support.ranks import Pool
 
 pytestmark = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from support.training_data import drive, frozen
 from torch import Tensor
 
 from adapruner import DatasetMismatchError, Pruner
+from adapruner.errors import PruningWarning
 
 
 def saved_lists(result: Any) -> list[Any]:
@@ -189,3 +191,28 @@ def test_state_of_other_settings_is_refused_and_changes_nothing() -> None:
             other.load_state_dict(state)
         assert other.epoch == 0
         assert (other.gates.logits == 1).all()
+
+
+@pytest.mark.parametrize("constants", ["Sampled(doubt=4.0)", None, 3])
+def test_a_state_with_other_constants_of_the_method_is_warned_of(constants: Any) -> None:
+    pruner = Pruner(30, 0.5, epochs=12)
+    drive(pruner, frozen(30))
+    state = pruner.state_dict() | {"constants": constants}
+    other = Pruner(30, 0.5, epochs=12)
+    with pytest.warns(PruningWarning, match="whose method had other constants"):
+        other.load_state_dict(state)
+    assert other.epoch == 12
+    assert "other constants" in other.warnings["constants"]
+
+
+def test_states_with_these_constants_load_silently() -> None:
+    pruner = Pruner(30, 0.5, epochs=12, method="published")
+    drive(pruner, frozen(30))
+    state = pruner.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Pruner(30, 0.5, epochs=12, method="published").load_state_dict(state)
+        del state["constants"]  # as in version 0.1.0, which had the same published method
+        Pruner(30, 0.5, epochs=12, method="published").load_state_dict(state)
+        pruner = Pruner(30, 0.5, epochs=12)
+        Pruner(30, 0.5, epochs=12).load_state_dict(pruner.state_dict())

@@ -69,8 +69,8 @@ def test_the_kept_are_drawn_by_how_far_they_are_from_the_target_range() -> None:
     gates = gates_of(pressures, SAMPLED.logit_per_pressure(history))
     gates.age[1] = 9  # has no effect here
     found = first_drawn(gates, history, final=True)
-    # Eight epochs after the first one: two thirds of the largest sharpness, 20.
-    expected = shares([math.exp(-40 / 3 * far) for far in (0.65, 0.1, 0.0, 0.0, 0.05, 0.1, 0.55)])
+    # Eight epochs after the first one: a third of the largest sharpness, 20.
+    expected = shares([math.exp(-20 / 3 * far) for far in (0.65, 0.1, 0.0, 0.0, 0.05, 0.1, 0.55)])
     assert found.tolist() == pytest.approx(expected, abs=0.03)
 
 
@@ -79,7 +79,7 @@ def test_sharpness_grows_with_the_epochs_that_gates_have_seen() -> None:
     seen = (0, 1, 3, 5, 9, 13, 397)
     found = [SAMPLED.current_sharpness([*warm, *[PRUNE] * epochs]) for epochs in seen]
     # Before the eighth epoch after the first one, the square of the share of eight counts too.
-    assert found == pytest.approx([0, 0, 20 / 3 / 16, 10 / 4, 40 / 3, 15, 19.8])
+    assert found == pytest.approx([0, 0, 20 / 9 / 16, 4 / 4, 20 / 3, 60 / 7, 20 * 396 / 412])
 
 
 @pytest.mark.parametrize(("epochs", "warmup_epochs"), [(1, 0), (2, 1), (2, 0), (3, 1)])
@@ -147,7 +147,7 @@ def test_the_mean_of_last_losses_is_that_of_float64(size: int) -> None:
 
 
 def test_figures_tell_the_fitted_share_and_how_much_is_chance() -> None:
-    history = [PRUNE] * 13  # sharpness 15
+    history = [PRUNE] * 49  # sharpness 15
     gates = gates_of([0.1, -0.1, 0.45, 0.55, 0.1], SAMPLED.logit_per_pressure(history))
     gates.exclude(torch.tensor([4]))
     assert gates.last_loss is not None

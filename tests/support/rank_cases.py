@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -13,16 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
-from adapruner import PrunedBatchSampler, PrunedSampler, Pruner, fast_prune, with_ids
-from adapruner._util.tensors import whole
+from adapruner import PrunedBatchSampler, PrunedSampler, Pruner, with_ids
 from adapruner.pruning import bitmask
 from adapruner.pruning.order import batches, share
-from adapruner.training import trainer
 from adapruner.vision import evaluation_transform
-from support.training_data import blobs, convolutional, digits
+from support.training_data import blobs
 
 # Collectives of torch.distributed that send tensors.
 COLLECTIVES = (
@@ -196,6 +191,8 @@ def gradients(group: Any, count: int, size: int, way: str) -> list[Tensor]:
         else:
             rows = nn.functional.cross_entropy(x[ids] @ weight.T, y[ids], reduction="none")
             loss = pruner.weigh(rows, ids)
+            if way == "added":
+                loss = loss + pruner.share_weight(ids) * (x[ids] @ weight.T).square().mean()
         (gradient,) = torch.autograd.grad(loss, weight)
         if group is not None:
             dist.all_reduce(gradient, group=group)
@@ -204,6 +201,36 @@ def gradients(group: Any, count: int, size: int, way: str) -> list[Tensor]:
 
 
 # --- loaders and states
+
+
+class Dataset(torch.utils.data.Dataset[Any]):
+    """Points in five dimensions. Counts the reads of this process.
+
+    Args:
+        num_samples: N.
+        errors: for some samples, the error that reading them raises.
+        labels: for some samples, a label in place of their own.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        errors: dict[int, BaseException] | None = None,
+        labels: dict[int, int] | None = None,
+    ) -> None:
+        self.x, y = blobs(num_samples)
+        self.targets = [(labels or {}).get(i, int(y[i])) for i in range(num_samples)]
+        self.errors = errors or {}
+        self.reads = np.zeros(num_samples, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.reads[index] += 1
+        if index in self.errors:
+            raise self.errors[index]
+        return self.x[index], self.targets[index]
 
 
 def read(group: Any, data: Any, kind: str, settings: dict[str, Any]) -> list[Any]:
@@ -315,177 +342,3 @@ def made_too_early(store: str, rank: int) -> None:
     pruner = Pruner(40)
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     pruner.step()
-
-
-# --- fast_prune
-
-
-class Dataset(torch.utils.data.Dataset[Any]):
-    """Points in five dimensions. Counts the reads of this process.
-
-    Args:
-        num_samples: N.
-        errors: for some samples, the error that reading them raises.
-        labels: for some samples, a label in place of their own.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        errors: dict[int, BaseException] | None = None,
-        labels: dict[int, int] | None = None,
-    ) -> None:
-        self.x, y = blobs(num_samples)
-        self.targets = [(labels or {}).get(i, int(y[i])) for i in range(num_samples)]
-        self.errors = errors or {}
-        self.reads = np.zeros(num_samples, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        self.reads[index] += 1
-        if index in self.errors:
-            raise self.errors[index]
-        return self.x[index], self.targets[index]
-
-
-def network(batch_norm: bool = False) -> nn.Module:
-    """The same weights in each process."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        middle = nn.BatchNorm1d(16) if batch_norm else nn.Identity()
-        return nn.Sequential(nn.Linear(5, 16), middle, nn.ReLU(), nn.Linear(16, 3))
-
-
-def fast(group: Any, data: Any, model: nn.Module | None = None, **settings: Any) -> Any:
-    """What fast_prune gives, on the ranks or in one process with their batches together.
-
-    Returns:
-        The kept indices, the history without seconds, unreadable samples, weights, config.
-    """
-    world = 1 if group is None else group.size()
-    settings = {"keep_ratio": 0.5, "epochs": 4, "global_batch": 32, "progress": False} | settings
-    settings["batch_size"] = settings.pop("global_batch") // world
-    model = network() if model is None else model
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        result = fast_prune(model, data, process_group=group, loader="torch", **settings)
-    weights = {name: whole(value).cpu() for name, value in model.state_dict().items()}
-    return {
-        "indices": result.indices.tolist(),
-        "scores": result.gate_logits,
-        "history": plain(result.history),
-        "unreadable": result.unreadable,
-        "weights": weights,
-        "config": result.config,
-        "reads": getattr(data, "reads", None),
-    }
-
-
-def failing(group: Any, rank: int, what: str, folder: str, **settings: Any) -> Any:
-    """A run in which one rank fails."""
-    own = dist.get_rank() == rank
-    errors: dict[int, BaseException] = {}
-    labels: dict[int, int] = {}
-    if own and what == "label":
-        labels = dict.fromkeys(range(100), 7)
-    if own and what == "sample":
-        errors = {index: OSError("torn file") for index in range(100)}
-    if own and what == "interrupt":
-        errors = {index: KeyboardInterrupt() for index in range(100)}
-    data = Dataset(200, errors, labels)
-    with contextlib.ExitStack() as stack:
-        if own and what == "disk":
-            full = mock.Mock(side_effect=OSError(28, "No space left on device"))
-            stack.enter_context(mock.patch.object(trainer, "save_checkpoint", full))
-        return fast(
-            group,
-            data,
-            on_error="raise",
-            checkpoint_dir=folder,
-            fingerprint="points",
-            **settings,
-        )
-
-
-def held_digits(
-    group: Any, way: str, folder: str | None, device: str = "cpu", **settings: Any
-) -> Any:
-    """A run on digits with a model that is wrapped in one way, and its accuracy."""
-    x, y = digits()
-    torch.manual_seed(0)
-    model: Any = convolutional().to(device)
-    if way == "FSDP2":
-        mesh = DeviceMesh.from_group(group, device)
-        for layer in (model[0], model[4]):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-    elif way == "DDP of the caller":
-        model = nn.parallel.DistributedDataParallel(model, process_group=group)
-    settings = {"epochs": 6, "global_batch": 64, "compile": way == "compiled DDP"} | settings
-    found = fast(group, (x[:1200], y[:1200]), model, checkpoint_dir=folder, **settings)
-    model.eval()
-    with torch.no_grad():
-        right = model(x[1200:].to(device)).argmax(1).cpu() == y[1200:]
-    return found | {"accuracy": right.float().mean().item()}
-
-
-def accumulated(group: Any) -> list[Tensor]:
-    """The weights of a loop that steps after two batches, with DDP's no_sync."""
-    data = Dataset(200)
-    pruner = Pruner(200, 0.5, 3, process_group=group)
-    model: Any = network().double()
-    world = 1 if group is None else group.size()
-    if group is not None:
-        model = nn.parallel.DistributedDataParallel(model, process_group=group)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loader = pruner.loader(data, 48 // world)
-    while not pruner.finished:
-        for number, (inputs, targets, ids) in enumerate(loader, 1):
-            steps = number % 2 == 0 or number == len(loader)
-            waits = group is not None and not steps
-            with model.no_sync() if waits else contextlib.nullcontext():
-                pruner.loss(model(inputs.double()), targets, ids).backward()
-            if steps:
-                optimizer.step()
-                optimizer.zero_grad()
-        pruner.step()
-    return [p.detach() for p in model.parameters()]
-
-
-def small(group: Any, errors: dict[int, BaseException], **settings: Any) -> Any:
-    """A run on few or on partly unreadable samples."""
-    return fast(group, Dataset(settings.pop("count"), errors), **settings)
-
-
-def not_finite(group: Any) -> Any:
-    """A run with samples that have NaN in their input."""
-    data = Dataset(200)
-    data.x[[7, 90]] = torch.nan
-    return fast(group, data)
-
-
-def long_run(group: Any, folder: str) -> Any:
-    """A run of some seconds, with a checkpoint after each epoch."""
-    return fast(
-        group, Dataset(600), network(True), epochs=12, global_batch=16, checkpoint_dir=folder
-    )
-
-
-class StopsAfter:
-    """The default optimiser, which is interrupted after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __call__(self, parameters: Any) -> torch.optim.Optimizer:
-        optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
-
-        def count(*arguments: Any) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
-        optimizer.register_step_pre_hook(count)
-        return optimizer

@@ -46,7 +46,7 @@ class Pool:
 
     def __init__(self, size: int, start: bool = True, backend: str = "gloo") -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["support.rank_cases"])
+        context.set_forkserver_preload(["support.rank_training"])
         self._folder = tempfile.TemporaryDirectory()
         self._pipes: list[Connection] = []
         self.processes = []

@@ -50,7 +50,7 @@ def run_accelerate(ranks: int, folder: Path) -> Outcome:
     model, optimizer = accelerator.prepare(model, optimizer)
     pruner = Pruner(N, 0.5, EPOCHS)
     loader = prepare_loader(accelerator, DataLoader(points(), GLOBAL_BATCH // ranks), pruner)
-    read, steps = [], 0
+    read, gathered, steps = [], [], 0
     for epoch in range(EPOCHS):
         loader.set_epoch(epoch)
         for x, y, ids in loader:
@@ -59,9 +59,11 @@ def run_accelerate(ranks: int, folder: Path) -> Outcome:
                 optimizer.step()
                 optimizer.zero_grad()
             read.append(ids.tolist())
+            of_all = accelerator.gather_for_metrics(ids, use_gather_object=True)
+            gathered.append([int(index) for index in of_all])
             steps += accelerator.sync_gradients
         pruner.step()
-    return outcome(pruner.result(), read, steps)
+    return outcome(pruner.result(), read, steps) | {"gathered": gathered}
 
 
 def run_trainer(ranks: int, folder: Path) -> Outcome:

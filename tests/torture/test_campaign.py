@@ -41,6 +41,13 @@ def test_killed_runs_end_with_the_bits_of_one_that_was_never_stopped() -> None:
 
 
 @needs_compiler
+def test_a_run_that_loses_a_rank_ends_on_all_and_goes_on_to_the_same_bits() -> None:
+    figures = figures_of("ranks")
+    assert figures["runs"] == len(figures["kills by kind"]) == 4
+    assert figures["kills"] >= 1
+
+
+@needs_compiler
 def test_a_write_that_fails_loses_nothing() -> None:
     assert figures_of("disk")["faults"] >= 60
 

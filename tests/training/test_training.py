@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +220,18 @@ def test_classes_in_balance() -> None:
     assert kept.sum() == 250
     assert (kept.double() - counts.double() / 2).abs().max() < 1
     assert result.config["balance"] == "class"
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor, list])
+def test_groups_in_balance(form: Callable[[Any], Any]) -> None:
+    x, y = blobs(500)
+    groups = np.random.default_rng(3).integers(0, 60, 500) ** 3  # large numbers, some unused
+    result = prune((x, y), balance=form(groups), keep_ratio=0.3)
+    _, of_sample, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    kept = np.bincount(of_sample[result.indices.numpy()], minlength=len(counts))
+    assert kept.sum() == 150
+    # Held-out samples have quotas of their own, so a group has two that are rounded.
+    assert np.abs(kept - 0.3 * counts).max() < 2
 
 
 def test_own_optimizer() -> None:

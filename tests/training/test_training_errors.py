@@ -53,7 +53,10 @@ X, Y = blobs(30)
         ((X, Y), {"epochs": 0}, ValueError, "epochs must be at least 1"),
         ((X, Y), {"batch_size": 0}, ValueError, "batch_size must be at least 1; found 0"),
         ((X, Y), {"warmup_epochs": 4}, ValueError, "warmup_epochs must be less than epochs"),
-        ((X, Y), {"balance": "sex"}, ValueError, "balance must be None or \"class\"; found 'sex'"),
+        ((X, Y), {"balance": "sex"}, ValueError, "or the group of each sample; found 'sex'"),
+        ((X, Y), {"balance": [0.5] * len(Y)}, TypeError, "balance must"),
+        ((X, Y), {"balance": Y[1:]}, ValueError, "balance must have shape"),
+        ((X, Y), {"balance": Y - 1}, ValueError, "balance must be at least 0; found -1"),
         ((X, Y), {"precision": "fp8"}, ValueError, 'one of "fp32", "bf16"; found .fp8.'),
         (
             (X, Y),
@@ -150,9 +153,9 @@ def test_unreadable_samples_are_listed_and_never_kept() -> None:
 @pytest.mark.parametrize("bad", [5, "held out"])
 def test_unreadable_sample_can_stop_the_run(bad: Any) -> None:
     if bad == "held out":
-        from adapruner.training.fast_prune import _hold_out
+        from adapruner.training.groups import hold_out
 
-        bad = int(_hold_out(420, 0)[3])
+        bad = int(hold_out(420, 0)[3])
     with pytest.raises(UnreadableSampleError, match=f"sample {bad} cannot be read: OSError: torn"):
         prune(Points(420, bad=(bad,)), on_error="raise")
 
@@ -186,9 +189,9 @@ def test_one_unreadable_sample_of_which_all_are_to_be_kept(balance: str | None) 
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
-    from adapruner.training.fast_prune import _hold_out
+    from adapruner.training.groups import hold_out
 
-    part = _hold_out(420, 0)
+    part = hold_out(420, 0)
     broken = int(part[3]) if held_out else int(np.setdiff1d(np.arange(420), part)[8])
     with warnings.catch_warnings(record=True) as caught:
         result = prune(Points(420, nan=(broken,)), epochs=8)

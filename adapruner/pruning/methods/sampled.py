@@ -57,7 +57,7 @@ class Sampled(Method):
     """
 
     sharpness: float = 20.0
-    doubt: float = 4.0
+    doubt: float = 16.0
     few_epochs: int = 8
     target_range: tuple[float, float] = (-0.15, 0.35)
     easy_side_weight: float = 1.0

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
-from benchmarks.quality import markdown, report
+from benchmarks.quality import markdown, overview, report
 from benchmarks.quality.table import CIFAR, RECIPES, constants_of
 
 TABLES = "docs/quality-tables.md"
@@ -129,7 +129,7 @@ def test_conditions_name_the_best_rival_of_the_same_seeds():
     made += five("adapruner", 0.5, 60.0, protocol="joint")
     made += five("random each epoch", 0.5, 61.0, protocol="joint")
     made += five("SeTa", 0.5, 62.0, protocol="joint")
-    lines = report.conditions(made).splitlines()
+    lines = overview.conditions(made).splitlines()
     full = "92.00 ± 0.71 | 5 |"
     best = "86.00 ± 0.71 (AUM)"
     assert f"| digits, clean | 0.7 | 85.00 ± 0.71 |  | 82.00 ± 0.71 | {best} | {full}" in lines
@@ -141,7 +141,7 @@ def test_conditions_name_the_best_rival_of_the_same_seeds():
 
 def test_short_selections_are_set_beside_a_random_set():
     made = some_rows() + five("adapruner, 1 epoch", 0.7, 79.0)
-    line = report.short_runs(made).splitlines()[2]
+    line = overview.short_runs(made).splitlines()[2]
     gains = "-1.00 [-1.00, -1.00] |  |  |  |  |  | **+3.00 [+3.00, +3.00]**"
     assert line == f"| kept 0.7 | {gains} |"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,13 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 from adapruner import Pruner, pruned_loader
@@ -99,6 +104,54 @@ def test_options_and_the_collate_function_are_kept() -> None:
     )
     assert [len(b) for b in DataLoader.__iter__(pruned_loader(of_sampler, pruner))] == [3] * 14
     assert dataset.reads == N // 10 * 10 + 98
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_goes_on_in_the_middle_of_an_epoch(workers: int) -> None:
+    def start() -> tuple[Pruner, Any]:
+        data = TensorDataset(torch.arange(N))
+        pruner = Pruner(N, 0.5, 12)
+        return pruner, pruned_loader(DataLoader(data, 10, num_workers=workers), pruner)
+
+    losses = torch.rand(N, generator=torch.Generator().manual_seed(0))
+    for epochs, stop in ((0, 0), (0, 1), (5, 3), (5, 6)):
+        pruner, loader = start()
+        for _ in range(epochs):
+            step(pruner, [ids for _, ids in loader])
+        whole = [ids.tolist() for _, ids in loader]
+        batches = iter(loader)  # the workers read ahead
+        for _, ids in islice(batches, stop):
+            pruner.weigh(losses[ids], ids)
+        state = loader.state_dict()
+        assert (state["epoch"], state["position"]) == (epochs, stop if stop else len(whole))
+        again, other = start()
+        again.load_state_dict(pruner.state_dict())
+        other.load_state_dict(state | {"position": stop})
+        assert other.state_dict()["position"] == stop
+        assert [ids.tolist() for _, ids in other] == whole[stop:]
+        assert [ids.tolist() for _, ids in other] == whole
+
+
+def test_a_sampler_that_is_left_out_is_warned_of() -> None:
+    data = TensorDataset(torch.rand(N))
+    for sampler, name in (
+        (WeightedRandomSampler(torch.rand(N).tolist(), N), "WeightedRandomSampler"),
+        (RandomSampler(data, replacement=True), "RandomSampler"),
+        (RandomSampler(data, num_samples=N // 2), "RandomSampler"),
+        (SubsetRandomSampler(range(50)), "SubsetRandomSampler"),
+    ):
+        pruner = Pruner(N, 0.5, 12)
+        with pytest.warns(UserWarning, match=f"found a loader whose {name} does so too"):
+            pruned_loader(DataLoader(data, 8, sampler=sampler), pruner)
+        assert "sampler" in pruner.warnings
+    pruner = Pruner(N, 0.5, 12)
+    for options in (
+        {},
+        {"shuffle": True},
+        {"sampler": DistributedSampler(data, num_replicas=2, rank=0)},
+    ):
+        pruned_loader(DataLoader(data, 8, **options), pruner)
+    assert pruner.warnings == {}
 
 
 def test_the_pruner_learns_of_the_dataset() -> None:
