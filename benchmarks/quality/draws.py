@@ -41,6 +41,7 @@ CONDITIONS = (
     ("letter", 8, (0.7, 0.4), CLEAN_OR_NOISY, 3),
     ("letter", 40, (0.7, 0.4), CLEAN_OR_NOISY, 3),
     (CIFAR, 12, (0.7, 0.5), CLEAN_OR_NOISY, 3),
+    ("traffic", 10, (0.7,), ("clean",), 4),
 )
 DOCUMENT = ROOT.parent / "docs" / "decisions" / "39-range-by-quantile.md"
 
