@@ -173,10 +173,10 @@ def short(rows: Rows, ratios: Mapping[str, Sequence[float]]) -> str:
             if not others or not {"full", "random", "adapruner"} <= means.keys():
                 continue
             best = max(others, key=lambda name: means[name].mean)
-            full, random, ours = (cell_mean(means[m]) for m in ("full", "random", "adapruner"))
+            shown = [cell_mean(means[name]) for name in ("adapruner", "random", best, "full")]
+            ours, random, rival, full = (text.replace(" ± ", "±") for text in shown)
             lines.append(
-                f"| {dataset}, {noise} | {ratio:g} | {ours} | {random} "
-                f"| {cell_mean(means[best])} ({best}) | {full} |"
+                f"| {dataset}, {noise} | {ratio:g} | {ours} | {random} | {rival} ({best}) | {full} |"
             )
             seeds.add(len(common))
     if seeds:
