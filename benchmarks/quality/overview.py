@@ -176,7 +176,8 @@ def short(rows: Rows, ratios: Mapping[str, Sequence[float]]) -> str:
             shown = [cell_mean(means[name]) for name in ("adapruner", "random", best, "full")]
             ours, random, rival, full = (text.replace(" ± ", "±") for text in shown)
             lines.append(
-                f"| {dataset}, {noise} | {ratio:g} | {ours} | {random} | {rival} ({best}) | {full} |"
+                f"| {dataset}, {noise} | {ratio:g} | {ours} | {random} "
+                f"| {rival} ({best}) | {full} |"
             )
             seeds.add(len(common))
     if seeds:

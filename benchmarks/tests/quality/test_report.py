@@ -94,9 +94,7 @@ def test_the_pages(root):
     assert "Bad samples" not in page
     long = between(root, TABLES, "more of digits")
     assert "| adapruner | -7.00 [-7.00, -7.00] | -7.00 [-7.00, -7.00] |" in long
-    assert "85.00 ± 0.71 | 82.00 ± 0.71 | 86.00 ± 0.71 (AUM)" in between(
-        root, "README.md", "quality"
-    )
+    assert "85.00±0.71 | 82.00±0.71 | 86.00±0.71 (AUM)" in between(root, "README.md", "quality")
     overall = between(root, "docs/quality.md", "overall")
     assert "| adapruner | +3.00 | +3.00 | 2 | 0 | 2 |" in overall
     assert "| AUM | +4.00 | +4.00 | 2 | 0 | 2 |" in overall
