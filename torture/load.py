@@ -108,9 +108,9 @@ def one_folder(folder: Path, processes: int, findings: Findings) -> dict[str, in
     """Many processes on one folder of checkpoints: all but the first are refused by name."""
     lives = []
     data = torch.randn(300, 5), torch.arange(300) % 3
-    for number in range(processes):
+    for _ in range(processes):
 
-        def work() -> None:
+        def work(rank: int) -> None:
             try:
                 fast_prune(
                     nn.Linear(5, 3), data, 0.5, 4, checkpoint_dir=folder / "one", progress=False
@@ -120,8 +120,8 @@ def one_folder(folder: Path, processes: int, findings: Findings) -> dict[str, in
                     os._exit(7)
                 raise
 
-        lives.append(Life(work, folder / f"errors-{number}"))
-    codes = [life.end() for life in lives]
+        lives.append(Life(work, folder))
+    codes = [code for life in lives for code in life.end()]
     if set(codes) - {0, 7} or 0 not in codes:
         findings.note("load, one folder", f"exit codes {codes}")
     if sorted(os.listdir(folder / "one")) != ["checkpoint.safetensors"]:
@@ -136,7 +136,7 @@ def jumping_clock(arena: Path, findings: Findings) -> None:
         folder = arena / f"clock-{jumps}"
         folder.mkdir()
 
-        def work(folder: Path = folder, jumps: bool = jumps) -> None:
+        def work(rank: int, folder: Path = folder, jumps: bool = jumps) -> None:
             dice = random.Random(0)
             if jumps:
                 signal.signal(
@@ -145,9 +145,9 @@ def jumping_clock(arena: Path, findings: Findings) -> None:
                 signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
             live(KINDS["shards"], arena, folder, report=False)
 
-        life = Life(work, arena / "errors")
-        if life.end() != 0:
-            findings.note("load, clock", life.error())
+        life = Life(work, arena)
+        if life.end() != [0]:
+            findings.note("load, clock", life.errors()[0])
             return
         found.append(outcome(folder))
     if found[0] != found[1]:

@@ -109,15 +109,15 @@ def run(seconds: float, seed: int, findings: Findings) -> dict[str, Any]:
             folder = Path(name) / "images"
             folder.mkdir()
             write_batch(random.Random(place), folder)
-            life = Life(lambda folder=folder: compare(folder), Path(name) / "errors")
+            life = Life(lambda rank, folder=folder: compare(folder), Path(name))
             try:
-                code = life.end()
+                (code,) = life.end()
             except TimeoutError:
                 code = 124
             if code:
                 kept = Path(tempfile.mkdtemp(prefix="torture-images-"))
                 os.rename(folder, kept / "images")
-                error = life.error().strip().splitlines()[-1:] or [""]
+                error = life.errors()[0].strip().splitlines()[-1:] or [""]
                 findings.note(f"pictures: {code}", f"batch {place}, kept in {kept}: {error[0]}")
         batches += 1
     return {"images": batches * IMAGES, "damaged": batches * IMAGES // 2}
