@@ -160,12 +160,12 @@ def kept_of(
 
 @pytest.mark.parametrize("method", HOMES)
 @pytest.mark.parametrize("kind", ["lognormal", "uniform"])
-@pytest.mark.parametrize(
-    ("epochs", "track", "share"), [(20, True, 0.95), (30, True, 0.95), (40, False, 0.9)]
-)
+@pytest.mark.parametrize(("epochs", "track"), [(20, True), (30, True), (40, False)])
 def test_reading_what_is_kept_selects_what_reading_everything_does(
-    method: str, kind: str, epochs: int, track: bool, share: float
+    method: str, kind: str, epochs: int, track: bool
 ) -> None:
+    # Without last losses, the quantile that ends the sampled method's range is inexact.
+    share = 0.9 if (method, kind, track) == ("sampled", "uniform", False) else 0.95
     random = np.random.default_rng(3)
     losses = np.exp(random.normal(-1, 1.2, N)) if kind == "lognormal" else random.uniform(0, 3, N)
     full = kept_of(method, losses, everything=True, seed=1, epochs=epochs, track=track)
