@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from adapruner.data.sources.base import Source
 from adapruner.pruning.arguments import check_labels
@@ -23,8 +22,8 @@ def hold_out(num_samples: int, seed: int) -> np.ndarray | None:
     return np.sort(generator.choice(num_samples, count, replace=False))
 
 
-def quota_labels(balance: Any, source: Source) -> Tensor | None:
-    """The group of each sample, int64 ``[N]``; None where samples have no groups.
+def quota_labels(balance: Any, source: Source) -> Any | None:
+    """The group of each sample, integers ``[N]``; None where samples have no groups.
 
     Args:
         balance: "class", or the group of each sample, or None.
@@ -47,4 +46,4 @@ def quota_labels(balance: Any, source: Source) -> Tensor | None:
             'balance="class" needs the classes of all samples before the run; found a dataset '
             "without a `targets` attribute"
         )
-    return check_labels("labels", source.targets, len(source))
+    return source.targets
