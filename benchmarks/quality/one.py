@@ -15,11 +15,13 @@ from adapruner.pruning.selection import keep_count
 from . import plans
 from .data import Data, load
 from .probe import probe_accuracy
+from .quotas import kept_by_loss
 from .scores import record
 from .static import STATIC, generator_of
 from .table import (
     ADAPRUNER,
     BALANCED,
+    BY_LOSS,
     CIFAR,
     RIGHT_ONLY,
     SHORT,
@@ -92,6 +94,8 @@ def select(run: Run, device: str) -> tuple[Tensor, dict[str, float]]:
             epochs = _epochs_within(run, data, int(SHORT_READS * epochs * len(data.y)))
         plan = _adapruner(run, data, epochs)
         trained = train(data, run.recipe, plan, run.seed, epochs=epochs)
+        if run.method == BY_LOSS:
+            return kept_by_loss(plan.pruner, data.y), _cost(trained)
         return plan.pruner.result().indices, _cost(trained)
     records = record(data, run.recipe, run.seed, f"{run.shared} {data.source} {device}")
     start = time.process_time()

@@ -47,8 +47,9 @@ FORMER = "adapruner 0.1.0"
 SHORT_RUNS = {f"adapruner, {n} epoch{'s' * (n > 1)}": n for n in (1, 2, 3, 5, 8, 12)}
 BALANCED = "adapruner, classes balanced"
 TRACKS = "adapruner, tracks balanced"
-BY_CLASS = ("random of each class", BALANCED)
-ADAPRUNER = OURS | dict.fromkeys((SHORT, *SHORT_RUNS, BALANCED, TRACKS), OURS["adapruner"])
+BY_LOSS = "adapruner, quotas by loss"
+BY_CLASS = ("random of each class", BALANCED, BY_LOSS)
+ADAPRUNER = OURS | dict.fromkeys((SHORT, *SHORT_RUNS, BALANCED, TRACKS, BY_LOSS), OURS["adapruner"])
 STATIC_METHODS = ("full", *STATIC, *OURS)
 JOINT_METHODS = ("full", "full, fewer epochs", "random each epoch", "InfoBatch", "SeTa", *OURS)
 INFOBATCH_PARTS = ("InfoBatch, no full epochs", "InfoBatch, no full epochs, no weights")
@@ -209,12 +210,16 @@ def tables() -> dict[str, list[Run]]:
         "letter": distinct(
             grid("letter", "same epochs", FEW, (0.7, 0.5), CLEAN_OR_NOISY, ten),
             grid("letter", "joint", FEW_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, ten),
+            grid("letter", "same epochs", FEW, (0.9, 0.8, 0.3), ("clean",), ten),
+            grid("letter", "same epochs", FEW, (0.9, 0.3), (NOISE,), five),
         ),
         "short": distinct(
             grid("digits", "same epochs", (*SHORT_RUNS, "random"), (0.7, 0.3), ("clean",), ten),
         ),
         "tails": distinct(
-            grid("digits", "same epochs", (*STATIC_METHODS, BALANCED), (0.7,), (TAIL,), ten),
+            grid(
+                "digits", "same epochs", (*STATIC_METHODS, BALANCED, BY_LOSS), (0.7,), (TAIL,), ten
+            ),
             grid("letter", "same epochs", (*BY_CLASS, *FEW), (0.7,), (TAIL,), five),
         ),
         "joint-more": distinct(
@@ -227,6 +232,14 @@ def tables() -> dict[str, list[Run]]:
         "traffic": distinct(
             grid("traffic", "same epochs", (*FEW, TRACKS), (0.7,), ("clean",), five),
             grid("traffic", "joint", FEW_JOINT, (0.7,), ("clean",), five),
+            grid(
+                "traffic",
+                "same epochs",
+                ("adapruner", "random", "DUAL"),
+                (0.9, 0.5),
+                ("clean",),
+                five,
+            ),
         ),
         "long": distinct(
             grid(LONG, "same epochs", FEW, (0.7,), ("clean",), five),
