@@ -9,6 +9,7 @@ them to benchmarks/results/answers/scales.json. docs/tasks.md quotes them.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,6 +50,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "binary cross entropy of each class, mean": lambda o, y: losses.multi_label(o, _one_hot(o, y)),
     "binary cross entropy of each class, sum": lambda o, y: (
         o.shape[1] * losses.multi_label(o, _one_hot(o, y))
+    ),
+    # The same as a last layer whose bias starts at the log odds of a class.
+    "binary cross entropy, mean, from base rates": lambda o, y: losses.multi_label(
+        o - math.log(o.shape[1] - 1), _one_hot(o, y)
     ),
     "squared error to one-hot": lambda o, y: losses.squared_error(o, _one_hot(o, y)),
     "focal loss": _focal,
