@@ -74,10 +74,13 @@ class Files:
         live(kind._replace(exports=()), folder, self.life, report=False)
         self.scratch = folder / "scratch"
         self.scratch.mkdir()
-        self.result = read_file(self.life / "result", "result")
+        # A result of `at` has all that a result of a run has, and the ratio of its run.
+        result = folder / "result"
+        PruneResult.load(self.life / "result").at(0.4).save(result)
+        self.result = read_file(result, "result")
         path = self.life / "checkpoint" / CHECKPOINT_NAME
         self.checkpoint = read_file(path, "checkpoint")
-        self.raw = {"result": (self.life / "result").read_bytes(), "checkpoint": path.read_bytes()}
+        self.raw = {"result": result.read_bytes(), "checkpoint": path.read_bytes()}
         self.shard = folder / "shards" / "0.tar"
         self.tar = self.shard.read_bytes()
         self.index = self.shard.with_suffix(".idx").read_bytes()

@@ -22,6 +22,8 @@ _NUMBERS = (
     *("slope", "mean_gate", "open_share", "seconds"),
 )
 _LOSSES = ("training_loss", "validation_loss")
+_TEXTS = ("phase", "decision")
+_ROUNDING = 1e-9
 
 
 def check_parts(state: Mapping[str, Any]) -> None:
@@ -41,7 +43,13 @@ def check_settings(found: Any, settings: Mapping[str, Any]) -> None:
             )
 
 
-def check_state(state: Mapping[str, Any], num_samples: int, keep_ratio: float, epochs: int) -> None:
+def check_state(
+    state: Mapping[str, Any],
+    num_samples: int,
+    keep_ratio: float,
+    epochs: int,
+    slope: tuple[float, float],
+) -> None:
     """Check the values of a pruner's state that would be used as places, counts or masks.
 
     Args:
@@ -49,6 +57,7 @@ def check_state(state: Mapping[str, Any], num_samples: int, keep_ratio: float, e
         num_samples: N.
         keep_ratio: r.
         epochs: epochs of the run.
+        slope: first and last slope of its gates.
 
     Raises:
         ValueError: a value cannot be that of a run. The message names it.
@@ -60,7 +69,7 @@ def check_state(state: Mapping[str, Any], num_samples: int, keep_ratio: float, e
     if not isinstance(history, list) or len(history) != epoch:
         raise _wrong("history", f"a list of {epoch} epochs", history)
     for entry in history:
-        _check_entry(entry)
+        _check_entry(entry, slope)
     logits = state["gates"]["gate_logits"]
     final = min(keep_count(keep_ratio, num_samples), int((logits != -torch.inf).sum()))
     _check_mask("kept", state["kept"], num_samples, final if epoch == epochs else None)
@@ -76,16 +85,19 @@ def check_state(state: Mapping[str, Any], num_samples: int, keep_ratio: float, e
     _check_controller(state["controller"])
 
 
-def _check_entry(entry: Mapping[str, Any]) -> None:
-    for name in _NUMBERS:
-        if not _is_number(entry[name]):
-            raise _wrong(f"history.{name}", "a number", entry[name])
-    for name in _LOSSES:
-        if entry[name] is not None and not _is_number(entry[name]):
-            raise _wrong(f"history.{name}", "a number or None", entry[name])
-    for name in ("phase", "decision"):
-        if not isinstance(entry[name], str):
-            raise _wrong(f"history.{name}", "text", entry[name])
+def _check_entry(entry: Mapping[str, Any], slope: tuple[float, float]) -> None:
+    if missing := [name for name in (*_NUMBERS, *_LOSSES, *_TEXTS) if name not in entry]:
+        raise _wrong("history", "epochs with all their values", f"none of {', '.join(missing)}")
+    for name, value in entry.items():
+        if name in _TEXTS:
+            if not isinstance(value, str):
+                raise _wrong(f"history.{name}", "text", value)
+        elif not _is_number(value) and not (name in _LOSSES and value is None):
+            expected = "a number or None" if name in _LOSSES else "a number"
+            raise _wrong(f"history.{name}", expected, value)
+    least, most = sorted(slope)
+    if not least - _ROUNDING <= entry["slope"] <= most + _ROUNDING:
+        raise _wrong("history.slope", f"a number in [{least:g}, {most:g}]", entry["slope"])
 
 
 def _check_controller(controller: Mapping[str, Any]) -> None:

@@ -384,7 +384,7 @@ class Run:
         if state["segments"] != self.selection.digest():
             raise ValueError("the state is of a run with other labels or other held-out samples")
         self.gates.check_state_dict(state["gates"])
-        check_state(state, self.num_samples, self.keep_ratio, self.epochs)
+        check_state(state, self.num_samples, self.keep_ratio, self.epochs, self.method.slope)
         self.gates.load_state_dict(state["gates"])
         self.visits.forget()
         self._share_weights.clear()

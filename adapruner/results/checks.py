@@ -80,15 +80,15 @@ def check_content(content: Mapping[str, Any], num_samples: int) -> None:
         num_samples: N.
     """
     _check_plain("the content", content, _DEEPEST)
-    ratio = content["keep_ratio"]
-    if not _is_number(ratio) or not 0 < ratio <= 1:
-        raise _wrong("keep_ratio", "a number in (0, 1]", ratio)
+    _check_ratio("keep_ratio", content["keep_ratio"])
     for name, kind in (("fingerprint", str), ("forced", bool)):
         if not isinstance(content[name], kind):
             raise _wrong(name, f"of type {kind.__name__}", content[name])
     for name in ("config", "dataset", "saved", "versions"):
         if not isinstance(content[name], dict):
             raise _wrong(name, "a dict", content[name])
+    if (ratio := content["config"].get("run_keep_ratio")) is not None:
+        _check_ratio("config.run_keep_ratio", ratio)
     epoch = content["selected_epoch"]
     if epoch is not None and not _is_whole(epoch):
         raise _wrong("selected_epoch", "a whole number or None", epoch)
@@ -106,6 +106,11 @@ def check_content(content: Mapping[str, Any], num_samples: int) -> None:
     _check_dataset(content["dataset"])
     _check_history(content["history"])
     _check_samples(content, num_samples)
+
+
+def _check_ratio(name: str, ratio: Any) -> None:
+    if not _is_number(ratio) or not 0 < ratio <= 1:
+        raise _wrong(name, "a number in (0, 1]", ratio)
 
 
 def _check_dataset(dataset: Mapping[str, Any]) -> None:

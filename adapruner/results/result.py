@@ -126,18 +126,18 @@ class PruneResult:
         A second sentence says if the kept set is little more than a random draw. Empty if the
         history does not tell.
         """
-        told = [entry for entry in self.history if "fitted" in entry]
+        told = [entry for entry in self.history if entry.get("fitted") is not None]
         if not told:
             return ""
         text = f"The model has fitted {100 * told[-1]['fitted']:.3g} % of the data."
-        if told[-1].get("chance", 0.0) >= MOSTLY_CHANCE:
+        if (told[-1].get("chance") or 0.0) >= MOSTLY_CHANCE:
             text += " The selection is mostly chance."
         return text
 
     @property
     def run_keep_ratio(self) -> float:
         """Keep ratio of the run. It differs from ``keep_ratio`` in a result of :meth:`at`."""
-        return float(self.config.get("run_keep_ratio", self.keep_ratio))
+        return float(self.config.get("run_keep_ratio") or self.keep_ratio)
 
     def __repr__(self) -> str:
         return (

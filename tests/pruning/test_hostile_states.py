@@ -60,6 +60,14 @@ HOSTILE = {
     "epoch of the state must be a whole number in [0, 4]; found 2.0": set_at("epoch", 2.0),
     "history of the state must be a list of 2 epochs": set_at("history", []),
     "history.kept of the state must be a number": set_at("history", 0, "kept", "x"),
+    "history.fitted of the state must be a number": set_at("history", 1, "fitted", None),
+    "history.slope of the state must be a number in [1, 1]": set_at("history", 1, "slope", -1e9),
+    "history.slope of the state must be a number in [1, 1]; found nan": set_at(
+        "history", 1, "slope", math.nan
+    ),
+    "history of the state must be epochs with all their values; found none of kept": lambda state: (
+        state["history"][0].pop("kept")
+    ),
     "history.phase of the state must be text": set_at("history", 0, "phase", None),
     "kept of the state must be a mask, uint8 [4]": set_at("kept", torch.ones(3, dtype=torch.uint8)),
     "read of the state must be a mask, uint8 [4]": set_at("read", torch.ones(4)),

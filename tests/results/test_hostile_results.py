@@ -52,6 +52,8 @@ CONTENT = [
     (("dataset", "class_names"), "abc", "dataset.class_names must be of type list"),
     (("dataset", "root"), ["/etc"], "dataset.root must be of type str, or None"),
     (("dataset", "columns"), ["jpg"], "dataset.columns must be two names"),
+    (("config", "run_keep_ratio"), "half", "config.run_keep_ratio must be a number in (0, 1]"),
+    (("config", "run_keep_ratio"), 0, "config.run_keep_ratio must be a number in (0, 1]"),
     (("config", "note"), nested(500), "at most 20 levels deep"),
 ]
 

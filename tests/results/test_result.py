@@ -303,6 +303,8 @@ def test_subset_of_what_is_no_dataset() -> None:
         ([], ""),
         ([{"epoch": 0}], ""),
         ([{}, {"fitted": 0.5, "chance": 0.2}], "The model has fitted 50 % of the data."),
+        ([{"fitted": 0.5, "chance": None}], "The model has fitted 50 % of the data."),
+        ([{"fitted": None, "chance": None}], ""),
         (
             [{"fitted": 0.9, "chance": 0.2}, {"fitted": 0.041, "chance": 0.97}],
             "The model has fitted 4.1 % of the data. The selection is mostly chance.",
