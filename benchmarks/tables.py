@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 
-def machine(about: dict[str, Any]) -> str:
+def each(values: Iterable[Any]) -> str:
+    """Every different value once, in order: "AMD EPYC, Intel Xeon"."""
+    return ", ".join(str(value) for value in sorted(set(values)))
+
+
+def machine(*abouts: dict[str, Any]) -> str:
+    """The machines, versions and commits of results. The date is that of the last one."""
+    commits = each(about["commit"] for about in abouts)
     return (
-        f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {about['date']}, "
-        f"commit{'s' * (', ' in about['commit'])} {about['commit']}"
+        f"{each(about['processor'] for about in abouts)}, "
+        f"{each(about['cores'] for about in abouts)} cores, "
+        f"torch {each(about['torch'] for about in abouts)}, "
+        f"{max(about['date'] for about in abouts)}, commit{'s' * (', ' in commits)} {commits}"
     )
 
 

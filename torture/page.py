@@ -42,9 +42,7 @@ def table(results: list[dict[str, Any]]) -> str:
         lines.append(f"| {kind} | {', '.join(tried)} | {minutes:.1f} | {findings} |")
     seeds = ", ".join(str(result["seed"]) for result in results)
     hours = sum(result["hours"] for result in results)
-    commits = ", ".join(dict.fromkeys(result["commit"] for result in results))
-    about = machine(results[0] | {"commit": commits})
-    about = f"{about}; {hours:.2f} hours beside other work, seeds {seeds}."
+    about = f"{machine(*results)}; {hours:.2f} hours beside other work, seeds {seeds}."
     return "\n".join([about, "", *lines])
 
 

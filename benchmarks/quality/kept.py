@@ -29,6 +29,7 @@ from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.selection import keep_count
 
 from ..provenance import provenance
+from ..tables import each
 from . import kept_figures, plans
 from .data import Data, load
 from .run import RESULTS, ROOT
@@ -238,13 +239,15 @@ def kept_table(results: Path = RESULTS) -> str:
     noisy = [made["difficulty"][NOISE] for made in found]
     line(f"wrong labels among all, {NOISE}", [f"{100 * made['wrong']:.1f}" for made in noisy])
     line("… among the kept", [f"{100 * made['wrong among kept']:.1f}" for made in noisy])
-    about = found[-1]["provenance"]
+    abouts = [made["provenance"] for made in found]
     where = ", ".join(f"{m['dataset']} {m['samples']:,} samples, n = {m['seeds']}" for m in found)
-    commits = ", ".join(sorted({made["provenance"]["commit"] for made in found}))
     lines.append(
         f"\nIn %, but for losses; keep ratio {found[0]['ratio']:g}; mean [least, most] over "
         f"pairs of seeds; classes: means over the seeds; {where}; method “{found[0]['method']}”. "
-        f"{about['processor']}, torch {about['torch']}, {about['date']}, commits {commits}."
+        f"{each(about['processor'] for about in abouts)}, "
+        f"torch {each(about['torch'] for about in abouts)}, "
+        f"{max(about['date'] for about in abouts)}, "
+        f"commits {each(about['commit'] for about in abouts)}."
     )
     return "\n".join(lines)
 

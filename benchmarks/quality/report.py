@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from ..tables import rewrite
+from ..tables import each, rewrite
 from . import aims
 from .figures import draw_differences
 from .kept import kept_table
@@ -220,16 +220,16 @@ def costs(rows: Rows) -> str:
 
 def where(rows: Rows) -> list[str]:
     """The machine, the versions and the recipe."""
-    about = rows[-1]["provenance"]
-    commits = ", ".join(sorted({row["provenance"]["commit"] for row in rows}))
+    abouts = [row["provenance"] for row in rows]
     samples = max(row["samples"] for row in rows)
     recipes = (row["recipe"] for row in rows)
     networks = dict.fromkeys(f"“{r['model']}”, {r['epochs']} epochs" for r in recipes)
-    devices = ", ".join(sorted({row["device"] for row in rows}))
     return [
-        f"{about['processor']}, {devices}, torch {about['torch']}, {about['date']}, "
-        f"commits {commits} (+: the tree differed); {samples:,} samples, network "
-        f"{'; '.join(networks)}."
+        f"{each(about['processor'] for about in abouts)}, {each(row['device'] for row in rows)}, "
+        f"torch {each(about['torch'] for about in abouts)}, "
+        f"{max(about['date'] for about in abouts)}, commits "
+        f"{each(about['commit'] for about in abouts)} (+: the tree differed); "
+        f"{samples:,} samples, network {'; '.join(networks)}."
     ]
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...provenance import provenance
-from ...tables import rewrite
+from ...tables import each, rewrite
 from .. import cifar
 from ..report import cell_difference, cell_mean, group, rows_of_tasks
 from ..run import RESULTS, append, read_rows
@@ -176,13 +176,13 @@ def table(made: list[Row]) -> str:
                 *lines(of_ratio, scale),
                 "",
             ]
-    machine = made[-1]["machine"]
-    commits = ", ".join(sorted({row["commit"] for row in made}))
     return "\n".join(
         [
             *parts,
-            f"{machine['processor']}, {machine['threads']} thread, torch "
-            f"{made[-1]['versions']['torch']}, {made[-1]['date']}, commits {commits}.",
+            f"{each(row['machine']['processor'] for row in made)}, "
+            f"{each(row['machine']['threads'] for row in made)} thread, "
+            f"torch {each(row['versions']['torch'] for row in made)}, "
+            f"{max(row['date'] for row in made)}, commits {each(row['commit'] for row in made)}.",
         ]
     )
 
