@@ -144,9 +144,10 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     option(
         "--balance",
         type=balance_of,
-        metavar="class|FILE.npy",
-        help="keep the same share of every class, or of every group; the file has the group of "
-        "each image, integers",
+        metavar="class|loss|FILE.npy",
+        help="class keeps the same share of every class; loss keeps more of classes with larger "
+        "losses; the file has the group of each image, integers, and every group keeps the same "
+        "share",
     )
     option(
         "--method",

@@ -18,11 +18,17 @@ from adapruner._version import __version__
 from adapruner.errors import PruningWarning
 from adapruner.ops.device import check_device
 from adapruner.pruning import bitmask, doubts
-from adapruner.pruning.arguments import check_held_out, check_labels, checked_warmup
+from adapruner.pruning.arguments import (
+    check_held_out,
+    check_labels,
+    checked_by_loss,
+    checked_warmup,
+)
 from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.history import entry_of
 from adapruner.pruning.methods import DEFAULT_METHOD, current_name, find_method
+from adapruner.pruning.quotas import weights_by_loss
 from adapruner.pruning.restored import check_parts, check_settings, check_state
 from adapruner.pruning.sampler import Samples
 from adapruner.pruning.schedule import Best, Controller, choose_best
@@ -46,6 +52,7 @@ class Run:
         method: str = DEFAULT_METHOD,
         seed: int = 0,
         labels: Any | None = None,
+        balance: str = "class",
         held_out: Any | None = None,
         explore: float = 0.02,
         normalize_loss: bool = False,
@@ -75,11 +82,14 @@ class Run:
             num_samples, keep_ratio, self.method, device, track_losses, normalize_loss
         )
         self.gates.set_integer("resting", int(warmup_epochs > 0))
+        draws = self.method.by_first_loss and not self.method.chooses_best
+        by_loss = checked_by_loss(balance, labels is not None, track_losses, draws)
         self.selection = Selection(
             num_samples,
             keep_ratio,
             seed=seed,
             labels=None if labels is None else check_labels("labels", labels, num_samples),
+            by_loss=by_loss,
             held_out=None if held_out is None else check_held_out(held_out, num_samples),
             explore=explore,
         )
@@ -92,7 +102,7 @@ class Run:
             "warmup_epochs": warmup_epochs,
             "method": current_name(method),
             "seed": seed,
-            "balance": None if labels is None else "class",
+            "balance": None if labels is None else balance,
             "held_out": self.selection.held_out_count,
             "explore": explore,
             "normalize_loss": normalize_loss,
@@ -276,7 +286,8 @@ class Run:
         keys = None
         if ratio < 1:
             keys = self.method.keys(gates, [*self.history, entry], self.seed, final=last)
-        selection.select(gates, ratio, controller.slope_now, keys)
+        weights = self._class_weights() if last else None
+        selection.select(gates, ratio, controller.slope_now, keys, weights)
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
         seconds = time.perf_counter() - self._started
@@ -313,8 +324,16 @@ class Run:
             ended._end_epoch(None, 0.0, last=True)
         else:
             keys = self.method.keys(ended.gates, self.history, self.seed, final=True)
-            ended.selection.select(ended.gates, self.keep_ratio, self.controller.slope_now, keys)
+            slope, weights = self.controller.slope_now, ended._class_weights()
+            ended.selection.select(ended.gates, self.keep_ratio, slope, keys, weights)
         return ended
+
+    def _class_weights(self) -> np.ndarray | None:
+        """Weights of the classes in the last selection, where their losses decide."""
+        losses, labels = self.gates.last_loss, self.selection.labels
+        if not self.selection.by_loss or losses is None or labels is None:
+            return None
+        return weights_by_loss(losses, self.gates.real("loss_scale"), labels)
 
     def synchronize(self) -> None:
         """Bring the gates up to date with the visits of all ranks. All ranks must call it.

@@ -2,7 +2,8 @@
 
 A selection keeps exactly ``keep_count(ratio, N)`` samples: those with the largest gate logits, or
 with the largest keys of the method (:mod:`adapruner.pruning.methods`). Of equal values the lower
-index wins. With balanced classes, each class keeps its own share. Held-out samples compete among
+index wins. With balanced classes, each class keeps its own share
+(:mod:`adapruner.pruning.quotas`). Held-out samples compete among
 themselves for their own share. An unreadable sample (m = −inf) is never kept.
 """
 
@@ -21,7 +22,10 @@ from adapruner._util.checks import checked_real
 from adapruner._util.seeds import Stream, stream_seed
 from adapruner.pruning import bitmask
 from adapruner.pruning.gates import Gates
+from adapruner.pruning.quotas import largest_remainder, largest_remainder_within
 
+# Samples that a class keeps at least, if it has so many, where losses decide on the shares.
+LEAST_OF_CLASS = 5
 # A run goes on where this share of N is missing among the samples to keep.
 MOST_MISSING = 0.05
 
@@ -50,51 +54,6 @@ def check_keep_ratio(keep_ratio: float, num_samples: int) -> float:
     return keep_ratio
 
 
-def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """``total`` divided in proportion to ``sizes``, with at most ``available`` each; int64.
-
-    Shares are rounded down. The rest goes to the largest remainders; of equal remainders the lower
-    index wins. If a share is above ``available``, the excess is divided among the others in the
-    same way.
-
-    >>> largest_remainder(7, np.array([5, 3, 2]), np.array([5, 3, 2]))
-    array([4, 2, 1])
-    """
-    if total > available.sum():
-        raise ValueError(
-            f"expected at least {total} readable samples, the number to keep; found "
-            f"{available.sum()}"
-        )
-    dealt = np.zeros(len(sizes), dtype=np.int64)
-    while (left := total - int(dealt.sum())) > 0:
-        open_ = dealt < available
-        weight = np.where(open_, sizes, 0)
-        # Python's integers have any size, so a tie is exact.
-        share = [left * int(w) for w in weight]
-        whole = sum(int(w) for w in weight)
-        gain = np.array([s // whole for s in share], dtype=np.int64)
-        remainder = [s % whole for s in share]
-        order = sorted(range(len(sizes)), key=lambda j: (-remainder[j], j))
-        seats = [j for j in order if open_[j]][: left - int(gain.sum())]
-        gain[seats] += 1
-        dealt = np.minimum(dealt + gain, available)
-    return dealt
-
-
-def _largest_remainder_within(
-    total: int, sizes: np.ndarray, least: np.ndarray, most: np.ndarray
-) -> np.ndarray:
-    """:func:`largest_remainder` with at least ``least`` and at most ``most`` each."""
-    raised = np.zeros(len(sizes), dtype=bool)
-    while True:
-        free = np.where(raised, 0, 1)
-        rest = total - int(least[raised].sum())
-        dealt = np.where(raised, least, largest_remainder(rest, sizes * free, most * free))
-        if (dealt >= least).all():
-            return dealt
-        raised |= dealt < least
-
-
 class Selection:
     """The samples that an epoch reads: an exact top-k of the gates, and some pruned samples.
 
@@ -105,6 +64,8 @@ class Selection:
         keep_ratio: r, the final keep ratio.
         seed: orders samples of equal age in the exploration.
         labels: int64 ``[N]``. If given, every class keeps its proportional share.
+        by_loss: classes have shares of their own only in a selection with weights, and keep at
+            least :data:`LEAST_OF_CLASS` samples each.
         held_out: int64 indices that are never trained on.
         explore: pruned samples to read in each epoch, as a share of N in [0, 1].
 
@@ -122,6 +83,7 @@ class Selection:
         *,
         seed: int = 0,
         labels: Tensor | None = None,
+        by_loss: bool = False,
         held_out: Tensor | None = None,
         explore: float = 0.02,
     ) -> None:
@@ -129,12 +91,13 @@ class Selection:
         self.keep_ratio = check_keep_ratio(keep_ratio, num_samples)
         self.seed = seed
         self.explore = explore
+        self.by_loss = by_loss
         self.kept = bitmask.full(num_samples)
         self.held_out = None if held_out is None else bitmask.of_indices(held_out, num_samples)
         self.read = self._trained()
         self._classes = 1 if labels is None else int(labels.max()) + 1
         self._of_class = None if labels is None else self._class_segments(labels)
-        self._sizes = self._segment_sizes()
+        self._sizes = self._segment_sizes(by_class=True)
 
     @property
     def kept_count(self) -> int:
@@ -177,26 +140,37 @@ class Selection:
                 segments[begin : begin + len(held_out)][held_out] += self._classes
         return torch.from_numpy(segments)
 
-    def _segments(self) -> Tensor | None:
+    def _segments(self, by_class: bool) -> Tensor | None:
         """The segments, integers ``[N]``; None where all samples are in one segment."""
-        if self._of_class is not None or self.held_out is None:
+        if by_class:
             return self._of_class
+        if self.held_out is None:
+            return None
         # Two segments are stored as bits.
         return torch.from_numpy(bitmask.unpack(self.held_out, self.num_samples).view(np.uint8))
 
-    def _segment_sizes(self) -> np.ndarray:
-        if self._of_class is None:
+    def _segment_sizes(self, by_class: bool) -> np.ndarray:
+        if not by_class or self._of_class is None:
             return np.array([self.num_samples - self.held_out_count, self.held_out_count])
-        return self._count(piece.numpy() for piece in self._of_class.split(bitmask.PIECE))
+        pieces = (piece.numpy() for piece in self._of_class.split(bitmask.PIECE))
+        return self._count(pieces, self._classes)
 
-    def _count(self, pieces: Iterable[np.ndarray]) -> np.ndarray:
+    @staticmethod
+    def _count(pieces: Iterable[np.ndarray], classes: int) -> np.ndarray:
         """Size of each segment over all pieces, int64 ``[2·classes]``."""
-        counts = np.zeros(2 * self._classes, dtype=np.int64)
+        counts = np.zeros(2 * classes, dtype=np.int64)
         for piece in pieces:
             counts += np.bincount(piece, minlength=len(counts))
         return counts
 
-    def select(self, gates: Gates, ratio: float, slope: float, keys: Tensor | None = None) -> None:
+    def select(
+        self,
+        gates: Gates,
+        ratio: float,
+        slope: float,
+        keys: Tensor | None = None,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Keep the exact top-k at ``ratio``, and set the slope of the gates.
 
         Args:
@@ -205,11 +179,14 @@ class Selection:
             slope: the next slope k.
             keys: float32 ``[N]``, −inf for an unreadable sample. If given, they rank the samples
                 instead of the gate logits.
+            weights: int64 ``[classes]``. If given, the numbers of samples that classes keep are in
+                proportion to these, not to the sizes of the classes.
 
         Raises:
             ValueError: many of the samples that the run must keep cannot be read.
         """
-        segments = self._segments()
+        by_class = self._of_class is not None and (weights is not None or not self.by_loss)
+        segments = self._segments(by_class)
         # The pass that ranks gate logits also computes their sums. A pass over keys cannot.
         ranked, summed = (gates.logits, slope) if keys is None else (keys, None)
         if segments is None:
@@ -217,7 +194,8 @@ class Selection:
             count = self._clip(keep_count(ratio, self.num_samples), readable)
             kept, sums = ops.topk_mask(ranked, count, summed)
         else:
-            quotas = torch.from_numpy(self._quotas(gates, ratio, segments))
+            sizes = self._sizes if by_class else self._segment_sizes(by_class=False)
+            quotas = torch.from_numpy(self._quotas(gates, ratio, segments, sizes, weights))
             device = gates.logits.device
             kept, sums = ops.segmented_topk(ranked, segments.to(device), quotas.to(device), summed)
         self.kept = kept.cpu()
@@ -227,26 +205,42 @@ class Selection:
         else:
             gates.set_slope(slope)
 
-    def _quotas(self, gates: Gates, ratio: float, segments: Tensor) -> np.ndarray:
-        """Quota of each segment for a selection at ``ratio``, int64 ``[2·classes]``."""
-        available = self._sizes
+    def _quotas(
+        self,
+        gates: Gates,
+        ratio: float,
+        segments: Tensor,
+        sizes: np.ndarray,
+        weights: np.ndarray | None,
+    ) -> np.ndarray:
+        """Quota of each segment for a selection at ``ratio``, int64 ``[2·classes]``.
+
+        ``sizes`` are those of the segments.
+        """
+        half, available = len(sizes) // 2, sizes
         if not gates.all_readable:
             both = zip(
                 segments.split(bitmask.PIECE), gates.logits.split(bitmask.PIECE), strict=True
             )
             available = available - self._count(
-                piece[(logits == -torch.inf).cpu()].numpy() for piece, logits in both
+                (piece[(logits == -torch.inf).cpu()].numpy() for piece, logits in both), half
             )
-        half = self._classes
         count = self._clip(keep_count(ratio, self.num_samples), int(available.sum()))
-        trained, held_out = self._sizes[:half], self._sizes[half:]
-        of_class = largest_remainder(count, trained + held_out, available[:half] + available[half:])
+        held_out, readable = sizes[half:], available[:half] + available[half:]
+        if weights is None:
+            of_class = largest_remainder(count, sizes[:half] + held_out, readable)
+        else:
+            least = np.minimum(readable, LEAST_OF_CLASS if self.by_loss else 0)
+            if least.sum() > count:
+                least = largest_remainder(count, least, least)
+            rest = largest_remainder(count - int(least.sum()), weights, readable - least)
+            of_class = least + rest
         # Held-out samples fill the share of a class that has too few readable training samples.
         least = np.maximum(of_class - available[:half], 0)
         most = np.minimum(of_class, available[half:])
         share = keep_count(ratio, int(held_out.sum()))
         share = min(max(share, int(least.sum())), int(most.sum()))
-        of_held_out = _largest_remainder_within(share, held_out, least, most)
+        of_held_out = largest_remainder_within(share, held_out, least, most)
         return np.concatenate([of_class - of_held_out, of_held_out])
 
     def _clip(self, count: int, readable: int) -> int:

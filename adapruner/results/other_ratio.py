@@ -31,11 +31,15 @@ def at(result: PruneResult, keep_ratio: float) -> PruneResult:
     else:
         keys[result.indices] = _TOP
     keys[unreadable] = -torch.inf
-    labels = None if result.quota_labels is None else result.quota_labels.long()
+    labels, weights = None, None
+    if result.quota_labels is not None:
+        labels = result.quota_labels.long()
+        if result.config.get("balance") == "loss":  # the shares of the kept set
+            weights = labels[result.indices].bincount(minlength=int(labels.max()) + 1).numpy()
     selection = Selection(count, keep_ratio, labels=labels, held_out=result.held_out)
     gates = Gates(count, keep_ratio, Objective(easy_weight=0.0), "cpu")
     gates.exclude(unreadable)
-    selection.select(gates, keep_ratio, 1.0, keys)
+    selection.select(gates, keep_ratio, 1.0, keys, weights)
     indices = bitmask.indices(selection.kept)
     warn_of_few(keep_ratio, count, len(indices))
     costs = ("samples_read", "samples_read_full", "seconds", "seconds_full")

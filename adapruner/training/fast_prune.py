@@ -141,7 +141,9 @@ def fast_prune(
             :class:`adapruner.Pruner`.
         balance: "class" keeps exactly the same share of every class. Integers ``[N]``, the group
             of each sample, keep the same share of every group, such as the frames of one video.
-            Without it, fewer samples are kept of rare classes that the model does not fit.
+            "loss" gives classes with larger losses a larger share, and every class at least five
+            samples: for rare classes and small keep ratios (docs/quality.md). Without it, fewer
+            samples are kept of rare classes that the model does not fit.
         method: "sampled" draws samples by their gates; "published" keeps the largest gate logits,
             as the paper does.
         warmup_epochs: epochs before the gates start; 0 for a model that is trained already. About a
@@ -206,6 +208,7 @@ def fast_prune(
         method=method,
         seed=seed,
         labels=labels,
+        balance="loss" if isinstance(balance, str) and balance == "loss" else "class",
         held_out=held_out,
         normalize_loss=normalize_loss,
         device=where,

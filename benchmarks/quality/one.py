@@ -15,7 +15,6 @@ from adapruner.pruning.selection import keep_count
 from . import plans
 from .data import Data, load
 from .probe import probe_accuracy
-from .quotas import kept_by_loss
 from .scores import record
 from .static import STATIC, generator_of
 from .table import (
@@ -94,8 +93,6 @@ def select(run: Run, device: str) -> tuple[Tensor, dict[str, float]]:
             epochs = _epochs_within(run, data, int(SHORT_READS * epochs * len(data.y)))
         plan = _adapruner(run, data, epochs)
         trained = train(data, run.recipe, plan, run.seed, epochs=epochs)
-        if run.method == BY_LOSS:
-            return kept_by_loss(plan.pruner, data.y), _cost(trained)
         return plan.pruner.result().indices, _cost(trained)
     records = record(data, run.recipe, run.seed, f"{run.shared} {data.source} {device}")
     start = time.process_time()
@@ -123,7 +120,8 @@ def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
         ADAPRUNER[run.method],
         run.seed,
         data.y.device,
-        {BALANCED: data.y, TRACKS: data.track}.get(run.method),
+        {BALANCED: data.y, BY_LOSS: data.y, TRACKS: data.track}.get(run.method),
+        "loss" if run.method == BY_LOSS else "class",
     )
 
 

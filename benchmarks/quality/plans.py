@@ -25,9 +25,17 @@ class Adapruner(Plan):
         seed: int,
         device: torch.device,
         labels: Tensor | None = None,
+        balance: str = "class",
     ) -> None:
         self.pruner = adapruner.Pruner(
-            count, ratio, epochs, method=method, seed=seed, device=device, labels=labels
+            count,
+            ratio,
+            epochs,
+            method=method,
+            seed=seed,
+            device=device,
+            labels=labels,
+            balance=balance,
         )
 
     def begin(self, epoch: int, done: float, model: Network) -> Tensor:

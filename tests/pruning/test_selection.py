@@ -15,7 +15,8 @@ from support.training_data import gates_with, random_logits
 
 from adapruner.ops import reference
 from adapruner.pruning import bitmask
-from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count, largest_remainder
+from adapruner.pruning.quotas import largest_remainder
+from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
 
 RATIOS = (1.0, 0.95, 0.8, 0.55, 0.5, 0.31, 0.3)
 

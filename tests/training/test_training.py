@@ -222,6 +222,19 @@ def test_classes_in_balance() -> None:
     assert result.config["balance"] == "class"
 
 
+def test_classes_in_balance_by_loss() -> None:
+    x, y = blobs(500)
+    y[:470] = 0
+    plain, result = (prune((x, y), balance=how, keep_ratio=0.2) for how in (None, "loss"))
+    counts = torch.bincount(y)
+    kept = torch.bincount(y[result.indices], minlength=len(counts))
+    assert kept.sum() == 100
+    assert (kept >= counts.clamp(max=5)).all()
+    assert result.config["balance"] == "loss"
+    # What epochs read is as without it.
+    assert torch.equal(result.gate_logits, plain.gate_logits)
+
+
 @pytest.mark.parametrize("form", [np.asarray, torch.as_tensor, list])
 def test_groups_in_balance(form: Callable[[Any], Any]) -> None:
     x, y = blobs(500)

@@ -5,12 +5,11 @@ import math
 import os
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("sklearn")
-from benchmarks.quality import plans, quotas, run, statistics, table
+from benchmarks.quality import plans, run, statistics, table
 from benchmarks.quality.data import Data, load, spoil
 from benchmarks.quality.one import make, select
 from benchmarks.quality.trainer import Plan, Recipe, _augment, _rate, train
@@ -211,18 +210,6 @@ def test_balanced_classes_keep_their_shares():
     y = load("digits", table.TAIL, 0, "split").y
     found, whole = (labels.bincount(minlength=10).double() for labels in (y[kept], y))
     assert ((found - 0.3 * whole).abs() < 1).all()
-
-
-def test_quotas_by_loss_follow_share_and_loss_within_what_a_class_has():
-    labels = torch.tensor([0] * 400 + [1] * 100 + [2] * 20 + [3] * 3)
-    losses = torch.tensor([0.01] * 400 + [0.16] * 100 + [1.0] * 20 + [0.0] * 3)
-    # √(share · mean loss) of the first three: √(4 : 16 : 20), so 2 : 4 : 4.47.
-    found = quotas.class_sizes(53, labels, losses)
-    assert found.sum() == 53
-    assert found[3] == 3
-    free = (found - np.array([5, 5, 5, 3])) / 35
-    assert free == pytest.approx(np.array([2, 4, 4.472, 0]) / 10.472, abs=1 / 35)
-    assert quotas.class_sizes(300, labels, losses).tolist()[1:] == [100, 20, 3]
 
 
 def test_quotas_by_loss_keep_the_wanted_number_and_the_best_of_each_class():
