@@ -294,7 +294,10 @@ class TestBadInput:
             (("--seed", "-1"), "must be at least 0"),
             (("--lr", "inf"), "must be more than 0"),
             (("--method", "best"), "must be one of sampled, published; found 'best'"),
-            (("--balance", "size"), "must be class, loss, or a .npy file with the group of each image"),
+            (
+                ("--balance", "size"),
+                "must be class, loss, or a .npy file with the group of each image",
+            ),
             (("--keep", "0.5"), "unrecognized arguments"),
         ],
     )

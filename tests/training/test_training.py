@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -225,7 +226,10 @@ def test_classes_in_balance() -> None:
 def test_classes_in_balance_by_loss() -> None:
     x, y = blobs(500)
     y[:470] = 0
-    plain, result = (prune((x, y), balance=how, keep_ratio=0.2) for how in (None, "loss"))
+    model = nn.Linear(5, 3)
+    plain, result = (
+        prune((x, y), copy.deepcopy(model), balance=how, keep_ratio=0.2) for how in (None, "loss")
+    )
     counts = torch.bincount(y)
     kept = torch.bincount(y[result.indices], minlength=len(counts))
     assert kept.sum() == 100
