@@ -10,6 +10,7 @@ from . import aims
 from .markdown import cell_difference, cell_mean, order_of
 from .statistics import Row, by_seed, estimate
 from .table import (
+    BY_LOSS,
     CIFAR,
     CLEAN_OR_NOISY,
     FORMER,
@@ -149,6 +150,29 @@ def tracks(rows: Rows) -> str:
             cell = cell_mean(estimate(values))
             lines.append(f"| {name} | {cell} | {cell_difference(gain)} | {len(values)} |")
     return "\n".join(lines)
+
+
+def by_loss(rows: Rows) -> str:
+    """What shares by loss change: balanced accuracy beside the default and a random set."""
+    cells = aims.Cells(rows)
+    lines = [
+        "| | keep ratio | balanced accuracy, % | to the default, points | to a random set | n |",
+        "|---" * 6 + "|",
+    ]
+    for dataset, noise in product(aims.DATASETS, (TAIL, *CLEAN_OR_NOISY)):
+        place = aims.Place(dataset, "same epochs", noise)
+        for ratio in WIDE:
+            ours = by_seed(cells.rows(place, BY_LOSS, ratio), "balanced_accuracy").values()
+            if ours:
+                found = [
+                    cells.minus(place, BY_LOSS, rival, ratio, "balanced_accuracy")
+                    for rival in (aims.DEFAULT, "random")
+                ]
+                lines.append(
+                    f"| {dataset}, {noise} | {ratio:g} | {cell_mean(estimate(ours))} | "
+                    f"{' | '.join(map(cell_difference, found))} | {len(ours)} |"
+                )
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def short(rows: Rows, ratios: Mapping[str, Sequence[float]]) -> str:

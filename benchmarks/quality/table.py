@@ -221,6 +221,15 @@ def tables() -> dict[str, list[Run]]:
                 "digits", "same epochs", (*STATIC_METHODS, BALANCED, BY_LOSS), (0.7,), (TAIL,), ten
             ),
             grid("letter", "same epochs", (*BY_CLASS, *FEW), (0.7,), (TAIL,), five),
+            grid(
+                "digits",
+                "same epochs",
+                ("random", BALANCED, BY_LOSS, "adapruner"),
+                (0.5,),
+                (TAIL,),
+                ten,
+            ),
+            grid("digits", "same epochs", (BY_LOSS,), (0.7, 0.3, 0.1), CLEAN_OR_NOISY, ten),
         ),
         "joint-more": distinct(
             grid("digits", "joint", JOINT_MORE, (0.7, 0.5), CLEAN_OR_NOISY, ten),
