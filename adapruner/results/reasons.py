@@ -43,7 +43,7 @@ def reason_codes(result: PruneResult) -> NDArray[np.int8]:
     """The reason of every sample, int8 ``[N]``, as places in ``REASONS``.
 
     A score is high enough if it is at least the k-th largest of its group, where k samples of the
-    group are kept. Groups are the classes with ``balance="class"``, each split into trained and
+    group are kept. Groups are the classes with ``balance``, each split into trained and
     held-out samples, and otherwise the trained and the held-out samples. Typical of the kept
     samples is the median of their relative losses.
     """
