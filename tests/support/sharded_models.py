@@ -7,8 +7,6 @@ to share a model, with "-tied" for a model whose head is its embedding:
 - "fsdp1" and "fsdp2", by Accelerate;
 - "loaded": by FSDP2 when transformers loads the model. The head stays whole after its forward;
 - "freed": the same, and the head is sharded again after its forward;
-- "tensor": by tensor parallelism. The pruner of each rank is alone, since the ranks read the same
-  samples. "tensor-refused" has a pruner for both ranks;
 - "zero1", "zero2" and "zero3", by DeepSpeed.
 """
 
@@ -24,7 +22,6 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import init_device_mesh
 
 from adapruner._util.tensors import whole
 from adapruner.integrations.hugging_face import PrunedTrainer
@@ -50,16 +47,12 @@ def model_of(kind: str) -> Any:
 
 
 def loaded_model(kind: str, folder: Path) -> Any:
-    """The model, sharded when it is loaded."""
+    """The model, sharded when it is loaded. The test has saved it."""
     from transformers.distributed import DistributedConfig
 
-    saved = folder / f"{kind}-{os.environ['RANK']}"
-    model_of(kind).save_pretrained(saved)
-    if kind.startswith("tensor"):
-        config = DistributedConfig(tp_size=2, tp_plan="auto")
-    else:
-        plan = {"lm_head": "free_full_weight"} if kind.startswith("freed") else None
-        config = DistributedConfig(fsdp_size=2, fsdp_plan=plan)
+    plan = {"lm_head": "free_full_weight"} if kind.startswith("freed") else None
+    config = DistributedConfig(fsdp_size=2, fsdp_plan=plan)
+    saved = folder / f"{kind}-start"
     return transformers.LlamaForCausalLM.from_pretrained(saved, distributed_config=config)
 
 
@@ -145,17 +138,13 @@ def run(kind: str, folder: Path) -> dict[str, Any]:
     tokens, labels = rows()
     loaded = kind.startswith(("loaded", "freed"))
     model = loaded_model(kind, folder) if loaded else model_of(kind)
-    options: dict[str, Any] = {"warmup_epochs": 0}
-    if kind == "tensor":
-        mesh = init_device_mesh("cpu", (2, 1))
-        options["process_group"] = mesh.get_group(1)
     trainer = Watched(
         kind,
         model,
         transformers.TrainingArguments(
             str(folder / kind),
             num_train_epochs=EPOCHS,
-            per_device_train_batch_size=BATCH // (1 if kind.startswith("tensor") else 2),
+            per_device_train_batch_size=BATCH // 2,
             gradient_accumulation_steps=GROUP,
             optim="sgd",
             learning_rate=RATE,
@@ -169,22 +158,17 @@ def run(kind: str, folder: Path) -> dict[str, Any]:
         ),
         train_dataset=Dataset.from_dict({"input_ids": tokens.tolist(), "labels": labels.tolist()}),
         keep_ratio=0.5,
-        pruner_options=options,
+        pruner_options={"warmup_epochs": 0},
     )
-    if kind == "tensor-refused":
-        try:
-            trainer.train()
-        except ValueError as error:
-            return {"error": str(error)}
     trainer.train()
     return {
         "read": trainer.read,
         "losses": trainer.losses,
         "weights": weights_of(kind, trainer),
-        "epoch_batches": [-(-e["samples_read"] // BATCH) for e in trainer.pruner.history],
+        "batches": [-(-entry["samples_read"] // BATCH) for entry in trainer.pruner.history],
         "kept": trainer.pruned_result().indices.tolist(),
         "fused": trainer._fused_head is not None,
-        "wrapped": type(trainer.model_wrapped).__name__,
+        "model": type(trainer.model_wrapped).__name__,
     }
 
 
