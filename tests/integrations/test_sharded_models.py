@@ -32,15 +32,22 @@ DEEPSPEED = {
 }
 
 
-def check(kinds: dict[str, tuple[str, bool]], folder: Path) -> None:
-    """The ranks train as a plain loop of one process, which knows neither pruner nor Trainer."""
+def check(kinds: dict[str, tuple[str, bool]], folder: Path, *others: str) -> list[Any]:
+    """Compare runs of two ranks with a loop of one process; run other kinds too.
+
+    The ranks train as a plain loop of one process, which knows neither pruner nor Trainer.
+
+    Returns:
+        What each rank did.
+    """
     for kind in kinds:
         runs.model_of(kind).save_pretrained(folder / f"{kind}-start")
-    run_ranks(runs.__file__, ",".join(kinds), str(folder), folder=folder)
+    run_ranks(runs.__file__, ",".join([*kinds, *others]), str(folder), folder=folder)
     both = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for kind, (model, fused) in kinds.items():
         one, other = (rank[kind] for rank in both)
         assert (one["model"], one["fused"]) == (model, fused), kind
+        assert ("a parameter that DeepSpeed ZeRO-3 shards" in one["refused"]) == ("zero3" in kind)
         assert one["kept"] == other["kept"]
         assert len(one["kept"]) == runs.N // 2
         losses, weights = plain_loop(kind, one, other)
@@ -51,11 +58,12 @@ def check(kinds: dict[str, tuple[str, bool]], folder: Path) -> None:
             assert rank["weights"].keys() == weights.keys()
             for name, expected in weights.items():
                 # The change, which the gradients of all steps make.
-                moved = float((expected - start[name]).abs().max())
+                moved = float((expected - start[name].detach()).abs().max())
                 assert moved > 0
                 torch.testing.assert_close(
                     rank["weights"][name], expected, rtol=0, atol=1e-3 * moved, msg=f"{kind} {name}"
                 )
+    return both
 
 
 def plain_loop(
@@ -75,9 +83,7 @@ def plain_loop(
                 ids = next(read)
                 logits = model(input_ids=tokens[ids]).logits[:, :-1]
                 target = labels[ids][:, 1:]
-                every = nn.functional.cross_entropy(
-                    logits.movedim(-1, 1), target, reduction="none"
-                )
+                every = nn.functional.cross_entropy(logits.movedim(-1, 1), target, reduction="none")
                 loss = (every.sum(1) / (target != -100).sum(1)).mean()
                 (loss / group).backward()
                 losses.append(loss.item())
@@ -90,7 +96,14 @@ def plain_loop(
 def test_a_model_that_fsdp_shards_has_the_losses_and_gradients_of_a_plain_loop(
     tmp_path: Path,
 ) -> None:
-    check(FSDP, tmp_path)
+    both = check(FSDP, tmp_path, "tensor")
+    # Ranks that share a batch need a pruner each.
+    one, other = (rank["tensor"] for rank in both)
+    for found in (one, other):
+        assert "must have 1 ranks, since each model is shared by 2 of the 2" in found["error"]
+        assert "found 2. Pass the data-parallel group" in found["error"]
+    assert one["read"] == other["read"]
+    assert sorted(index for ids in one["read"] for index in ids) == list(range(runs.N))
 
 
 def test_a_model_in_deepspeed_has_the_losses_and_gradients_of_a_plain_loop(tmp_path: Path) -> None:

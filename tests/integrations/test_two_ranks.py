@@ -15,9 +15,7 @@ SCRIPT = trainers_on_ranks.__file__
 
 def on_two_ranks(kinds: str, folder: Path, launches_itself: bool = False) -> list[dict[str, Any]]:
     """What each rank of each kind of run did."""
-    run_ranks(
-        SCRIPT, kinds, str(folder), folder=folder, ranks=None if launches_itself else 2
-    )
+    run_ranks(SCRIPT, kinds, str(folder), folder=folder, ranks=None if launches_itself else 2)
     name = kinds.replace(",", "-")
     return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
 

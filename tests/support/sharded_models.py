@@ -8,6 +8,8 @@ to share a model, with "-tied" for a model whose head is its embedding:
 - "loaded": by FSDP2 when transformers loads the model. The head stays whole after its forward;
 - "freed": the same, and the head is sharded again after its forward;
 - "zero1", "zero2" and "zero3", by DeepSpeed.
+
+"tensor" reads batches for tensor parallelism, where the ranks read the same samples.
 """
 
 from __future__ import annotations
@@ -18,12 +20,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.data import DataLoader, TensorDataset
 
+from adapruner import Pruner
 from adapruner._util.tensors import whole
+from adapruner.integrations.accelerate import prepare_loader
 from adapruner.integrations.hugging_face import PrunedTrainer
 
 N, BATCH, GROUP, EPOCHS, VOCABULARY, LENGTH, RATE = 22, 4, 2, 3, 50, 8, 0.5
@@ -58,9 +65,7 @@ def loaded_model(kind: str, folder: Path) -> Any:
 
 def rows() -> tuple[Tensor, Tensor]:
     """Tokens and labels. The first labels of a row are left out, as many as the row says."""
-    tokens = torch.randint(
-        1, VOCABULARY, (N, LENGTH), generator=torch.Generator().manual_seed(1)
-    )
+    tokens = torch.randint(1, VOCABULARY, (N, LENGTH), generator=torch.Generator().manual_seed(1))
     labels = tokens.clone()
     for row in range(N):
         labels[row, : 1 + row % 5] = -100
@@ -134,6 +139,18 @@ def weights_of(kind: str, trainer: Any) -> dict[str, Tensor]:
         }
 
 
+def refusal(trainer: Any) -> str:
+    """The error for the weight of a head that DeepSpeed shards."""
+    head = trainer.model.get_output_embeddings()
+    try:
+        trainer.pruner.linear_loss(
+            torch.zeros(1, head.in_features), head.weight, torch.tensor([0]), torch.tensor([0])
+        )
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
 def run(kind: str, folder: Path) -> dict[str, Any]:
     tokens, labels = rows()
     loaded = kind.startswith(("loaded", "freed"))
@@ -162,6 +179,7 @@ def run(kind: str, folder: Path) -> dict[str, Any]:
     )
     trainer.train()
     return {
+        "refused": refusal(trainer) if kind.startswith("zero3") else "",
         "read": trainer.read,
         "losses": trainer.losses,
         "weights": weights_of(kind, trainer),
@@ -172,9 +190,28 @@ def run(kind: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def run_tensor_parallel() -> dict[str, Any]:
+    """The error for a pruner of both ranks, and the samples that a pruner of each rank reads."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    # Accelerate takes it on GPUs alone.
+    accelerator.state.parallelism_config = accelerate.ParallelismConfig(tp_size=2)
+    loader = DataLoader(TensorDataset(torch.arange(N)), BATCH)
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
+    error = ""
+    try:
+        prepare_loader(accelerator, loader, Pruner(N))
+    except ValueError as caught:
+        error = str(caught)
+    pruner = Pruner(N, process_group=mesh.get_group("data"))
+    read = [ids.tolist() for _, ids in prepare_loader(accelerator, loader, pruner)]
+    return {"error": error, "read": read}
+
+
 def main() -> None:
     kinds, folder = sys.argv[1].split(","), Path(sys.argv[2])
-    found = {kind: run(kind, folder) for kind in kinds}
+    found = {
+        kind: run_tensor_parallel() if kind == "tensor" else run(kind, folder) for kind in kinds
+    }
     torch.save(found, folder / f"{os.environ['RANK']}.pt")
     distributed.destroy_process_group()
 
