@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from adapruner._util.tensors import missing_part
 from adapruner.errors import DatasetMismatchError
 
 
@@ -59,9 +60,24 @@ def check_same_dataset(owner: str, name: str, expected: object, found: object) -
 
 
 def check_tensors(**named: Any) -> None:
-    """Raise TypeError unless every value is a tensor."""
+    """Raise TypeError unless every value is a tensor that is not sharded."""
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{name} must be a tensor; found {type(value).__name__}, {reprlib.repr(value)}"
             )
+        if hasattr(value, "full_tensor"):
+            raise TypeError(
+                f"{name} must be a plain tensor; found a DTensor. Pass {name}.full_tensor()"
+            )
+
+
+def check_whole_weight(name: str, weight: Any) -> None:
+    """Raise TypeError unless a weight of a layer is a tensor and lies here whole."""
+    if not isinstance(weight, Tensor):
+        check_tensors(**{name: weight})
+    if (found := missing_part(weight)) is not None:
+        raise TypeError(
+            f"{name} must be whole, since its layer does not run; found {found}. Call the whole "
+            "model, and pass its logits to Pruner.loss"
+        )

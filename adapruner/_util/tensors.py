@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -26,6 +27,31 @@ def whole(tensor: Any) -> Any:
     """The whole of a tensor of which ranks hold shards (a DTensor); another tensor as it is."""
     # Not by its type: the import of torch.distributed.tensor takes seconds.
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def missing_part(weight: Tensor) -> str | None:
+    """How a weight is kept, if it cannot be used apart from its layer; None if it can.
+
+    FSDP and DeepSpeed ZeRO-3 give a layer its whole weight while the layer runs. At other times a
+    rank has a part of it. Gradients of such a weight are not shared with the other ranks.
+    """
+    if hasattr(weight, "full_tensor"):
+        return "a DTensor, which FSDP2 or tensor parallelism shards"
+    if hasattr(weight, "ds_id"):
+        return "a parameter that DeepSpeed ZeRO-3 shards"
+    if getattr(weight, "_fsdp_flattened", False) or _is_freed(weight):
+        return "a parameter that FSDP shards"
+    return None
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Whether the memory of a tensor was freed, as FSDP does with a layer's whole weights."""
+    if torch.compiler.is_compiling() or tensor.numel() == 0:
+        return False
+    try:
+        return tensor.untyped_storage().nbytes() == 0
+    except (NotImplementedError, RuntimeError):  # of torch.func, which has no memory of its own
+        return False
 
 
 def shard_of(tensor: Any) -> Any:

@@ -263,6 +263,8 @@ class PruningMixin(_Mixin):
     ) -> tuple[Tensor, Any]:
         """The loss of next tokens. Logits are not held whole where the head is a linear layer."""
         length, target, head = labels.shape[1], labels[:, 1:], self._fused_head
+        if not self._head_checked and head is not None and model_losses.shards_later(model, head):
+            head = self._fused_head = None
         compared = 0 if self._loss_checked else self._compared_positions(model, labels)
         if compared:
             inputs = {**inputs, "labels": labels[:, -compared:].contiguous()}
@@ -286,8 +288,9 @@ class PruningMixin(_Mixin):
         if not self._head_checked:
             self._head_checked = True
             kept = outputs.logits.shape[1]
-            if not model_losses.gives(head, hidden[:, -kept:], outputs.logits):
-                self._fused_head = None  # the model does more to its logits
+            whole = model_losses.is_whole(head)
+            if not (whole and model_losses.gives(head, hidden[:, -kept:], outputs.logits)):
+                self._fused_head = None  # it is sharded, or the model does more to its logits
                 inputs.pop("labels", None)
                 return self._causal_loss(model, inputs, labels, ids)
         with self.accelerator.autocast():

@@ -108,7 +108,9 @@ class AdaprunerCallback(lightning.Callback):
         if self._pruner is None:
             samples, epochs = len(loader.dataset), self._trainer.max_epochs  # type: ignore[arg-type]
             device = self._trainer.strategy.root_device
-            self._pruner = Pruner(samples, epochs=epochs, **{"device": device, **self._options})
+            pruner = Pruner(samples, epochs=epochs, **{"device": device, **self._options})
+            _check_ranks(self._trainer.strategy, pruner)
+            self._pruner = pruner
             if self._loaded is not None:
                 self._restore(self._pruner, self._loaded)
         pruned = pruned_loader(loader, self._pruner)
@@ -235,6 +237,17 @@ class _TrainingLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing; see :meth:`state_dict`."""
+
+
+def _check_ranks(strategy: Any, pruner: Pruner) -> None:
+    """Raise if processes that share one model, by tensor parallelism, would read other samples."""
+    sharing = getattr(strategy, "distributed_sampler_kwargs", None)
+    if sharing and sharing["num_replicas"] != pruner.ranks.size:
+        raise ValueError(
+            f"the pruner must have {sharing['num_replicas']} ranks, the processes of the strategy "
+            f"that read different samples; found {pruner.ranks.size}. Pass the data-parallel "
+            "group to AdaprunerCallback as process_group"
+        )
 
 
 def pruner_of(module: Any) -> Pruner:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adapruner._util.extras import require
+from adapruner._util.tensors import missing_part
 
 transformers: Any = require("transformers", extra="transformers")
 
@@ -72,10 +73,30 @@ def linear_head(model: Any) -> nn.Linear | None:
     return None if any("softcap" in name and value for name, value in text.items()) else head
 
 
+def shards_later(model: nn.Module, head: nn.Linear) -> bool:
+    """Whether only a part of the head lies here after a forward: of FSDP1 and of DeepSpeed ZeRO-3.
+
+    FSDP2 may keep the head whole. :func:`is_whole` tells after a forward.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in head.parameters()):
+        return True
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+
+
+def is_whole(head: nn.Linear) -> bool:
+    """Whether the weights of a layer lie here whole, outside of its forward."""
+    return all(missing_part(parameter) is None for parameter in head.parameters())
+
+
 def gives(head: nn.Linear, hidden: Tensor, logits: Tensor) -> bool:
     """Whether ``head`` makes ``logits`` of ``hidden``, but for the rounding of mixed precision."""
+    # Not by a call of the head: FSDP2 takes calls for parts of a forward of the model.
     with torch.no_grad():
-        found = head(hidden.to(head.weight.dtype)).float()
+        found = nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
         error = (found - logits.float()).abs().max()
         return bool(error <= 0.02 * logits.float().abs().max())
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adapruner import ops
-from adapruner._util.checks import check_tensors
+from adapruner._util.checks import check_tensors, check_whole_weight
 from adapruner.pruning.gates import is_visit
 from adapruner.pruning.record import predicted_classes
 from adapruner.pruning.run import Run
@@ -258,6 +258,10 @@ class Pruner(Run):
         Returns:
             Scalar, with its graph on ``hidden``, ``linear_weight`` and ``linear_bias``.
 
+        Raises:
+            TypeError: the weight is sharded: by FSDP, tensor parallelism or DeepSpeed ZeRO-3. Pass
+                the logits of the model to :meth:`loss` instead.
+
         Example:
             >>> head = torch.nn.Linear(8, 1000)
             >>> hidden, tokens = torch.randn(2, 5, 8), torch.randint(0, 1000, (2, 5))
@@ -266,7 +270,10 @@ class Pruner(Run):
             >>> loss = pruner.linear_loss(hidden, head.weight, tokens, ids, linear_bias=head.bias)
             >>> loss.backward()
         """
-        check_tensors(hidden=hidden, linear_weight=linear_weight, target=target)
+        check_tensors(hidden=hidden, target=target)
+        check_whole_weight("linear_weight", linear_weight)
+        if linear_bias is not None:
+            check_whole_weight("linear_bias", linear_bias)
         ids, factor = self._own(ids)
         if not factor:
             hidden, target = hidden[:0], target[:0]

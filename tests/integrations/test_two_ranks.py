@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import trainers_on_ranks
+from support.processes import run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(trainers_on_ranks.__file__)
+SCRIPT = trainers_on_ranks.__file__
 
 
 def on_two_ranks(kinds: str, folder: Path, launches_itself: bool = False) -> list[dict[str, Any]]:
     """What each rank of each kind of run did."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    given = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
-    given["MASTER_ADDR"] = "127.0.0.1"
-    ranks = [{}]
-    if not launches_itself:
-        ranks = [{"WORLD_SIZE": "2", "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(2)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), kinds, str(folder)],
-            env=given | rank,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ranks
-    ]
-    errors = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), "\n".join(errors)
+    run_ranks(SCRIPT, kinds, str(folder), folder=folder, ranks=None if launches_itself else 2)
     name = kinds.replace(",", "-")
     return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
 

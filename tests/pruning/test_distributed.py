@@ -24,6 +24,7 @@ from support.rank_cases import (
     read,
     refused,
     traffic,
+    with_head,
 )
 from support.ranks import Failed, Pool
 
@@ -114,6 +115,40 @@ def test_3_the_loss_is_the_mean_over_the_global_batch(
     for found in pool.run(gradients, 4, count, size, way):
         for one, other in zip(expected, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_3_a_head_that_is_whole_after_its_forward_has_the_gradients_of_one_process(
+    pool: Pool, fused: bool
+) -> None:
+    expected = with_head(None, "alone")
+    for found in pool.run(with_head, 2, "FSDP2, head in the root", fused):
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+    for found in pool.run(with_head, 2, "FSDP2, head apart", False):
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("way", "fused", "message"),
+    [
+        ("FSDP2, head apart", True, "linear_weight must be whole.*found a DTensor.*Pruner.loss"),
+        ("FSDP1", True, "linear_weight must be whole.*found a parameter that FSDP shards"),
+        ("FSDP1, own parameters", True, "found a parameter that FSDP shards"),
+        ("DTensor", False, r"logits must be a plain tensor; .* Pass logits\.full_tensor\(\)"),
+    ],
+)
+def test_a_sharded_tensor_is_refused(way: str, fused: bool, message: str) -> None:
+    ranks = Pool(2)
+    try:
+        ranks.begin(with_head, 2, way, fused)
+        for found in ranks.results():
+            assert isinstance(found, Failed)
+            assert found.kind == "TypeError", found.trace
+            assert re.search(message, found.message)
+    finally:
+        ranks.close()
 
 
 def test_4_nothing_travels_in_a_step_and_15_bytes_a_visit_at_the_end(pool: Pool) -> None:

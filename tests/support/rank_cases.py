@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from adapruner import PrunedBatchSampler, PrunedSampler, Pruner, with_ids
+from adapruner._util.tensors import whole
 from adapruner.pruning import bitmask
 from adapruner.pruning.order import batches, share
 from adapruner.vision import evaluation_transform
@@ -198,6 +199,61 @@ def gradients(group: Any, count: int, size: int, way: str) -> list[Tensor]:
             dist.all_reduce(gradient, group=group)
         found.append(gradient / world)
     return found
+
+
+class WithHead(nn.Module):
+    """A layer and a head. The forward gives the inputs of the head, and its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body = nn.Linear(4, 6, dtype=torch.float64)
+            self.head = nn.Linear(6, 5, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(x).tanh()
+        return hidden, self.head(hidden)
+
+
+def with_head(group: Any, way: str, fused: bool = True) -> dict[str, Tensor]:
+    """The gradients of a batch of 8 samples, by the loss of a head that ranks may share."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    model = WithHead()
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(8, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 5, (8,), generator=generator)
+    world = 1 if group is None else group.size()
+    pruner = Pruner(8, 1.0, 3, warmup_epochs=0, process_group=group)
+    runs: nn.Module = model
+    if way.startswith("FSDP2"):
+        mesh = DeviceMesh.from_group(group, "cpu")
+        if way == "FSDP2, head apart":
+            fully_shard(model.head, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    elif way.startswith("FSDP1"):
+        settings = {
+            "process_group": group,
+            "use_orig_params": way == "FSDP1, own parameters",
+            "device_id": torch.device("cpu"),
+        }
+        model.head = FullyShardedDataParallel(model.head, **settings)
+        runs = FullyShardedDataParallel(model, **settings)
+    for ids in pruner.batches(8 // world):
+        hidden, logits = runs(x[ids])
+        if way == "DTensor":
+            from torch.distributed.tensor import distribute_tensor
+
+            logits = distribute_tensor(logits.detach(), DeviceMesh.from_group(group, "cpu"))
+        if fused:
+            head = model.head
+            loss = pruner.linear_loss(hidden, head.weight, y[ids], ids, linear_bias=head.bias)
+        else:
+            loss = pruner.loss(logits, y[ids], ids)
+        loss.backward()
+    return {name: whole(value.grad).clone() for name, value in model.named_parameters()}
 
 
 # --- loaders and states

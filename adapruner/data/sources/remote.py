@@ -41,7 +41,8 @@ _PIECE = 1 << 20  # bytes of a request while headers are scanned
 _RECHECK = 300.0  # seconds after which a shard's version is looked up again
 _LONGEST_PAUSE = 10.0  # seconds
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
-_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "version_id", "checksum")
+# A generation of gs:// comes before its etag, which also changes with the metadata.
+_VERSIONS = ("ETag", "generation", "etag", "md5Hash", "version_id", "checksum")
 _DATES = ("mtime", "LastModified", "last_modified", "created")
 
 _Answer = TypeVar("_Answer")
