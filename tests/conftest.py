@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 
 from adapruner.ops.device import why_no_cuda
+
+# gcsfs asks for the kind of a bucket by gRPC, which the emulator of the tests does not speak, for a
+# minute. It reads this when it is first imported, which other packages do.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 # More threads do not help the small networks of the tests, and waiting threads are slow on a busy
 # machine. Tests about threads set their own number.

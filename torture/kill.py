@@ -127,8 +127,10 @@ def _child(
         os.close(begins)
         work(rank)
         code = 0
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        # The end of another worker would raise an error in the middle of the report.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        traceback.print_exception(error)
     finally:
         sys.stderr.flush()
         os._exit(code)

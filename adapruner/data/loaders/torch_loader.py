@@ -184,7 +184,21 @@ class _SeededLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         with torch.device("cpu"):
-            return super().__iter__()
+            batches = super().__iter__()
+        return batches if self.num_workers == 0 else _batches_of_workers(batches)
+
+
+def _batches_of_workers(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches. A worker that dies while it hands one over ends them with torch's own error."""
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:
+        if "DataLoader worker" in str(error):  # an error of a sample, which the worker has sent
+            raise
+        raise RuntimeError(
+            "DataLoader worker exited unexpectedly, while it handed over a batch. It may have been "
+            "killed for the memory that it took"
+        ) from error
 
 
 class _Whole(NamedTuple):

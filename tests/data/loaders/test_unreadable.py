@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.training_data import Counted, Followed, all_ids, loader_of, order_of
+from torch.utils.data import TensorDataset, default_collate
 
 from adapruner import Pruner, UnreadableSampleError
 
@@ -132,3 +133,42 @@ def test_too_few_readable_samples_are_an_error() -> None:
         pruner.weigh(inputs[:, 0], ids)
     with pytest.raises(ValueError, match="needs 80 readable samples; found 74"):
         pruner.step()
+
+
+class Torn:
+    """An item that cannot be taken out of a worker's message, as if the worker had died."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _raise, (self.error,)
+
+
+def _raise(error: type[Exception]) -> Any:
+    raise error(104, "Connection reset by peer")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_worker_that_dies_with_a_batch_in_its_hands_is_named(error: type[Exception]) -> None:
+    loader = Pruner(8, 0.5, 2).loader(
+        TensorDataset(torch.zeros(8, 2), torch.zeros(8).long()),
+        4,
+        num_workers=1,
+        collate_fn=lambda samples: (Torn(error), default_collate([y for _, y in samples])),
+    )
+    with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly") as caught:
+        next(iter(loader))
+    assert isinstance(caught.value.__cause__, error)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_connection_error_of_a_batch_stays_one(num_workers: int) -> None:
+    def collate(samples: list[Any]) -> Any:
+        raise ConnectionResetError("the store went away")
+
+    loader = Pruner(8, 0.5, 2).loader(
+        Counted(8), 4, num_workers=num_workers, collate_fn=collate, on_error="raise"
+    )
+    with pytest.raises(ConnectionResetError, match="the store went away"):
+        list(loader)

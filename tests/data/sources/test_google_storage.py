@@ -60,9 +60,7 @@ def local(tmp_path: Path) -> ShardSource:
 
 
 @pytest.fixture
-def cloud(local: ShardSource, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    # gcsfs asks for the kind of a bucket by gRPC, which the emulator does not speak, for a minute.
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+def cloud(local: ShardSource) -> Iterator[Cloud]:
     gcsfs = pytest.importorskip("gcsfs", reason="needs gcsfs")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
