@@ -92,6 +92,8 @@ def size(num_bytes: float) -> str:
 
 def duration(seconds: float) -> str:
     """93.4 -> "1 min 33 s"."""
+    if not math.isfinite(seconds):
+        return number(seconds)
     if seconds < 59.95:
         return f"{seconds:.1f}\u202fs"
     minutes, whole_seconds = divmod(round(seconds), 60)

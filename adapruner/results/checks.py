@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,8 +94,8 @@ def check_content(content: Mapping[str, Any], num_samples: int) -> None:
     if epoch is not None and not _is_whole(epoch):
         raise _wrong("selected_epoch", "a whole number or None", epoch)
     for name, value in content["saved"].items():
-        if not _is_number(value):
-            raise _wrong(f"saved.{name}", "a number", value)
+        if not _is_number(value) or not math.isfinite(value):
+            raise _wrong(f"saved.{name}", "a finite number", value)
     if not isinstance(content.get("partial", False), bool):
         raise _wrong("partial", "of type bool", content["partial"])
     warnings = content.get("warnings", [])

@@ -338,6 +338,7 @@ def test_thumbnail_refuses(image, error):
         (values.size(5e15), "5\u202fPB"),
         (values.duration(59.97), "1\u202fmin 00\u202fs"),
         (values.duration(7261), "2\u202fh 01\u202fmin"),
+        (values.duration(float("inf")), "∞"),
         (values.compared(120, 100), "20.0\u202f% more than"),
         (values.compared(5, 5), "as much as"),
         (values.number(-2.5), "−2.500"),
