@@ -184,12 +184,12 @@ def table(made: list[Row]) -> str:
                 *lines(of_ratio, scale),
                 "",
             ]
-    machine = made[-1]["machine"]
+    processors = ", ".join(sorted({row["machine"]["processor"] for row in made}))
     commits = ", ".join(sorted({row["commit"] for row in made}))
     return "\n".join(
         [
             *parts,
-            f"{machine['processor']}, {machine['threads']} thread, torch "
+            f"{processors}, {made[-1]['machine']['threads']} thread, torch "
             f"{made[-1]['versions']['torch']}, {made[-1]['date']}, commits {commits}.",
         ]
     )
