@@ -92,7 +92,9 @@ def test_its_command_prints_a_table(example: str, data: Path | None, tmp_path: P
 def test_the_same_seed_gives_the_same(example: str, data: Path | None) -> None:
     module = load(example)
     arguments = () if data is None else (data,)
-    small = {} if data is None else {"most": 16}
+    # Fewer images than a batch make one step an epoch, which changes no answer of the network.
+    most = 40 if example == "fine_tuning" else 16
+    small = {} if data is None else {"most": most}
     one, other, another = (
         list(module.compare(*arguments, 0.5, 2, seed, **small)) for seed in (3, 3, 4)
     )

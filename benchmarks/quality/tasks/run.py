@@ -39,6 +39,7 @@ class Case(NamedTuple):
     keep_ratio: float
     epochs: int
     warmup_epochs: int | None = None  # None: the default
+    wrong_labels: float = 0.0  # share of the training labels; for fine-tuning alone
 
 
 class Task(NamedTuple):
@@ -56,9 +57,9 @@ TASKS = {
     "regression": Task((Case(0.7, 20),)),
     "segmentation": Task((Case(0.7, 16), Case(0.5, 16)), 367, "camvid"),
     "text": Task((Case(0.7, 10),), 10_000, "sst2"),
-    # Two epochs with a warm-up of one read everything, so they are training on all data.
+    # Two epochs with the default warm-up of one read everything, so one case has none.
     "fine_tuning": Task(
-        (Case(0.7, 2, 0), Case(0.7, 3, 0), Case(0.7, 3, 1)),
+        (Case(0.7, 3), Case(0.7, 5), Case(0.7, 2), Case(0.7, 2, 0), Case(0.7, 3, None, 0.2)),
         most=2000,
         folder="cifar10",
         package="efficientnet_lite_pytorch",
@@ -109,6 +110,8 @@ def rows(
     more: dict[str, Any] = {} if most is None else {"folder": folder_of(task, data), "most": most}
     if case.warmup_epochs is not None:
         more["warmup_epochs"] = case.warmup_epochs
+    if case.wrong_labels:
+        more["wrong_labels"] = case.wrong_labels
     compared = example.compare(
         keep_ratio=case.keep_ratio, epochs=case.epochs, seed=seed, method=OURS[method], **more
     )
@@ -130,6 +133,7 @@ def rows(
             "samples": samples,
             "epochs": case.epochs,
             "warmup_epochs": case.warmup_epochs if ours else None,
+            "wrong_labels": case.wrong_labels,
             "recipe": recipe(task),
             "versions": {key: about[key] for key in ("adapruner", "torch", "python")},
             "machine": {key: about[key] for key in ("processor", "cores", "threads")},
@@ -142,7 +146,8 @@ def rows(
 
 def key(row: Row) -> tuple[Any, ...]:
     """Rows with the same key are of the same run."""
-    case = Case(row["keep_ratio"], row["epochs"], row.get("warmup_epochs"))
+    more = row.get("warmup_epochs"), row.get("wrong_labels", 0.0)
+    case = Case(row["keep_ratio"], row["epochs"], *more)
     return row["task"], row["method"], row.get("constants"), case, row["seed"]
 
 
@@ -165,13 +170,16 @@ def recipe(task: str) -> str:
 def table(made: list[Row]) -> str:
     """Mean ± standard error; paired differences to random and full, better above 0."""
     parts = []
-    for (task, metric, epochs), found in group(made, "task", "metric", "epochs").items():
+    made = [{"wrong_labels": 0.0} | row for row in made]
+    tables = group(made, "task", "metric", "epochs", "wrong_labels")
+    for (task, metric, epochs, wrong), found in tables.items():
         for ratio in sorted({r["keep_ratio"] for r in found if r["method"] != "full"})[::-1]:
             of_ratio = [r for r in found if r["method"] == "full" or r["keep_ratio"] == ratio]
             unit, scale = SCALES[metric]
             parts += [
                 f"**{task.replace('_', ' ')}**: {metric}{', ' * bool(unit)}{unit}, keep ratio "
-                f"{ratio:g}, {epochs} epochs, {max(row['samples'] for row in found):,} samples",
+                f"{ratio:g}, {epochs} epochs, {max(row['samples'] for row in found):,} samples"
+                + (f", {wrong:.0%} wrong labels".replace("%", " %") if wrong else ""),
                 "",
                 *lines(of_ratio, scale),
                 "",
@@ -223,6 +231,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("ADAPRUNER_DATA", "data"))
     parser.add_argument("--methods", nargs="+", choices=list(OURS), default=list(OURS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, nargs="+", help="of the cases; all where not given")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the networks are too small for more to help
     path = RESULTS / "tasks.jsonl"
@@ -231,7 +240,10 @@ def main() -> None:
         if (missing := lacking(task, args.data)) is not None:
             print(f"{task} is skipped: {missing}", flush=True)
             continue
-        for method, seed, case in product(args.methods, range(args.seeds), TASKS[task].cases):
+        cases = TASKS[task].cases
+        if args.epochs is not None:
+            cases = tuple(case for case in cases if case.epochs in args.epochs)
+        for method, seed, case in product(args.methods, range(args.seeds), cases):
             done = {key(row) for row in read_rows(path)}
             ways = ways_left(task, case, seed, method, done)
             made = list(rows(task, args.data, case, seed, method, ways, about)) if ways else []

@@ -72,6 +72,16 @@ def test_training_on_everything_is_the_same_at_every_keep_ratio_and_warm_up() ->
     assert ways_left("text", CASE, 1, "adapruner", done) == 4
 
 
+def test_wrong_labels_are_another_case_with_rivals_and_a_table_of_its_own() -> None:
+    made = [row("random"), row("full"), row("adapruner")]
+    spoiled = [row(method, 0.75, wrong_labels=0.2) for method in ("full", "random")]
+    case = CASE._replace(wrong_labels=0.2)
+    assert ways_left("text", case, 0, "adapruner", {key(r) for r in made}) == 4
+    assert ways_left("text", case, 0, "adapruner", {key(r) for r in made + spoiled}) == 2
+    titles = [line for line in table(made + spoiled).splitlines() if line.startswith("**text**")]
+    assert [", 20 % wrong labels" in title for title in titles] == [False, True]
+
+
 def test_rows_of_other_constants_are_made_again() -> None:
     done = {key(row("random")), key(row("full")), key(row("adapruner", constants="others"))}
     assert ways_left("text", CASE, 0, "adapruner", done) == 2
