@@ -135,11 +135,12 @@ def summary_rows(wanted: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def ranks_row() -> str:
     """A step of two ranks as a row of :func:`speed_table`; benchmarks/ranks.py measures it."""
-    steps = load("ranks")["step"]
+    made = load("ranks")
+    steps, on = made["step"], made["about"]["processor"]
     ours = steps["DDP with a pruner"][1]
     rivals = {"plain DDP": "DDP", "all-gather each step": "DDP, all-gather a step"}
     shown = ", ".join(f"{title} **{steps[name][1] / ours:.2f}**" for title, name in rivals.items())
-    title = "step of two ranks, gloo ([table](docs/many-gpus.md#what-it-costs))"
+    title = f"step of two ranks, gloo, {on} ([table](docs/many-gpus.md#what-it-costs))"
     return f"| {title} | {time(ours)} | {shown} |"
 
 
