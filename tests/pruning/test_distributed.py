@@ -58,7 +58,7 @@ def random_case(seed: int, world: int) -> dict[str, Any]:
     if held_out is not None and len(held_out) >= count:
         held_out = None
     few = max(1, count // 20)
-    return {
+    case: dict[str, Any] = {
         "num_samples": count,
         "seed": seed,
         "ties": draw.random() < 0.5,
@@ -82,6 +82,10 @@ def random_case(seed: int, world: int) -> dict[str, Any]:
             "track_losses": draw.random() < 0.7,
         },
     }
+    settings = case["settings"]
+    if labels is not None and settings["method"] == "sampled" and settings["track_losses"]:
+        settings["balance"] = draw.choice(["class", "loss"])
+    return case
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
