@@ -15,7 +15,7 @@ MODULES = [
     "adapruner.integrations.timm",
     "adapruner.ops.selection",
     "adapruner.pruning.pruner",
-    "adapruner.pruning.selection",
+    "adapruner.pruning.quotas",
     "adapruner.training.fast_prune",
 ]
 
