@@ -8,9 +8,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Findings:
@@ -20,6 +23,8 @@ class Findings:
         self._found: dict[str, dict[str, Any]] = {}
 
     def note(self, place: str, example: str) -> None:
+        for folder in (ROOT, Path(sys.prefix)):  # the results name no folder of this machine
+            example = example.replace(f"{folder}/", "")
         entry = self._found.setdefault(place, {"place": place, "count": 0, "example": example})
         entry["count"] += 1
         if entry["count"] == 1:

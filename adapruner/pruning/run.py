@@ -330,8 +330,9 @@ class Run:
 
     def _class_weights(self) -> np.ndarray | None:
         """Weights of the classes in the last selection, where their losses decide."""
-        losses, labels = self.gates.last_loss, self.selection.labels
-        if not self.selection.by_loss or losses is None or labels is None:
+        labels = self.selection.labels if self.selection.by_loss else None
+        losses = self.gates.last_loss
+        if labels is None or losses is None:
             return None
         return weights_by_loss(losses, self.gates.real("loss_scale"), labels)
 

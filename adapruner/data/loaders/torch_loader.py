@@ -189,11 +189,11 @@ class _SeededLoader(DataLoader[Any]):
 
 
 def _batches_of_workers(batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches. A worker that dies while it hands one over ends them with torch's own error."""
+    """The batches. An error says so if a worker dies while it hands one over."""
     try:
         yield from batches
     except (ConnectionError, EOFError) as error:
-        if "DataLoader worker" in str(error):  # an error of a sample, which the worker has sent
+        if "DataLoader worker" in str(error):  # an error that the worker has sent
             raise
         raise RuntimeError(
             "DataLoader worker exited unexpectedly, while it handed over a batch. It may have been "
