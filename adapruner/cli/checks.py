@@ -78,12 +78,12 @@ def method_name(text: str) -> str:
 
 
 def balance_of(text: str) -> str | Path:
-    """ "class", "loss", or the .npy file with the group of each image."""
-    if text in ("class", "loss"):
+    """ "class", or the .npy file with the group of each image."""
+    if text == "class":
         return text
     if Path(text).suffix != ".npy":
         raise argparse.ArgumentTypeError(
-            f"must be class, loss, or a .npy file with the group of each image; found {text!r}"
+            f"must be class or a .npy file with the group of each image; found {text!r}"
         )
     return Path(text)
 

@@ -144,10 +144,10 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     option(
         "--balance",
         type=balance_of,
-        metavar="class|loss|FILE.npy",
-        help="class keeps the same share of every class; loss keeps more of classes with larger "
-        "losses; the file has the group of each image, integers, and every group keeps the same "
-        "share",
+        metavar="class|FILE.npy",
+        help="class keeps the same share of every class; the file has the group of each image, "
+        "integers, and every group keeps the same share; without it, three quarters of the kept "
+        "images are dealt evenly over the classes",
     )
     option(
         "--method",

@@ -50,30 +50,27 @@ def check_labels(name: str, labels: Any, num_samples: int) -> Tensor:
     return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
 
 
-def checked_by_loss(balance: Any, has_labels: bool, track_losses: bool, draws: bool) -> bool:
-    """Whether the losses of a class decide how many of its samples are kept.
+def check_balance(balance: Any, has_labels: bool, has_floors: bool) -> None:
+    """Check how classes are balanced.
 
     Args:
-        balance: the argument: "class" or "loss".
+        balance: the argument: "class" or "floor".
         has_labels: whether the classes of the samples are given.
-        track_losses: whether last losses are known.
-        draws: whether the method's last selection is the kept set.
+        has_floors: whether the method gives classes floors.
 
     Raises:
-        ValueError: another value, or something is missing that "loss" needs.
+        ValueError: another value, or something is missing that "floor" needs.
     """
-    if balance not in ("class", "loss"):
-        raise ValueError(f'balance must be "class" or "loss"; found {balance!r}')
+    if balance not in ("class", "floor"):
+        raise ValueError(f'balance must be "class" or "floor"; found {balance!r}')
     if balance == "class":
-        return False
+        return
     needs = {
         "the classes of all samples (labels=)": has_labels,
-        "track_losses=True": track_losses,
-        'the method "sampled"': draws,
+        'the method "sampled"': has_floors,
     }
     if missing := [name for name, there in needs.items() if not there]:
-        raise ValueError(f'balance="loss" needs {" and ".join(missing)}')
-    return True
+        raise ValueError(f'balance="floor" needs {" and ".join(missing)}')
 
 
 def check_held_out(held_out: Any, num_samples: int) -> Tensor:

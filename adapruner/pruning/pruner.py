@@ -42,10 +42,12 @@ class Pruner(Run):
             as the paper does.
         seed: seed of the order, the exploration and the augmentation.
         labels: integers ``[N]``: the class of each sample, or another group, such as the video of
-            a frame. Where given, every group keeps exactly its share.
-        balance: "class", or "loss": the share of a class among the kept samples follows its losses
-            (:func:`adapruner.pruning.quotas.weights_by_loss`), and each class keeps at least five
-            samples. It needs ``labels``, last losses and the method "sampled".
+            a frame.
+        balance: what ``labels`` do. "class": every group keeps exactly its share. "floor": three
+            quarters of the kept set are dealt evenly over the classes
+            (:func:`adapruner.pruning.quotas.class_floors`), and the draw decides on the rest; it
+            needs the method "sampled". Without ``labels``, classes have floors where the dataset
+            of the loader knows its targets.
         held_out: dataset indices that the loop does not train on. They take their losses from
             :meth:`observe` and compete among themselves for their own share.
         explore: each epoch also reads this share of N of pruned samples, so that they can return.

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from adapruner.pruning import bitmask
-
-# Losses are summed as whole multiples of 1/2²⁰, so that no order of additions matters.
-_SUM_UNIT = 2.0**20
+# Part of the kept set that classes with floors share evenly. The draw decides on the rest.
+DEALT_EVENLY = 0.75
 
 
 def largest_remainder(total: int, sizes: np.ndarray, available: np.ndarray) -> np.ndarray:
@@ -57,22 +53,33 @@ def largest_remainder_within(
         raised |= dealt < least
 
 
-def weights_by_loss(losses: Tensor, unit: float, labels: Tensor) -> np.ndarray:
-    """Weights of the classes, in proportion to √(share of the class · mean loss of its samples).
+def class_floors(sizes: np.ndarray, total: int) -> np.ndarray:
+    """The least number of samples that each class keeps, int64 ``[C]``.
 
-    The square root is between an equal number for each class and a number in proportion to its
-    loss. No loss counts as more than ``unit``, so that a few outliers do not decide.
+    :data:`DEALT_EVENLY` of the kept set is dealt evenly: each class gets the same number, or all it
+    has. So where classes are of equal size, no class keeps less than this part of its share.
 
     Args:
-        losses: float ``[N]``; a loss that is not finite counts as 0.
-        unit: a usual loss of an untrained model.
-        labels: the class of each sample, integers ``[N]``, below C.
+        sizes: samples of each class, int64 ``[C]``.
+        total: number of samples to keep.
 
-    Returns:
-        Int64 ``[C]``. The same on all devices.
+    >>> class_floors(np.array([900, 90, 10]), 400)
+    array([200,  90,  10])
     """
-    sums = torch.zeros(int(labels.max()) + 1, dtype=torch.int64, device=losses.device)
-    for part, of in zip(losses.split(bitmask.PIECE), labels.split(bitmask.PIECE), strict=True):
-        capped = (part.double() / unit).nan_to_num(0.0, 0.0, 0.0).clamp_(0.0, 1.0)
-        sums.index_add_(0, of.to(part.device).long(), capped.mul_(_SUM_UNIT).round_().long())
-    return np.rint(np.sqrt(sums.cpu().numpy()) * 2**10).astype(np.int64)
+    places = int(DEALT_EVENLY * total)
+    # Each class has the largest number with which these places suffice, found by bisection.
+    least, most = 0, int(sizes.max(initial=0))
+    while least < most:
+        number = (least + most + 1) // 2
+        if np.minimum(sizes, number).sum() <= places:
+            least = number
+        else:
+            most = number - 1
+    return np.minimum(sizes, least)
+
+
+def class_numbers(targets: np.ndarray) -> np.ndarray:
+    """Classes numbered from 0, below N; integers ``[N]``. Any integers ``[N]`` are classes."""
+    if len(targets) and 0 <= targets.min() and targets.max() < len(targets):
+        return targets
+    return np.unique(targets, return_inverse=True)[1]

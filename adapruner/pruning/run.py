@@ -19,16 +19,16 @@ from adapruner.errors import PruningWarning
 from adapruner.ops.device import check_device
 from adapruner.pruning import bitmask, doubts
 from adapruner.pruning.arguments import (
+    check_balance,
     check_held_out,
     check_labels,
-    checked_by_loss,
     checked_warmup,
 )
 from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.history import entry_of
 from adapruner.pruning.methods import DEFAULT_METHOD, current_name, find_method
-from adapruner.pruning.quotas import weights_by_loss
+from adapruner.pruning.quotas import class_numbers
 from adapruner.pruning.restored import check_parts, check_settings, check_state
 from adapruner.pruning.sampler import Samples
 from adapruner.pruning.schedule import Best, Controller, choose_best
@@ -82,14 +82,13 @@ class Run:
             num_samples, keep_ratio, self.method, device, track_losses, normalize_loss
         )
         self.gates.set_integer("resting", int(warmup_epochs > 0))
-        draws = self.method.by_first_loss and not self.method.chooses_best
-        by_loss = checked_by_loss(balance, labels is not None, track_losses, draws)
+        check_balance(balance, labels is not None, self.method.has_floors)
         self.selection = Selection(
             num_samples,
             keep_ratio,
             seed=seed,
             labels=None if labels is None else check_labels("labels", labels, num_samples),
-            by_loss=by_loss,
+            balance=balance,
             held_out=None if held_out is None else check_held_out(held_out, num_samples),
             explore=explore,
         )
@@ -184,6 +183,8 @@ class Run:
         if self.fingerprint and self.samples is None:  # of a loaded state
             check_same_dataset("the state", "fingerprint", self.fingerprint, fingerprint)
         self.fingerprint, self.samples = fingerprint, samples
+        if samples.targets is not None and self.method.has_floors:
+            self.selection.learn_classes(torch.from_numpy(class_numbers(samples.targets)))
         for name, text in samples.doubts.items():
             self.warn(name, text)
 
@@ -286,8 +287,7 @@ class Run:
         keys = None
         if ratio < 1:
             keys = self.method.keys(gates, [*self.history, entry], self.seed, final=last)
-        weights = self._class_weights() if last else None
-        selection.select(gates, ratio, controller.slope_now, keys, weights)
+        selection.select(gates, ratio, controller.slope_now, keys, last)
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
         seconds = time.perf_counter() - self._started
@@ -324,17 +324,9 @@ class Run:
             ended._end_epoch(None, 0.0, last=True)
         else:
             keys = self.method.keys(ended.gates, self.history, self.seed, final=True)
-            slope, weights = self.controller.slope_now, ended._class_weights()
-            ended.selection.select(ended.gates, self.keep_ratio, slope, keys, weights)
+            slope = self.controller.slope_now
+            ended.selection.select(ended.gates, self.keep_ratio, slope, keys, last=True)
         return ended
-
-    def _class_weights(self) -> np.ndarray | None:
-        """Weights of the classes in the last selection, where their losses decide."""
-        labels = self.selection.labels if self.selection.by_loss else None
-        losses = self.gates.last_loss
-        if labels is None or losses is None:
-            return None
-        return weights_by_loss(losses, self.gates.real("loss_scale"), labels)
 
     def synchronize(self) -> None:
         """Bring the gates up to date with the visits of all ranks. All ranks must call it.

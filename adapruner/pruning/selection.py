@@ -2,9 +2,9 @@
 
 A selection keeps exactly ``keep_count(ratio, N)`` samples: those with the largest gate logits, or
 with the largest keys of the method (:mod:`adapruner.pruning.methods`). Of equal values the lower
-index wins. With balanced classes, each class keeps its own share
-(:mod:`adapruner.pruning.quotas`). Held-out samples compete among
-themselves for their own share. An unreadable sample (m = −inf) is never kept.
+index wins. With balanced classes, each class keeps its own share, and with floors no class keeps
+less than its floor (:mod:`adapruner.pruning.quotas`). Held-out samples compete among themselves for
+their own share. An unreadable sample (m = −inf) is never kept.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from adapruner._util.checks import checked_real
 from adapruner._util.seeds import Stream, stream_seed
 from adapruner.pruning import bitmask
 from adapruner.pruning.gates import Gates
-from adapruner.pruning.quotas import largest_remainder, largest_remainder_within
+from adapruner.pruning.quotas import class_floors, largest_remainder, largest_remainder_within
 
-# Samples that a class keeps at least, if it has so many, where losses decide on the shares.
-LEAST_OF_CLASS = 5
 # A run goes on where this share of N is missing among the samples to keep.
 MOST_MISSING = 0.05
 
@@ -63,9 +61,9 @@ class Selection:
         num_samples: N.
         keep_ratio: r, the final keep ratio.
         seed: orders samples of equal age in the exploration.
-        labels: int64 ``[N]``. If given, every class keeps its proportional share.
-        by_loss: classes have shares of their own only in a selection with weights, and keep at
-            least :data:`LEAST_OF_CLASS` samples each.
+        labels: integers ``[N]``, the class of each sample, or None.
+        balance: "class": every class keeps its proportional share in every selection. "floor": no
+            class keeps less than its floor in the last selection.
         held_out: int64 indices that are never trained on.
         explore: pruned samples to read in each epoch, as a share of N in [0, 1].
 
@@ -83,7 +81,7 @@ class Selection:
         *,
         seed: int = 0,
         labels: Tensor | None = None,
-        by_loss: bool = False,
+        balance: str = "class",
         held_out: Tensor | None = None,
         explore: float = 0.02,
     ) -> None:
@@ -91,13 +89,14 @@ class Selection:
         self.keep_ratio = check_keep_ratio(keep_ratio, num_samples)
         self.seed = seed
         self.explore = explore
-        self.by_loss = by_loss
+        self.balance: str | None = None if labels is None else balance
         self.kept = bitmask.full(num_samples)
         self.held_out = None if held_out is None else bitmask.of_indices(held_out, num_samples)
         self.read = self._trained()
-        self._classes = 1 if labels is None else int(labels.max()) + 1
-        self._of_class = None if labels is None else self._class_segments(labels)
-        self._sizes = self._segment_sizes(by_class=True)
+        self._classes, self._of_class = 1, None
+        if labels is not None:
+            self._know(labels)
+        self._digest = self._digest_now()
 
     @property
     def kept_count(self) -> int:
@@ -111,7 +110,7 @@ class Selection:
 
     @property
     def labels(self) -> Tensor | None:
-        """The classes that keep their own share, integers ``[N]``; None without such classes."""
+        """The classes, integers ``[N]``; None where they are not known."""
         return None if self._of_class is None else self._of_class % self._classes
 
     def explored(self) -> Tensor:
@@ -119,11 +118,26 @@ class Selection:
         return self.read & ~self.kept
 
     def digest(self) -> str:
-        """A hash of the classes and of the held-out samples."""
+        """A hash of the classes that were given, and of the held-out samples."""
+        return self._digest
+
+    def _digest_now(self) -> str:
         found = hashlib.blake2b(digest_size=16)
         for tensor in (self._of_class, self.held_out):
             found.update(b"" if tensor is None else tensor.numpy().data)
         return found.hexdigest()
+
+    def learn_classes(self, labels: Tensor) -> None:
+        """Give classes their floors by these labels, integers ``[N]``, if none were given."""
+        if self._of_class is None:
+            self.balance = "floor"
+            self._know(labels)
+
+    def _know(self, labels: Tensor) -> None:
+        self._classes = int(labels.max()) + 1
+        self._of_class = self._class_segments(labels)
+        pieces = (piece.numpy() for piece in self._of_class.split(bitmask.PIECE))
+        self._class_sizes = self._count(pieces, self._classes)
 
     def _trained(self) -> Tensor:
         return self.kept if self.held_out is None else self.kept & ~self.held_out
@@ -149,12 +163,6 @@ class Selection:
         # Two segments are stored as bits.
         return torch.from_numpy(bitmask.unpack(self.held_out, self.num_samples).view(np.uint8))
 
-    def _segment_sizes(self, by_class: bool) -> np.ndarray:
-        if not by_class or self._of_class is None:
-            return np.array([self.num_samples - self.held_out_count, self.held_out_count])
-        pieces = (piece.numpy() for piece in self._of_class.split(bitmask.PIECE))
-        return self._count(pieces, self._classes)
-
     @staticmethod
     def _count(pieces: Iterable[np.ndarray], classes: int) -> np.ndarray:
         """Size of each segment over all pieces, int64 ``[2·classes]``."""
@@ -169,7 +177,7 @@ class Selection:
         ratio: float,
         slope: float,
         keys: Tensor | None = None,
-        weights: np.ndarray | None = None,
+        last: bool = False,
     ) -> None:
         """Keep the exact top-k at ``ratio``, and set the slope of the gates.
 
@@ -179,14 +187,12 @@ class Selection:
             slope: the next slope k.
             keys: float32 ``[N]``, −inf for an unreadable sample. If given, they rank the samples
                 instead of the gate logits.
-            weights: int64 ``[classes]``. If given, the numbers of samples that classes keep are in
-                proportion to these, not to the sizes of the classes.
+            last: whether this is the last selection, which has the floors of classes.
 
         Raises:
             ValueError: many of the samples that the run must keep cannot be read.
         """
-        by_class = self._of_class is not None and (weights is not None or not self.by_loss)
-        segments = self._segments(by_class)
+        segments = self._segments(by_class=self.balance == "class")
         # The pass that ranks gate logits also computes their sums. A pass over keys cannot.
         ranked, summed = (gates.logits, slope) if keys is None else (keys, None)
         if segments is None:
@@ -194,50 +200,74 @@ class Selection:
             count = self._clip(keep_count(ratio, self.num_samples), readable)
             kept, sums = ops.topk_mask(ranked, count, summed)
         else:
-            sizes = self._sizes if by_class else self._segment_sizes(by_class=False)
-            quotas = torch.from_numpy(self._quotas(gates, ratio, segments, sizes, weights))
-            device = gates.logits.device
-            kept, sums = ops.segmented_topk(ranked, segments.to(device), quotas.to(device), summed)
+            sizes, readable = self._sizes(gates, segments)
+            half = len(sizes) // 2
+            count = self._clip(keep_count(ratio, self.num_samples), int(readable.sum()))
+            of_class = largest_remainder(
+                count, sizes[:half] + sizes[half:], readable[:half] + readable[half:]
+            )
+            quotas = self._with_held_out(of_class, ratio, sizes, readable)
+            kept, sums = self._segmented_topk(ranked, segments, quotas, summed)
         self.kept = kept.cpu()
+        if last and self.balance == "floor":
+            self._raise_to_floors(gates, ratio, ranked)
         self.read = self._trained()
         if keys is None:
             gates.use_sums(slope, sums)
         else:
             gates.set_slope(slope)
 
-    def _quotas(
-        self,
-        gates: Gates,
-        ratio: float,
-        segments: Tensor,
-        sizes: np.ndarray,
-        weights: np.ndarray | None,
-    ) -> np.ndarray:
-        """Quota of each segment for a selection at ``ratio``, int64 ``[2·classes]``.
+    def _raise_to_floors(self, gates: Gates, ratio: float, ranked: Tensor) -> None:
+        """Keep more of the classes that are below their floor, and less of the others."""
+        segments = self._segments(by_class=True)
+        if segments is None:
+            return
+        sizes, readable = self._sizes(gates, segments)
+        pieces = segments.numpy()
+        masks = bitmask.unpack_pieces(self.kept, self.num_samples)
+        kept = self._count(
+            (pieces[begin : begin + len(mask)][mask] for begin, mask in masks), self._classes
+        )
+        kept_of, readable_of = (np.add(*np.split(each, 2)) for each in (kept, readable))
+        floors = class_floors(readable_of, int(kept.sum()))
+        if (kept_of >= floors).all():
+            return
+        of_class = largest_remainder_within(int(kept.sum()), kept_of, floors, readable_of)
+        quotas = self._with_held_out(of_class, ratio, sizes, readable)
+        self.kept = self._segmented_topk(ranked, segments, quotas)[0].cpu()
 
-        ``sizes`` are those of the segments.
+    @staticmethod
+    def _segmented_topk(
+        ranked: Tensor, segments: Tensor, quotas: np.ndarray, slope: float | None = None
+    ) -> ops.TopK:
+        device = ranked.device
+        return ops.segmented_topk(
+            ranked, segments.to(device), torch.from_numpy(quotas).to(device), slope
+        )
+
+    def _sizes(self, gates: Gates, segments: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Samples of each segment, and those of them that are readable; both int64 ``[2·C]``."""
+        sizes = np.array([self.num_samples - self.held_out_count, self.held_out_count])
+        if segments is self._of_class:
+            sizes = self._class_sizes
+        if gates.all_readable:
+            return sizes, sizes
+        both = zip(segments.split(bitmask.PIECE), gates.logits.split(bitmask.PIECE), strict=True)
+        gone = (piece[(logits == -torch.inf).cpu()].numpy() for piece, logits in both)
+        return sizes, sizes - self._count(gone, len(sizes) // 2)
+
+    def _with_held_out(
+        self, of_class: np.ndarray, ratio: float, sizes: np.ndarray, readable: np.ndarray
+    ) -> np.ndarray:
+        """Quotas of the segments, int64 ``[2·C]``, from those of the classes, ``[C]``.
+
+        Held-out samples have their own share. They fill the quota of a class that has too few
+        readable training samples.
         """
-        half, available = len(sizes) // 2, sizes
-        if not gates.all_readable:
-            both = zip(
-                segments.split(bitmask.PIECE), gates.logits.split(bitmask.PIECE), strict=True
-            )
-            available = available - self._count(
-                (piece[(logits == -torch.inf).cpu()].numpy() for piece, logits in both), half
-            )
-        count = self._clip(keep_count(ratio, self.num_samples), int(available.sum()))
-        held_out, readable = sizes[half:], available[:half] + available[half:]
-        if weights is None:
-            of_class = largest_remainder(count, sizes[:half] + held_out, readable)
-        else:
-            least = np.minimum(readable, LEAST_OF_CLASS if self.by_loss else 0)
-            if least.sum() > count:
-                least = largest_remainder(count, least, least)
-            rest = largest_remainder(count - int(least.sum()), weights, readable - least)
-            of_class = least + rest
-        # Held-out samples fill the share of a class that has too few readable training samples.
-        least = np.maximum(of_class - available[:half], 0)
-        most = np.minimum(of_class, available[half:])
+        half = len(of_class)
+        held_out = sizes[half:]
+        least = np.maximum(of_class - readable[:half], 0)
+        most = np.minimum(of_class, readable[half:])
         share = keep_count(ratio, int(held_out.sum()))
         share = min(max(share, int(least.sum())), int(most.sum()))
         of_held_out = largest_remainder_within(share, held_out, least, most)

@@ -121,7 +121,7 @@ def warnings(result: PruneResult) -> list[str]:
         if lost := int((kept == 0).sum()):
             found.append(
                 f"{count(lost)} of {count(len(kept))} classes have no kept sample. "
-                'balance="loss" keeps some samples of every class.'
+                'balance="class" keeps the same share of every class.'
             )
     return found
 

@@ -51,7 +51,7 @@ def result_of(pruner: Pruner) -> PruneResult:
         gate_logits=to_cpu(run.method.scores(run.gates, run.history)),
         keep_ratio=run.keep_ratio,
         fingerprint=run.fingerprint,
-        config=dict(run.settings),
+        config=run.settings | {"balance": run.selection.balance},
         dataset={"num_samples": run.num_samples} if samples is None else samples.about(),
         history=[dict(entry) for entry in run.history],
         selected_epoch=selected_epoch,
@@ -97,8 +97,8 @@ def _small_classes(targets: np.ndarray, indices: np.ndarray) -> str | None:
     shown = ", ".join(map(str, classes[few][:10].tolist())) + (", …" if few.sum() > 10 else "")
     return (
         f"{int(few.sum())} of {len(classes)} classes keep fewer than {FEW_OF_A_CLASS} samples, and "
-        f"{int((after == 0).sum())} of them keep none: classes {shown}. Every class keeps "
-        f'{FEW_OF_A_CLASS} or more with balance="loss", and its share with balance="class"'
+        f"{int((after == 0).sum())} of them keep none: classes {shown}. Every class keeps its share "
+        'with balance="class"'
     )
 
 

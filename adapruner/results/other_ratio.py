@@ -26,20 +26,23 @@ def at(result: PruneResult, keep_ratio: float) -> PruneResult:
     keys = (result.gate_logits if result.draw_keys is None else result.draw_keys).clone()
     unreadable = (result.gate_logits == -torch.inf).nonzero().flatten()
     # A smaller set is part of the kept set, and a larger set contains it.
-    if keep_count(keep_ratio, count) <= len(result.indices):
+    smaller = keep_count(keep_ratio, count) <= len(result.indices)
+    if smaller:
         keys[~result.kept] = -_TOP
     else:
         keys[result.indices] = _TOP
     keys[unreadable] = -torch.inf
-    labels, weights = None, None
-    if result.quota_labels is not None:
-        labels = result.quota_labels.long()
-        if result.config.get("balance") == "loss":  # the shares of the kept set
-            weights = labels[result.indices].bincount(minlength=int(labels.max()) + 1).numpy()
-    selection = Selection(count, keep_ratio, labels=labels, held_out=result.held_out)
+    selection = Selection(
+        count,
+        keep_ratio,
+        labels=result.quota_labels,
+        balance=result.config.get("balance") or "class",
+        held_out=result.held_out,
+    )
     gates = Gates(count, keep_ratio, Objective(easy_weight=0.0), "cpu")
     gates.exclude(unreadable)
-    selection.select(gates, keep_ratio, 1.0, keys, weights)
+    # The floors of classes in the kept set hold in a larger set, which contains it.
+    selection.select(gates, keep_ratio, 1.0, keys, last=smaller)
     indices = bitmask.indices(selection.kept)
     warn_of_few(keep_ratio, count, len(indices))
     costs = ("samples_read", "samples_read_full", "seconds", "seconds_full")

@@ -141,9 +141,9 @@ def fast_prune(
             :class:`adapruner.Pruner`.
         balance: "class" keeps exactly the same share of every class. Integers ``[N]``, the group
             of each sample, keep the same share of every group, such as the frames of one video.
-            "loss" gives classes with larger losses a larger share, and every class at least five
-            samples: for rare classes and small keep ratios (docs/quality.md). Without it, fewer
-            samples are kept of rare classes that the model does not fit.
+            Where None and the classes of all samples are known before the run, three quarters of
+            the kept set are dealt evenly over the classes, so that rare classes keep their samples,
+            and the draw decides on the rest. It needs the method "sampled".
         method: "sampled" draws samples by their gates; "published" keeps the largest gate logits,
             as the paper does.
         warmup_epochs: epochs before the gates start; 0 for a model that is trained already. About a
@@ -208,7 +208,6 @@ def fast_prune(
         method=method,
         seed=seed,
         labels=labels,
-        balance="loss" if isinstance(balance, str) and balance == "loss" else "class",
         held_out=held_out,
         normalize_loss=normalize_loss,
         device=where,

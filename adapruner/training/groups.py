@@ -26,7 +26,7 @@ def quota_labels(balance: Any, source: Source) -> Any | None:
     """The group of each sample, integers ``[N]``; None where samples have no groups.
 
     Args:
-        balance: "class" or "loss", or the group of each sample, or None.
+        balance: "class", or the group of each sample, or None.
         source: the dataset.
 
     Raises:
@@ -37,13 +37,13 @@ def quota_labels(balance: Any, source: Source) -> Any | None:
         return None
     if not isinstance(balance, str):
         return check_labels("balance", balance, len(source))
-    if balance not in ("class", "loss"):
+    if balance != "class":
         raise ValueError(
-            f'balance must be None, "class", "loss" or the group of each sample; found {balance!r}'
+            f'balance must be None, "class" or the group of each sample; found {balance!r}'
         )
     if source.targets is None:
         raise ValueError(
-            f'balance="{balance}" needs the classes of all samples before the run; found a dataset '
+            'balance="class" needs the classes of all samples before the run; found a dataset '
             "without a `targets` attribute"
         )
     return source.targets

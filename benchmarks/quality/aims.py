@@ -142,7 +142,7 @@ def checks(rows: Iterable[Row], tasks: Iterable[Row]) -> list[Check]:
     place = Place("digits", "same epochs", "clean")
     for method in SHORT_RUNS:
         found += [_to(cells, 2, place, method, "random", r, NOT_BELOW) for r in (0.7, 0.3)]
-    for dataset in ("digits", "letter"):
+    for dataset in DATASETS:
         found.append(_tail(cells, 2, dataset, "random"))
     found += other_networks(cells, rows)
     found += other_tasks(tasks)
@@ -157,7 +157,7 @@ def checks(rows: Iterable[Row], tasks: Iterable[Row]) -> list[Check]:
         place = Place(CIFAR, "same epochs", noise)
         found.append(_to(cells, 4, place, DEFAULT, "random", 0.7, ABOVE))
         found.append(_to(cells, 4, place, DEFAULT, "full", 0.7, NOT_BELOW))
-    for dataset in ("digits", "letter"):
+    for dataset in DATASETS:
         found += [_tail(cells, 5, dataset, rival) for rival in (BALANCED, "random of each class")]
     for dataset in DATASETS:
         found.append(_cost(cells, Place(dataset, "joint", "clean"), 0.85))

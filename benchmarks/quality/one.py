@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.selection import keep_count
 
 from . import plans
@@ -20,13 +21,13 @@ from .static import STATIC, generator_of
 from .table import (
     ADAPRUNER,
     BALANCED,
-    BY_LOSS,
     CIFAR,
     RIGHT_ONLY,
     SHORT,
     SHORT_READS,
     SHORT_RUNS,
     TRACKS,
+    UNKNOWN,
     Run,
 )
 from .trainer import Plan, Trained, accuracy, train
@@ -113,6 +114,9 @@ def _cost(trained: Trained) -> dict[str, float]:
 
 
 def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
+    known = {BALANCED: (data.y, "class"), TRACKS: (data.track, "class"), UNKNOWN: (None, "class")}
+    floors = ADAPRUNER[run.method] == DEFAULT_METHOD
+    groups = known.get(run.method, (data.y, "floor") if floors else (None, "class"))
     return plans.Adapruner(
         len(data.y),
         run.ratio,
@@ -120,8 +124,7 @@ def _adapruner(run: Run, data: Data, epochs: int) -> plans.Adapruner:
         ADAPRUNER[run.method],
         run.seed,
         data.y.device,
-        {BALANCED: data.y, BY_LOSS: data.y, TRACKS: data.track}.get(run.method),
-        "loss" if run.method == BY_LOSS else "class",
+        *groups,
     )
 
 

@@ -20,7 +20,7 @@ from . import aims
 from .figures import draw_differences
 from .kept import kept_table
 from .markdown import cell_difference, cell_mean, counts, grid, order_of, ratios_of
-from .overview import FIRST, by_loss, conditions, overall, rival_of, short, short_runs, tracks
+from .overview import FIRST, conditions, floors, overall, rival_of, short, short_runs, tracks
 from .run import RESULTS, file_of, key_of, read_rows, run_of
 from .static import RECORDED, STATIC
 from .statistics import Row, by_seed, estimate, group, paired
@@ -296,7 +296,7 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
         | {
             "short selections": short_runs(measured),
             "tracks": tracks(measured),
-            "by loss": by_loss(measured),
+            "floors": floors(measured),
             "aims": aims.verdicts(checks),
         },
         "docs/quality-tables.md": drawn(sections, by_dataset, "")

@@ -47,9 +47,9 @@ FORMER = "adapruner 0.1.0"
 SHORT_RUNS = {f"adapruner, {n} epoch{'s' * (n > 1)}": n for n in (1, 2, 3, 5, 8, 12)}
 BALANCED = "adapruner, classes balanced"
 TRACKS = "adapruner, tracks balanced"
-BY_LOSS = "adapruner, quotas by loss"
-BY_CLASS = ("random of each class", BALANCED, BY_LOSS)
-ADAPRUNER = OURS | dict.fromkeys((SHORT, *SHORT_RUNS, BALANCED, TRACKS, BY_LOSS), OURS["adapruner"])
+UNKNOWN = "adapruner, classes unknown"  # the default without floors of classes
+BY_CLASS = ("random of each class", BALANCED, UNKNOWN)
+ADAPRUNER = OURS | dict.fromkeys((SHORT, *SHORT_RUNS, BALANCED, TRACKS, UNKNOWN), OURS["adapruner"])
 STATIC_METHODS = ("full", *STATIC, *OURS)
 JOINT_METHODS = ("full", "full, fewer epochs", "random each epoch", "InfoBatch", "SeTa", *OURS)
 INFOBATCH_PARTS = ("InfoBatch, no full epochs", "InfoBatch, no full epochs, no weights")
@@ -218,18 +218,18 @@ def tables() -> dict[str, list[Run]]:
         ),
         "tails": distinct(
             grid(
-                "digits", "same epochs", (*STATIC_METHODS, BALANCED, BY_LOSS), (0.7,), (TAIL,), ten
+                "digits", "same epochs", (*STATIC_METHODS, BALANCED, UNKNOWN), (0.7,), (TAIL,), ten
             ),
             grid("letter", "same epochs", (*BY_CLASS, *FEW), (0.7,), (TAIL,), five),
             grid(
                 "digits",
                 "same epochs",
-                ("random", BALANCED, BY_LOSS, "adapruner"),
+                ("random", BALANCED, UNKNOWN, "adapruner"),
                 (0.5,),
                 (TAIL,),
                 ten,
             ),
-            grid("digits", "same epochs", (BY_LOSS,), (0.7, 0.3, 0.1), CLEAN_OR_NOISY, ten),
+            grid(CIFAR, "same epochs", (*BY_CLASS, *FEW), (0.7, 0.5), (TAIL,), five),
         ),
         "joint-more": distinct(
             grid("digits", "joint", JOINT_MORE, (0.7, 0.5), CLEAN_OR_NOISY, ten),

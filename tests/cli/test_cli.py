@@ -92,7 +92,7 @@ class TestPrune:
         assert not torch.equal(a.gate_logits, c.gate_logits)
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_groups_and_losses_in_balance(self, prune: Run, images: Path, tmp_path: Path) -> None:
+    def test_groups_and_floors(self, prune: Run, images: Path, tmp_path: Path) -> None:
         groups = np.arange(50, dtype=np.uint16) % 5
         np.save(tmp_path / "groups.npy", groups)
         options = ("--image-size", "24", "--small-images", "--keep-ratio", "0.4", "--device", "cpu")
@@ -102,11 +102,10 @@ class TestPrune:
         assert code == 0, err
         kept = PruneResult.load(tmp_path / "kept").indices.numpy()
         assert np.bincount(groups[kept]).tolist() == [4] * 5
-        code, _, err = prune(images, tmp_path / "by_loss", *options, "--balance", "loss")
+        code, _, err = prune(images, tmp_path / "floors", *options)
         assert code == 0, err
-        result = PruneResult.load(tmp_path / "by_loss")
-        assert result.config["balance"] == "loss"
-        assert (result.targets[result.indices].bincount() >= 5).all()
+        result = PruneResult.load(tmp_path / "floors")
+        assert result.config["balance"] == "floor"
         code, _, err = prune(images, tmp_path / "no", *options, "--balance", tmp_path / "no.npy")
         assert code == 1
         assert "no such file" in err
@@ -296,7 +295,7 @@ class TestBadInput:
             (("--method", "best"), "must be one of sampled, published; found 'best'"),
             (
                 ("--balance", "size"),
-                "must be class, loss, or a .npy file with the group of each image",
+                "must be class or a .npy file with the group of each image",
             ),
             (("--keep", "0.5"), "unrecognized arguments"),
         ],

@@ -324,7 +324,7 @@ def test_class_ids_far_apart_take_no_more_than_the_classes_there_are() -> None:
     losses = torch.linspace(0, 3, 40)
     for pruner in (apart, close):
         drive(pruner, lambda epoch: losses)
-    assert apart.selection._sizes.tolist() == [10, 10, 10, 10, 0, 0, 0, 0]
+    assert apart.selection._class_sizes.tolist() == [10, 10, 10, 10, 0, 0, 0, 0]
     assert apart.result().indices.tolist() == close.result().indices.tolist()
 
 

@@ -223,20 +223,25 @@ def test_classes_in_balance() -> None:
     assert result.config["balance"] == "class"
 
 
-def test_classes_in_balance_by_loss() -> None:
+def test_rare_classes_keep_their_floors() -> None:
     x, y = blobs(500)
     y[:470] = 0
     model = nn.Linear(5, 3)
     plain, result = (
-        prune((x, y), copy.deepcopy(model), balance=how, keep_ratio=0.2) for how in (None, "loss")
+        prune((x, targets), copy.deepcopy(model), keep_ratio=0.2, loss=loss)
+        for targets, loss in ((y.double(), _whole_targets), (y, None))
     )
-    counts = torch.bincount(y)
-    kept = torch.bincount(y[result.indices], minlength=len(counts))
+    kept = torch.bincount(y[result.indices])
     assert kept.sum() == 100
-    assert (kept >= counts.clamp(max=5)).all()
-    assert result.config["balance"] == "loss"
-    # What epochs read is as without it.
-    assert torch.equal(result.gate_logits, plain.gate_logits)
+    assert (kept >= torch.bincount(y).clamp(max=30)).all()
+    assert result.config["balance"] == "floor"
+    # What epochs read is as without classes.
+    assert plain.config["balance"] is None
+    torch.testing.assert_close(result.gate_logits, plain.gate_logits)
+
+
+def _whole_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, targets.long(), reduction="none")
 
 
 @pytest.mark.parametrize("form", [np.asarray, torch.as_tensor, list])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -27,7 +27,11 @@ class Method(Objective, ABC):
         descent: share of the epochs after the warm-up in which the keep ratio comes down to r.
         chooses_best: whether the result is the selection with the best held-out loss; otherwise it
             is the last one.
+        has_floors: whether classes have floors in the last selection, where they are known; see
+            :func:`adapruner.pruning.quotas.class_floors`.
     """
+
+    has_floors: ClassVar[bool] = False
 
     descent: float = 0.5
     chooses_best: bool = True

@@ -60,6 +60,8 @@ class Sampled(Method):
             losses count as this value.
     """
 
+    has_floors = True
+
     sharpness: float = 20.0
     doubt: float = 4.0
     few_epochs: int = 8

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn")
+from adapruner.pruning.quotas import class_floors
 from benchmarks.quality import plans, run, statistics, table
 from benchmarks.quality.data import Data, load, spoil
 from benchmarks.quality.one import make, select
@@ -212,14 +213,17 @@ def test_balanced_classes_keep_their_shares():
     assert ((found - 0.3 * whole).abs() < 1).all()
 
 
-def test_quotas_by_loss_keep_the_wanted_number_and_the_best_of_each_class():
-    row = table.Run("digits", "same epochs", table.BY_LOSS, 0.3, table.TAIL, 0, "split")
+def test_the_default_has_floors_and_its_twin_does_not():
+    row = table.Run("digits", "same epochs", "adapruner", 0.3, table.TAIL, 0, "split")
     kept, _ = select(row, "cpu")
+    plain, _ = select(replace(row, method=table.UNKNOWN), "cpu")
     y = load("digits", table.TAIL, 0, "split").y
-    assert len(kept) == round(0.3 * len(y))
-    assert (y[kept].bincount(minlength=10) >= y.bincount(minlength=10).clamp(max=5)).all()
-    # Without quotas the same run keeps most of them too, for the order within a class is one.
-    plain, _ = select(replace(row, method="adapruner"), "cpu")
+    assert len(kept) == len(plain) == round(0.3 * len(y))
+    floors = class_floors(y.bincount().numpy(), len(kept))
+    found, without = (y[ids].bincount(minlength=10).numpy() for ids in (kept, plain))
+    assert (found >= floors).all()
+    assert (without < floors).any()
+    # The runs are the same, so the order within a class is too.
     for label in range(10):
         ours, theirs = (set(ids[y[ids] == label].tolist()) for ids in (kept, plain))
         assert ours <= theirs or theirs <= ours
