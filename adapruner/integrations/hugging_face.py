@@ -18,6 +18,7 @@ from adapruner.integrations import model_losses
 from adapruner.integrations.accelerate import prepare_loader
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
+from adapruner.training import losses
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 
 transformers: Any = require("transformers", extra="transformers")
@@ -247,16 +248,12 @@ class PruningMixin(_Mixin):
                 mean = nn.functional.cross_entropy(logits.movedim(-1, 1), labels)
                 self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, mean)
             return self._cross_entropy(logits, labels, ids), outputs
-        if problem == "regression":
-            labels = labels.to(logits.dtype).reshape(logits.shape)
-            losses = (logits - labels).square()
-        else:
-            losses = nn.functional.binary_cross_entropy_with_logits(
-                logits, labels.to(logits.dtype), reduction="none"
-            )
+        labels = labels.to(logits.dtype).reshape(logits.shape)
+        loss = losses.squared_error if problem == "regression" else losses.multi_label
         if compare:
-            self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, losses.mean())
-        return self.pruner.weigh(losses.flatten(1).mean(1), ids), outputs
+            mean = loss(logits, labels).mean()
+            self._loss_checked = model_losses.check_own_loss(unwrapped, outputs, mean)
+        return self.pruner.custom_loss(loss, logits, labels, ids), outputs
 
     def _causal_loss(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, ids: Tensor

@@ -40,6 +40,20 @@ def other_constants(found: Any, method: Method) -> str | None:
     )
 
 
+def no_constant(reason: str | None) -> str | None:
+    """The warning for a loss of which no constant prediction is known, or None.
+
+    Args:
+        reason: the error of the loss function, or None.
+    """
+    if reason is None:
+        return None
+    return (
+        "the loss function failed for a constant prediction, so the unit of losses is their mean "
+        f"in the first epoch, which may be too large: {reason}"
+    )
+
+
 def unread_samples(entry: Mapping[str, Any], may_drop: int) -> str | None:
     """The warning for samples of an epoch that were never given to a loss, or None.
 

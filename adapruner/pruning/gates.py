@@ -11,6 +11,7 @@ from torch import Tensor
 from adapruner import ops
 from adapruner.ops import _C
 from adapruner.pruning import bitmask
+from adapruner.pruning.constant import ConstantLoss
 from adapruner.pruning.objective import Objective
 from adapruner.pruning.record import Record
 
@@ -220,13 +221,18 @@ class Gates:
         (loss,) = struct.unpack("d", struct.pack("q", value))
         raise ValueError(f"sample_loss[{place}] must be at least 0; found {loss}{late}")
 
-    def end_epoch(self) -> None:
+    def end_epoch(self, constant: ConstantLoss | None = None) -> None:
         """End an epoch: set the loss scale, step unvisited gates, age samples, reset loss sums.
 
         A top-k must follow. It updates the sums over all gates.
+
+        Args:
+            constant: limits a loss scale that stays, where given.
         """
         mean_loss = self.training_loss()
         if mean_loss and (self._rescales or self._scale_is_running):
+            if constant is not None and not self._rescales:
+                mean_loss = constant.limited(mean_loss)
             self.set_real("loss_scale", mean_loss)
             self._use_running_scale(False)
         if self.last_loss is not None:

@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from adapruner import ops
 from adapruner._util.checks import check_tensors, check_whole_weight
+from adapruner.pruning.constant import SampleLoss, cross_entropy_of
 from adapruner.pruning.gates import is_visit
 from adapruner.pruning.record import predicted_classes
 from adapruner.pruning.run import Run
@@ -208,6 +209,8 @@ class Pruner(Run):
             different numbers b of samples.
         """
         check_tensors(logits=logits, target=target)
+        by = cross_entropy_of(weight, ignore_index, label_smoothing)
+        self._note_targets(by, logits.shape, target, logits.device, ids)
         ids, factor = self._own(ids)
         if not factor:
             logits, target, overwrite_logits = logits[:0], target[:0], False
@@ -276,6 +279,9 @@ class Pruner(Run):
         check_whole_weight("linear_weight", linear_weight)
         if linear_bias is not None:
             check_whole_weight("linear_bias", linear_bias)
+        by = cross_entropy_of(weight, ignore_index, label_smoothing)
+        shape = (*hidden.shape[:-1], len(linear_weight))
+        self._note_targets(by, torch.Size(shape), target, hidden.device, ids)
         ids, factor = self._own(ids)
         if not factor:
             hidden, target = hidden[:0], target[:0]
@@ -311,6 +317,37 @@ class Pruner(Run):
             sample_loss = sample_loss[:0]
         losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
         return self._learned(ids, losses, factor, self._predicted(logits, factor))
+
+    def custom_loss(self, loss: SampleLoss, outputs: Any, targets: Any, ids: Tensor) -> Tensor:
+        """:meth:`weigh` of the losses that a function gives, with a unit that fits the function.
+
+        The method "sampled" measures losses in units of their mean in the first epoch. That mean is
+        too large if a new model starts far from the targets and learns their mean first: with
+        binary cross entropy of rare labels, or with squared errors of targets that are far from 0.
+        So here, as in :meth:`loss`, the unit is at most the mean loss of the best constant
+        prediction for the first 1,024 targets of each rank. :meth:`weigh` does not know targets.
+
+        Args:
+            loss: function of (outputs, targets). It returns ℓ ≥ 0, ``[B]``, unreduced. In the first
+                epoch it is also called with constant outputs.
+            outputs: what the function takes. Constants are known for ``[B]`` and ``[B, C]``; with
+                other outputs this is :meth:`weigh`.
+            targets: what the function takes.
+            ids: ``[B]``, dataset indices of the samples.
+
+        Returns:
+            As :meth:`weigh`.
+
+        Example:
+            >>> from adapruner.training import losses
+            >>> outputs = torch.randn(4, 3, requires_grad=True)
+            >>> labels, ids = torch.eye(4)[:, :3], torch.arange(4)
+            >>> pruner = Pruner(64, epochs=2)
+            >>> pruner.custom_loss(losses.multi_label, outputs, labels, ids).backward()
+        """
+        if isinstance(outputs, Tensor):
+            self._note_targets(loss, outputs.shape, targets, outputs.device, ids)
+        return self.weigh(loss(outputs, targets), ids)
 
     def observe(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:
         """Take in losses of held-out samples from an evaluation. Each counts as a visit.
@@ -352,6 +389,18 @@ class Pruner(Run):
         if logits is None:
             return None
         return predicted_classes(logits if factor else logits[:0])
+
+    def _note_targets(
+        self,
+        loss: SampleLoss,
+        shape: torch.Size,
+        targets: Any,
+        device: torch.device,
+        ids: Tensor,
+    ) -> None:
+        """Note the targets of a batch of the first epoch, for the unit of losses."""
+        if self.epoch == 0 and self.method.by_first_loss and is_visit() and self._own(ids)[1]:
+            self.constant.note(loss, shape, targets, device)
 
     def _own(self, ids: Tensor) -> tuple[Tensor, float]:
         """The ids of a batch on the gates' device, and the factor of its mean loss.

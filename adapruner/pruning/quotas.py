@@ -80,6 +80,6 @@ def class_floors(sizes: np.ndarray, total: int) -> np.ndarray:
 
 def class_numbers(targets: np.ndarray) -> np.ndarray:
     """Classes numbered from 0, below N; integers ``[N]``. Any integers ``[N]`` are classes."""
-    if len(targets) and 0 <= targets.min() and targets.max() < len(targets):
+    if len(targets) and targets.min() >= 0 and targets.max() < len(targets):
         return targets
     return np.unique(targets, return_inverse=True)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,6 +84,9 @@ def check_state(
         if not _is_whole(index) or not 0 <= index < num_samples:
             raise _wrong("a sample", f"a dataset index in [0, {num_samples})", index)
     _check_controller(state["controller"])
+    constant = state.get("constant_loss")
+    if constant is not None and not (_is_number(constant) and 0 < constant < math.inf):
+        raise _wrong("constant_loss", "a number above 0 or None", constant)
 
 
 def _check_entry(entry: Mapping[str, Any], slope: tuple[float, float]) -> None:

@@ -24,6 +24,7 @@ from adapruner.pruning.arguments import (
     check_labels,
     checked_warmup,
 )
+from adapruner.pruning.constant import ConstantLoss
 from adapruner.pruning.distributed import Ranks
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.history import entry_of
@@ -111,6 +112,7 @@ class Run:
         self.visits = _visits_of(self.ranks)
         # The weight of each sample of an uneven share in this epoch: see note_share.
         self._share_weights: dict[int, float] = {}
+        self.constant = ConstantLoss()
         self.best: Best | None = None
         self.unreadable_reasons: dict[int, str] = {}
         self.not_finite: list[int] = []
@@ -276,7 +278,7 @@ class Run:
         if not warming_up and loss is not None:
             self._note_best(loss, float(standard_error))
         entry["decision"] = controller.step(self.epoch, loss, float(standard_error))
-        gates.end_epoch()
+        gates.end_epoch(self.constant)
         if not warming_up:
             entry |= self.method.figures(gates, [*self.history, entry])
         if warming_up and self.epoch + 1 == self.warmup_epochs:
@@ -340,6 +342,7 @@ class Run:
         same = {"epoch": self.epoch, **same}
         for event in self.visits.meet(call, self.gates, self.selection.read, **same):
             self._act(event)
+        self._find_constant()
 
     def _note_best(self, validation_loss: float, standard_error: float) -> None:
         """Remember the selection of this epoch if it is at r and among the best."""
@@ -352,6 +355,17 @@ class Run:
             return
         self.best = choose_best(self.best, validation_loss, standard_error, self.epoch, kept)
 
+    def _find_constant(self) -> None:
+        """Agree on the loss of the best constant prediction, in the first epoch."""
+        if self.epoch > 0:
+            return
+        self.constant.close()
+        self.warn("constant", doubts.no_constant(self.constant.doubt))
+        noted = self.ranks.exchange("constant loss", self.constant.value)
+        found = [value for value in noted if value is not None]
+        if found:
+            self.constant.close(sum(found) / len(found))
+
     def state_dict(self) -> dict[str, Any]:
         """The state of the run: tensors and plain values, the same on all ranks.
 
@@ -360,6 +374,8 @@ class Run:
         """
         if self.visits.waiting:
             self._meet("state_dict")
+        elif self.ranks.alone:
+            self._find_constant()
         return {
             "settings": dict(self.settings),
             "constants": repr(self.method),
@@ -374,6 +390,7 @@ class Run:
             "best": None if self.best is None else self.best._asdict(),
             "unreadable": [list(item) for item in self.unreadable_reasons.items()],
             "not_finite": list(self.not_finite),
+            "constant_loss": self.constant.value,
             "warnings": dict(self.warnings),
         }
 
@@ -411,6 +428,8 @@ class Run:
         self.not_finite = list(state["not_finite"])
         self.warnings = {**state.get("warnings", {}), **self.warnings}
         self.warn("constants", doubts.other_constants(state.get("constants"), self.method))
+        if state.get("constant_loss") is not None:
+            self.constant.close(state["constant_loss"])
         self._started = time.perf_counter()
 
 

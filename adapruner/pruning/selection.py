@@ -93,7 +93,8 @@ class Selection:
         self.kept = bitmask.full(num_samples)
         self.held_out = None if held_out is None else bitmask.of_indices(held_out, num_samples)
         self.read = self._trained()
-        self._classes, self._of_class = 1, None
+        self._classes = 1
+        self._of_class: Tensor | None = None
         if labels is not None:
             self._know(labels)
         self._digest = self._digest_now()
@@ -135,8 +136,8 @@ class Selection:
 
     def _know(self, labels: Tensor) -> None:
         self._classes = int(labels.max()) + 1
-        self._of_class = self._class_segments(labels)
-        pieces = (piece.numpy() for piece in self._of_class.split(bitmask.PIECE))
+        segments = self._of_class = self._class_segments(labels)
+        pieces = (piece.numpy() for piece in segments.split(bitmask.PIECE))
         self._class_sizes = self._count(pieces, self._classes)
 
     def _trained(self) -> Tensor:
@@ -196,8 +197,7 @@ class Selection:
         # The pass that ranks gate logits also computes their sums. A pass over keys cannot.
         ranked, summed = (gates.logits, slope) if keys is None else (keys, None)
         if segments is None:
-            readable = gates.integer("population")
-            count = self._clip(keep_count(ratio, self.num_samples), readable)
+            count = self._clip(keep_count(ratio, self.num_samples), gates.integer("population"))
             kept, sums = ops.topk_mask(ranked, count, summed)
         else:
             sizes, readable = self._sizes(gates, segments)

@@ -97,8 +97,8 @@ def _small_classes(targets: np.ndarray, indices: np.ndarray) -> str | None:
     shown = ", ".join(map(str, classes[few][:10].tolist())) + (", …" if few.sum() > 10 else "")
     return (
         f"{int(few.sum())} of {len(classes)} classes keep fewer than {FEW_OF_A_CLASS} samples, and "
-        f"{int((after == 0).sum())} of them keep none: classes {shown}. Every class keeps its share "
-        'with balance="class"'
+        f"{int((after == 0).sum())} of them keep none: classes {shown}. Every class keeps its "
+        'share with balance="class"'
     )
 
 

@@ -29,13 +29,14 @@ from adapruner.data.loaders.choice import (
 from adapruner.data.sources.base import Source, Transform
 from adapruner.data.sources.items import Target
 from adapruner.ops.device import check_device
+from adapruner.pruning.constant import SampleLoss
 from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
 from adapruner.training.checkpoint import describe
 from adapruner.training.groups import hold_out, quota_labels
 from adapruner.training.parallel import core_of, shared_model
-from adapruner.training.trainer import CrossEntropy, OptimizerFactory, SampleLoss, Trainer
+from adapruner.training.trainer import CrossEntropy, OptimizerFactory, Trainer
 
 
 def fast_prune(

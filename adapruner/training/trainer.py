@@ -23,6 +23,7 @@ from adapruner._util.tensors import to_cpu
 from adapruner.data.sources.items import described
 from adapruner.data.unreadable import Unreadable, refuse_unreadable
 from adapruner.errors import FileFormatError
+from adapruner.pruning.constant import SampleLoss
 from adapruner.pruning.pruner import Pruner
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
@@ -36,7 +37,6 @@ from adapruner.training.learning_rate import (
 from adapruner.training.parallel import core_of, load_whole, load_whole_optimizer
 from adapruner.training.steps import Steps
 
-SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
 OptimizerFactory: TypeAlias = Callable[[Any], Any]
 
 _OPTIMIZER = (
@@ -161,7 +161,7 @@ class Trainer:
                     if self.loss is None:
                         loss = pruner.loss(outputs, targets, ids, **self._cross_entropy._asdict())
                     else:
-                        loss = pruner.weigh(self.loss(outputs, targets), ids)
+                        loss = pruner.custom_loss(self.loss, outputs, targets, ids)
                 self._steps.take(loss, inputs, ids)
             if self._steps.full:
                 self._look()

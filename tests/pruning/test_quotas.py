@@ -103,8 +103,8 @@ def test_classes_above_their_floors_change_nothing(held_out: torch.Tensor | None
     gates = gates_with(torch.randn(N, generator=generator), 0.5)
     keys = torch.rand(N, generator=generator)
     kept = []
-    for given in (None, labels):
-        selection = Selection(N, 0.5, labels=given, balance="floor", held_out=held_out)
+    for known in (None, labels):
+        selection = Selection(N, 0.5, labels=known, balance="floor", held_out=held_out)
         selection.select(gates, 0.5, 1.0, keys, last=True)
         kept.append(selection.kept)
     assert torch.equal(*kept)

@@ -1,0 +1,218 @@
+"""The unit of losses: at most the loss of the best constant prediction."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adapruner import Pruner, fast_prune
+from adapruner.errors import PruningWarning
+from adapruner.pruning.constant import ConstantLoss, cross_entropy_of
+from adapruner.training import losses
+
+CPU = torch.device("cpu")
+
+
+def entropy(shares: Tensor) -> Tensor:
+    return -torch.special.xlogy(shares, shares).sum()
+
+
+def found(loss: Any, shape: tuple[int, ...], targets: Tensor, parts: int = 1) -> float | None:
+    constant = ConstantLoss()
+    for part in targets.tensor_split(parts):
+        constant.note(loss, torch.Size((len(part), *shape)), part, CPU)
+    constant.close()
+    assert constant.doubt is None
+    return constant.value
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_cross_entropy_of_a_constant_is_the_entropy_of_the_classes(
+    classes: int, parts: int
+) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    targets = (torch.rand(301, generator=generator) ** 3 * classes).long()
+    shares = targets.bincount(minlength=classes) / 301
+    value = found(cross_entropy_of(None, -100, 0.0), (classes,), targets, parts)
+    assert value == pytest.approx(float(entropy(shares)), rel=1e-4)
+    # Targets that do not count are left out, as far as a mean over all samples goes.
+    some = torch.where(torch.rand(301, generator=generator) < 0.3, -100, targets)
+    counted = some[some >= 0].bincount(minlength=classes) / max(int((some >= 0).sum()), 1)
+    value = found(cross_entropy_of(None, -100, 0.0), (classes,), some, parts)
+    share = float((some >= 0).float().mean())
+    assert value == pytest.approx(float(entropy(counted)) * share, rel=1e-4)
+
+
+def test_binary_cross_entropy_of_a_constant_is_the_entropy_of_each_label() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(500, 6, generator=generator) < torch.linspace(0.02, 0.9, 6)).float()
+    rates = targets.mean(0)
+    wanted = torch.stack([entropy(torch.stack([p, 1 - p])) for p in rates]).mean()
+    assert found(losses.multi_label, (6,), targets) == pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, -30.0, 1e4])
+def test_squared_error_of_a_constant_is_the_variance(offset: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    targets = offset + 3 * torch.randn(400, generator=generator)
+    wanted = float(targets.double().var(correction=0))
+    assert found(losses.squared_error, (), targets) == pytest.approx(wanted, rel=1e-2)
+    absolute = found(lambda o, t: (o - t).abs(), (), targets)
+    wanted = float((targets - targets.median()).abs().double().mean())
+    assert wanted * 0.999 < absolute < wanted * 1.5
+
+
+def test_only_the_first_targets_of_vectors_are_noted() -> None:
+    constant = ConstantLoss()
+    constant.note(losses.squared_error, torch.Size((4, 3, 2)), torch.zeros(4, 3, 2), CPU)
+    constant.close()
+    assert constant.value is None
+    for value in range(40):
+        targets = torch.full((100,), float(value))
+        constant.note(losses.squared_error, torch.Size((100,)), targets, CPU)
+        targets.fill_(math.nan)  # memory that a loop uses again
+    constant.close()
+    assert constant.value == pytest.approx(np.var(np.repeat(np.arange(11), 100)), rel=1e-3)
+
+
+def test_a_loss_with_parameters_gets_no_gradient() -> None:
+    scale = nn.Parameter(torch.ones(()))
+    assert found(lambda o, t: scale * (o - t).square(), (), torch.arange(9.0)) > 0
+    assert scale.grad is None
+
+
+def test_the_unit_is_limited_only_where_it_is_clearly_too_large() -> None:
+    constant = ConstantLoss()
+    assert constant.limited(3.0) == 3.0
+    constant.close(2.0)
+    assert [constant.limited(x) for x in (1.0, 2.0, 2.19, 2.3, 9.0)] == [1.0, 2.0, 2.19, 2.0, 2.0]
+
+
+def loop(
+    pruner: Pruner, targets: Tensor, how: str, epochs: int | None = None, seed: int = 0
+) -> Pruner:
+    """Squared errors of a model that learns the mean of the targets in the first epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(targets), generator=generator)
+    for epoch in range(pruner.epoch, epochs or pruner.epochs):
+        for step, ids in enumerate(pruner.batches(16)):
+            share = 1.0 if epoch else step / 20
+            outputs = share * targets.mean() + 0.1 * epoch * noise[ids]
+            outputs.requires_grad_()
+            if how == "weigh":
+                pruner.weigh(losses.squared_error(outputs, targets[ids]), ids)
+            else:
+                pruner.custom_loss(losses.squared_error, outputs, targets[ids], ids)
+        pruner.step()
+    return pruner
+
+
+def numbers() -> Tensor:
+    return 50 + torch.randn(320, generator=torch.Generator().manual_seed(5))
+
+
+def test_targets_far_from_zero_do_not_raise_the_unit() -> None:
+    targets = numbers()
+    far = loop(Pruner(320, 0.5, 6), targets, "custom_loss")
+    plain = loop(Pruner(320, 0.5, 6), targets, "weigh")
+    near = loop(Pruner(320, 0.5, 6), targets - targets.mean(), "weigh")
+    units = [pruner.gates.real("loss_scale") for pruner in (far, plain, near)]
+    assert units[0] == pytest.approx(float(targets.var(correction=0)), rel=0.01)
+    assert units[1] > 100 * units[0]
+    assert units[2] == pytest.approx(units[0], rel=0.05)
+    # So that all samples do not look fitted.
+    assert far.history[-1]["fitted"] < 0.6
+    assert plain.history[-1]["fitted"] == 1
+
+
+def test_cross_entropy_of_rare_classes_has_the_limit_too() -> None:
+    labels = (torch.arange(400) % 50 == 0).long()
+    pruners = {name: Pruner(400, 0.5, 4) for name in ("loss", "linear_loss", "weigh")}
+    weight = torch.eye(2)
+    for name, pruner in pruners.items():
+        for ids in pruner.batches(40):
+            logits = torch.zeros(len(ids), 2, requires_grad=True)
+            if name == "weigh":
+                pruner.weigh(functional.cross_entropy(logits, labels[ids], reduction="none"), ids)
+            elif name == "loss":
+                pruner.loss(logits, labels[ids], ids)
+            else:
+                pruner.linear_loss(logits, weight, labels[ids], ids)
+        pruner.step()
+    units = {name: pruner.gates.real("loss_scale") for name, pruner in pruners.items()}
+    assert units["weigh"] == pytest.approx(math.log(2))
+    wanted = float(entropy(labels.bincount() / 400))
+    assert units["loss"] == pytest.approx(wanted, rel=1e-3)
+    assert units["loss"] == units["linear_loss"]
+
+
+def test_the_published_method_has_its_own_scale() -> None:
+    runs = [
+        loop(Pruner(320, 0.5, 6, method="published", normalize_loss=True), numbers(), how)
+        for how in ("custom_loss", "weigh")
+    ]
+    assert runs[0].constant.value is None
+    assert torch.equal(runs[0].gates.logits, runs[1].gates.logits)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 7, 20])
+def test_a_run_resumed_within_the_first_epoch_has_the_same_unit(batches: int) -> None:
+    targets = numbers()
+    first, second = Pruner(320, 0.5, 6), Pruner(320, 0.5, 6)
+
+    def train(pruner: Pruner, begin: int, end: int) -> None:
+        for ids in list(pruner.batches(16))[begin:end]:
+            outputs = torch.zeros(len(ids), requires_grad=True)
+            pruner.custom_loss(losses.squared_error, outputs, targets[ids], ids)
+
+    train(first, 0, batches)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for pruner in (first, second):
+        train(pruner, batches, 20)
+        pruner.step()
+    assert first.gates.real("loss_scale") == second.gates.real("loss_scale")
+    assert first.gates.real("loss_scale") < 2500
+
+
+def test_a_loss_that_fails_for_constants_is_named() -> None:
+    def picky(outputs: Tensor, targets: Tensor) -> Tensor:
+        if not outputs.grad_fn or outputs.std() == 0:
+            raise RuntimeError("outputs are all alike")
+        return (outputs - targets).square()
+
+    pruner = Pruner(40, 0.5, 3)
+    for ids in pruner.batches(10):
+        pruner.custom_loss(picky, torch.randn(10, requires_grad=True) * 2, torch.ones(10), ids)
+    with pytest.warns(PruningWarning, match="RuntimeError: outputs are all alike"):
+        pruner.step()
+
+
+def test_fast_prune_finds_wrong_numbers_far_from_zero() -> None:
+    """The first epoch's mean loss is that of learning the mean of the targets."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(600, 5, generator=generator)
+    y = x.sum(1, keepdim=True) + 40
+    wrong = torch.randperm(600, generator=generator)[:60]
+    y[wrong] += 6 * torch.randn(60, 1, generator=generator).sign()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(5, 1)
+    result = fast_prune(
+        model,
+        (x, y),
+        0.7,
+        20,
+        batch_size=32,
+        loss=losses.squared_error,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        progress=False,
+    )
+    assert np.isin(wrong.numpy(), result.indices.numpy()).mean() < 0.1
