@@ -4,65 +4,93 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adapruner.pruning.distributed import Ranks
+
 SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
 
-# Samples whose targets tell the loss of a constant, and steps to find it.
+# Samples of all ranks whose targets tell the loss of a constant, and steps to find it.
 ENOUGH_SAMPLES = 1024
 _MOST_STEPS = 50
 # So many targets do not tell it better.
 _MARGIN = 1.1
 
 
+class _Noted(NamedTuple):
+    """A batch: the dataset indices of its samples, and their targets."""
+
+    ids: Tensor
+    targets: Tensor
+
+
 class ConstantLoss:
     """Notes the first targets of a run, and finds the constant with the smallest mean loss.
 
+    It is found from the targets of all ranks in the order of their samples, so it does not depend
+    on the number of ranks.
+
+    Args:
+        num_samples: N.
+        ranks: the ranks of the run.
+
     Attributes:
-        value: that mean loss; None before :meth:`close`, or where it is not known.
+        value: the mean loss; None before :meth:`close`, or where it is not known.
         doubt: why it is not known, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_samples: int, ranks: Ranks) -> None:
         self.value: float | None = None
         self.doubt: str | None = None
+        self._ranks = ranks
+        # A small dataset is noted whole, because the last batches of an epoch have other sizes.
+        enough = num_samples if num_samples < 2 * ENOUGH_SAMPLES else ENOUGH_SAMPLES
+        self._most = -(-enough // ranks.size)
         self._closed = False
         self._loss: SampleLoss | None = None
-        self._device = torch.device("cpu")
-        self._batches: list[tuple[torch.Size, Any]] = []  # shapes of outputs, and targets
+        self._shape = torch.Size()  # of the outputs of a sample
+        self._noted: list[_Noted] = []
 
-    def note(self, loss: SampleLoss, shape: torch.Size, targets: Any, device: torch.device) -> None:
+    def note(self, loss: SampleLoss, shape: torch.Size, targets: Any, ids: Tensor) -> None:
         """Note the targets of a batch. The host does not wait for the device.
 
         Args:
             loss: function of (outputs, targets) that returns ℓ ``[B]``.
             shape: of the outputs. Only ``[B]`` and ``[B, C]`` are noted.
-            targets: of the batch.
-            device: of the outputs.
+            targets: of the batch. Only tensors are noted.
+            ids: dataset indices of the samples, ``[B]``.
         """
-        if self._closed or self._noted >= ENOUGH_SAMPLES or len(shape) not in (1, 2):
+        if self._closed or len(shape) not in (1, 2) or not isinstance(targets, Tensor):
             return
-        if isinstance(targets, Tensor):
-            targets = targets.detach().clone()  # a loop may use the memory again
-        self._loss, self._device = loss, device
-        self._batches.append((shape, targets))
+        if len(targets) != len(ids) or sum(len(batch.ids) for batch in self._noted) >= self._most:
+            return
+        self._loss, self._shape = loss, shape[1:]
+        # A loop may use the memory again.
+        self._noted.append(_Noted(ids.to(targets.device), targets.detach().clone()))
 
-    def close(self, value: float | None = None) -> None:
-        """Find the loss, or take one that is known. Later batches do not change it."""
-        if value is not None:
-            self.value = value
-        elif self._loss is None:
+    def close(self) -> None:
+        """Find the loss. Later batches do not change it. All ranks must call it."""
+        if self._closed:
             return
-        else:
+        found = self._gathered()
+        if found is None:
+            return
+        if self._loss is not None:
+            targets = found.targets[found.ids.argsort()]
             try:
-                self.value = self._least_mean(self._loss)
+                self.value = _least_mean(self._loss, self._shape, targets)
             except Exception as error:  # of the user's function, which never saw a constant
                 self.doubt = f"{type(error).__name__}: {error}"
-        self._closed, self._loss, self._batches = True, None, []
+        known = [v for v in self._ranks.exchange("constant loss", self.value) if v is not None]
+        self.take(known[0] if known else None)
+
+    def take(self, value: float | None) -> None:
+        """Take a loss that is known already."""
+        self.value, self._closed, self._loss, self._noted = value, True, None, []
 
     def limited(self, mean_loss: float) -> float:
         """The unit of losses for a mean loss of the first epoch."""
@@ -70,33 +98,49 @@ class ConstantLoss:
             return mean_loss
         return self.value
 
-    @property
-    def _noted(self) -> int:
-        return sum(shape[0] for shape, _ in self._batches)
+    def _gathered(self) -> _Noted | None:
+        """What all ranks have noted, or None if that is nothing."""
+        own, form = None, None
+        if self._noted:
+            own = _Noted(*(torch.cat(parts) for parts in zip(*self._noted, strict=True)))
+            dtype = str(own.targets.dtype).removeprefix("torch.")
+            form = [dtype, *own.targets.shape[1:]]
+        count = 0 if own is None else len(own.ids)
+        notes = self._ranks.exchange("targets of a constant loss", [form, count])
+        forms = [form for form, _ in notes if form is not None]
+        if not forms or any(form != forms[0] for form in forms):
+            return None
+        dtype, *row = forms[0]
+        if own is None:
+            empty = torch.zeros(0, *row, dtype=getattr(torch, dtype), device="cpu")
+            own = _Noted(torch.zeros(0, dtype=torch.int64, device="cpu"), empty)
+        counts = [count for _, count in notes]
+        ids = self._ranks.gather(own.ids, counts)
+        size = own.targets.element_size() * math.prod(row)
+        # As bytes, because not every backend takes every dtype.
+        data = own.targets.reshape(-1).view(torch.uint8)
+        data = self._ranks.gather(data, [count * size for count in counts])
+        return _Noted(ids, data.view(own.targets.dtype).reshape(len(ids), *row))
 
-    def _least_mean(self, loss: SampleLoss) -> float | None:
-        """The smallest mean loss of a constant that L-BFGS finds, from 0."""
-        constant = torch.zeros(self._batches[0][0][1:], device=self._device, requires_grad=True)
-        optimizer = torch.optim.LBFGS(
-            [constant], max_iter=_MOST_STEPS, line_search_fn="strong_wolfe"
-        )
-        least = math.inf
 
-        def mean_loss() -> Tensor:
-            nonlocal least
-            total = torch.zeros((), device=self._device)
-            for shape, targets in self._batches:
-                # A copy for each sample, because a loss may work in place.
-                total = total + loss(constant.expand(shape).clone(), targets).sum()
-            mean = total / self._noted
-            # Not by backward(): a loss may have parameters of its own, which must get no gradient.
-            (constant.grad,) = torch.autograd.grad(mean, constant)
-            least = min(least, mean.item())
-            return mean
+def _least_mean(loss: SampleLoss, shape: torch.Size, targets: Tensor) -> float | None:
+    """The smallest mean loss of a constant that L-BFGS finds, from 0."""
+    constant = torch.zeros(shape, device=targets.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([constant], max_iter=_MOST_STEPS, line_search_fn="strong_wolfe")
+    least = math.inf
 
-        with torch.enable_grad(), torch.autocast(self._device.type, enabled=False):
-            optimizer.step(mean_loss)
-        return least if math.isfinite(least) and least > 0 else None
+    def mean_loss() -> Tensor:
+        nonlocal least
+        # A copy for each sample, because a loss may work in place.
+        mean = loss(constant.expand(len(targets), *shape).clone(), targets).mean()
+        # Not by backward(): a loss may have parameters of its own, which must get no gradient.
+        (constant.grad,) = torch.autograd.grad(mean, constant)
+        least = min(least, mean.item())
+        return mean
+
+    with torch.enable_grad(), torch.autocast(constant.device.type, enabled=False):
+        optimizer.step(mean_loss)
+    return least if math.isfinite(least) and least > 0 else None
 
 
 def cross_entropy_of(

@@ -210,7 +210,7 @@ class Pruner(Run):
         """
         check_tensors(logits=logits, target=target)
         by = cross_entropy_of(weight, ignore_index, label_smoothing)
-        self._note_targets(by, logits.shape, target, logits.device, ids)
+        self._note_targets(by, logits.shape, target, ids)
         ids, factor = self._own(ids)
         if not factor:
             logits, target, overwrite_logits = logits[:0], target[:0], False
@@ -280,8 +280,8 @@ class Pruner(Run):
         if linear_bias is not None:
             check_whole_weight("linear_bias", linear_bias)
         by = cross_entropy_of(weight, ignore_index, label_smoothing)
-        shape = (*hidden.shape[:-1], len(linear_weight))
-        self._note_targets(by, torch.Size(shape), target, hidden.device, ids)
+        shape = torch.Size((*hidden.shape[:-1], len(linear_weight)))
+        self._note_targets(by, shape, target, ids)
         ids, factor = self._own(ids)
         if not factor:
             hidden, target = hidden[:0], target[:0]
@@ -325,7 +325,7 @@ class Pruner(Run):
         too large if a new model starts far from the targets and learns their mean first: with
         binary cross entropy of rare labels, or with squared errors of targets that are far from 0.
         So here, as in :meth:`loss`, the unit is at most the mean loss of the best constant
-        prediction for the first 1,024 targets of each rank. :meth:`weigh` does not know targets.
+        prediction for the first 1,024 targets, or more. :meth:`weigh` does not know targets.
 
         Args:
             loss: function of (outputs, targets). It returns ℓ ≥ 0, ``[B]``, unreduced. In the first
@@ -346,7 +346,7 @@ class Pruner(Run):
             >>> pruner.custom_loss(losses.multi_label, outputs, labels, ids).backward()
         """
         if isinstance(outputs, Tensor):
-            self._note_targets(loss, outputs.shape, targets, outputs.device, ids)
+            self._note_targets(loss, outputs.shape, targets, ids)
         return self.weigh(loss(outputs, targets), ids)
 
     def observe(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:
@@ -390,17 +390,12 @@ class Pruner(Run):
             return None
         return predicted_classes(logits if factor else logits[:0])
 
-    def _note_targets(
-        self,
-        loss: SampleLoss,
-        shape: torch.Size,
-        targets: Any,
-        device: torch.device,
-        ids: Tensor,
-    ) -> None:
+    def _note_targets(self, loss: SampleLoss, shape: torch.Size, targets: Any, ids: Tensor) -> None:
         """Note the targets of a batch of the first epoch, for the unit of losses."""
-        if self.epoch == 0 and self.method.by_first_loss and is_visit() and self._own(ids)[1]:
-            self.constant.note(loss, shape, targets, device)
+        if self.epoch == 0 and self.method.by_first_loss and is_visit():
+            ids, factor = self._own(ids)
+            if factor:
+                self.constant.note(loss, shape, targets, ids)
 
     def _own(self, ids: Tensor) -> tuple[Tensor, float]:
         """The ids of a batch on the gates' device, and the factor of its mean loss.

@@ -112,7 +112,7 @@ class Run:
         self.visits = _visits_of(self.ranks)
         # The weight of each sample of an uneven share in this epoch: see note_share.
         self._share_weights: dict[int, float] = {}
-        self.constant = ConstantLoss()
+        self.constant = ConstantLoss(num_samples, self.ranks)
         self.best: Best | None = None
         self.unreadable_reasons: dict[int, str] = {}
         self.not_finite: list[int] = []
@@ -356,15 +356,10 @@ class Run:
         self.best = choose_best(self.best, validation_loss, standard_error, self.epoch, kept)
 
     def _find_constant(self) -> None:
-        """Agree on the loss of the best constant prediction, in the first epoch."""
-        if self.epoch > 0:
-            return
-        self.constant.close()
-        self.warn("constant", doubts.no_constant(self.constant.doubt))
-        noted = self.ranks.exchange("constant loss", self.constant.value)
-        found = [value for value in noted if value is not None]
-        if found:
-            self.constant.close(sum(found) / len(found))
+        """Find the loss of the best constant prediction, in the first epoch."""
+        if self.epoch == 0:
+            self.constant.close()
+            self.warn("constant", doubts.no_constant(self.constant.doubt))
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the run: tensors and plain values, the same on all ranks.
@@ -429,7 +424,7 @@ class Run:
         self.warnings = {**state.get("warnings", {}), **self.warnings}
         self.warn("constants", doubts.other_constants(state.get("constants"), self.method))
         if state.get("constant_loss") is not None:
-            self.constant.close(state["constant_loss"])
+            self.constant.take(state["constant_loss"])
         self._started = time.perf_counter()
 
 

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.rank_cases import unit_of_ranks
+from support.ranks import Pool
 from torch import Tensor, nn
 from torch.nn import functional
 
 from adapruner import Pruner, fast_prune
 from adapruner.errors import PruningWarning
 from adapruner.pruning.constant import ConstantLoss, cross_entropy_of
+from adapruner.pruning.distributed import Ranks
 from adapruner.training import losses
-
-CPU = torch.device("cpu")
 
 
 def entropy(shares: Tensor) -> Tensor:
@@ -25,9 +26,10 @@ def entropy(shares: Tensor) -> Tensor:
 
 
 def found(loss: Any, shape: tuple[int, ...], targets: Tensor, parts: int = 1) -> float | None:
-    constant = ConstantLoss()
-    for part in targets.tensor_split(parts):
-        constant.note(loss, torch.Size((len(part), *shape)), part, CPU)
+    constant = ConstantLoss(len(targets), Ranks())
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(parts))
+    for ids in order.tensor_split(parts):
+        constant.note(loss, torch.Size((len(ids), *shape)), targets[ids], ids)
     constant.close()
     assert constant.doubt is None
     return constant.value
@@ -71,13 +73,14 @@ def test_squared_error_of_a_constant_is_the_variance(offset: float) -> None:
 
 
 def test_only_the_first_targets_of_vectors_are_noted() -> None:
-    constant = ConstantLoss()
-    constant.note(losses.squared_error, torch.Size((4, 3, 2)), torch.zeros(4, 3, 2), CPU)
+    constant = ConstantLoss(4000, Ranks())
+    ids = torch.arange(100)
+    constant.note(losses.squared_error, torch.Size((4, 3, 2)), torch.zeros(4, 3, 2), ids[:4])
     constant.close()
     assert constant.value is None
     for value in range(40):
         targets = torch.full((100,), float(value))
-        constant.note(losses.squared_error, torch.Size((100,)), targets, CPU)
+        constant.note(losses.squared_error, torch.Size((100,)), targets, ids + 100 * value)
         targets.fill_(math.nan)  # memory that a loop uses again
     constant.close()
     assert constant.value == pytest.approx(np.var(np.repeat(np.arange(11), 100)), rel=1e-3)
@@ -90,9 +93,9 @@ def test_a_loss_with_parameters_gets_no_gradient() -> None:
 
 
 def test_the_unit_is_limited_only_where_it_is_clearly_too_large() -> None:
-    constant = ConstantLoss()
+    constant = ConstantLoss(9, Ranks())
     assert constant.limited(3.0) == 3.0
-    constant.close(2.0)
+    constant.take(2.0)
     assert [constant.limited(x) for x in (1.0, 2.0, 2.19, 2.3, 9.0)] == [1.0, 2.0, 2.19, 2.0, 2.0]
 
 
@@ -161,6 +164,17 @@ def test_the_published_method_has_its_own_scale() -> None:
     ]
     assert runs[0].constant.value is None
     assert torch.equal(runs[0].gates.logits, runs[1].gates.logits)
+
+
+@pytest.mark.parametrize("classes", [None, 6])
+def test_the_number_of_ranks_does_not_change_the_unit(classes: int | None) -> None:
+    pool = Pool(3)
+    try:
+        expected = unit_of_ranks(None, classes)
+        assert pool.run(unit_of_ranks, 3, classes) == [expected] * 3
+    finally:
+        pool.close()
+    assert expected[0] < expected[1] / 2
 
 
 @pytest.mark.parametrize("batches", [0, 1, 7, 20])

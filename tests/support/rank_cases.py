@@ -17,6 +17,7 @@ from adapruner import PrunedBatchSampler, PrunedSampler, Pruner, with_ids
 from adapruner._util.tensors import whole
 from adapruner.pruning import bitmask
 from adapruner.pruning.order import batches, share
+from adapruner.training.losses import multi_label, squared_error
 from adapruner.vision import evaluation_transform
 from support.training_data import blobs
 
@@ -173,6 +174,25 @@ def by_logits(group: Any, settings: dict[str, Any], shape: tuple[int, ...], size
         pruner.step()
         states.append(plain(pruner.state_dict()))
     return states
+
+
+def unit_of_ranks(group: Any, classes: int | None) -> tuple[float, float]:
+    """The unit of losses after an epoch of labels that are seldom true, or of far numbers, and
+    their mean loss."""
+    world = 1 if group is None else group.size()
+    generator = torch.Generator().manual_seed(2)
+    targets = 9 + torch.randn(151, generator=generator)
+    if classes is not None:
+        targets = torch.rand(151, classes, generator=generator) < 0.05
+    pruner = Pruner(151, 0.5, 3, process_group=group)
+    for ids in pruner.batches(12 // world):
+        outputs = torch.zeros(targets[ids].shape, requires_grad=True)
+        if classes is None:
+            pruner.custom_loss(squared_error, outputs, targets[ids], ids)
+        else:
+            pruner.custom_loss(multi_label, outputs, targets[ids], ids)
+    entry = pruner.step()
+    return pruner.gates.real("loss_scale"), entry["training_loss"]
 
 
 def gradients(group: Any, count: int, size: int, way: str) -> list[Tensor]:
