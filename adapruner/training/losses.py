@@ -15,10 +15,6 @@ from torch.nn import functional
 def multi_label(outputs: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy, the mean over the classes.
 
-    If most labels are 0, let the bias of the last layer start at the log odds of each class. A new
-    model predicts 0.5 otherwise, and the mean loss of the first epoch, which is the unit of the
-    default method, is too large if that epoch has few batches.
-
     Args:
         outputs: one logit for each class, ``[B, C]``.
         targets: 0 or 1 for each class, or shares in between, ``[B, C]``.

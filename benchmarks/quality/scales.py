@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality.scales
 
-Prints the shares over ten seeds of digits with 20 % wrong labels, at keep ratio 0.7, and writes
-them to benchmarks/results/answers/scales.json. docs/tasks.md quotes them.
+Prints the shares of digits (ten seeds) and letters (five) with 20 % wrong labels, at keep ratio
+0.7, and writes them to benchmarks/results/answers/scales.json. docs/tasks.md quotes them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from adapruner.training import losses
 
 from ..provenance import provenance
 from .data import load
-from .networks import digits_network
+from .networks import NETWORKS
 from .run import ANSWERS
 from .statistics import estimate
-from .table import NOISE, OURS, RECIPES
+from .table import NOISE, RECIPES
 
-KEEP_RATIO, SEEDS = 0.7, 10
+KEEP_RATIO = 0.7
+# Datasets, methods and seeds of the columns.
+COLUMNS = (("digits", "sampled", 10), ("letter", "sampled", 5), ("digits", "published", 10))
 
 
 def _cross_entropy(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -60,12 +62,12 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def wrong_share(loss: str, method: str, seed: int) -> float:
+def wrong_share(dataset: str, loss: str, method: str, seed: int) -> float:
     """Share of wrong labels among the kept samples, in %."""
-    data, recipe = load("digits", NOISE, seed, "test"), RECIPES["digits"]
+    data, recipe = load(dataset, NOISE, seed, "test"), RECIPES[dataset]
     torch.manual_seed(seed)
     result = fast_prune(
-        digits_network(),
+        NETWORKS[recipe.model](),
         (data.x.permute(0, 3, 1, 2).contiguous(), data.y),
         KEEP_RATIO,
         recipe.epochs,
@@ -80,12 +82,13 @@ def wrong_share(loss: str, method: str, seed: int) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"| loss | {' | '.join(OURS.values())} |\n|---|{'---|' * len(OURS)}")
+    names = [f"{dataset}, {method}" for dataset, method, _ in COLUMNS]
+    print(f"| loss | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     rows: dict[str, dict[str, list[float]]] = {}
     for loss in LOSSES:
         rows[loss] = {
-            method: [wrong_share(loss, method, seed) for seed in range(SEEDS)]
-            for method in OURS.values()
+            name: [wrong_share(dataset, loss, method, seed) for seed in range(seeds)]
+            for name, (dataset, method, seeds) in zip(names, COLUMNS, strict=True)
         }
         cells = [estimate(values) for values in rows[loss].values()]
         shown = " | ".join(f"{cell.mean:.1f} ± {cell.standard_error:.1f}" for cell in cells)
