@@ -65,7 +65,7 @@ class PruneResult:
             known. Only logits ``[B, C]`` predict one class for each sample.
         draw_keys: keys of the final draw, float32 ``[N]``; the kept set has the largest. None for a
             method that does not draw.
-        quota_labels: classes that keep their own share, integers ``[N]``, with ``balance``.
+        quota_labels: classes with shares or floors of their own, integers ``[N]``, where known.
         held_out: dataset indices of the held-out samples, int64, where some were held out.
         targets: class of every sample, int64 ``[N]``, where known.
         paths: path of every sample relative to the image folder, for an image folder.

@@ -145,6 +145,23 @@ def test_other_tasks_more_is_better():
     assert lower.found.mean == pytest.approx(-1.0)
 
 
+def test_aims_of_fine_tuning_are_about_one_case():
+    def rows(method, values, epochs=3, wrong=0.0):
+        return [
+            {"task": "fine_tuning", "method": method, "protocol": "same epochs", "seed": s}
+            | {"value": v, "epochs": epochs, "wrong_labels": wrong}
+            for s, v in enumerate(values)
+        ]
+
+    tasks = rows("adapruner", [0.81] * 5) + rows("random", [0.80] * 5) + rows("full", [0.82] * 5)
+    # Other cases, which do not count.
+    tasks += rows("adapruner", [0.1] * 5, epochs=5) + rows("random", [0.9] * 5, wrong=0.2)
+    assert found([], 1, "to random, %", "fine tuning", tasks)[0.7].state == "met"
+    assert found([], 2, "to random, %", "fine tuning", tasks)[0.7].state == "met"
+    to_all = found([], 1, "to all data, %", "fine tuning", tasks)[0.7]
+    assert (to_all.state, round(to_all.found.mean, 9)) == ("unmet", -1.0)
+
+
 def test_costs_are_multiples_of_training_on_everything():
     made = rows("full", 1.0, BASE, samples_read=120_000)
     made += rows("adapruner", 0.7, BASE, (CIFAR, "joint", "clean"), samples_read=84_000)
