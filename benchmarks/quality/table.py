@@ -142,6 +142,7 @@ GPU, TINY = "cifar10", "cifar10-1000 tiny"
 HELD_BACK = ("text",)
 # The rivals of conditions that were added later.
 FEW_JOINT = ("random each epoch", "InfoBatch", "SeTa", "adapruner")
+OTHER_JOINT = ("full, fewer epochs", "OrderDP", "RePB")
 FEW = ("full", "random", "AUM", "DUAL", *OURS)
 # The rivals that are strongest on a processor; where minutes count, those first that say most.
 GPU_STATIC = ("full", "random", "adapruner", "DUAL", "AUM", "adapruner as published")
@@ -212,6 +213,8 @@ def tables() -> dict[str, list[Run]]:
             grid("letter", "joint", FEW_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, ten),
             grid("letter", "same epochs", FEW, (0.9, 0.8, 0.3), ("clean",), ten),
             grid("letter", "same epochs", FEW, (0.9, 0.3), (NOISE,), five),
+            grid("letter", "same epochs", ("random", "adapruner"), (0.95, 0.1), ("clean",), ten),
+            grid("letter", "same epochs", ("random", "adapruner"), (0.95, 0.8, 0.1), (NOISE,), ten),
         ),
         "short": distinct(
             grid("digits", "same epochs", (*SHORT_RUNS, "random"), (0.7, 0.3), ("clean",), ten),
@@ -220,7 +223,7 @@ def tables() -> dict[str, list[Run]]:
             grid(
                 "digits", "same epochs", (*STATIC_METHODS, BALANCED, UNKNOWN), (0.7,), (TAIL,), ten
             ),
-            grid("letter", "same epochs", (*BY_CLASS, *FEW), (0.7,), (TAIL,), five),
+            grid("letter", "same epochs", (*BY_CLASS, *FEW), (0.7,), (TAIL,), ten),
             grid(
                 "digits",
                 "same epochs",
@@ -233,6 +236,9 @@ def tables() -> dict[str, list[Run]]:
         ),
         "joint-more": distinct(
             grid("digits", "joint", JOINT_MORE, (0.7, 0.5), CLEAN_OR_NOISY, ten),
+            grid("letter", "joint", OTHER_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, ten),
+            grid(CIFAR, "joint", OTHER_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, five),
+            grid("text", "joint", OTHER_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, five),
         ),
         "human": distinct(
             grid(CIFAR, "same epochs", FEW, (0.7,), HUMAN, five),
