@@ -1,4 +1,4 @@
-"""Losses of each sample for common tasks, for ``fast_prune(loss=…)`` and ``Pruner.weigh``.
+"""Losses of each sample for common tasks, for ``fast_prune(loss=…)`` and ``Pruner.custom_loss``.
 
 Each takes the outputs of a model and the targets, and returns ℓ ``[B]``, unreduced and at least 0.
 Segmentation and token classification need none of them: the default loss takes logits
