@@ -62,6 +62,24 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return losses.reshape(len(losses), -1).mean(1)
 
 
+def focal(outputs: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    """The gradient of the focal loss, and the value of cross entropy, which judges the samples.
+
+    The focal loss (1 − p)^γ · −log p nearly vanishes for samples that are half right, so its values
+    tell less about a label (docs/tasks.md has figures). For training they do not matter.
+
+    Args:
+        outputs: logits, ``[B, C]`` or ``[B, C, …]``.
+        targets: classes, integers ``[B]`` or ``[B, …]``.
+        gamma: γ, at least 0; 2 as in RetinaNet (Lin et al., arXiv 1708.02002). 0 is cross entropy.
+    """
+    judge = functional.cross_entropy(outputs.float(), targets, reduction="none")
+    wrong = -torch.expm1(-judge)  # 1 − p
+    loss = wrong.clamp(min=torch.finfo(wrong.dtype).eps) ** gamma * judge
+    value = judge.detach() + loss - loss.detach()
+    return value.reshape(len(value), -1).mean(1)
+
+
 def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
     if not isinstance(targets, torch.Tensor) or outputs.shape != targets.shape:
         found = list(targets.shape) if isinstance(targets, torch.Tensor) else type(targets).__name__

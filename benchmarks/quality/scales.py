@@ -45,12 +45,6 @@ def _focal(outputs: Tensor, y: Tensor) -> Tensor:
     return (1 - (-plain).exp()) ** 2 * plain
 
 
-def _focal_judged(outputs: Tensor, y: Tensor) -> Tensor:
-    """The gradient of the focal loss, and the value of cross entropy."""
-    focal = _focal(outputs, y)
-    return _cross_entropy(1.0)(outputs, y).detach() + focal - focal.detach()
-
-
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross entropy": _cross_entropy(1.0),
     "0.1 × cross entropy": _cross_entropy(0.1),
@@ -65,7 +59,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "squared error to one-hot": lambda o, y: losses.squared_error(o, _one_hot(o, y)),
     "focal loss": _focal,
-    "focal loss, judged by cross entropy": _focal_judged,
+    "focal loss, judged by cross entropy": losses.focal,
 }
 
 

@@ -492,3 +492,27 @@ def test_prepared_losses_by_hand() -> None:
     for loss in (losses.multi_label, losses.soft_targets, losses.squared_error):
         with pytest.raises(ValueError, match=r"targets must have the shape \[4, 3\]; found \[4\]"):
             loss(logits, torch.zeros(4))
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3, 2)])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_has_the_gradient_of_the_focal_loss_and_the_value_of_cross_entropy(
+    shape: tuple[int, ...], gamma: float
+) -> None:
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randn(shape[0], 4, *shape[1:], generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 4, shape, generator=generator)
+    ours, by_hand = (logits.clone().requires_grad_() for _ in range(2))
+    found = losses.focal(ours, targets, gamma)
+    sure = torch.tensor([[90.0, 0.0]], requires_grad=True)
+    losses.focal(sure, torch.tensor([0]), gamma).backward()
+    assert sure.grad.abs().max() < 1e-6
+    p = by_hand.softmax(1).gather(1, targets[:, None])[:, 0].flatten(1 if len(shape) > 1 else 0)
+    terms = -((1 - p) ** gamma) * p.log()
+    expected = terms.mean(1) if len(shape) > 1 else terms
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, by_hand.grad, rtol=1e-4, atol=1e-6)
+    plain = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    plain = plain.flatten(1).mean(1) if len(shape) > 1 else plain
+    torch.testing.assert_close(found.detach().double(), plain, rtol=1e-5, atol=1e-6)
