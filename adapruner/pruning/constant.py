@@ -17,7 +17,7 @@ SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
 # Samples of all ranks whose targets tell the loss of a constant, and steps to find it.
 ENOUGH_SAMPLES = 1024
 _MOST_STEPS = 50
-# So many targets do not tell it better.
+# That many targets tell the loss of a constant to within about a tenth.
 _MARGIN = 1.1
 
 

@@ -134,7 +134,8 @@ def fast_prune(
         compile: call the model through :func:`torch.compile`.
         loss: function of (outputs, targets). It returns the loss of each sample, ``[B]``, at least
             0, unreduced. Where None, cross entropy. :mod:`adapruner.training.losses` has losses for
-            common tasks. Samples without a target have their inputs as targets.
+            common tasks. Samples without a target have their inputs as targets. It is also called
+            with constant outputs; see :meth:`adapruner.Pruner.custom_loss`.
         ignore_index: target that the cross entropy ignores, for pixels or tokens without a class.
         label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
         class_weights: weight of each class in the cross entropy, ``[C]``.
