@@ -22,8 +22,11 @@ from adapruner._util.checks import checked_real
 from adapruner._util.seeds import Stream, stream_seed
 from adapruner.pruning import bitmask
 from adapruner.pruning.gates import Gates
+from adapruner.pruning.methods.base import NEVER_FINITE
 from adapruner.pruning.quotas import class_floors, largest_remainder, largest_remainder_within
 
+# Keys below it are of samples that never had a finite loss, whose score is NEVER_FINITE.
+_NEVER_FINITE = NEVER_FINITE / 2
 # A run goes on where this share of N is missing among the samples to keep.
 MOST_MISSING = 0.05
 
@@ -223,18 +226,29 @@ class Selection:
         if segments is None:
             return
         sizes, readable = self._sizes(gates, segments)
-        pieces = segments.numpy()
-        masks = bitmask.unpack_pieces(self.kept, self.num_samples)
-        kept = self._count(
-            (pieces[begin : begin + len(mask)][mask] for begin, mask in masks), self._classes
+        # Samples that never had a finite loss do not raise their class.
+        known = bitmask.pack_pieces(
+            self.num_samples, lambda begin, end: (ranked[begin:end] > _NEVER_FINITE).cpu().numpy()
         )
-        kept_of, readable_of = (np.add(*np.split(each, 2)) for each in (kept, readable))
-        floors = class_floors(readable_of, int(kept.sum()))
+        kept_of, known_of, readable_of = (
+            np.add(*np.split(each, 2))
+            for each in (self._count_of(self.kept), self._count_of(known), readable)
+        )
+        floors = class_floors(known_of, int(kept_of.sum()))
         if (kept_of >= floors).all():
             return
-        of_class = largest_remainder_within(int(kept.sum()), kept_of, floors, readable_of)
+        of_class = largest_remainder_within(int(kept_of.sum()), kept_of, floors, readable_of)
         quotas = self._with_held_out(of_class, ratio, sizes, readable)
         self.kept = self._segmented_topk(ranked, segments, quotas)[0].cpu()
+
+    def _count_of(self, mask: Tensor) -> np.ndarray:
+        """Samples of each class segment in a bit mask, int64 ``[2·C]``."""
+        assert self._of_class is not None
+        segments = self._of_class.numpy()
+        pieces = bitmask.unpack_pieces(mask, self.num_samples)
+        return self._count(
+            (segments[begin : begin + len(piece)][piece] for begin, piece in pieces), self._classes
+        )
 
     @staticmethod
     def _segmented_topk(

@@ -120,7 +120,9 @@ def test_only_the_kept_set_has_the_floors(ratio: float) -> None:
     assert torch.equal(ours.gates.logits, plain.gates.logits)
     result = ours.result()
     kept = labels[result.indices].bincount(minlength=5).numpy()
-    assert (kept >= class_floors(labels.bincount().numpy(), keep_count(ratio, N))).all()
+    # Held-out samples have no losses here, so they raise no class.
+    seen = np.delete(labels.numpy(), np.arange(0, N, 11))
+    assert (kept >= class_floors(np.bincount(seen), keep_count(ratio, N))).all()
     assert ours.settings["balance"] == result.config["balance"] == "floor"
     assert torch.equal(result.quota_labels.long(), labels)
 

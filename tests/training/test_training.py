@@ -361,7 +361,7 @@ def test_result_equals_independent_counts() -> None:
         "warmup_epochs": 1,
         "method": "sampled",
         "seed": 3,
-        "balance": None,
+        "balance": "floor",
         "held_out": 21,
         "explore": 0.02,
         "normalize_loss": False,
