@@ -110,7 +110,7 @@ bench-native:
 # tables and pictures. CIFAR-10 is looked for in $ADAPRUNER_DATA/cifar10.
 quality: setup
 	$(BIN)/python -m benchmarks.quality.run digits letter short tails joint-more cifar cifar-more \
-	  cifar-dirt human held-back transfer cifar-large --workers 2
+	  cifar-dirt human held-back traffic long transfer cifar-large --workers 2
 	$(BIN)/python -m benchmarks.quality.run cost --results benchmarks/results/quality/cost
 	$(BIN)/python -m benchmarks.quality.kept
 	$(BIN)/python -m benchmarks.quality.report

@@ -158,9 +158,11 @@ def speed_table(wanted: Iterable[str], *more: str) -> str:
     lines += more
     of = [load(s)["provenance"] for s in SUITES if any(t in wanted for t, _ in rows_of(s))]
     about = max(of, key=lambda each: each["date"])
+    first, last = (choose(each["date"] for each in of) for choose in (min, max))
+    dates = last if first == last else f"{first} to {last}"
     lines.append(
         f"\nMedians, {about['threads']} threads ({about['processor']}, {about['cores']} cores, "
-        f"torch {about['torch']}, {about['date']})."
+        f"torch {about['torch']}, {dates})."
     )
     return "\n".join(lines)
 
