@@ -70,7 +70,7 @@ class ConstantLoss:
             return
         self._loss, self._shape = loss, shape[1:]
         # A loop may use the memory again.
-        self._noted.append(_Noted(ids.to(targets.device), targets.detach().clone()))
+        self._noted.append(_Noted(ids.to(targets.device, copy=True), targets.detach().clone()))
 
     def close(self) -> None:
         """Find the loss. Later batches do not change it. All ranks must call it."""

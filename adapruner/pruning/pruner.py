@@ -325,8 +325,8 @@ class Pruner(Run):
         too large if a new model starts far from the targets and learns their mean first: with
         binary cross entropy of rare labels, or with squared errors of targets that are far from 0.
         So here, as in :meth:`loss`, the unit is at most the mean loss of the best constant
-        prediction for the first 1,024 targets, or more. :meth:`weigh` does not know targets, and
-        steps that torch.compile compiles whole have no limit.
+        prediction for the first 1,024 targets, or more. :meth:`weigh` does not know targets. Steps
+        that torch.compile compiles whole, or that a CUDA graph replays, note none.
 
         Args:
             loss: function of (outputs, targets). It returns ℓ ≥ 0, ``[B]``, unreduced. In the first
@@ -394,6 +394,8 @@ class Pruner(Run):
     def _note_targets(self, loss: SampleLoss, shape: torch.Size, targets: Any, ids: Tensor) -> None:
         """Note the targets of a batch of the first epoch, for the unit of losses."""
         if torch.compiler.is_compiling():  # the epoch would be a constant of the graph
+            return
+        if ids.is_cuda and torch.cuda.is_current_stream_capturing():  # a replay does not come here
             return
         if self.epoch == 0 and self.method.by_first_loss and is_visit():
             ids, factor = self._own(ids)

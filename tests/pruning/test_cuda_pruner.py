@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapruner import Pruner, PruneResult, fast_prune
 from adapruner.pruning import bitmask
+from adapruner.training import losses
 
 pytestmark = pytest.mark.cuda
 N, B = 200, 16
@@ -90,6 +91,35 @@ def test_a_state_goes_from_one_device_to_the_other() -> None:
         pruner.step()
     assert same_state(there, here)
     assert same_state(there, again)
+
+
+@pytest.mark.parametrize("kind", ["rare labels", "far numbers"])
+def test_the_unit_of_losses_is_that_of_the_cpu(kind: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    targets = (torch.rand(N, 5, generator=generator) < 0.05).float()
+    if kind == "far numbers":
+        targets = 30 + torch.randn(N, generator=generator)
+    loss = losses.multi_label if kind == "rare labels" else losses.squared_error
+    units = []
+    for device in ("cpu", "cuda"):
+        pruner, there = Pruner(N, 0.4, 8, device=device), targets.to(device)
+        for ids in pruner.batches(B):
+            outputs = torch.zeros_like(there[ids], requires_grad=True)
+            pruner.custom_loss(loss, outputs, there[ids], ids).backward()
+        entry = pruner.step()
+        units.append(pruner.gates.real("loss_scale"))
+        assert units[-1] < entry["training_loss"] / 2
+    assert units[0] == pytest.approx(units[1], rel=1e-3)
+
+
+def test_floors_of_classes_are_those_of_the_cpu() -> None:
+    labels, given = torch.arange(N) ** 3 // (N**3 // 5), frozen(N)
+    kept = []
+    for device in ("cpu", "cuda"):
+        pruner = Pruner(N, 0.2, 8, device=device, labels=labels, balance="floor")
+        drive(pruner, lambda epoch, device=device: given(epoch).to(device))
+        kept.append(pruner.result().indices)
+    assert torch.equal(*kept)
 
 
 # --- ways to run a step
