@@ -251,7 +251,7 @@ def tables() -> dict[str, list[Run]]:
                 "traffic",
                 "same epochs",
                 ("adapruner", "random", "DUAL"),
-                (0.9, 0.5),
+                (0.9, 0.8, 0.5),
                 ("clean",),
                 five,
             ),
