@@ -209,10 +209,11 @@ class Pruner(Run):
             different numbers b of samples.
         """
         check_tensors(logits=logits, target=target)
-        by = cross_entropy_of(weight, ignore_index, label_smoothing)
-        self._note_targets(by, logits.shape, target, ids)
         ids, factor = self._own(ids)
-        if not factor:
+        if factor:
+            by = cross_entropy_of(weight, ignore_index, label_smoothing)
+            self._note_targets(by, logits.shape, target, ids)
+        else:
             logits, target, overwrite_logits = logits[:0], target[:0], False
         predicted = predicted_classes(logits)  # now, since the logits may be overwritten
         losses = ops.masked_cross_entropy(
@@ -279,11 +280,12 @@ class Pruner(Run):
         check_whole_weight("linear_weight", linear_weight)
         if linear_bias is not None:
             check_whole_weight("linear_bias", linear_bias)
-        by = cross_entropy_of(weight, ignore_index, label_smoothing)
-        shape = torch.Size((*hidden.shape[:-1], len(linear_weight)))
-        self._note_targets(by, shape, target, ids)
         ids, factor = self._own(ids)
-        if not factor:
+        if factor:
+            by = cross_entropy_of(weight, ignore_index, label_smoothing)
+            shape = torch.Size((*hidden.shape[:-1], len(linear_weight)))
+            self._note_targets(by, shape, target, ids)
+        else:
             hidden, target = hidden[:0], target[:0]
         losses = ops.masked_linear_cross_entropy(
             hidden,
@@ -346,8 +348,9 @@ class Pruner(Run):
             >>> pruner = Pruner(64, epochs=2)
             >>> pruner.custom_loss(losses.multi_label, outputs, labels, ids).backward()
         """
-        if isinstance(outputs, Tensor):
-            self._note_targets(loss, outputs.shape, targets, ids)
+        own, factor = self._own(ids)
+        if factor and isinstance(outputs, Tensor):
+            self._note_targets(loss, outputs.shape, targets, own)
         return self.weigh(loss(outputs, targets), ids)
 
     def observe(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:
@@ -398,9 +401,7 @@ class Pruner(Run):
         if ids.is_cuda and torch.cuda.is_current_stream_capturing():  # a replay does not come here
             return
         if self.epoch == 0 and self.method.by_first_loss and is_visit():
-            ids, factor = self._own(ids)
-            if factor:
-                self.constant.note(loss, shape, targets, ids)
+            self.constant.note(loss, shape, targets, ids)
 
     def _own(self, ids: Tensor) -> tuple[Tensor, float]:
         """The ids of a batch on the gates' device, and the factor of its mean loss.

@@ -185,7 +185,8 @@ class Run:
         if self.fingerprint and self.samples is None:  # of a loaded state
             check_same_dataset("the state", "fingerprint", self.fingerprint, fingerprint)
         self.fingerprint, self.samples = fingerprint, samples
-        if samples.targets is not None and self.method.has_floors:
+        unknown = self.selection.balance is None
+        if unknown and samples.targets is not None and self.method.has_floors:
             self.selection.learn_classes(torch.from_numpy(class_numbers(samples.targets)))
         for name, text in samples.doubts.items():
             self.warn(name, text)

@@ -100,7 +100,10 @@ class Selection:
         self._of_class: Tensor | None = None
         if labels is not None:
             self._know(labels)
-        self._digest = self._digest_now()
+        given = hashlib.blake2b(digest_size=16)
+        for tensor in (self._of_class, self.held_out):
+            given.update(b"" if tensor is None else tensor.numpy().data)
+        self._digest = given.hexdigest()
 
     @property
     def kept_count(self) -> int:
@@ -125,17 +128,10 @@ class Selection:
         """A hash of the classes that were given, and of the held-out samples."""
         return self._digest
 
-    def _digest_now(self) -> str:
-        found = hashlib.blake2b(digest_size=16)
-        for tensor in (self._of_class, self.held_out):
-            found.update(b"" if tensor is None else tensor.numpy().data)
-        return found.hexdigest()
-
     def learn_classes(self, labels: Tensor) -> None:
-        """Give classes their floors by these labels, integers ``[N]``, if none were given."""
-        if self._of_class is None:
-            self.balance = "floor"
-            self._know(labels)
+        """Give classes floors by these labels, integers ``[N]``."""
+        self.balance = "floor"
+        self._know(labels)
 
     def _know(self, labels: Tensor) -> None:
         self._classes = int(labels.max()) + 1

@@ -63,10 +63,12 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def focal(outputs: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """The gradient of the focal loss, and the value of cross entropy, which judges the samples.
+    """A loss with the gradient of focal loss and the value of cross entropy.
+
+    So focal loss trains the model, and cross entropy judges the samples.
 
     The focal loss (1 − p)^γ · −log p nearly vanishes for samples that are half right, so its values
-    tell less about a label (docs/tasks.md has figures). For training they do not matter.
+    tell less about a label (docs/tasks.md has figures).
 
     Args:
         outputs: logits, ``[B, C]`` or ``[B, C, …]``.

@@ -196,6 +196,19 @@ def test_a_run_resumed_within_the_first_epoch_has_the_same_unit(batches: int) ->
     assert first.gates.real("loss_scale") < 2500
 
 
+@pytest.mark.parametrize("form", [list, np.asarray])
+def test_ids_of_every_form(form: Any) -> None:
+    ids, targets = form([3, 0, 7]), torch.tensor([0, 1, 1])
+    pruner = Pruner(8, 0.5, 3)
+    logits = torch.zeros(3, 2, requires_grad=True)
+    assert pruner.loss(logits, targets, ids).item() == pytest.approx(math.log(2))
+    outputs = torch.zeros(3, requires_grad=True)
+    assert pruner.custom_loss(losses.squared_error, outputs, targets.float(), ids) > 0
+    for call in (pruner.loss, lambda *batch: pruner.custom_loss(losses.focal, *batch)):
+        with pytest.raises(TypeError, match="ids must be the dataset indices of the batch"):
+            call(logits, targets, None)
+
+
 def test_a_loss_that_fails_for_constants_is_named() -> None:
     def picky(outputs: Tensor, targets: Tensor) -> Tensor:
         if not outputs.grad_fn or outputs.std() == 0:

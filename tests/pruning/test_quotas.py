@@ -32,6 +32,14 @@ def run(labels: torch.Tensor | None, balance: str = "class", ratio: float = 0.3)
     return pruner
 
 
+def five_epochs(pruner: Pruner) -> None:
+    losses = frozen(N)
+    for epoch in range(5):
+        for ids in pruner.batches(32):
+            pruner.weigh(losses(epoch)[ids], ids)
+        pruner.step()
+
+
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=30), st.floats(0, 1))
 @settings(deadline=None)
 def test_floors_deal_three_quarters_evenly(sizes: list[int], ratio: float) -> None:
@@ -159,10 +167,7 @@ def test_a_state_of_before_the_loader_is_loaded_after_it() -> None:
     for pruner in (whole, first):
         pruner.loader((torch.zeros(N, 1), labels))
     drive(whole, losses)
-    for epoch in range(5):
-        for ids in first.batches(32):
-            first.weigh(losses(epoch)[ids], ids)
-        first.step()
+    five_epochs(first)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.loader((torch.zeros(N, 1), labels))
     drive(second, losses)
@@ -177,10 +182,7 @@ def test_a_resumed_run_keeps_the_same_samples() -> None:
 
     whole, first, second = started(), started(), started()
     drive(whole, losses)
-    for epoch in range(5):
-        for ids in first.batches(32):
-            first.weigh(losses(epoch)[ids], ids)
-        first.step()
+    five_epochs(first)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     drive(second, losses)
     assert torch.equal(whole.result().indices, second.result().indices)
@@ -189,12 +191,9 @@ def test_a_resumed_run_keeps_the_same_samples() -> None:
 
 
 def test_a_run_that_ends_early_has_the_floors() -> None:
-    labels, losses = classes(), frozen(N)
+    labels = classes()
     pruner = Pruner(N, 0.3, 8, labels=labels, balance="floor")
-    for epoch in range(5):
-        for ids in pruner.batches(32):
-            pruner.weigh(losses(epoch)[ids], ids)
-        pruner.step()
+    five_epochs(pruner)
     with pytest.warns(match="partial"):
         result = pruner.result()
     kept = labels[result.indices].bincount(minlength=5).numpy()
