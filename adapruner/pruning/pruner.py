@@ -398,8 +398,8 @@ class Pruner(Run):
         """Note the targets of a batch of the first epoch, for the unit of losses."""
         if torch.compiler.is_compiling():  # the epoch would be a constant of the graph
             return
-        if ids.is_cuda and torch.cuda.is_current_stream_capturing():  # a replay does not come here
-            return
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return  # a replay of the graph does not come here
         if self.epoch == 0 and self.method.by_first_loss and is_visit():
             self.constant.note(loss, shape, targets, ids)
 
