@@ -88,3 +88,17 @@ def ids_like_positions(gates: Gates) -> str | None:
         f"again, and for no others of {len(gates.logits)} samples. Give the dataset index of each "
         "sample, as adapruner.with_ids does"
     )
+
+
+def alike_neighbours(likeness: float) -> str:
+    """The warning for a dataset whose neighbours have about the same losses.
+
+    Args:
+        likeness: as in :mod:`adapruner.pruning.neighbours`.
+    """
+    return (
+        "neighbours in the dataset have about the same losses, as the frames of a video have (their "
+        f"correlation is larger by {likeness:.2f} than that of samples further apart). So the kept "
+        "set compares each sample with its neighbours. If you know which samples belong together, "
+        "give them as groups, and keep no group on both sides of a split"
+    )

@@ -234,6 +234,18 @@ class Run:
             self.best = None
 
     @property
+    def balance(self) -> str | None:
+        """What gives the classes or parts of the dataset their shares, if the run ended now.
+
+        "class", "floor" or None: see :class:`adapruner.pruning.selection.Selection`. "neighbours":
+        each sample is compared with its neighbours in the dataset, instead of floors.
+        """
+        given = self.selection.balance
+        if given != "class" and self.method.by_neighbours(self.gates):
+            return "neighbours"
+        return given
+
+    @property
     def finished(self) -> bool:
         """Whether every epoch has been stepped."""
         return self.epoch >= self.epochs
@@ -269,6 +281,8 @@ class Run:
             self.warn("ids", doubts.ids_like_positions(self.gates))
         entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)
         self.warn("reads", doubts.unread_samples(entry, self.may_drop))
+        if self.finished and self.balance == "neighbours":
+            self.warn("neighbours", doubts.alike_neighbours(entry["neighbours"]))
         return entry
 
     def _end_epoch(self, loss: float | None, standard_error: float, last: bool) -> dict[str, Any]:
@@ -290,7 +304,8 @@ class Run:
         keys = None
         if ratio < 1:
             keys = self.method.keys(gates, [*self.history, entry], self.seed, final=last)
-        selection.select(gates, ratio, controller.slope_now, keys, last)
+        floors = last and self.balance == "floor"
+        selection.select(gates, ratio, controller.slope_now, keys, floors)
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
         seconds = time.perf_counter() - self._started
@@ -328,7 +343,8 @@ class Run:
         else:
             keys = self.method.keys(ended.gates, self.history, self.seed, final=True)
             slope = self.controller.slope_now
-            ended.selection.select(ended.gates, self.keep_ratio, slope, keys, last=True)
+            floors = self.balance == "floor"
+            ended.selection.select(ended.gates, self.keep_ratio, slope, keys, floors)
         return ended
 
     def synchronize(self) -> None:

@@ -177,7 +177,7 @@ class Selection:
         ratio: float,
         slope: float,
         keys: Tensor | None = None,
-        last: bool = False,
+        floors: bool = False,
     ) -> None:
         """Keep the exact top-k at ``ratio``, and set the slope of the gates.
 
@@ -187,7 +187,7 @@ class Selection:
             slope: the next slope k.
             keys: float32 ``[N]``, −inf for an unreadable sample. If given, they rank the samples
                 instead of the gate logits.
-            last: whether this is the last selection, which has the floors of classes.
+            floors: whether classes have floors, where they are known.
 
         Raises:
             ValueError: many of the samples that the run must keep cannot be read.
@@ -208,7 +208,7 @@ class Selection:
             quotas = self._with_held_out(of_class, ratio, sizes, readable)
             kept, sums = self._segmented_topk(ranked, segments, quotas, summed)
         self.kept = kept.cpu()
-        if last and self.balance == "floor":
+        if floors and self.balance == "floor":
             self._raise_to_floors(gates, ratio, ranked)
         self.read = self._trained()
         if keys is None:

@@ -280,6 +280,7 @@ _HISTORY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "open_share": ("open gates", _fixed(3)),
     "fitted": ("fitted", _fixed(3)),
     "chance": ("chance", _fixed(3)),
+    "neighbours": ("neighbours", _fixed(3)),
     "training_loss": ("training loss", number),
     "validation_loss": ("held-out loss", number),
     "decision": ("decision", str),

@@ -44,14 +44,14 @@ def result_of(pruner: Pruner) -> PruneResult:
         pruner.warn("partial", _partial(run), stacklevel=4)
     if targets is not None:
         pruner.warn("classes", _small_classes(targets, indices.numpy()), stacklevel=4)
-    record, held_out, labels = gates.record, run.selection.held_out, run.selection.labels
+    record, held_out, balance = gates.record, run.selection.held_out, run.balance
     keys = run.method.keys(gates, run.history, run.seed, final=True)
     return PruneResult(
         indices=indices,
         gate_logits=to_cpu(run.method.scores(run.gates, run.history)),
         keep_ratio=run.keep_ratio,
         fingerprint=run.fingerprint,
-        config=run.settings | {"balance": run.selection.balance},
+        config=run.settings | {"balance": balance},
         dataset={"num_samples": run.num_samples} if samples is None else samples.about(),
         history=[dict(entry) for entry in run.history],
         selected_epoch=selected_epoch,
@@ -62,7 +62,7 @@ def result_of(pruner: Pruner) -> PruneResult:
         visits=None if record is None else to_cpu(record.visits[:-1]),
         predicted=None if record is None else to_cpu(record.predicted[:-1]),
         draw_keys=to_cpu(keys),
-        quota_labels=labels,
+        quota_labels=run.selection.labels if balance in ("class", "floor") else None,
         held_out=None if held_out is None else bitmask.indices(held_out),
         paths=None if (paths := getattr(samples, "paths", None)) is None else list(paths),
         unreadable=run.unreadable,

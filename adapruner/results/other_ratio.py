@@ -42,7 +42,7 @@ def at(result: PruneResult, keep_ratio: float) -> PruneResult:
     gates = Gates(count, keep_ratio, Objective(easy_weight=0.0), "cpu")
     gates.exclude(unreadable)
     # The floors of classes in the kept set hold in a larger set, which contains it.
-    selection.select(gates, keep_ratio, 1.0, keys, last=smaller)
+    selection.select(gates, keep_ratio, 1.0, keys, floors=smaller)
     indices = bitmask.indices(selection.kept)
     warn_of_few(keep_ratio, count, len(indices))
     costs = ("samples_read", "samples_read_full", "seconds", "seconds_full")

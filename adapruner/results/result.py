@@ -38,7 +38,9 @@ class PruneResult:
         keep_ratio: the keep ratio of the run; ``K = floor(keep_ratio * N + 0.5)``, or the number of
             readable samples if that is less.
         fingerprint: SHA-256 that identifies the samples of the dataset.
-        config: the settings of the run.
+        config: the settings of the run. ``balance`` is what the kept set was drawn with: "class",
+            "floor", None, or "neighbours" if each sample was compared with its neighbours in the
+            dataset.
         dataset: kind and number of samples; root folder and class names where known.
         history: one entry per epoch, in order: ``epoch``, ``phase`` ("warm-up" or "prune"),
             ``samples_read`` (training samples given to a loss), ``samples_skipped`` (the other
@@ -48,7 +50,9 @@ class PruneResult:
             None), ``decision`` of the controller ("warm-up", "advance", "pause", "back off"),
             ``seconds``. Epochs of the method "sampled" after the warm-up also have ``fitted``, the
             share of samples whose last loss is below a tenth of the mean loss of the first epoch,
-            and ``chance``, how much the kept set would be a random draw: 1 if it were one.
+            ``chance``, how much the kept set would be a random draw: 1 if it were one, and
+            ``neighbours``, the correlation of the gate logits of neighbours in the dataset, minus
+            that of samples further apart.
         selected_epoch: the epoch whose selection was chosen on held-out data. None if the last
             selection was taken: the top-k of ``gate_logits``, or a draw by them.
         forced: whether the run ended before it trained an epoch at the keep ratio, so that the last

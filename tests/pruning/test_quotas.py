@@ -79,7 +79,7 @@ def test_the_last_selection_has_the_floors(
     selection = Selection(N, ratio, labels=labels, balance="floor", held_out=held_out)
     selection.select(gates, ratio, 1.0, keys)
     plain = selection.kept
-    selection.select(gates, ratio, 1.0, keys, last=True)
+    selection.select(gates, ratio, 1.0, keys, floors=True)
     count = min(keep_count(ratio, N), N - unreadable)
     kept = labels[bitmask.indices(selection.kept)].bincount(minlength=5).numpy()
     before = labels[bitmask.indices(plain)].bincount(minlength=5).numpy()
@@ -113,7 +113,7 @@ def test_classes_above_their_floors_change_nothing(held_out: torch.Tensor | None
     kept = []
     for known in (None, labels):
         selection = Selection(N, 0.5, labels=known, balance="floor", held_out=held_out)
-        selection.select(gates, 0.5, 1.0, keys, last=True)
+        selection.select(gates, 0.5, 1.0, keys, floors=True)
         kept.append(selection.kept)
     assert torch.equal(*kept)
 

@@ -40,6 +40,13 @@ class Method(Objective, ABC):
         """This method for a run with that keep ratio and number of epochs."""
         return self
 
+    def by_neighbours(self, gates: Gates) -> bool:
+        """Whether the kept set compares each sample with its neighbours in the dataset.
+
+        Classes then have no floors.
+        """
+        return False
+
     @abstractmethod
     def scores(self, gates: Gates, history: History) -> Tensor:
         """Ranking score of each sample. A larger score is better.

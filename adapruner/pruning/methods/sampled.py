@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapruner import ops
 from adapruner._util.seeds import Stream, stream_seed
-from adapruner.pruning import bitmask
+from adapruner.pruning import bitmask, neighbours
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.methods.base import NEVER_FINITE, History, Method
 
@@ -52,6 +52,9 @@ class Sampled(Method):
             model fits samples below the range early, and does not fit samples above it.
         most_unfit: largest share of the samples above the range. The range ends at a quantile of
             the mean pressures, if that is above the end of ``target_range``.
+        unfit_end: where a range ends that a model has fitted little of: see ``unfit_farthest``.
+        unfit_farthest: largest distance above a range that ends at ``unfit_end`` or later. Such a
+            model does not tell hard samples from wrong ones.
         hard_side_weight: factor of distances above the range.
         easy_side_weight: factor of distances below the range.
         small_keep_ratio: below this keep ratio, the easy side weight is multiplied by the fourth
@@ -67,6 +70,8 @@ class Sampled(Method):
     few_epochs: int = 8
     target_range: tuple[float, float] = (-0.15, 0.35)
     most_unfit: float = 0.4
+    unfit_end: float = 0.55
+    unfit_farthest: float = 0.1
     hard_side_weight: float = 1.5
     easy_side_weight: float = 1.0
     small_keep_ratio: float = 0.3
@@ -100,13 +105,17 @@ class Sampled(Method):
     def scores(self, gates: Gates, history: History) -> Tensor:
         """1 minus the distance from the target range, weighted by its side.
 
-        No distance counts as more than that of the largest pressure from ``target_range``.
+        No distance counts as more than that of the largest pressure from ``target_range``. Above
+        a range that ends later it counts as less: ``unfit_farthest`` from ``unfit_end`` on.
         """
         pressures = self._pressures(gates, history)
         easiest, hardest = self.target_range
         farthest = self.pressure_cap - hardest
         scores = (easiest - pressures).mul_(self.easy_side_weight).clamp_(0, farthest)
-        pressures.sub_(self._range_end(pressures)).clamp_(max=farthest).mul_(self.hard_side_weight)
+        end = self._range_end(pressures)
+        moved = min((end - hardest) / (self.unfit_end - hardest), 1.0)
+        farthest += moved * (self.unfit_farthest - farthest)
+        pressures.sub_(end).clamp_(max=farthest).mul_(self.hard_side_weight)
         torch.maximum(scores, pressures, out=scores)
         scores.neg_().add_(1)
         scores.masked_fill_(gates.logits == 1, NEVER_FINITE)
@@ -132,9 +141,12 @@ class Sampled(Method):
     def keep_scores(self, gates: Gates, history: History) -> Tensor:
         """Logarithm of each sample's chance to be kept, −β·d, float32 ``[N]``.
 
+        Where neighbours are alike, it is that minus the mean of the neighbours.
         :data:`NEVER_FINITE` and −inf as in :meth:`scores`.
         """
         logs = self.scores(gates, history).sub_(1).mul_(self.current_sharpness(history))
+        if self.by_neighbours(gates):
+            logs -= neighbours.local_mean(logs, _stepped(gates))
         logs.masked_fill_(gates.logits == 1, NEVER_FINITE)
         return logs.masked_fill_(gates.logits == -torch.inf, -torch.inf)
 
@@ -155,14 +167,25 @@ class Sampled(Method):
             scores.masked_fill_(unfit, math.log(self.least_read))
         return scores.masked_fill_(gates.logits == -torch.inf, -torch.inf)
 
-    def figures(self, gates: Gates, history: History) -> dict[str, float]:
-        """``fitted``, the share of samples that the model has fitted, and ``chance``.
+    def by_neighbours(self, gates: Gates) -> bool:
+        return self._likeness(gates) >= neighbours.ALIKE
 
-        ``chance`` is e^H / N, with the entropy H of the chances in a draw of the kept set from N
-        samples: 1 if all chances are equal, near 0 if few samples have nearly all.
+    @staticmethod
+    def _likeness(gates: Gates) -> float:
+        """How alike the gate logits of neighbours in the dataset are."""
+        return neighbours.likeness(gates.logits, _stepped(gates))
+
+    def figures(self, gates: Gates, history: History) -> dict[str, float]:
+        """``fitted``, ``chance`` and ``neighbours``.
+
+        ``fitted`` is the share of samples that the model has fitted. ``neighbours`` tells how alike
+        neighbours in the dataset are: the correlation of their gate logits, minus that of samples
+        further apart. ``chance`` is e^H / N, with the entropy H of the chances in a draw of the
+        kept set from N samples: 1 if all chances are equal, near 0 if few samples have nearly all.
         """
+        likeness = {"neighbours": round(self._likeness(gates), 3)}
         if gates.last_loss is None:
-            return {}
+            return likeness
         limit, fitted, count = FITTED * gates.real("loss_scale"), 0, 0
         for losses in _finite_losses(gates):
             fitted += int((losses < limit).sum())
@@ -177,7 +200,7 @@ class Sampled(Method):
         return {
             "fitted": round(fitted / max(count, 1), 3),
             "chance": round(effective / max(gates.integer("population"), 1), 3),
-        }
+        } | likeness
 
 
 def mean_last_loss(gates: Gates) -> float:
@@ -188,6 +211,11 @@ def mean_last_loss(gates: Gates) -> float:
         total += int(multiples.long().sum())
         count += len(losses)
     return total / _SUM_UNIT * scale / max(count, 1)
+
+
+def _stepped(gates: Gates) -> Tensor:
+    """The samples that have had a finite loss and are not excluded, bool ``[N]``."""
+    return (gates.logits != 1) & (gates.logits != -torch.inf)
 
 
 def _seen(history: History) -> list[Mapping[str, Any]]:
