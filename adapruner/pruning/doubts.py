@@ -97,7 +97,7 @@ def alike_neighbours(likeness: float) -> str:
         likeness: as in :mod:`adapruner.pruning.neighbours`.
     """
     return (
-        "neighbours in the dataset have about the same losses, as the frames of a video have (their "
+        "neighbours in the dataset have about the same losses, as frames of a video have (their "
         f"correlation is larger by {likeness:.2f} than that of samples further apart). So the kept "
         "set compares each sample with its neighbours. If you know which samples belong together, "
         "give them as groups, and keep no group on both sides of a split"

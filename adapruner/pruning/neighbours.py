@@ -1,7 +1,7 @@
-"""Samples that lie next to each other in the dataset: whether they are alike, and their mean score.
+"""Samples that lie next to each other in the dataset: whether they are alike, and their mean.
 
-Frames of a video, slices of a scan and sentences of a document are near-duplicates. They usually lie
-next to each other in a dataset, and have about the same losses.
+Frames of a video and slices of a scan are near-duplicates. They usually lie next to each other in
+a dataset, and have about the same losses.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from adapruner.pruning import bitmask
 
-# Neighbours are alike if the correlation of their gate logits is larger by this than that of samples
-# that are FAR apart. Samples of one class or of one bad shard are alike over a longer distance.
+# Neighbours are alike if the correlation of their gate logits is larger by this than that of
+# samples FAR apart. Samples of one class or of one bad shard are alike over a longer distance.
 ALIKE = 0.3
 FAR = 100
 # A dataset of fewer samples tells too little: the correlation has a standard error of 1/√N.

@@ -29,8 +29,8 @@ MEANINGS = {
     "does not fit": "Its score is too low, and its losses were above those typical of the kept "
     "samples: a wrong label, an outlier, or a sample too hard for the model.",
     "low score": "Its score is too low. The result holds no loss that says on which side.",
-    "drawn out": "Its score is as high as that of kept samples. The draw, its neighbours, a tie, or "
-    "the choice of an earlier epoch's selection left it out.",
+    "drawn out": "Its score is as high as that of kept samples. The draw, its neighbours, a tie, "
+    "or the choice of an earlier epoch's selection left it out.",
     "quota": "Its score is high enough among all samples, but not among its class or among the "
     "held-out samples, which have a share of their own.",
     "unreadable": "The run could not read it.",
