@@ -48,7 +48,9 @@ class Pruner(Run):
             quarters of the kept set are dealt evenly over the classes
             (:func:`adapruner.pruning.quotas.class_floors`), and the draw decides on the rest; it
             needs the method "sampled". Without ``labels``, classes have floors where the dataset
-            of the loader knows its targets.
+            of the loader knows its targets. Where neighbours in the dataset are alike, as frames
+            of a video are, the method "sampled" compares each sample with its neighbours instead
+            of giving floors, and warns.
         held_out: dataset indices that the loop does not train on. They take their losses from
             :meth:`observe` and compete among themselves for their own share.
         explore: each epoch also reads this share of N of pruned samples, so that they can return.

@@ -145,7 +145,8 @@ def fast_prune(
             of each sample, keep the same share of every group, such as the frames of one video.
             Where None and the classes of all samples are known before the run, three quarters of
             the kept set are dealt evenly over the classes, so that rare classes keep their samples,
-            and the draw decides on the rest. It needs the method "sampled".
+            and the draw decides on the rest. It needs the method "sampled". Near-duplicates that
+            lie together in the dataset are found, with a warning; name them as groups if you can.
         method: "sampled" draws samples by their gates; "published" keeps the largest gate logits,
             as the paper does.
         warmup_epochs: epochs before the gates start; 0 for a model that is trained already. About a

@@ -123,7 +123,8 @@ class Sampled(Method):
 
     def _range_end(self, pressures: Tensor) -> float:
         """The upper end of the target range. Infinite pressures are of excluded samples."""
-        known = pressures[pressures != torch.inf]
+        # On the CPU, since torch has no deterministic kthvalue for CUDA.
+        known = pressures[pressures != torch.inf].cpu()
         if not len(known):
             return self.target_range[1]
         above = min(int(self.most_unfit * len(known)), len(known) - 1)
