@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from adapruner.pruning import neighbours
 from adapruner.pruning.methods.base import NEVER_FINITE
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def reason_codes(result: PruneResult) -> NDArray[np.int8]:
     """The reason of every sample, int8 ``[N]``, as places in ``REASONS``.
 
     A score is high enough if it is at least the k-th largest of its group, where k samples of the
-    group are kept. Groups are the classes with ``balance``, each split into trained and
+    group are kept. If the run compared each sample with its neighbours, scores are taken minus the
+    mean of the neighbours. Groups are the classes with ``balance``, each split into trained and
     held-out samples, and otherwise the trained and the held-out samples. Typical of the kept
     samples is the median of their relative losses.
     """
@@ -55,9 +57,9 @@ def reason_codes(result: PruneResult) -> NDArray[np.int8]:
         middle = np.median(losses[kept & np.isfinite(losses)])
         codes[losses <= middle] = _CODE["easy"]
         codes[losses > middle] = _CODE["does not fit"]
-    groups = _groups(result)
-    codes[scores >= _bounds(scores, kept, np.zeros_like(groups))] = _CODE["quota"]
-    codes[scores >= _bounds(scores, kept, groups)] = _CODE["drawn out"]
+    groups, ranked = _groups(result), _ranked(result)
+    codes[ranked >= _bounds(ranked, kept, np.zeros_like(groups))] = _CODE["quota"]
+    codes[ranked >= _bounds(ranked, kept, groups)] = _CODE["drawn out"]
     codes[~_seen(result, scores)] = _CODE["never seen"]
     codes[_unreadable(result, scores)] = _CODE["unreadable"]
     codes[kept] = _CODE["kept"]
@@ -74,6 +76,14 @@ def _typical_losses(result: PruneResult) -> NDArray[np.float64] | None:
     """Relative loss of every sample, or its last loss where that is not known; or None."""
     losses = result.relative_losses if result.relative_losses is not None else result.sample_losses
     return None if losses is None else losses.double().numpy()
+
+
+def _ranked(result: PruneResult) -> NDArray[np.float64]:
+    """The score of each sample, or how far it is above its neighbours where they were compared."""
+    scores = result.gate_logits
+    if result.config.get("balance") == "neighbours":
+        scores = scores - neighbours.local_mean(scores, scores > NEVER_FINITE)
+    return scores.double().numpy()
 
 
 def _groups(result: PruneResult) -> NDArray[np.int64]:
