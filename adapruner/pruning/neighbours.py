@@ -29,29 +29,47 @@ def likeness(values: Tensor, known: Tensor) -> float:
     """Correlation of neighbours minus that of samples :data:`FAR` apart; 0 for N < 1,000.
 
     Args:
-        values: float32 ``[N]``, in [−1000, 1000] where known.
+        values: float32 ``[N]``.
         known: bool ``[N]``. Pairs with another sample do not count.
     """
     if len(values) < _LEAST:
         return 0.0
-    return _correlation(values, known, 1) - _correlation(values, known, FAR)
+    sums = {1: torch.zeros(6, dtype=torch.float64), FAR: torch.zeros(6, dtype=torch.float64)}
+    for begin in range(0, len(values), bitmask.PIECE):
+        part = slice(begin, begin + bitmask.PIECE + FAR)
+        there = known[part].double()
+        value = (values[part].masked_fill(~known[part], 0.0) * _STEPS).round_().double()
+        for distance, total in sums.items():
+            end = min(bitmask.PIECE, len(value) - distance)
+            if end > 0:
+                total += _moments(value, there, distance, end).cpu()
+    return _correlation(sums[1]) - _correlation(sums[FAR])
 
 
-def _correlation(values: Tensor, known: Tensor, distance: int) -> float:
-    """Correlation of the values of samples i and i + ``distance``, over all i."""
-    count, sums = 0, torch.zeros(5, dtype=torch.int64)
-    for begin in range(0, len(values) - distance, bitmask.PIECE):
-        part = slice(begin, begin + bitmask.PIECE + distance)
-        whole = (values[part].masked_fill(~known[part], 0.0) * _STEPS).round_().long()
-        pairs = known[part][:-distance] & known[part][distance:]
-        one, other = whole[:-distance][pairs], whole[distance:][pairs]
-        count += len(one)
-        products = one, other, one * one, other * other, one * other
-        sums += torch.stack([product.sum() for product in products]).cpu()
-    first, second, squares, other_squares, product = sums.tolist()
+def _moments(value: Tensor, there: Tensor, distance: int, end: int) -> Tensor:
+    """Number of pairs of known samples i and i + ``distance``, i < ``end``, and sums over them.
+
+    The sums are of both values, of their squares and of their products, float64 ``[6]``. They are
+    sums of whole numbers. So they are exact in any order, for values of at most 2 and N < 2³¹.
+    """
+    one, other = slice(end), slice(distance, distance + end)
+    squares = value * value
+    sums = (
+        there[one] @ there[other],
+        value[one] @ there[other],
+        there[one] @ value[other],
+        squares[one] @ there[other],
+        there[one] @ squares[other],
+        value[one] @ value[other],
+    )
+    return torch.stack(sums)
+
+
+def _correlation(moments: Tensor) -> float:
+    count, first, second, squares, other_squares, products = (int(x) for x in moments.tolist())
     # n²·variances and n²·covariance; Python's integers have any size.
     spread = (count * squares - first**2) * (count * other_squares - second**2)
-    return (count * product - first * second) / math.sqrt(spread) if spread > 0 else 0.0
+    return (count * products - first * second) / math.sqrt(spread) if spread > 0 else 0.0
 
 
 def local_mean(values: Tensor, known: Tensor) -> Tensor:
@@ -60,7 +78,7 @@ def local_mean(values: Tensor, known: Tensor) -> Tensor:
     Float32 ``[N]``, rounded to multiples of 1/1024; 0 where none is known.
 
     Args:
-        values: float32 ``[N]``, in [−1000, 1000] where known.
+        values: float32 ``[N]``.
         known: bool ``[N]``.
     """
     means = torch.zeros_like(values)

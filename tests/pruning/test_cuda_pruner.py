@@ -122,6 +122,20 @@ def test_floors_of_classes_are_those_of_the_cpu() -> None:
     assert torch.equal(*kept)
 
 
+def test_alike_neighbours_are_those_of_the_cpu() -> None:
+    size = 2000
+    given = frozen(size // 20)(0).repeat_interleave(20)
+    given = given * (1 + 0.2 * torch.rand(size, generator=torch.Generator().manual_seed(1)))
+    results = []
+    for device in ("cpu", "cuda"):
+        pruner = Pruner(size, 0.4, 12, device=device)
+        with pytest.warns(match="neighbours in the dataset"):
+            drive(pruner, lambda epoch, device=device: given.to(device))
+        results.append(pruner.result())
+    assert torch.equal(results[0].indices, results[1].indices)
+    assert results[0].config["balance"] == results[1].config["balance"] == "neighbours"
+
+
 # --- ways to run a step
 
 

@@ -16,7 +16,6 @@ from adapruner import Pruner, PruneResult, fast_prune
 from adapruner.pruning.selection import keep_count
 from adapruner.results.reasons import MEANINGS, REASONS, reason_codes, reason_counts, samples_of
 
-
 BALANCES = ("class", "floor", "neighbours", None)
 
 

@@ -145,8 +145,11 @@ class Sampled(Method):
         Where neighbours are alike, it is that minus the mean of the neighbours.
         :data:`NEVER_FINITE` and −inf as in :meth:`scores`.
         """
+        return self._keep_scores(gates, history, self.by_neighbours(gates))
+
+    def _keep_scores(self, gates: Gates, history: History, by_neighbours: bool) -> Tensor:
         logs = self.scores(gates, history).sub_(1).mul_(self.current_sharpness(history))
-        if self.by_neighbours(gates):
+        if by_neighbours:
             logs -= neighbours.local_mean(logs, _stepped(gates))
         logs.masked_fill_(gates.logits == 1, NEVER_FINITE)
         return logs.masked_fill_(gates.logits == -torch.inf, -torch.inf)
@@ -184,15 +187,17 @@ class Sampled(Method):
         further apart. ``chance`` is e^H / N, with the entropy H of the chances in a draw of the
         kept set from N samples: 1 if all chances are equal, near 0 if few samples have nearly all.
         """
-        likeness = {"neighbours": round(self._likeness(gates), 3)}
+        likeness = self._likeness(gates)
+        told = {"neighbours": round(likeness, 3)}
         if gates.last_loss is None:
-            return likeness
+            return told
         limit, fitted, count = FITTED * gates.real("loss_scale"), 0, 0
         for losses in _finite_losses(gates):
             fitted += int((losses < limit).sum())
             count += len(losses)
+        logs_of_all = self._keep_scores(gates, history, likeness >= neighbours.ALIKE)
         total, moment = 0.0, 0.0  # of the weights w, and of w·log w
-        for (scores,) in _pieces(self.keep_scores(gates, history)):
+        for (scores,) in _pieces(logs_of_all):
             logs = scores[scores != -torch.inf].double()
             weights = logs.exp()
             total += float(weights.sum())
@@ -201,7 +206,7 @@ class Sampled(Method):
         return {
             "fitted": round(fitted / max(count, 1), 3),
             "chance": round(effective / max(gates.integer("population"), 1), 3),
-        } | likeness
+        } | told
 
 
 def mean_last_loss(gates: Gates) -> float:
