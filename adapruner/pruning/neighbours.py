@@ -29,16 +29,20 @@ def likeness(values: Tensor, known: Tensor) -> float:
     """Correlation of neighbours minus that of samples :data:`FAR` apart; 0 for N < 1,000.
 
     Args:
-        values: float32 ``[N]``.
+        values: float32 ``[N]``, on any scale.
         known: bool ``[N]``. Pairs with another sample do not count.
     """
-    if len(values) < _LEAST:
+    if len(values) < _LEAST or not known.any():
         return 0.0
-    sums = {1: torch.zeros(6, dtype=torch.float64), FAR: torch.zeros(6, dtype=torch.float64)}
+    scale = values[known].abs().max()
+    if scale == 0:
+        return 0.0
+    sums = {distance: torch.zeros(6, dtype=torch.float64, device="cpu") for distance in (1, FAR)}
     for begin in range(0, len(values), bitmask.PIECE):
         part = slice(begin, begin + bitmask.PIECE + FAR)
         there = known[part].double()
-        value = (values[part].masked_fill(~known[part], 0.0) * _STEPS).round_().double()
+        value = values[part].masked_fill(~known[part], 0.0).div_(scale)
+        value = value.mul_(_STEPS).round_().double()
         for distance, total in sums.items():
             end = min(bitmask.PIECE, len(value) - distance)
             if end > 0:
@@ -50,7 +54,7 @@ def _moments(value: Tensor, there: Tensor, distance: int, end: int) -> Tensor:
     """Number of pairs of known samples i and i + ``distance``, i < ``end``, and sums over them.
 
     The sums are of both values, of their squares and of their products, float64 ``[6]``. They are
-    sums of whole numbers. So they are exact in any order, for values of at most 2 and N < 2³¹.
+    sums of whole numbers up to 2²⁰, so they are exact in any order.
     """
     one, other = slice(end), slice(distance, distance + end)
     squares = value * value

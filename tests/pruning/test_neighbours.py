@@ -11,6 +11,7 @@ import torch
 from adapruner import Pruner, PruneResult
 from adapruner.errors import PruningWarning
 from adapruner.pruning import bitmask, neighbours
+from adapruner.results.reasons import reason_counts
 
 COUNT, FRAMES, EPOCHS = 3000, 20, 20
 
@@ -25,12 +26,12 @@ def values_of(size: int, seed: int, alike: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [1000, 1001, 1023, 5000])
 @pytest.mark.parametrize("piece", [8, 104, 2**18])
-@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("alike", "scale"), [(0.0, 1.0), (0.5, 1e-6), (1.0, 1e6)])
 def test_likeness_is_a_difference_of_correlations(
-    size: int, piece: int, alike: float, monkeypatch: pytest.MonkeyPatch
+    size: int, piece: int, alike: float, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bitmask, "PIECE", piece)
-    values = values_of(size, size, alike)
+    values = scale * values_of(size, size, alike)
     known = torch.rand(size, generator=torch.Generator().manual_seed(1)) < 0.9
     with_unknown = values.masked_fill(~known, -torch.inf)
 
@@ -204,3 +205,20 @@ def test_unreadable_and_unseen_samples_have_no_part() -> None:
     assert not result.kept[gone].any()
     assert not result.kept[::17].any()
     assert shares_kept(result).min() >= 0.05
+
+
+@pytest.mark.filterwarnings("ignore:neighbours in the dataset")
+def test_the_default_device_does_not_matter() -> None:
+    losses = losses_of_groups()
+    expected = drive(Pruner(COUNT, 0.5, EPOCHS, device="cpu"), losses).result()
+    pruner = Pruner(COUNT, 0.5, EPOCHS, device="cpu")
+    with torch.device("meta"):  # reading a value of this device is an error
+        found = drive(pruner, losses).result()
+        assert reason_counts(found) == reason_counts(expected)
+    assert torch.equal(found.indices, expected.indices)
+    assert found.config == expected.config
+
+
+def test_a_long_run_that_has_just_begun_finds_them_too() -> None:
+    pruner = drive(Pruner(COUNT, 0.5, 400, warmup_epochs=1), losses_of_groups(), 3)
+    assert pruner.history[-1]["neighbours"] > 0.8

@@ -177,7 +177,7 @@ class Sampled(Method):
     @staticmethod
     def _likeness(gates: Gates) -> float:
         """How alike the gate logits of neighbours in the dataset are."""
-        return neighbours.likeness(gates.logits, _stepped(gates))
+        return neighbours.likeness(1 - gates.logits, _stepped(gates))
 
     def figures(self, gates: Gates, history: History) -> dict[str, float]:
         """``fitted``, ``chance`` and ``neighbours``.
