@@ -15,7 +15,7 @@ from adapruner.pruning import bitmask
 
 # Neighbours are alike if the correlation of their gate logits is larger by this than that of
 # samples FAR apart. Samples of one class or of one bad shard are alike over a longer distance.
-ALIKE = 0.3
+ALIKE = 0.2
 FAR = 100
 # A dataset of fewer samples tells too little: the correlation has a standard error of 1/√N.
 _LEAST = 10 * FAR
