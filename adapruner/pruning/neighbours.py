@@ -16,9 +16,9 @@ from adapruner.pruning import bitmask
 # Neighbours are alike if the correlation of their gate logits is larger by this than that of
 # samples FAR apart. Samples of one class or of one bad shard are alike over a longer distance.
 ALIKE = 0.2
-FAR = 100
+FAR = 50
 # A dataset of fewer samples tells too little: the correlation has a standard error of 1/√N.
-_LEAST = 10 * FAR
+_LEAST = 20 * FAR
 # Number of samples before and after each one that it is compared with.
 REACH = 2
 # Values are summed as whole multiples of 1/1024, so that every device gets the same sums.
