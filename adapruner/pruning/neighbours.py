@@ -25,29 +25,33 @@ REACH = 2
 _STEPS = 1024
 
 
-def likeness(values: Tensor, known: Tensor) -> float:
+def likeness(gate_logits: Tensor) -> float:
     """Correlation of neighbours minus that of samples :data:`FAR` apart; 0 for N < 1,000.
 
     Args:
-        values: float32 ``[N]``, on any scale.
-        known: bool ``[N]``. Pairs with another sample do not count.
+        gate_logits: m, float32 ``[N]``. Pairs with a gate that has never stepped (m = 1) or with an
+            excluded sample (−inf) do not count.
     """
-    if len(values) < _LEAST or not known.any():
-        return 0.0
-    scale = values[known].abs().max()
-    if scale == 0:
+    count = len(gate_logits)
+    parts = [slice(begin, begin + bitmask.PIECE + FAR) for begin in range(0, count, bitmask.PIECE)]
+    scale = max((float(_falls(gate_logits[part]).abs().max()) for part in parts), default=0.0)
+    if count < _LEAST or scale == 0:
         return 0.0
     sums = {distance: torch.zeros(6, dtype=torch.float64, device="cpu") for distance in (1, FAR)}
-    for begin in range(0, len(values), bitmask.PIECE):
-        part = slice(begin, begin + bitmask.PIECE + FAR)
-        there = known[part].double()
-        value = values[part].masked_fill(~known[part], 0.0).div_(scale)
-        value = value.mul_(_STEPS).round_().double()
+    for part in parts:
+        value = _falls(gate_logits[part])
+        there = (value != 0).double()
+        value = value.div_(scale).mul_(_STEPS).round_().double()
         for distance, total in sums.items():
             end = min(bitmask.PIECE, len(value) - distance)
             if end > 0:
                 total += _moments(value, there, distance, end).cpu()
     return _correlation(sums[1]) - _correlation(sums[FAR])
+
+
+def _falls(gate_logits: Tensor) -> Tensor:
+    """1 − m; 0 where a gate has never stepped or its sample is excluded."""
+    return (1 - gate_logits).masked_fill_(gate_logits == -torch.inf, 0.0)
 
 
 def _moments(value: Tensor, there: Tensor, distance: int, end: int) -> Tensor:
@@ -76,29 +80,28 @@ def _correlation(moments: Tensor) -> float:
     return (count * products - first * second) / math.sqrt(spread) if spread > 0 else 0.0
 
 
-def local_mean(values: Tensor, known: Tensor) -> Tensor:
-    """Mean of the known values within :data:`REACH` of each sample, itself included.
+def subtract_local_mean(values: Tensor, unknown: float) -> None:
+    """Take from each value the mean of the values within :data:`REACH` of it, itself included.
 
-    Float32 ``[N]``, rounded to multiples of 1/1024; 0 where none is known.
+    Means are rounded to multiples of 1/1024.
 
     Args:
-        values: float32 ``[N]``.
-        known: bool ``[N]``.
+        values: float32 ``[N]``, changed in place.
+        unknown: values up to it have no part in a mean, and stay as they are.
     """
-    means = torch.zeros_like(values)
+    before = values[:0]  # as they were, of the last piece
     for begin in range(0, len(values), bitmask.PIECE):
         end = min(begin + bitmask.PIECE, len(values))
-        low, high = max(begin - REACH, 0), min(end + REACH, len(values))
-        part = known[low:high]
-        whole = (values[low:high].masked_fill(~part, 0.0) * _STEPS).round_().long()
-        place = torch.arange(begin, end, device=values.device)
-        start = (place - REACH).clamp_(min=low) - low
-        stop = (place + REACH + 1).clamp_(max=high) - low
-        sums, counts = (_cumulated(each) for each in (whole, part.long()))
-        total = (sums[stop] - sums[start]).double()
+        around = torch.cat([before, values[begin : end + REACH]])
+        known = around > unknown
+        whole = (around.masked_fill(~known, 0.0) * _STEPS).round_().long()
+        sums, counts = (_cumulated(each) for each in (whole, known.long()))
+        place = torch.arange(len(before), len(before) + end - begin, device=values.device)
+        start, stop = (place - REACH).clamp_(min=0), (place + REACH + 1).clamp_(max=len(around))
         number = (counts[stop] - counts[start]).clamp_(min=1)
-        means[begin:end] = total.div_(number).round_().div_(_STEPS)
-    return means
+        means = (sums[stop] - sums[start]).double().div_(number).round_().div_(_STEPS)
+        before = values[max(end - REACH, begin) : end].clone()
+        values[begin:end] -= means.to(values.dtype).masked_fill_(~known[place], 0.0)
 
 
 def _cumulated(values: Tensor) -> Tensor:

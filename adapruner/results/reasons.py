@@ -82,7 +82,8 @@ def _ranked(result: PruneResult) -> NDArray[np.float64]:
     """The score of each sample, or how far it is above its neighbours where they were compared."""
     scores = result.gate_logits
     if result.config.get("balance") == "neighbours":
-        scores = scores - neighbours.local_mean(scores, scores > NEVER_FINITE)
+        scores = scores.clone()
+        neighbours.subtract_local_mean(scores, NEVER_FINITE)
     return scores.double().numpy()
 
 

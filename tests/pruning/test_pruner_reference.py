@@ -37,7 +37,10 @@ def drawn(
         unfit = int(method.most_unfit * len(pressures))
         end = max(hardest, pressures.sort(descending=True).values[unfit].item())
         below = (method.easy_side_weight * (easiest - pressures)).clamp(0, farthest)
-        above = method.hard_side_weight * (pressures - end).clamp(0, farthest)
+        limit = float(
+            np.interp(end, [hardest, method.unfit_end], [farthest, method.unfit_farthest])
+        )
+        above = method.hard_side_weight * (pressures - end).clamp(0, limit)
         logs = -torch.maximum(below, above)
         more = ended - warmup - 1
         scale = method.sharpness * more / (more + method.doubt)

@@ -149,10 +149,11 @@ class Sampled(Method):
 
     def _keep_scores(self, gates: Gates, history: History, by_neighbours: bool) -> Tensor:
         logs = self.scores(gates, history).sub_(1).mul_(self.current_sharpness(history))
-        if by_neighbours:
-            logs -= neighbours.local_mean(logs, _stepped(gates))
         logs.masked_fill_(gates.logits == 1, NEVER_FINITE)
-        return logs.masked_fill_(gates.logits == -torch.inf, -torch.inf)
+        logs.masked_fill_(gates.logits == -torch.inf, -torch.inf)
+        if by_neighbours:
+            neighbours.subtract_local_mean(logs, NEVER_FINITE)
+        return logs
 
     def read_scores(self, gates: Gates, history: History) -> Tensor:
         """Logarithm of each sample's chance to be read in the next epoch, float32 ``[N]``.
@@ -172,12 +173,7 @@ class Sampled(Method):
         return scores.masked_fill_(gates.logits == -torch.inf, -torch.inf)
 
     def by_neighbours(self, gates: Gates) -> bool:
-        return self._likeness(gates) >= neighbours.ALIKE
-
-    @staticmethod
-    def _likeness(gates: Gates) -> float:
-        """How alike the gate logits of neighbours in the dataset are."""
-        return neighbours.likeness(1 - gates.logits, _stepped(gates))
+        return neighbours.likeness(gates.logits) >= neighbours.ALIKE
 
     def figures(self, gates: Gates, history: History) -> dict[str, float]:
         """``fitted``, ``chance`` and ``neighbours``.
@@ -187,7 +183,7 @@ class Sampled(Method):
         further apart. ``chance`` is e^H / N, with the entropy H of the chances in a draw of the
         kept set from N samples: 1 if all chances are equal, near 0 if few samples have nearly all.
         """
-        likeness = self._likeness(gates)
+        likeness = neighbours.likeness(gates.logits)
         told = {"neighbours": round(likeness, 3)}
         if gates.last_loss is None:
             return told
@@ -217,11 +213,6 @@ def mean_last_loss(gates: Gates) -> float:
         total += int(multiples.long().sum())
         count += len(losses)
     return total / _SUM_UNIT * scale / max(count, 1)
-
-
-def _stepped(gates: Gates) -> Tensor:
-    """The samples that have had a finite loss and are not excluded, bool ``[N]``."""
-    return (gates.logits != 1) & (gates.logits != -torch.inf)
 
 
 def _seen(history: History) -> list[Mapping[str, Any]]:
