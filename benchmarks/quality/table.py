@@ -144,6 +144,7 @@ HELD_BACK = ("text",)
 FEW_JOINT = ("random each epoch", "InfoBatch", "SeTa", "adapruner")
 OTHER_JOINT = ("full, fewer epochs", "OrderDP", "RePB")
 FEW = ("full", "random", "AUM", "DUAL", *OURS)
+BESIDE_CHANCE = ("random", "adapruner")  # at ratios where nothing else is asked
 # The rivals that are strongest on a processor; where minutes count, those first that say most.
 GPU_STATIC = ("full", "random", "adapruner", "DUAL", "AUM", "adapruner as published")
 GPU_JOINT = (
@@ -185,10 +186,12 @@ def tables() -> dict[str, list[Run]]:
         "cifar-more": distinct(
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.3, 0.8, 0.95, 0.1), ("clean",), ten),
             grid(CIFAR, "same epochs", STATIC_METHODS, (0.9, 0.5, 0.3, 0.1), CLEAN_OR_NOISY, five),
+            grid(CIFAR, "same epochs", BESIDE_CHANCE, (0.95, 0.8), (NOISE,), five),
             grid(CIFAR, "same steps", STATIC_METHODS, (0.7,), ("clean",), five),
         ),
         "cifar-large": distinct(
             grid(LARGE, "same epochs", STATIC_METHODS, (0.9, 0.7), ("clean",), five),
+            grid(LARGE, "same epochs", BESIDE_CHANCE, (0.5, 0.3), ("clean",), five),
         ),
         "transfer": distinct(
             *(
@@ -200,6 +203,7 @@ def tables() -> dict[str, list[Run]]:
             grid("digits", "same epochs", STATIC_METHODS, ALL_RATIOS, ("clean",), ten),
             grid("digits", "same epochs", STATIC_METHODS, WIDE, (NOISE,), ten),
             grid("digits", "same epochs", (RIGHT_ONLY,), (0.7,), (NOISE,), ten),
+            grid("digits", "same epochs", BESIDE_CHANCE, (0.95, 0.8), (NOISE,), ten),
             grid("digits", "same epochs", (SHORT,), (0.9, 0.8, 0.7), ("clean",), ten),
             grid("digits", "joint", JOINT_METHODS, JOINT_RATIOS, CLEAN_OR_NOISY, ten),
             grid("digits", "same epochs", STATIC_METHODS, (0.7,), DIRT, ten),
@@ -213,8 +217,8 @@ def tables() -> dict[str, list[Run]]:
             grid("letter", "joint", FEW_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, ten),
             grid("letter", "same epochs", FEW, (0.9, 0.8, 0.3), ("clean",), ten),
             grid("letter", "same epochs", FEW, (0.9, 0.3), (NOISE,), five),
-            grid("letter", "same epochs", ("random", "adapruner"), (0.95, 0.1), ("clean",), ten),
-            grid("letter", "same epochs", ("random", "adapruner"), (0.95, 0.8, 0.1), (NOISE,), ten),
+            grid("letter", "same epochs", BESIDE_CHANCE, (0.95, 0.1), ("clean",), ten),
+            grid("letter", "same epochs", BESIDE_CHANCE, (0.95, 0.8, 0.1), (NOISE,), ten),
         ),
         "short": distinct(
             grid("digits", "same epochs", (*SHORT_RUNS, "random"), (0.7, 0.3), ("clean",), ten),
@@ -236,9 +240,10 @@ def tables() -> dict[str, list[Run]]:
         ),
         "joint-more": distinct(
             grid("digits", "joint", JOINT_MORE, (0.7, 0.5), CLEAN_OR_NOISY, ten),
-            grid("letter", "joint", OTHER_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, ten),
-            grid(CIFAR, "joint", OTHER_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, five),
-            grid("text", "joint", OTHER_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, five),
+            grid("digits", "joint", OTHER_JOINT, (0.3,), CLEAN_OR_NOISY, ten),
+            grid("letter", "joint", OTHER_JOINT, JOINT_RATIOS, CLEAN_OR_NOISY, ten),
+            grid("letter", "joint", FEW_JOINT, (0.3,), CLEAN_OR_NOISY, ten),
+            grid(CIFAR, "joint", OTHER_JOINT, JOINT_RATIOS, CLEAN_OR_NOISY, five),
         ),
         "human": distinct(
             grid(CIFAR, "same epochs", FEW, (0.7,), HUMAN, five),
@@ -255,13 +260,28 @@ def tables() -> dict[str, list[Run]]:
                 ("clean",),
                 five,
             ),
+            grid("traffic", "same epochs", BESIDE_CHANCE, (0.95, 0.3, 0.1), ("clean",), five),
+            grid("traffic", "same epochs", ("full", *BESIDE_CHANCE), ALL_RATIOS, (NOISE,), five),
+            grid("traffic", "joint", OTHER_JOINT, (0.7,), ("clean",), five),
+            grid("traffic", "joint", (*FEW_JOINT, *OTHER_JOINT), (0.5, 0.3), ("clean",), five),
+            grid("traffic", "joint", (*FEW_JOINT, *OTHER_JOINT), JOINT_RATIOS, (NOISE,), five),
         ),
         "long": distinct(
             grid(LONG, "same epochs", FEW, (0.7,), ("clean",), five),
+            grid(
+                LONG,
+                "same epochs",
+                BESIDE_CHANCE,
+                (0.9, 0.5, 0.8, 0.3, 0.95, 0.1),
+                ("clean",),
+                five,
+            ),
+            grid(LONG, "same epochs", ("full", *BESIDE_CHANCE), ALL_RATIOS, (NOISE,), five),
         ),
         "held-back": distinct(
             grid("text", "same epochs", FEW, (0.7, 0.5), CLEAN_OR_NOISY, five),
-            grid("text", "joint", FEW_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, five),
+            grid("text", "same epochs", BESIDE_CHANCE, ALL_RATIOS, CLEAN_OR_NOISY, five),
+            grid("text", "joint", (*FEW_JOINT, *OTHER_JOINT), JOINT_RATIOS, CLEAN_OR_NOISY, five),
         ),
         # What runs take: into a folder of its own, by one worker on a machine that is idle.
         "cost": distinct(
