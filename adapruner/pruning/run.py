@@ -281,8 +281,6 @@ class Run:
             self.warn("ids", doubts.ids_like_positions(self.gates))
         entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)
         self.warn("reads", doubts.unread_samples(entry, self.may_drop))
-        if self.finished and self.balance == "neighbours":
-            self.warn("neighbours", doubts.alike_neighbours(entry["neighbours"]))
         return entry
 
     def _end_epoch(self, loss: float | None, standard_error: float, last: bool) -> dict[str, Any]:
@@ -301,11 +299,7 @@ class Run:
         # Pruning starts after every sample was visited once, but for those of dropped batches.
         pruning = not warming_up and not gates.any_unvisited(self.may_drop)
         ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
-        keys = None
-        if ratio < 1:
-            keys = self.method.keys(gates, [*self.history, entry], self.seed, final=last)
-        floors = last and self.balance == "floor"
-        selection.select(gates, ratio, controller.slope_now, keys, floors)
+        self._select(ratio, [*self.history, entry], last)
         self.epoch += 1
         selection.explore_pruned(gates, self.epoch)
         seconds = time.perf_counter() - self._started
@@ -341,11 +335,23 @@ class Run:
         if seen:  # the part of this epoch counts as one
             ended._end_epoch(None, 0.0, last=True)
         else:
-            keys = self.method.keys(ended.gates, self.history, self.seed, final=True)
-            slope = self.controller.slope_now
-            floors = self.balance == "floor"
-            ended.selection.select(ended.gates, self.keep_ratio, slope, keys, floors)
+            ended._select(self.keep_ratio, self.history, last=True)
         return ended
+
+    def _select(self, ratio: float, history: Sequence[dict[str, Any]], last: bool) -> None:
+        """Select the samples of the next epoch, or of the result, after the epochs of ``history``.
+
+        Warns if the result is of neighbours that are alike.
+        """
+        keys = None
+        if ratio < 1:
+            keys = self.method.keys(self.gates, history, self.seed, final=last)
+        by_neighbours = last and self.balance == "neighbours"
+        floors = last and not by_neighbours
+        self.selection.select(self.gates, ratio, self.controller.slope_now, keys, floors)
+        if by_neighbours:
+            told = doubts.alike_neighbours(history[-1]["neighbours"])
+            self.warn("neighbours", told, stacklevel=5)
 
     def synchronize(self) -> None:
         """Bring the gates up to date with the visits of all ranks. All ranks must call it.

@@ -111,6 +111,20 @@ def test_groups_of_alike_neighbours_keep_about_their_share(floors: bool) -> None
     assert shares[~hard].mean() == pytest.approx(0.5, abs=0.2)
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_a_result_before_the_end_warns_of_alike_neighbours(within: bool) -> None:
+    pruner, losses = Pruner(COUNT, 0.5, EPOCHS), losses_of_groups()
+    drive(pruner, losses, EPOCHS - 2)
+    if within:  # a part of one more epoch
+        ids = torch.from_numpy(np.flatnonzero(pruner.reads())[: COUNT // 4])
+        pruner.weigh(losses[ids], ids)
+    with pytest.warns(PruningWarning, match="neighbours in the dataset"):
+        result = pruner.result()
+    assert result.partial
+    assert result.config["balance"] == "neighbours"
+    assert any("neighbours" in text for text in result.warnings)
+
+
 def test_in_another_order_the_losses_decide() -> None:
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))
     losses = losses_of_groups()
