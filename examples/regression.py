@@ -1,8 +1,8 @@
 """Regression: how diabetes patients fare after a year, learned from the part that adapruner keeps.
 
-Squared errors are not on the scale of cross entropy: `normalize_loss=True` has the pruner divide
-them by their running mean. Takes scikit-learn's diabetes data (442 patients, ten measurements each)
-and a few seconds.
+Squared errors are not on the scale of cross entropy. The default method takes losses of any scale,
+and `normalize_loss=True` is for `--method published`. Takes scikit-learn's diabetes data (442
+patients, ten measurements each) and a few seconds.
 """
 
 from __future__ import annotations

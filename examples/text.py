@@ -2,8 +2,8 @@
 
 A sample is a sentence with its sentiment. Items are dicts, and `target` names the label in them, as
 for a tokenised Hugging Face dataset. The run also names sentences whose label may be wrong. Takes
-sst2/{train,dev}.tsv in the folder of `--data`, each line a label, a tab and a sentence,
-after a header.
+sst2/{train,dev}.tsv in the folder of `--data`: two columns, of which the header calls one "label",
+as in the SST-2 task of GLUE.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ class Reviews(Dataset):
     """Sentences as dicts of `tokens`, int64 [LENGTH], and `label`, 0 or 1."""
 
     def __init__(self, path: Path, vocabulary: dict[str, int] | None, most: int | None) -> None:
-        lines = path.read_text("utf-8").splitlines()[1:][:most]
-        pairs = [line.split("\t", 1) for line in lines]
-        self.texts = [text for _, text in pairs]
-        self.labels = [int(label) for label, _ in pairs]
+        header, *lines = path.read_text("utf-8").splitlines()
+        place = header.split("\t").index("label")
+        pairs = [line.split("\t", 1) for line in lines[:most]]
+        self.texts = [pair[1 - place] for pair in pairs]
+        self.labels = [int(pair[place]) for pair in pairs]
         if vocabulary is None:
             counts = Counter(word for text in self.texts for word in text.split())
             words = [word for word, count in counts.most_common(8000) if count > 1]

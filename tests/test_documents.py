@@ -143,3 +143,10 @@ def test_its_links_lead_to_files(document: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= WORDS_OF_README
+
+
+def test_the_site_leads_to_every_page() -> None:
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    pages |= {f"examples/{path.stem}.md" for path in (ROOT / "examples").glob("*.py")}
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert pages - listed == set()

@@ -1,1 +1,1 @@
-"""Per-sample losses for models of other libraries. Each module needs its library."""
+"""Pruning inside the trainers of other libraries. Each module needs its library."""

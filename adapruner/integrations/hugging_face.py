@@ -48,7 +48,8 @@ class PruningMixin(_Mixin):
         keep_ratio: share of the training set to keep.
         pruner_options: further arguments of :class:`adapruner.Pruner`, by name. ``epochs`` is
             ``args.num_train_epochs``. By default ``seed`` and ``device`` are those of ``args``, and
-            the losses of language models are normalised.
+            ``normalize_loss`` is set for language models, whose losses the published method
+            needs on the scale of a classifier's.
 
     Attributes:
         pruner: the :class:`adapruner.Pruner`. Its ids are the rows of ``train_dataset`` as the

@@ -31,7 +31,16 @@ def checked_warmup(warmup_epochs: int | None, epochs: int) -> int:
 
 
 def check_labels(name: str, labels: Any, num_samples: int) -> Tensor:
-    """The labels of an argument with this name, as int64 ``[N]`` on the CPU.
+    """:func:`check_classes`, with other numbers if a class is N or larger.
+
+    Memory grows with the largest label.
+    """
+    tensor = check_classes(name, labels, num_samples)
+    return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
+
+
+def check_classes(name: str, labels: Any, num_samples: int) -> Tensor:
+    """The classes of an argument with this name, as int64 ``[N]`` on the CPU.
 
     Raises:
         TypeError: the labels are not integers.
@@ -46,8 +55,7 @@ def check_labels(name: str, labels: Any, num_samples: int) -> Tensor:
         )
     if tensor.numel() and int(tensor.min()) < 0:
         raise ValueError(f"{name} must be at least 0; found {int(tensor.min())}")
-    # Memory grows with the largest label, so large labels are numbered anew.
-    return tensor.unique(return_inverse=True)[1] if int(tensor.max()) >= num_samples else tensor
+    return tensor
 
 
 def check_balance(balance: Any, has_labels: bool, has_floors: bool) -> None:

@@ -13,7 +13,7 @@ from adapruner import ops
 from adapruner._util.checks import check_tensors, check_whole_weight
 from adapruner.pruning.constant import SampleLoss, cross_entropy_of
 from adapruner.pruning.gates import is_visit
-from adapruner.pruning.record import predicted_classes
+from adapruner.pruning.record import logits_of_classes, predicted_classes
 from adapruner.pruning.run import Run
 from adapruner.pruning.sampler import PrunedBatchSampler
 from adapruner.pruning.visits import Batch
@@ -337,7 +337,8 @@ class Pruner(Run):
                 epoch it is also called with constant outputs.
             outputs: what the function takes. Constants are known for ``[B]`` and ``[B, C]``; with
                 other outputs this is :meth:`weigh`.
-            targets: what the function takes.
+            targets: what the function takes. If they are classes, whole numbers ``[B]``, outputs
+                ``[B, C]`` are logits, and the result knows the predicted classes.
             ids: ``[B]``, dataset indices of the samples.
 
         Returns:
@@ -353,7 +354,7 @@ class Pruner(Run):
         own, factor = self._own(ids)
         if factor and isinstance(outputs, Tensor):
             self._note_targets(loss, outputs.shape, targets, own)
-        return self.weigh(loss(outputs, targets), ids)
+        return self.weigh(loss(outputs, targets), ids, logits_of_classes(outputs, targets))
 
     def observe(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:
         """Take in losses of held-out samples from an evaluation. Each counts as a visit.
@@ -445,7 +446,8 @@ class Pruner(Run):
         run can go on afterwards. All ranks must call it then.
 
         Raises:
-            RuntimeError: the run has learned nothing yet: it is in its warm-up.
+            RuntimeError: the run has learned nothing yet: no batch was given to it since its
+                warm-up.
         """
         from adapruner.results.making import result_of
 

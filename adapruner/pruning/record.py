@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -74,6 +76,15 @@ class Record:
             "relative_sum": self.relative_sum,
             "predicted": self.predicted,
         }
+
+
+def logits_of_classes(outputs: Any, targets: Any) -> Tensor | None:
+    """The outputs ``[B, C]`` if the targets are classes, whole numbers ``[B]``; else None."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return None
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        return None
+    return outputs if outputs.dim() == 2 and targets.shape == outputs.shape[:1] else None
 
 
 def predicted_classes(logits: Tensor) -> Tensor | None:

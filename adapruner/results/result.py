@@ -309,7 +309,7 @@ class PruneResult:
 
         return to_dataframe(self, find_source(self, source, needed="csv"))
 
-    def suspects(self) -> Suspects:
+    def suspects(self, targets: Any | None = None) -> Suspects:
         """Samples whose labels are likely wrong, the likeliest first.
 
         A suspect has a predicted class that is not its label, and a relative loss above the average
@@ -317,9 +317,13 @@ class PruneResult:
         of the mean last loss. No further training or evaluation is needed. docs/answers.md has
         precision and recall.
 
+        Args:
+            targets: the class of each sample, whole numbers ``[N]``. None: those of the dataset of
+                the run, where it lists them.
+
         Raises:
-            ValueError: the result lacks the classes of the samples, the predicted classes or the
-                losses.
+            ValueError: the classes of the samples are not known or not ``[N]``, or the result lacks
+                the predicted classes or the losses.
 
         Example:
             >>> x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
@@ -332,7 +336,7 @@ class PruneResult:
         """
         from adapruner.results.suspects import find_suspects
 
-        return find_suspects(self)
+        return find_suspects(self, targets)
 
     def at(self, keep_ratio: float) -> PruneResult:
         """The result at another keep ratio, without training.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adapruner.pruning.arguments import check_classes
 from adapruner.pruning.record import NO_CLASS
 
 if TYPE_CHECKING:
@@ -31,18 +32,25 @@ class Suspects(NamedTuple):
     doubts: Tensor
 
 
-def find_suspects(result: PruneResult) -> Suspects:
+def find_suspects(result: PruneResult, targets: Any | None = None) -> Suspects:
     """The suspects of a result; :meth:`adapruner.PruneResult.suspects` documents it."""
-    if result.targets is None:
-        raise ValueError("suspects need the class of every sample; found a result without targets")
+    if targets is not None:
+        classes = check_classes("targets", targets, result.num_samples)
+    elif result.targets is not None:
+        classes = result.targets
+    else:
+        raise ValueError(
+            "suspects need the class of every sample; found a result without targets, because the "
+            "dataset of the run does not list them: pass them as suspects(targets)"
+        )
     if result.predicted is None or not (result.predicted != NO_CLASS).any():
         raise ValueError(
             "suspects need the classes that the model predicted; found a result without them. "
-            "fast_prune and Pruner.loss note them for logits [B, C]; Pruner.weigh takes logits="
+            "A loss of logits [B, C] and classes [B] notes them; Pruner.weigh takes logits="
         )
     if result.relative_losses is None or result.sample_losses is None:
         raise ValueError("suspects need the losses of the run; found a result without them")
-    labels = result.targets.long().numpy()
+    labels = classes.long().numpy()
     predicted = result.predicted.long().numpy()
     relative = result.relative_losses.double().numpy()
     known = (predicted != NO_CLASS) & np.isfinite(relative)

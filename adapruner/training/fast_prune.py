@@ -307,8 +307,8 @@ def fast_prune(
         "ranks": ranks.size,
         "parallel": parallel,
     }
-    result = pruner.result()
     trainer.warn_of_what_was_left_out()
+    result = pruner.result()
     return replace(result, config=result.config | more)
 
 

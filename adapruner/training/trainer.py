@@ -25,6 +25,7 @@ from adapruner.data.unreadable import Unreadable, refuse_unreadable
 from adapruner.errors import FileFormatError
 from adapruner.pruning.constant import SampleLoss
 from adapruner.pruning.pruner import Pruner
+from adapruner.pruning.record import logits_of_classes
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 from adapruner.training.evaluation import check_targets, sample_cross_entropy
@@ -189,24 +190,22 @@ class Trainer:
             self.pruner.exclude(refused)
 
     def warn_of_what_was_left_out(self) -> None:
-        """Warn of unreadable samples, and of steps that were left out. fast_prune calls this.
-
-        Rank 0 warns for all ranks.
-        """
-        if not self.ranks.first:
-            return
+        """Warn of unreadable samples, and of steps that were left out. fast_prune calls this
+        before it makes the result, which keeps the warnings."""
         if unreadable := self.pruner.unreadable:
             index, reason = unreadable[0]
-            warnings.warn(
+            self.pruner.warn(
+                "unreadable",
                 f"{len(unreadable)} of {self.pruner.num_samples} samples cannot be read and are "
                 f"not kept; the first is sample {index}: {reason}",
-                stacklevel=3,
+                stacklevel=4,
             )
         if self.steps_left_out:
-            warnings.warn(
+            self.pruner.warn(
+                "steps",
                 f"steps left out because the loss or a gradient of their batch was not finite: "
                 f"{self.steps_left_out}; the result lists samples whose loss was not finite",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     @torch.no_grad()
@@ -246,12 +245,12 @@ class Trainer:
     def _held_out_losses(
         self, inputs: Any, targets: Any, outside: list[Tensor]
     ) -> tuple[Tensor | None, Tensor]:
-        """The logits of the default loss, and the losses."""
+        """The logits of a classifier, else None, and the losses."""
         inputs, targets = self._pair(inputs, targets)
         with self._autocast():
             outputs = self._forward(inputs)
             if self.loss is not None:
-                return None, self.loss(outputs, targets)
+                return logits_of_classes(outputs, targets), self.loss(outputs, targets)
             options = self._cross_entropy._asdict()
             sample_loss, found = sample_cross_entropy(outputs, targets, **options)
         outside.append(found)

@@ -55,7 +55,7 @@ def test_default_keeps_few_wrong_labels() -> None:
 
 
 def test_methods_by_name() -> None:
-    with pytest.warns(DeprecationWarning, match='"adapruner" is now called "published"'):
+    with pytest.warns(FutureWarning, match='"adapruner" is now called "published"'):
         assert find_method("adapruner") is find_method("published")
     published = find_method("published")
     assert published.easy_weight == published.balance == 1

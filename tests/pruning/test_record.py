@@ -105,6 +105,22 @@ def test_logits_with_more_axes_predict_no_single_class() -> None:
     assert pruner.gates.record.predicted.tolist() == [-1] * 5
 
 
+@pytest.mark.parametrize("kind", ["classes", "soft", "multi-label", "reconstruction", "columns"])
+def test_a_loss_of_ones_own_notes_predictions_of_classes_alone(kind: str) -> None:
+    outputs = torch.eye(3)[[2, 0, 1, 1]] * 2
+    targets = {
+        "classes": torch.tensor([2, 0, 1, 0]),
+        "soft": torch.full((4, 3), 1 / 3),
+        "multi-label": torch.ones(4, 3, dtype=torch.int64),
+        "reconstruction": outputs,
+        "columns": torch.tensor([[2], [0], [1], [0]]),
+    }[kind]
+    pruner = Pruner(4, 0.5, 2)
+    pruner.custom_loss(lambda o, t: o.square().mean(1), outputs, targets, torch.arange(4))
+    expected = [2, 0, 1, 1] if kind == "classes" else [-1] * 4
+    assert pruner.gates.record.predicted[:-1].tolist() == expected
+
+
 def test_a_repeated_forward_pass_counts_once() -> None:
     pruner, layer = Pruner(4, 0.5, 2), nn.Linear(3, 2)
 

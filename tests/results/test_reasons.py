@@ -166,6 +166,20 @@ def test_most_suspects_of_noisy_data_are_wrong() -> None:
     assert recall > 0.8
 
 
+def test_suspects_take_the_classes_that_the_dataset_does_not_list() -> None:
+    result = random_result(7, 40, predicted=torch.arange(40, dtype=torch.int32) % 3)
+    without = PruneResult(**{**vars(result), "targets": None})
+    for classes in (result.targets, result.targets.tolist(), result.targets.numpy().astype(float)):
+        for expected, found in zip(result.suspects(), without.suspects(classes), strict=True):
+            assert torch.equal(expected, found)
+    large = result.targets + 1000  # no prediction is one of them
+    assert (without.suspects(large).labels >= 1000).all()
+    with pytest.raises(ValueError, match=r"targets must have shape \[40\].*found \[39\]"):
+        without.suspects(result.targets[1:])
+    with pytest.raises(TypeError, match="targets must hold integers"):
+        without.suspects(["cat"] * 40)
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [

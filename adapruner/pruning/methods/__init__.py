@@ -33,11 +33,11 @@ def find_method(name: str) -> Method:
         ValueError: no method has this name.
 
     Warns:
-        DeprecationWarning: the name is the name of an old version.
+        FutureWarning: the name is the name of an old version.
     """
     if name in OLD_NAMES:
         warnings.warn(
-            f'method="{name}" is now called "{OLD_NAMES[name]}"', DeprecationWarning, stacklevel=3
+            f'method="{name}" is now called "{OLD_NAMES[name]}"', FutureWarning, stacklevel=3
         )
     home = HOMES.get(current_name(name))
     if home is None:
