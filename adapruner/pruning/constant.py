@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapruner.pruning.distributed import Ranks
+from adapruner.pruning.outliers import mean_without_outliers
 
 SampleLoss: TypeAlias = Callable[[Any, Any], Tensor]
 
@@ -68,9 +69,30 @@ class ConstantLoss:
             return
         if len(targets) != len(ids) or sum(len(batch.ids) for batch in self._noted) >= self._most:
             return
+        if self._noted and _form(targets) != _form(self._noted[0].targets):
+            return
         self._loss, self._shape = loss, shape[1:]
         # A loop may use the memory again.
         self._noted.append(_Noted(ids.to(targets.device, copy=True), targets.detach().clone()))
+
+    def state(self) -> dict[str, Tensor] | None:
+        """What all ranks have noted, if more is to come. All ranks must call it.
+
+        Keys: ``ids``, int64 ``[n]``, and ``targets``, ``[n, ...]``, on the CPU.
+        """
+        found = None if self._closed else self._gathered()
+        if found is None:
+            return None
+        if len(found.ids) >= self._most * self._ranks.size:
+            self.close()  # nothing more would be noted
+            return None
+        order = found.ids.argsort()
+        return {"ids": found.ids[order].cpu(), "targets": found.targets[order].cpu()}
+
+    def resume(self, noted: dict[str, Tensor]) -> None:
+        """Go on from a :meth:`state`. Each rank takes its part."""
+        part = slice(self._ranks.rank, None, self._ranks.size)
+        self._noted = [_Noted(noted["ids"][part].clone(), noted["targets"][part].clone())]
 
     def close(self) -> None:
         """Find the loss. Later batches do not change it. All ranks must call it."""
@@ -102,9 +124,10 @@ class ConstantLoss:
         """What all ranks have noted, or None if that is nothing."""
         own, form = None, None
         if self._noted:
-            own = _Noted(*(torch.cat(parts) for parts in zip(*self._noted, strict=True)))
-            dtype = str(own.targets.dtype).removeprefix("torch.")
-            form = [dtype, *own.targets.shape[1:]]
+            device = self._noted[-1].ids.device  # those of a state are on the CPU
+            each = zip(*self._noted, strict=True)
+            own = _Noted(*(torch.cat([part.to(device) for part in parts]) for parts in each))
+            form = _form(own.targets)
         count = 0 if own is None else len(own.ids)
         notes = self._ranks.exchange("targets of a constant loss", [form, count])
         forms = [form for form, _ in notes if form is not None]
@@ -123,30 +146,46 @@ class ConstantLoss:
         return _Noted(ids, data.view(own.targets.dtype).reshape(len(ids), *row))
 
 
+def _form(targets: Tensor) -> list[Any]:
+    """The dtype, and the shape of the targets of a sample."""
+    return [str(targets.dtype).removeprefix("torch."), *targets.shape[1:]]
+
+
 def _least_mean(loss: SampleLoss, shape: torch.Size, targets: Tensor) -> float | None:
-    """The smallest mean loss of a constant that L-BFGS finds, from 0."""
+    """The smallest mean loss of a constant that L-BFGS finds, from 0, without outliers.
+
+    Samples whose loss is NaN do not count.
+    """
     constant = torch.zeros(shape, device=targets.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([constant], max_iter=_MOST_STEPS, line_search_fn="strong_wolfe")
-    least = math.inf
+    least, losses_then = math.inf, torch.zeros(0)
 
     def mean_loss() -> Tensor:
-        nonlocal least
+        nonlocal least, losses_then
         # A copy for each sample, because a loss may work in place.
-        mean = loss(constant.expand(len(targets), *shape).clone(), targets).mean()
+        losses = loss(constant.expand(len(targets), *shape).clone(), targets)
+        losses = losses[~losses.isnan()]
+        mean = losses.mean()
         # Not by backward(): a loss may have parameters of its own, which must get no gradient.
         (constant.grad,) = torch.autograd.grad(mean, constant)
-        least = min(least, mean.item())
+        if mean.item() < least:
+            least, losses_then = mean.item(), losses.detach()
         return mean
 
     with torch.enable_grad(), torch.autocast(constant.device.type, enabled=False):
         optimizer.step(mean_loss)
-    return least if math.isfinite(least) and least > 0 else None
+    if not math.isfinite(least) or least <= 0:
+        return None
+    return mean_without_outliers(losses_then, least)
 
 
 def cross_entropy_of(
     weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> SampleLoss:
-    """The cross entropy of each sample, for logits ``[B, C]`` and any targets ``[B]``."""
+    """The cross entropy of each sample, for logits ``[B, C]`` and any targets ``[B]``.
+
+    It is NaN where the target is ignored, or no class.
+    """
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         counted = (targets >= 0) & (targets < logits.shape[1]) & (targets != ignore_index)
@@ -157,6 +196,6 @@ def cross_entropy_of(
             label_smoothing=label_smoothing,
             reduction="none",
         )
-        return losses * counted
+        return torch.where(counted, losses, torch.nan)
 
     return loss

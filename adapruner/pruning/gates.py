@@ -13,6 +13,7 @@ from adapruner.ops import _C
 from adapruner.pruning import bitmask
 from adapruner.pruning.constant import ConstantLoss
 from adapruner.pruning.objective import Objective
+from adapruner.pruning.outliers import mean_without_outliers
 from adapruner.pruning.record import Record
 
 _SLOTS: dict[str, int] = _C.state_slots
@@ -231,6 +232,8 @@ class Gates:
         """
         mean_loss = self.training_loss()
         if mean_loss and (self._rescales or self._scale_is_running):
+            if not self._rescales and self.last_loss is not None:
+                mean_loss = mean_without_outliers(self.last_loss, mean_loss)
             if constant is not None and not self._rescales:
                 mean_loss = constant.limited(mean_loss)
             self.set_real("loss_scale", mean_loss)

@@ -87,6 +87,10 @@ def check_state(
     constant = state.get("constant_loss")
     if constant is not None and not (_is_number(constant) and 0 < constant < math.inf):
         raise _wrong("constant_loss", "a number above 0 or None", constant)
+    if (noted := state.get("targets_of_constant")) is not None:
+        ids, targets = noted["ids"], noted["targets"]
+        if ids.dtype != torch.int64 or ids.dim() != 1 or len(targets) != len(ids):
+            raise _wrong("targets_of_constant", "int64 ids [n] and targets [n, ...]", noted)
 
 
 def _check_entry(entry: Mapping[str, Any], slope: tuple[float, float]) -> None:

@@ -277,6 +277,9 @@ class Run:
         self._meet("step", validation_loss=loss, standard_error=float(standard_error))
         self.visits.forget()
         self._share_weights.clear()
+        if self.epoch == 0:
+            self.constant.close()
+            self.warn("constant", doubts.no_constant(self.constant.doubt))
         if self.epoch in (0, self.warmup_epochs):
             self.warn("ids", doubts.ids_like_positions(self.gates))
         entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)
@@ -332,6 +335,9 @@ class Run:
         ended.gates, ended.controller = copy.deepcopy((self.gates, self.controller))
         ended.selection = copy.copy(self.selection)  # its masks are replaced, never changed
         ended.history, ended.not_finite = list(self.history), list(self.not_finite)
+        if self.epoch == 0:
+            ended.constant = copy.copy(self.constant)
+            ended.constant.close()
         if seen:  # the part of this epoch counts as one
             ended._end_epoch(None, 0.0, last=True)
         else:
@@ -365,7 +371,6 @@ class Run:
         same = {"epoch": self.epoch, **same}
         for event in self.visits.meet(call, self.gates, self.selection.read, **same):
             self._act(event)
-        self._find_constant()
 
     def _note_best(self, validation_loss: float, standard_error: float) -> None:
         """Remember the selection of this epoch if it is at r and among the best."""
@@ -378,22 +383,16 @@ class Run:
             return
         self.best = choose_best(self.best, validation_loss, standard_error, self.epoch, kept)
 
-    def _find_constant(self) -> None:
-        """Find the loss of the best constant prediction, in the first epoch."""
-        if self.epoch == 0:
-            self.constant.close()
-            self.warn("constant", doubts.no_constant(self.constant.doubt))
-
     def state_dict(self) -> dict[str, Any]:
         """The state of the run: tensors and plain values, the same on all ranks.
 
         In the middle of an epoch, all ranks must call it. A state can be loaded by another number
         of ranks.
         """
-        if self.visits.waiting:
+        noted = None
+        if self.visits.waiting or self.ranks.alone:
             self._meet("state_dict")
-        elif self.ranks.alone:
-            self._find_constant()
+            noted = self.constant.state() if self.epoch == 0 else None
         return {
             "settings": dict(self.settings),
             "constants": repr(self.method),
@@ -409,6 +408,7 @@ class Run:
             "unreadable": [list(item) for item in self.unreadable_reasons.items()],
             "not_finite": list(self.not_finite),
             "constant_loss": self.constant.value,
+            "targets_of_constant": noted,
             "warnings": dict(self.warnings),
         }
 
@@ -448,6 +448,8 @@ class Run:
         self.warn("constants", doubts.other_constants(state.get("constants"), self.method))
         if state.get("constant_loss") is not None:
             self.constant.take(state["constant_loss"])
+        elif state.get("targets_of_constant") is not None:
+            self.constant.resume(state["targets_of_constant"])
         self._started = time.perf_counter()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from adapruner.errors import PruningWarning
 from adapruner.pruning.constant import ConstantLoss, cross_entropy_of
 from adapruner.pruning.distributed import Ranks
 from adapruner.training import losses
+from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def entropy(shares: Tensor) -> Tensor:
@@ -45,12 +47,11 @@ def test_cross_entropy_of_a_constant_is_the_entropy_of_the_classes(
     shares = targets.bincount(minlength=classes) / 301
     value = found(cross_entropy_of(None, -100, 0.0), (classes,), targets, parts)
     assert value == pytest.approx(float(entropy(shares)), rel=1e-4)
-    # Targets that do not count are left out, as far as a mean over all samples goes.
+    # Targets that do not count are left out.
     some = torch.where(torch.rand(301, generator=generator) < 0.3, -100, targets)
     counted = some[some >= 0].bincount(minlength=classes) / max(int((some >= 0).sum()), 1)
     value = found(cross_entropy_of(None, -100, 0.0), (classes,), some, parts)
-    share = float((some >= 0).float().mean())
-    assert value == pytest.approx(float(entropy(counted)) * share, rel=1e-4)
+    assert value == pytest.approx(float(entropy(counted)), rel=1e-4)
 
 
 def test_binary_cross_entropy_of_a_constant_is_the_entropy_of_each_label() -> None:
@@ -155,6 +156,60 @@ def test_cross_entropy_of_rare_classes_has_the_limit_too() -> None:
     wanted = float(entropy(labels.bincount() / 400))
     assert units["loss"] == pytest.approx(wanted, rel=1e-3)
     assert units["loss"] == units["linear_loss"]
+
+
+@pytest.mark.parametrize("looks", [1, 3, 19, 20])
+def test_a_look_within_the_first_epoch_changes_no_unit(looks: int) -> None:
+    """A state, a partial result or a meeting of ranks after so many batches."""
+    targets = torch.where(torch.arange(320) % 40 == 7, 90.0, numbers())
+    whole = loop(Pruner(320, 0.5, 6, warmup_epochs=0), targets, "custom_loss")
+    pruner = Pruner(320, 0.5, 6, warmup_epochs=0)
+    for step, ids in enumerate(pruner.batches(16)):
+        outputs = (targets.mean() * step / 20).repeat(len(ids)).requires_grad_()
+        pruner.custom_loss(losses.squared_error, outputs, targets[ids], ids)
+        if step + 1 == looks:
+            pruner.state_dict()
+            pruner.synchronize()
+            pruner.result()
+    pruner.step()
+    loop(pruner, targets, "custom_loss")
+    assert pruner.gates.real("loss_scale") == whole.gates.real("loss_scale")
+    assert torch.equal(pruner.result().indices, whole.result().indices)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 19])
+def test_a_run_that_resumes_in_its_first_epoch_has_the_same_unit(stop: int, tmp_path: Path) -> None:
+    targets, generator = numbers(), torch.Generator().manual_seed(0)
+    outputs = torch.randn(320, generator=generator)
+
+    def give(pruner: Pruner, batches: list[Tensor]) -> None:
+        for ids in batches:
+            pruner.custom_loss(
+                losses.squared_error, outputs[ids].requires_grad_(), targets[ids], ids
+            )
+
+    whole = Pruner(320, 0.5, 6)
+    batches = list(whole.batches(16))
+    give(whole, batches)
+    whole.step()
+    stopped = Pruner(320, 0.5, 6)
+    give(stopped, batches[:stop])
+    save_checkpoint(tmp_path, stopped.state_dict())
+    resumed = Pruner(320, 0.5, 6)
+    resumed.load_state_dict(load_checkpoint(tmp_path))
+    give(resumed, batches[stop:])
+    resumed.step()
+    assert resumed.constant.value == whole.constant.value
+    assert resumed.gates.real("loss_scale") == whole.gates.real("loss_scale")
+
+
+def test_targets_of_another_form_are_not_noted() -> None:
+    constant = ConstantLoss(400, Ranks())
+    constant.note(losses.squared_error, torch.Size((4,)), torch.arange(4.0), torch.arange(4))
+    constant.note(losses.squared_error, torch.Size((4,)), torch.arange(4), torch.arange(4, 8))
+    constant.note(losses.squared_error, torch.Size((4,)), torch.ones(4, 9), torch.arange(4, 8))
+    constant.close()
+    assert constant.value == pytest.approx(1.25, rel=1e-3)
 
 
 def test_the_published_method_has_its_own_scale() -> None:
