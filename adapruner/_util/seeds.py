@@ -80,3 +80,10 @@ def generators_restored() -> Iterator[None]:
             torch.set_rng_state(states[0])
             random.setstate(states[1])
             np.random.set_state(states[2])  # noqa: NPY002
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators that :func:`generators_restored` restores."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (augmentations draw from it)

@@ -178,7 +178,8 @@ def mean_weight(target: Tensor, weight: Tensor, ignore_index: int = -100) -> Ten
     Returns:
         Scalar of the dtype of ``weight``. A sample without counted rows counts as 0.
     """
-    rows = target.reshape(len(target), -1)
+    rows = target.reshape(len(target), -1).long()
     counted = rows != ignore_index
-    weights = weight[rows.long().where(counted, 0)].where(counted, 0)
+    # A target out of range is reported by the loss. A GPU must not read outside the weights.
+    weights = weight[rows.clamp(0, len(weight) - 1)].where(counted, 0)
     return (weights.sum(1) / counted.sum(1).clamp(min=1)).mean()

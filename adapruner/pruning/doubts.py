@@ -67,7 +67,39 @@ def unread_samples(entry: Mapping[str, Any], may_drop: int) -> str | None:
     return (
         f"epoch {entry['epoch']} was to train on {entry['samples_read'] + unread} samples; found "
         f"{unread} of them without a loss. Give every batch of the loader to pruner.loss, "
-        "linear_loss or weigh"
+        "linear_loss or weigh. Samples whose targets are all ignored have no loss either"
+    )
+
+
+def repeated_visits(entry: Mapping[str, Any], visits: int, held_out: int) -> str | None:
+    """The warning for samples that had several losses in an epoch, or None.
+
+    Args:
+        entry: the epoch's entry of the history.
+        visits: number of losses of training batches in the epoch.
+        held_out: number of held-out samples of the dataset.
+    """
+    planned = entry["samples_read"] + entry["samples_skipped"]
+    counts = ((visits, planned), (entry["samples_evaluated"], held_out))
+    if all(found <= expected for found, expected in counts):
+        return None
+    what, (found, expected) = ("read", counts[0])
+    if visits <= planned:
+        what, (found, expected) = ("held out", counts[1])
+    return (
+        f"epoch {entry['epoch']} has {found} losses of {expected} samples that were {what}. A gate "
+        "steps with each loss, so scores shift: give each sample to pruner.loss, weigh or observe "
+        "once in an epoch"
+    )
+
+
+def unobserved_samples(held_out: int) -> str | None:
+    """The warning for held-out samples of the dataset that no evaluation has seen, or None."""
+    if not held_out:
+        return None
+    return (
+        f"{held_out} samples are held out, and none of them had a loss yet. Give their losses to "
+        "pruner.observe in each epoch; without them, which of them are kept means nothing"
     )
 
 

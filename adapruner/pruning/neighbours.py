@@ -14,7 +14,7 @@ from torch import Tensor
 from adapruner.pruning import bitmask
 
 # Neighbours are alike if the correlation of their gate logits is larger by this than that of
-# samples FAR apart. Samples of one class or of one bad shard are alike over a longer distance.
+# samples FAR apart. Samples of one bad shard are alike over a longer distance.
 ALIKE = 0.2
 FAR = 50
 # A dataset of fewer samples tells too little: the correlation has a standard error of 1/√N.
@@ -25,28 +25,48 @@ REACH = 2
 _STEPS = 1024
 
 
-def likeness(gate_logits: Tensor) -> float:
+def likeness(gate_logits: Tensor, classes: Tensor | None = None) -> float:
     """Correlation of neighbours minus that of samples :data:`FAR` apart; 0 for N < 1,000.
 
     Args:
         gate_logits: m, float32 ``[N]``. Pairs with a gate that has never stepped (m = 1) or with an
             excluded sample (−inf) do not count.
+        classes: integers ``[N]``, where they are known. Logits then count minus the mean of their
+            class, because a folder that is sorted by class has the samples of a class side by side.
     """
     count = len(gate_logits)
     parts = [slice(begin, begin + bitmask.PIECE + FAR) for begin in range(0, count, bitmask.PIECE)]
     scale = max((float(_falls(gate_logits[part]).abs().max()) for part in parts), default=0.0)
     if count < _LEAST or scale == 0:
         return 0.0
+    means = None if classes is None else _class_means(gate_logits, classes, scale)
     sums = {distance: torch.zeros(6, dtype=torch.float64, device="cpu") for distance in (1, FAR)}
     for part in parts:
-        value = _falls(gate_logits[part])
-        there = (value != 0).double()
-        value = value.div_(scale).mul_(_STEPS).round_().double()
+        value, there = _steps(gate_logits[part], scale)
+        if classes is not None and means is not None:
+            value -= means[classes[part].long()].to(value.device) * there
         for distance, total in sums.items():
             end = min(bitmask.PIECE, len(value) - distance)
             if end > 0:
                 total += _moments(value, there, distance, end).cpu()
     return _correlation(sums[1]) - _correlation(sums[FAR])
+
+
+def _class_means(gate_logits: Tensor, classes: Tensor, scale: float) -> Tensor:
+    """The mean of each class, as a whole number of steps, float64 ``[C]`` on the CPU."""
+    sums = torch.zeros(2, int(classes.max()) + 1, dtype=torch.int64, device="cpu")
+    for begin in range(0, len(gate_logits), bitmask.PIECE):
+        part = slice(begin, begin + bitmask.PIECE)
+        both = torch.stack(_steps(gate_logits[part], scale)).long().cpu()
+        sums.index_add_(1, classes[part].long(), both)
+    return (sums[0].double() / sums[1].clamp(min=1)).round_()
+
+
+def _steps(gate_logits: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """1 − m as whole numbers up to 1024, and 1 where it is known, else 0; float64 both."""
+    value = _falls(gate_logits)
+    there = (value != 0).double()
+    return value.div_(scale).mul_(_STEPS).round_().double(), there
 
 
 def _falls(gate_logits: Tensor) -> Tensor:
@@ -58,7 +78,7 @@ def _moments(value: Tensor, there: Tensor, distance: int, end: int) -> Tensor:
     """Number of pairs of known samples i and i + ``distance``, i < ``end``, and sums over them.
 
     The sums are of both values, of their squares and of their products, float64 ``[6]``. They are
-    sums of whole numbers up to 2²⁰, so they are exact in any order.
+    sums of whole numbers up to 2²², so they are exact in any order.
     """
     one, other = slice(end), slice(distance, distance + end)
     squares = value * value

@@ -200,6 +200,7 @@ class Pruner(Run):
             target: ``[B]`` or ``[B, ...]``, integers.
             ids: ``[B]``, dataset indices of the samples, on any device.
             weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+                Gates see the losses with their class weights.
             weighted_mean: divide the loss by the mean weight of the batch
                 (:func:`adapruner.ops.mean_weight`), as ``cross_entropy`` does with ``weight``.
                 Otherwise the loss is a plain mean of weighted losses. Gates see the losses of the
@@ -258,6 +259,7 @@ class Pruner(Run):
             ids: ``[B]``, dataset indices of the samples.
             linear_bias: ``[C]``.
             weight, ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+                Gates see the losses with their class weights.
             weighted_mean: divide the loss by the mean weight of the batch
                 (:func:`adapruner.ops.mean_weight`), as ``cross_entropy`` does with ``weight``.
                 Otherwise the loss is a plain mean of weighted losses. Gates see the losses of the
@@ -320,7 +322,7 @@ class Pruner(Run):
         if not factor:
             sample_loss = sample_loss[:0]
         losses = ops.masked_loss(sample_loss, ids, self.gates.logits, self.gates.state)
-        return self._learned(ids, losses, factor, self._predicted(logits, factor))
+        return self._learned(ids, losses, factor, self._predicted(logits, len(ids), factor))
 
     def custom_loss(self, loss: SampleLoss, outputs: Any, targets: Any, ids: Tensor) -> Tensor:
         """:meth:`weigh` of the losses that a function gives, with a unit that fits the function.
@@ -369,7 +371,7 @@ class Pruner(Run):
         if not factor:
             sample_loss = sample_loss[:0]
         losses = ops.masked_loss(sample_loss.detach(), ids, self.gates.logits, self.gates.state)
-        self._take(Batch(ids, losses, True, self._predicted(logits, factor)))
+        self._take(Batch(ids, losses, True, self._predicted(logits, len(ids), factor)))
 
     def share_weight(self, ids: Tensor) -> float:
         """The factor of this rank's part of a batch, for a loss of a batch of your own.
@@ -391,10 +393,14 @@ class Pruner(Run):
         # Noted for the last batches of an epoch only, so that a GPU seldom waits here.
         return self._share_weights.get(int(ids[0]), 1.0) if self._share_weights else 1.0
 
-    def _predicted(self, logits: Tensor | None, factor: float) -> Tensor | None:
-        """The predicted classes of a batch; of no sample where ``factor`` is 0."""
+    def _predicted(self, logits: Tensor | None, count: int, factor: float) -> Tensor | None:
+        """The predicted classes of ``count`` samples; of no sample where ``factor`` is 0."""
         if logits is None:
             return None
+        if factor and len(logits) != count:
+            raise ValueError(
+                f"logits must have a row for each of {count} samples; found {list(logits.shape)}"
+            )
         return predicted_classes(logits if factor else logits[:0])
 
     def _note_targets(self, loss: SampleLoss, shape: torch.Size, targets: Any, ids: Tensor) -> None:

@@ -29,6 +29,8 @@ _ROUNDING = 1e-9
 
 def check_parts(state: Mapping[str, Any]) -> None:
     """Raise ValueError if a part of a pruner's state is missing."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"expected the state of a Pruner; found {type(state).__name__}")
     if missing := [name for name in _STATE if name not in state]:
         raise ValueError(f"expected the state of a Pruner; not found: {', '.join(missing)}")
 
@@ -87,6 +89,12 @@ def check_state(
     constant = state.get("constant_loss")
     if constant is not None and not (_is_number(constant) and 0 < constant < math.inf):
         raise _wrong("constant_loss", "a number above 0 or None", constant)
+    evaluated = state.get("evaluated", 0)
+    if not _is_whole(evaluated) or evaluated < 0:
+        raise _wrong("evaluated", "a whole number of at least 0", evaluated)
+    told = state.get("warnings", {})
+    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+        raise _wrong("warnings", "texts by name", told)
     if (noted := state.get("targets_of_constant")) is not None:
         ids, targets = noted["ids"], noted["targets"]
         if ids.dtype != torch.int64 or ids.dim() != 1 or len(targets) != len(ids):

@@ -120,7 +120,8 @@ class Run:
         self.samples: Samples | None = None
         # Bytes that all ranks had fetched from an object store when the last epoch ended.
         self.bytes_read: int | None = None
-        self.warnings: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}  # those of the run, by name
+        self._told: set[str] = set()  # those that were shown
         self.may_drop = 0
         self._started = time.perf_counter()
         same = {
@@ -133,14 +134,16 @@ class Run:
         self.warn("epochs", doubts.few_epochs(epochs, keep_ratio))
 
     def warn(self, name: str, text: str | None, stacklevel: int = 3) -> None:
-        """Warn with ``text``, once for each ``name``. The result keeps the text. None is silent.
-
-        Of many ranks, rank 0 warns.
-        """
+        """Warn with ``text``, once for each ``name``. All results keep the text. None is silent."""
         if text is not None and name not in self.warnings:
             self.warnings[name] = text
-            if self.ranks.first:
-                warnings.warn(text, PruningWarning, stacklevel=stacklevel)
+            self.tell(text, stacklevel + 1)
+
+    def tell(self, text: str, stacklevel: int = 3) -> None:
+        """Warn with ``text``, once for each text. Of many ranks, rank 0 warns."""
+        if self.ranks.first and text not in self._told:
+            warnings.warn(text, PruningWarning, stacklevel=stacklevel)
+        self._told.add(text)
 
     def reads(self) -> np.ndarray:
         """Bools ``[N]``: the samples that the current epoch trains on. Each call makes a copy."""
@@ -209,11 +212,23 @@ class Run:
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of unreadable samples. They are never kept.
 
-        Other ranks learn of them when the ranks meet next.
+        Other ranks learn of them when the ranks meet next. After the end of the run nothing is
+        noted.
+
+        Raises:
+            IndexError: an index is not a dataset index.
         """
+        for index, _ in unreadable:
+            if not 0 <= index < self.num_samples:
+                raise IndexError(
+                    f"an unreadable sample must have an index in [0, {self.num_samples}); "
+                    f"found {index}"
+                )
         self._take(LeftOut(unreadable))
 
     def _take(self, event: Event) -> None:
+        if self.finished:  # the result stands
+            return
         for now in self.visits.take(event):
             self._act(now)
 
@@ -240,8 +255,11 @@ class Run:
         "class", "floor" or None: see :class:`adapruner.pruning.selection.Selection`. "neighbours":
         each sample is compared with its neighbours in the dataset, instead of floors.
         """
+        return self._balance_after(self.history)
+
+    def _balance_after(self, history: Sequence[dict[str, Any]]) -> str | None:
         given = self.selection.balance
-        if given != "class" and self.method.by_neighbours(self.gates):
+        if given != "class" and self.method.by_neighbours(history):
             return "neighbours"
         return given
 
@@ -284,6 +302,8 @@ class Run:
             self.warn("ids", doubts.ids_like_positions(self.gates))
         entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)
         self.warn("reads", doubts.unread_samples(entry, self.may_drop))
+        if entry["phase"] == "prune" and not self._observed(entry):
+            self.warn("held_out", doubts.unobserved_samples(self.selection.held_out_count))
         return entry
 
     def _end_epoch(self, loss: float | None, standard_error: float, last: bool) -> dict[str, Any]:
@@ -291,16 +311,18 @@ class Run:
         warming_up = self.epoch < self.warmup_epochs
         entry = entry_of(self.epoch, warming_up, gates, selection, loss)
         self.not_finite += [i for i in gates.not_finite() if i not in self.not_finite]
+        self.warn("visits", doubts.repeated_visits(entry, gates.visits(), selection.held_out_count))
         if not warming_up and loss is not None:
             self._note_best(loss, float(standard_error))
         entry["decision"] = controller.step(self.epoch, loss, float(standard_error))
         gates.end_epoch(self.constant)
         if not warming_up:
-            entry |= self.method.figures(gates, [*self.history, entry])
+            entry |= self.method.figures(gates, [*self.history, entry], selection.labels)
         if warming_up and self.epoch + 1 == self.warmup_epochs:
             gates.set_integer("resting", 0)
         # Pruning starts after every sample was visited once, but for those of dropped batches.
-        pruning = not warming_up and not gates.any_unvisited(self.may_drop)
+        unobserved = 0 if self._observed(entry) else selection.held_out_count
+        pruning = not warming_up and not gates.any_unvisited(self.may_drop + unobserved)
         ratio = self.keep_ratio if last else controller.ratio_now if pruning else 1.0
         self._select(ratio, [*self.history, entry], last)
         self.epoch += 1
@@ -314,6 +336,10 @@ class Run:
         self._started = time.perf_counter()
         self.history.append(entry)
         return entry
+
+    def _observed(self, entry: dict[str, Any]) -> bool:
+        """Whether an evaluation gave losses, in the epoch of ``entry`` or before."""
+        return any(each["samples_evaluated"] for each in [entry, *self.history])
 
     def ended_early(self) -> Run:
         """A copy of this run that ends now, with the selection by what it has learned so far.
@@ -345,19 +371,12 @@ class Run:
         return ended
 
     def _select(self, ratio: float, history: Sequence[dict[str, Any]], last: bool) -> None:
-        """Select the samples of the next epoch, or of the result, after the epochs of ``history``.
-
-        Warns if the result is of neighbours that are alike.
-        """
+        """Select the samples of the next epoch, or of the result, after ``history``."""
         keys = None
         if ratio < 1:
             keys = self.method.keys(self.gates, history, self.seed, final=last)
-        by_neighbours = last and self.balance == "neighbours"
-        floors = last and not by_neighbours
+        floors = last and self._balance_after(history) != "neighbours"
         self.selection.select(self.gates, ratio, self.controller.slope_now, keys, floors)
-        if by_neighbours:
-            told = doubts.alike_neighbours(history[-1]["neighbours"])
-            self.warn("neighbours", told, stacklevel=5)
 
     def synchronize(self) -> None:
         """Bring the gates up to date with the visits of all ranks. All ranks must call it.
@@ -389,10 +408,11 @@ class Run:
         In the middle of an epoch, all ranks must call it. A state can be loaded by another number
         of ranks.
         """
-        noted = None
-        if self.visits.waiting or self.ranks.alone:
+        waiting, noted = self.visits.waiting, None
+        if waiting:
             self._meet("state_dict")
-            noted = self.constant.state() if self.epoch == 0 else None
+        if self.epoch == 0 and (waiting or self.ranks.alone):
+            noted = self.constant.state()
         return {
             "settings": dict(self.settings),
             "constants": repr(self.method),
@@ -409,6 +429,7 @@ class Run:
             "not_finite": list(self.not_finite),
             "constant_loss": self.constant.value,
             "targets_of_constant": noted,
+            "evaluated": self.gates.evaluated,
             "warnings": dict(self.warnings),
         }
 
@@ -427,12 +448,21 @@ class Run:
         theirs = state["fingerprint"]
         if theirs and self.fingerprint:
             check_same_dataset("the state", "fingerprint", theirs, self.fingerprint)
-        check_settings(state["settings"], self.settings)
-        if state["segments"] != self.selection.digest():
-            raise ValueError("the state is of a run with other labels or other held-out samples")
-        self.gates.check_state_dict(state["gates"])
-        check_state(state, self.num_samples, self.keep_ratio, self.epochs, self.method.slope)
+        try:
+            check_settings(state["settings"], self.settings)
+            if state["segments"] != self.selection.digest():
+                raise ValueError(
+                    "the state is of a run with other labels or other held-out samples"
+                )
+            self.gates.check_state_dict(state["gates"])
+            check_state(state, self.num_samples, self.keep_ratio, self.epochs, self.method.slope)
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(
+                "expected the state of a Pruner; found one with a part of another type: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         self.gates.load_state_dict(state["gates"])
+        self.gates.evaluated = state.get("evaluated", 0)
         self.visits.forget()
         self._share_weights.clear()
         self.fingerprint = self.fingerprint or theirs

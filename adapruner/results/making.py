@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from adapruner._util.tensors import to_cpu
 from adapruner._version import __version__
 from adapruner.data.sources.base import Source
-from adapruner.pruning import bitmask
+from adapruner.pruning import bitmask, doubts
 from adapruner.pruning.pruner import Pruner
 from adapruner.pruning.run import Run
 from adapruner.results.other_ratio import warn_of_few
@@ -40,11 +40,10 @@ def result_of(pruner: Pruner) -> PruneResult:
     warn_of_few(run.keep_ratio, run.num_samples, len(indices))
     samples, gates = run.samples, run.gates
     targets = None if samples is None else samples.targets
-    if partial:
-        pruner.warn("partial", _partial(run), stacklevel=4)
-    if targets is not None:
-        pruner.warn("classes", _small_classes(targets, indices.numpy()), stacklevel=4)
     record, held_out, balance = gates.record, run.selection.held_out, run.balance
+    doubtful = list(_doubts(run, targets, indices.numpy()))
+    for text in doubtful:
+        pruner.tell(text, stacklevel=4)
     keys = run.method.keys(gates, run.history, run.seed, final=True)
     return PruneResult(
         indices=indices,
@@ -67,7 +66,7 @@ def result_of(pruner: Pruner) -> PruneResult:
         paths=None if (paths := getattr(samples, "paths", None)) is None else list(paths),
         unreadable=run.unreadable,
         not_finite=sorted(run.not_finite),
-        warnings=list(pruner.warnings.values()),
+        warnings=[*pruner.warnings.values(), *doubtful],
         targets=None if targets is None else torch.from_numpy(targets),
         source=samples if isinstance(samples, Source) else None,
         saved=_saved(run, indices.numpy()),
@@ -77,6 +76,16 @@ def result_of(pruner: Pruner) -> PruneResult:
             "python": platform.python_version(),
         },
     )
+
+
+def _doubts(run: Run, targets: np.ndarray | None, indices: np.ndarray) -> Iterator[str]:
+    """The warnings about this result, beside those of the run."""
+    if not run.finished:
+        yield _partial(run)
+    if run.balance == "neighbours":
+        yield doubts.alike_neighbours(run.history[-1]["neighbours"])
+    if targets is not None and (text := _small_classes(targets, indices)) is not None:
+        yield text
 
 
 def _partial(run: Run) -> str:
@@ -98,7 +107,7 @@ def _small_classes(targets: np.ndarray, indices: np.ndarray) -> str | None:
     return (
         f"{int(few.sum())} of {len(classes)} classes keep fewer than {FEW_OF_A_CLASS} samples, and "
         f"{int((after == 0).sum())} of them keep none: classes {shown}. Every class keeps its "
-        'share with balance="class"'
+        'share with balance="class" of fast_prune, or labels= of Pruner'
     )
 
 

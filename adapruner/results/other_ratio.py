@@ -25,7 +25,7 @@ def at(result: PruneResult, keep_ratio: float) -> PruneResult:
     keep_ratio = check_keep_ratio(keep_ratio, count)
     keys = (result.gate_logits if result.draw_keys is None else result.draw_keys).clone()
     unreadable = (result.gate_logits == -torch.inf).nonzero().flatten()
-    # A smaller set is part of the kept set, and a larger set contains it.
+    # A smaller set is part of the kept set, and a larger set contains it, as far as shares allow.
     smaller = keep_count(keep_ratio, count) <= len(result.indices)
     if smaller:
         keys[~result.kept] = -_TOP

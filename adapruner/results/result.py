@@ -342,9 +342,10 @@ class PruneResult:
         """The result at another keep ratio, without training.
 
         The samples are taken by the scores of this run, or by the keys of its draw, and with its
-        quotas. A smaller set is part of the kept set, and a larger set contains it. The set is not
-        the set of a run at that ratio: such a run trains on other samples, and a method may rank
-        in another way at another ratio. docs/answers.md has the overlaps.
+        quotas. A smaller set is part of the kept set, and a larger set contains it, but for a few
+        samples where classes or held-out samples have shares, which are rounded. The set is not the
+        set of a run at that ratio: such a run trains on other samples, and a method may rank in
+        another way at another ratio. docs/answers.md has the overlaps.
 
         Args:
             keep_ratio: share of the samples to keep, in (0, 1].

@@ -282,6 +282,11 @@ def fast_prune(
         "optimizer": [type(trainer.optimizer).__name__, type(trainer.scheduler).__name__],
         "learning_rate": trainer.highest_rate,
         "precision": precision,
+        "loss": None if loss is None else _name_of(loss),
+        "class_weights": None if (w := cross_entropy.weight) is None else w.tolist(),
+        "ignore_index": cross_entropy.ignore_index,
+        "label_smoothing": cross_entropy.label_smoothing,
+        "validation_data": None if validation_data is None else evaluated.fingerprint(),
     }
     same = {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
     ranks.meet("fast_prune", None, **settings, **same)
@@ -338,6 +343,11 @@ def _cross_entropy(
             "together with loss"
         )
     return options
+
+
+def _name_of(loss: SampleLoss) -> str:
+    """The name of a function, or of the class of another callable."""
+    return str(getattr(loss, "__qualname__", type(loss).__qualname__))
 
 
 def _device_of(model: nn.Module) -> torch.device:

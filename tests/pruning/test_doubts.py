@@ -109,3 +109,37 @@ def test_ids_that_are_indices_are_not_taken_for_places(ids: list[int]) -> None:
     epoch(pruner, [torch.tensor(ids)] * times)
     found = messages(pruner.step)
     assert [text for text in found if "places" in text] == []
+
+
+@pytest.mark.parametrize("what", ["loss twice", "observe twice", "once"])
+def test_several_losses_of_a_sample_in_an_epoch_are_warned_of(what: str) -> None:
+    pruner = Pruner(N, 0.5, 12, held_out=range(10))
+    told = []
+    for _ in range(4):
+        for _ in range(1 + (what == "loss twice")):
+            epoch(pruner)
+        for _ in range(1 + (what == "observe twice")):
+            pruner.observe(torch.ones(10), torch.arange(10))
+        told += messages(pruner.step)
+    expected = {
+        "loss twice": ["epoch 0 has 180 losses of 90 samples that were read"],
+        "observe twice": ["epoch 0 has 20 losses of 10 samples that were held out"],
+        "once": [],
+    }[what]
+    assert [text.partition(". ")[0] for text in told] == expected
+
+
+def test_a_result_keeps_the_warnings_of_the_run_and_its_own() -> None:
+    pruner, texts = Pruner(N, 0.5, 8), []
+    while not pruner.finished:
+        epoch(pruner)
+        pruner.step()
+        if pruner.epoch in (3, 5, 8):
+            shown = messages(pruner.result)
+            again = messages(pruner.result)
+            assert again == []
+            texts.append(pruner.result().warnings)
+            assert shown == texts[-1][1:]
+    few = "a selection needs about 10 epochs to be better than a random set; found epochs=8"
+    ended = "the run ended in epoch {} of 8, so its result is partial"
+    assert texts == [[few, ended.format(3)], [few, ended.format(5)], [few]]

@@ -81,6 +81,15 @@ HOSTILE = {
     "controller.behind of the state must be": set_at("controller", "behind", 3),
     "not_finite_count of the state must be at least 0": set_slot("not_finite_count", -(10**6)),
     "population of the state must be 30": set_slot("population", 10**9),
+    "evaluated of the state must be a whole number of at least 0": set_at("evaluated", -1),
+    "warnings of the state must be texts by name": set_at("warnings", ["few epochs"]),
+    "targets_of_constant of the state must be int64 ids": set_at(
+        "targets_of_constant", {"ids": torch.arange(3), "targets": torch.zeros(2)}
+    ),
+    "another type: KeyError: 'ids'": set_at("targets_of_constant", {}),
+    "another type: AttributeError": set_at("settings", None),
+    "another type: TypeError": set_at("gates", None),
+    "another type: KeyError: 'mask'": set_at("best", {}),
 }
 
 
@@ -100,6 +109,14 @@ def test_the_state_itself_is_taken(state: dict[str, Any]) -> None:
     fresh.load_state_dict(copy.deepcopy(state))
     drive(fresh, frozen(N))
     assert len(fresh.result().indices) == 15
+
+
+@pytest.mark.parametrize("other", [None, [], "state", 3])
+def test_what_is_no_state_is_refused(other: Any) -> None:
+    with pytest.raises(
+        ValueError, match=f"expected the state of a Pruner; found {type(other).__name__}"
+    ):
+        pruner().load_state_dict(other)
 
 
 def test_a_final_mask_of_another_size_is_refused() -> None:

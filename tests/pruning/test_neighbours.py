@@ -27,15 +27,24 @@ def values_of(size: int, seed: int, alike: float) -> torch.Tensor:
 @pytest.mark.parametrize("size", [1000, 1001, 1023, 5000])
 @pytest.mark.parametrize("piece", [8, 104, 2**18])
 @pytest.mark.parametrize(("alike", "scale"), [(0.0, 1.0), (0.5, 1e-3), (1.0, 1e6)])
+@pytest.mark.parametrize("count", [None, 1, 7, 300])
 def test_likeness_is_a_difference_of_correlations(
-    size: int, piece: int, alike: float, scale: float, monkeypatch: pytest.MonkeyPatch
+    size: int,
+    piece: int,
+    alike: float,
+    scale: float,
+    count: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bitmask, "PIECE", piece)
     values = scale * values_of(size, size, alike)
     part = torch.rand(size, generator=torch.Generator().manual_seed(1))
     known = part < 0.9
     logits = (1 - values).masked_fill(~known, 1.0).masked_fill(part > 0.95, -torch.inf)
-    values, known = 1 - logits, known & (logits != 1)  # rounded
+    values, known = (1 - logits).double(), known & (logits != 1) & (part <= 0.95)  # rounded
+    classes = None if count is None else (torch.arange(size) * 13 % size * count // size).short()
+    for c in [] if classes is None else classes.unique():
+        values[known & (classes == c)] -= values[known & (classes == c)].mean()
 
     def correlation(distance: int) -> float:
         pairs = [(i, i + distance) for i in range(size - distance)]
@@ -43,7 +52,7 @@ def test_likeness_is_a_difference_of_correlations(
         return float(np.corrcoef(np.array(both, dtype=np.float64).T)[0, 1])
 
     expected = correlation(1) - correlation(neighbours.FAR)
-    assert neighbours.likeness(logits) == pytest.approx(expected, abs=2e-3)
+    assert neighbours.likeness(logits, classes) == pytest.approx(expected, abs=3e-3)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 99, 100, 101, 999, 1000, 1500])
@@ -97,9 +106,9 @@ def shares_kept(result: PruneResult) -> torch.Tensor:
 def test_groups_of_alike_neighbours_keep_about_their_share(floors: bool) -> None:
     known = {"labels": torch.arange(COUNT) // FRAMES % 3, "balance": "floor"} if floors else {}
     pruner = Pruner(COUNT, 0.5, EPOCHS, **known)
+    drive(pruner, losses_of_groups())
     with pytest.warns(PruningWarning, match="neighbours in the dataset"):
-        drive(pruner, losses_of_groups())
-    result = pruner.result()
+        result = pruner.result()
     assert result.history[-1]["neighbours"] > 0.8
     assert result.config["balance"] == "neighbours"
     assert result.quota_labels is None
@@ -137,6 +146,30 @@ def test_in_another_order_the_losses_decide() -> None:
     assert kept[hard].float().mean() < 0.1
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_small_classes_in_order_are_not_alike_neighbours(known: bool) -> None:
+    generator = torch.Generator().manual_seed(6)
+    classes = torch.arange(150).repeat_interleave(COUNT // 150)
+    of_class = 0.02 + torch.rand(150, generator=generator)
+    losses = of_class[classes] * (0.8 + 0.4 * torch.rand(COUNT, generator=generator))
+    more = {"labels": classes, "balance": "floor"} if known else {}
+    pruner = Pruner(COUNT, 0.5, EPOCHS, **more)
+    result = drive(pruner, losses).result()
+    assert (result.history[-1]["neighbours"] >= neighbours.ALIKE) is not known
+    assert result.config["balance"] == ("floor" if known else "neighbours")
+
+
+def test_a_state_without_the_figure_has_no_alike_neighbours() -> None:
+    losses = losses_of_groups()
+    state = drive(Pruner(COUNT, 0.5, EPOCHS), losses, EPOCHS - 2).state_dict()
+    for entry in state["history"]:
+        entry.pop("neighbours", None)
+    pruner = Pruner(COUNT, 0.5, EPOCHS)
+    pruner.load_state_dict(state)
+    assert pruner.result().config["balance"] is None
+    assert drive(pruner, losses).result().config["balance"] == "neighbours"
+
+
 @pytest.mark.parametrize("way", ["classes in order", "one bad part"])
 def test_parts_over_a_long_distance_are_not_alike_neighbours(way: str) -> None:
     losses = 0.02 * (1 + torch.rand(COUNT, generator=torch.Generator().manual_seed(4)))
@@ -157,8 +190,7 @@ def test_a_wrong_label_among_alike_neighbours_is_left_out() -> None:
     wrong = easy & (torch.rand(COUNT, generator=torch.Generator().manual_seed(5)) < 0.05)
     losses[wrong] = 2.0
     pruner = Pruner(COUNT, 0.7, EPOCHS)
-    with pytest.warns(match="neighbours in the dataset"):
-        drive(pruner, losses)
+    drive(pruner, losses)
     assert pruner.result().kept[wrong].float().mean() < 0.02
 
 

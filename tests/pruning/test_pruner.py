@@ -146,11 +146,40 @@ def test_sample_without_a_finite_loss_counts_as_visited() -> None:
     assert len(drive(pruner, lambda epoch: losses)[-1]) == 10
 
 
-def test_held_out_samples_must_be_observed() -> None:
-    pruner = Pruner(20, 0.5, epochs=6, held_out=[0, 5])
-    kept = drive(pruner, frozen(20))
-    assert {len(each) for each in kept} == {20}
-    assert pruner.result().forced
+@pytest.mark.parametrize("observed", [False, True])
+def test_held_out_samples_without_losses_are_warned_of(observed: bool) -> None:
+    pruner, losses = Pruner(20, 0.5, epochs=8, held_out=[0, 5]), frozen(20)
+    while not pruner.finished:
+        for ids in pruner.batches(4):
+            pruner.weigh(losses(pruner.epoch)[ids], ids)
+        if observed:
+            pruner.observe(losses(pruner.epoch)[[0, 5]], torch.tensor([0, 5]))
+        pruner.step()
+    result = pruner.result()
+    assert any("2 samples are held out" in text for text in result.warnings) is not observed
+    assert not result.forced
+    assert len(result.indices) == 10
+
+
+def test_nothing_is_noted_after_the_end() -> None:
+    pruner = Pruner(20, 0.5, epochs=4)
+    drive(pruner, frozen(20))
+    before = pruner.result()
+    pruner.weigh(torch.full((20,), 9.0), torch.arange(20))
+    pruner.observe(torch.full((20,), 9.0), torch.arange(20))
+    pruner.exclude([(int(before.indices[0]), "gone")])
+    after = pruner.result()
+    assert torch.equal(after.indices, before.indices)
+    assert torch.equal(after.gate_logits, before.gate_logits)
+    assert after.unreadable == before.unreadable == []
+
+
+@pytest.mark.parametrize("index", [-1, 20])
+def test_an_unreadable_sample_must_be_one_of_the_dataset(index: int) -> None:
+    pruner = Pruner(20, 0.5, epochs=4)
+    with pytest.raises(IndexError, match=rf"index in \[0, 20\); found {index}"):
+        pruner.exclude([(3, "gone"), (index, "gone")])
+    assert pruner.unreadable == []
 
 
 # --- pauses, and the choice of the best selection

@@ -121,6 +121,15 @@ def test_a_loss_of_ones_own_notes_predictions_of_classes_alone(kind: str) -> Non
     assert pruner.gates.record.predicted[:-1].tolist() == expected
 
 
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_logits_must_have_a_row_for_each_sample(rows: int) -> None:
+    pruner = Pruner(4, 0.5, 2, held_out=[3])
+    for call, count in ((pruner.weigh, 4), (pruner.observe, 4)):
+        with pytest.raises(ValueError, match=rf"a row for each of 4 samples; found \[{rows}, 3\]"):
+            call(torch.ones(count), torch.arange(count), torch.eye(5)[:rows, :3])
+    assert pruner.gates.visits() == 0
+
+
 def test_a_repeated_forward_pass_counts_once() -> None:
     pruner, layer = Pruner(4, 0.5, 2), nn.Linear(3, 2)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.report_page import Page
 
+from adapruner import fast_prune
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.find import as_source
 from adapruner.errors import DatasetMismatchError
@@ -409,3 +412,27 @@ def test_a_folder_that_is_missing_stays_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         write_report(make(), tmp_path / "none" / "report.html", source=Pictures())
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_a_random_dataset_are_the_same_each_time(tmp_path: Path) -> None:
+    class Noise(torch.utils.data.Dataset):
+        targets = [0, 1] * 20
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            shade = random.random() * np.random.rand() * torch.rand(3, 8, 8)  # noqa: NPY002
+            return shade, self.targets[index]
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    result = fast_prune(model, Noise(), 0.5, 3, progress=False)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    result.report(tmp_path / "one.html")
+    result.report(tmp_path / "two.html")
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    assert b"data:image" in (tmp_path / "one.html").read_bytes()
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+    assert np.array_equal(before[2][1], after[2][1])

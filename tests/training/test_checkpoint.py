@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.training_data import Stop, blobs, checkpointed
 from torch import nn
+from torch.nn import functional
 
 from adapruner import DatasetMismatchError, FileFormatError
 from adapruner._util.files import replace_atomically, write_file
@@ -77,7 +78,11 @@ def test_checkpoint_of_another_dataset_is_refused(stopped: Path) -> None:
         ({"balance": "class"}, "balance"),
         ({"normalize_loss": True}, "normalize_loss"),
         ({"batch_size": 32}, "batch_size"),
-        ({"validation_data": blobs(30)}, "held_out"),
+        ({"validation_data": blobs(30)}, "validation_data"),
+        ({"loss": lambda o, t: 7 * functional.cross_entropy(o, t, reduction="none")}, "loss"),
+        ({"class_weights": [1.0, 2.0, 1.0]}, "class_weights"),
+        ({"ignore_index": 2}, "ignore_index"),
+        ({"label_smoothing": 0.1}, "label_smoothing"),
         ({"model": lambda: nn.Linear(5, 3)}, "model"),
         ({"optimizer": torch.optim.SGD}, "optimizer"),
         ({"learning_rate": 0.01}, "learning_rate"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,12 @@ import torch
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from adapruner._util.seeds import epoch_seed, generators_restored, sample_seed
+from adapruner._util.seeds import (
+    epoch_seed,
+    generators_restored,
+    sample_seed,
+    seed_generators,
+)
 from adapruner.data.sources.base import Source
 from adapruner.data.sources.items import described
 from adapruner.data.unreadable import (
@@ -276,7 +280,7 @@ class _Reader(TorchDataset[Any]):
             return None
 
     def _begin(self, epoch: int, index: int) -> None:
-        _seed_generators(sample_seed(self._seed, epoch, index))
+        seed_generators(sample_seed(self._seed, epoch, index))
 
     def _attempt(self, index: int, pair: tuple[Any, Any] | Exception | None) -> Any:
         """A sample with its index, or an Unreadable. ``pair`` skips the reading."""
@@ -341,9 +345,3 @@ class _Collate:
 
 def _ids(indices: list[int]) -> torch.Tensor:
     return torch.tensor(indices, dtype=torch.int64, device="cpu")
-
-
-def _seed_generators(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  (augmentations draw from it)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from adapruner._util.seeds import generators_restored
+from adapruner._util.seeds import generators_restored, seed_generators
 from adapruner.data.sources.base import (
     Array,
     IntArray,
@@ -116,9 +116,15 @@ class DatasetSource(Source):
         return [self._split(sample, index) for sample, index in zip(samples, indices, strict=True)]
 
     def image(self, index: int) -> Any | None:
-        """Sample ``index`` as a picture. The transform of a torchvision dataset is left out."""
+        """Sample ``index`` as a picture. The transform of a torchvision dataset is left out.
+
+        A dataset that draws random numbers gives the same picture each time.
+        """
         dataset = _without_transform(self.dataset)
-        return viewable(split_item(dataset[self._checked(index)], self.target, index, dataset)[0])
+        with generators_restored():
+            seed_generators(self._checked(index))
+            item = dataset[self._checked(index)]
+        return viewable(split_item(item, self.target, index, dataset)[0])
 
     def _identify(self) -> str:
         digest = new_digest(self.kind)

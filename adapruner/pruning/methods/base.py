@@ -40,7 +40,7 @@ class Method(Objective, ABC):
         """This method for a run with that keep ratio and number of epochs."""
         return self
 
-    def by_neighbours(self, gates: Gates) -> bool:
+    def by_neighbours(self, history: History) -> bool:
         """Whether the kept set compares each sample with its neighbours in the dataset.
 
         Classes then have no floors.
@@ -60,8 +60,15 @@ class Method(Objective, ABC):
             for a sample that never had a finite loss.
         """
 
-    def figures(self, gates: Gates, history: History) -> dict[str, float]:
-        """What the method knows of the run, for the entry of the last epoch in ``history``."""
+    def figures(
+        self, gates: Gates, history: History, classes: Tensor | None = None
+    ) -> dict[str, float]:
+        """What the method knows of the run, for the entry of the last epoch in ``history``.
+
+        Args:
+            gates, history: as in :meth:`scores`.
+            classes: integers ``[N]``, where they are known.
+        """
         return {}
 
     @abstractmethod

@@ -145,7 +145,7 @@ class Sampled(Method):
         Where neighbours are alike, it is that minus the mean of the neighbours.
         :data:`NEVER_FINITE` and −inf as in :meth:`scores`.
         """
-        return self._keep_scores(gates, history, self.by_neighbours(gates))
+        return self._keep_scores(gates, history, self.by_neighbours(history))
 
     def _keep_scores(self, gates: Gates, history: History, by_neighbours: bool) -> Tensor:
         logs = self.scores(gates, history).sub_(1).mul_(self.current_sharpness(history))
@@ -172,26 +172,28 @@ class Sampled(Method):
             scores.masked_fill_(unfit, math.log(self.least_read))
         return scores.masked_fill_(gates.logits == -torch.inf, -torch.inf)
 
-    def by_neighbours(self, gates: Gates) -> bool:
-        return neighbours.likeness(gates.logits) >= neighbours.ALIKE
+    def by_neighbours(self, history: History) -> bool:
+        return bool(history) and history[-1].get("neighbours", 0.0) >= neighbours.ALIKE
 
-    def figures(self, gates: Gates, history: History) -> dict[str, float]:
+    def figures(
+        self, gates: Gates, history: History, classes: Tensor | None = None
+    ) -> dict[str, float]:
         """``fitted``, ``chance`` and ``neighbours``.
 
         ``fitted`` is the share of samples that the model has fitted. ``neighbours`` tells how alike
         neighbours in the dataset are: the correlation of their gate logits, minus that of samples
-        further apart. ``chance`` is e^H / N, with the entropy H of the chances in a draw of the
-        kept set from N samples: 1 if all chances are equal, near 0 if few samples have nearly all.
+        further apart, with the means of the classes taken out. ``chance`` is e^H / N, with the
+        entropy H of the chances in a draw of the kept set from N samples: 1 if all chances are
+        equal, near 0 if few samples have nearly all.
         """
-        likeness = neighbours.likeness(gates.logits)
-        told = {"neighbours": round(likeness, 3)}
+        told = {"neighbours": round(neighbours.likeness(gates.logits, classes), 3)}
         if gates.last_loss is None:
             return told
         limit, fitted, count = FITTED * gates.real("loss_scale"), 0, 0
         for losses in _finite_losses(gates):
             fitted += int((losses < limit).sum())
             count += len(losses)
-        logs_of_all = self._keep_scores(gates, history, likeness >= neighbours.ALIKE)
+        logs_of_all = self._keep_scores(gates, history, self.by_neighbours([told]))
         total, moment = 0.0, 0.0  # of the weights w, and of w·log w
         for (scores,) in _pieces(logs_of_all):
             logs = scores[scores != -torch.inf].double()
