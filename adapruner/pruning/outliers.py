@@ -19,16 +19,19 @@ def mean_without_outliers(losses: Tensor, mean: float) -> float:
         mean: the mean of the losses. It is returned as it is if there are no outliers, or if all
             other losses are 0.
     """
-    before = 0  # outliers of the last pass: without them, more losses can be outliers
+    outliers = 0
     while True:
-        total, count, outliers = 0.0, 0, 0
-        for part in losses.split(bitmask.PIECE):
+        limit, before = _TIMES * mean, outliers
+        parts = losses.split(bitmask.PIECE)
+        outliers = sum(int(((part > limit) & part.isfinite()).sum()) for part in parts)
+        if outliers == before:
+            return mean
+        total, count = 0.0, 0
+        for part in parts:
             # Summed by NumPy, whose order of additions is the same on every machine.
-            finite = part[part.isfinite()].double().cpu().numpy()
-            inside = finite[finite <= _TIMES * mean]
+            inside = part[part <= limit].double().cpu().numpy()
             total += float(inside.sum())
             count += len(inside)
-            outliers += len(finite) - len(inside)
-        if outliers == before or not total:
+        if not total:
             return mean
-        mean, before = total / count, outliers
+        mean = total / count  # without the outliers, more losses can be outliers
