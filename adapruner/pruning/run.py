@@ -34,7 +34,7 @@ from adapruner.pruning.restored import check_parts, check_settings, check_state
 from adapruner.pruning.sampler import Samples
 from adapruner.pruning.schedule import Best, Controller, choose_best
 from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
-from adapruner.pruning.visits import Direct, Event, LeftOut, Visits
+from adapruner.pruning.visits import Direct, Ended, Event, LeftOut, Visits
 
 
 class Run:
@@ -109,7 +109,7 @@ class Run:
             "track_losses": track_losses,
         }
         self.ranks = Ranks(process_group)
-        self.visits = _visits_of(self.ranks)
+        self.visits: Visits = _visits_of(self.ranks)
         # The weight of each sample of an uneven share in this epoch: see note_share.
         self._share_weights: dict[int, float] = {}
         self.constant = ConstantLoss(num_samples, self.ranks)
@@ -227,8 +227,6 @@ class Run:
         self._take(LeftOut(unreadable))
 
     def _take(self, event: Event) -> None:
-        if self.finished:  # the result stands
-            return
         for now in self.visits.take(event):
             self._act(now)
 
@@ -304,6 +302,8 @@ class Run:
         self.warn("reads", doubts.unread_samples(entry, self.may_drop))
         if entry["phase"] == "prune" and not self._observed(entry):
             self.warn("held_out", doubts.unobserved_samples(self.selection.held_out_count))
+        if self.finished:
+            self.visits = Ended(self.ranks)
         return entry
 
     def _end_epoch(self, loss: float | None, standard_error: float, last: bool) -> dict[str, Any]:
@@ -463,10 +463,10 @@ class Run:
             ) from error
         self.gates.load_state_dict(state["gates"])
         self.gates.evaluated = state.get("evaluated", 0)
-        self.visits.forget()
         self._share_weights.clear()
         self.fingerprint = self.fingerprint or theirs
         self.epoch = state["epoch"]
+        self.visits = Ended(self.ranks) if self.finished else _visits_of(self.ranks)
         self.history = [dict(entry) for entry in state["history"]]
         self.controller.load_state_dict(state["controller"])
         self.selection.kept = state["kept"].clone()

@@ -75,3 +75,10 @@ class Direct:
 
     def forget(self) -> None:
         """Nothing to drop."""
+
+
+class Ended(Direct):
+    """After the end of a run, no event acts: the result stands."""
+
+    def take(self, event: Event) -> Iterable[Event]:
+        return ()
