@@ -21,6 +21,8 @@ FAR = 50
 _LEAST = 20 * FAR
 # Number of samples before and after each one that it is compared with.
 REACH = 2
+# A log chance counts as far as it is lower by more than this than the mean of its neighbours.
+TOLERANCE = 1.0
 # Values are summed as whole multiples of 1/1024, so that every device gets the same sums.
 _STEPS = 1024
 
@@ -98,6 +100,20 @@ def _correlation(moments: Tensor) -> float:
     # n²·variances and n²·covariance; Python's integers have any size.
     spread = (count * squares - first**2) * (count * other_squares - second**2)
     return (count * products - first * second) / math.sqrt(spread) if spread > 0 else 0.0
+
+
+def compare(logs: Tensor, unknown: float) -> None:
+    """Compare the logarithms of chances with those of neighbours: 0, or how much lower they are.
+
+    Args:
+        logs: float32 ``[N]``, changed in place.
+        unknown: as in :func:`subtract_local_mean`.
+    """
+    subtract_local_mean(logs, unknown)
+    for part in logs.split(bitmask.PIECE):
+        known = part > unknown
+        part.add_(known, alpha=TOLERANCE)
+        part.clamp_(max=0)
 
 
 def subtract_local_mean(values: Tensor, unknown: float) -> None:

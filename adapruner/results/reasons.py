@@ -79,11 +79,12 @@ def _typical_losses(result: PruneResult) -> NDArray[np.float64] | None:
 
 
 def _ranked(result: PruneResult) -> NDArray[np.float64]:
-    """The score of each sample, or how far it is above its neighbours where they were compared."""
+    """The score of each sample, or how far it is below its neighbours where they were compared."""
     scores = result.gate_logits
     if result.config.get("balance") == "neighbours":
         scores = scores.clone()
         neighbours.subtract_local_mean(scores, NEVER_FINITE)
+        scores.clamp_(max=0)  # better than its neighbours is no better
     return scores.double().numpy()
 
 

@@ -79,6 +79,24 @@ def test_the_local_mean(
         assert float(found[i]) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("piece", [8, 2**18])
+def test_only_samples_that_are_worse_than_their_neighbours_lose_by_it(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bitmask, "PIECE", piece)
+    values = 4 * values_of(333, 7, 0.5)
+    values[50], values[60] = -1000.0, -torch.inf
+    means = values.clone()
+    neighbours.subtract_local_mean(means, -1000.0)
+    found = values.clone()
+    neighbours.compare(found, -1000.0)
+    for i in range(333):
+        unknown = i in (50, 60)
+        expected = float(values[i]) if unknown else min(float(means[i]) + 1, 0.0)
+        assert float(found[i]) == pytest.approx(expected, abs=1e-4)
+    assert (found == 0).sum() > 100
+
+
 def losses_of_groups(seed: int = 0) -> torch.Tensor:
     """Losses of groups of near-duplicates, float32 ``[COUNT]``: three groups of ten are hard."""
     generator = torch.Generator().manual_seed(seed)

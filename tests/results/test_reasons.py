@@ -49,7 +49,7 @@ def expected_reason(result: PruneResult, i: int) -> str:
     """The reason of sample i, by the words of the documentation."""
     scores, kept = result.gate_logits.tolist(), set(result.indices.tolist())
     if result.config.get("balance") == "neighbours":
-        scores = above_neighbours(scores)
+        scores = below_neighbours(scores)
     held = set() if result.held_out is None else set(result.held_out.tolist())
     quota = result.quota_labels
 
@@ -78,13 +78,13 @@ def expected_reason(result: PruneResult, i: int) -> str:
     return "easy" if losses[i] <= np.median(known) else "does not fit"
 
 
-def above_neighbours(scores: list[float]) -> list[float]:
+def below_neighbours(scores: list[float]) -> list[float]:
     """Each score minus the mean of the known ones from two before to two after it."""
     above = []
     for i, score in enumerate(scores):
         near = [s for s in scores[max(i - 2, 0) : i + 3] if s > -1000]
         mean = round(sum(round(s * 1024) for s in near) / max(len(near), 1)) / 1024
-        above.append(float(np.float32(score) - np.float32(mean)))
+        above.append(min(float(np.float32(score) - np.float32(mean)), 0.0))
     return above
 
 

@@ -142,7 +142,8 @@ class Sampled(Method):
     def keep_scores(self, gates: Gates, history: History) -> Tensor:
         """Logarithm of each sample's chance to be kept, −β·d, float32 ``[N]``.
 
-        Where neighbours are alike, it is that minus the mean of the neighbours.
+        Where neighbours are alike, it is 0, or how much lower that is than the mean of the
+        neighbours, beyond :data:`~adapruner.pruning.neighbours.TOLERANCE`.
         :data:`NEVER_FINITE` and −inf as in :meth:`scores`.
         """
         return self._keep_scores(gates, history, self.by_neighbours(history))
@@ -152,7 +153,7 @@ class Sampled(Method):
         logs.masked_fill_(gates.logits == 1, NEVER_FINITE)
         logs.masked_fill_(gates.logits == -torch.inf, -torch.inf)
         if by_neighbours:
-            neighbours.subtract_local_mean(logs, NEVER_FINITE)
+            neighbours.compare(logs, NEVER_FINITE)
         return logs
 
     def read_scores(self, gates: Gates, history: History) -> Tensor:
