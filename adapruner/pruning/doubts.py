@@ -71,26 +71,27 @@ def unread_samples(entry: Mapping[str, Any], may_drop: int) -> str | None:
     )
 
 
-def repeated_visits(entry: Mapping[str, Any], visits: int, held_out: int) -> str | None:
+def repeated_visits(
+    epoch: int, losses: int, planned: int, evaluated: int, held_out: int
+) -> str | None:
     """The warning for samples that had several losses in an epoch, or None.
 
     Args:
-        entry: the epoch's entry of the history.
-        visits: number of losses of training batches in the epoch.
+        epoch: the epoch.
+        losses: number of finite losses of training batches in it.
+        planned: number of samples that it was to train on, the unreadable ones included.
+        evaluated: number of losses that were observed in it.
         held_out: number of held-out samples of the dataset.
     """
-    planned = entry["samples_read"] + entry["samples_skipped"]
-    counts = ((visits, planned), (entry["samples_evaluated"], held_out))
-    if all(found <= expected for found, expected in counts):
-        return None
-    what, (found, expected) = ("read", counts[0])
-    if visits <= planned:
-        what, (found, expected) = ("held out", counts[1])
-    return (
-        f"epoch {entry['epoch']} has {found} losses of {expected} samples that were {what}. A gate "
-        "steps with each loss, so scores shift: give each sample to pruner.loss, weigh or observe "
-        "once in an epoch"
-    )
+    counts = ((losses, planned, "were read"), (evaluated, held_out, "are held out"))
+    for found, expected, what in counts:
+        if found > expected:
+            return (
+                f"epoch {epoch} has {found} losses of {expected} samples that {what}. A gate steps "
+                "with each loss, so scores shift: give each sample to pruner.loss, weigh or "
+                "observe once in an epoch"
+            )
+    return None
 
 
 def unobserved_samples(held_out: int) -> str | None:

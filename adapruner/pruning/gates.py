@@ -232,10 +232,11 @@ class Gates:
         """
         mean_loss = self.training_loss()
         if mean_loss and (self._rescales or self._scale_is_running):
-            if not self._rescales and self.last_loss is not None:
-                mean_loss = mean_without_outliers(self.last_loss, mean_loss)
-            if constant is not None and not self._rescales:
-                mean_loss = constant.limited(mean_loss)
+            if not self._rescales:
+                if self.last_loss is not None:
+                    mean_loss = mean_without_outliers(self.last_loss, mean_loss)
+                if constant is not None:
+                    mean_loss = constant.limited(mean_loss)
             self.set_real("loss_scale", mean_loss)
             self._use_running_scale(False)
         if self.last_loss is not None:

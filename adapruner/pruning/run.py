@@ -311,7 +311,10 @@ class Run:
         warming_up = self.epoch < self.warmup_epochs
         entry = entry_of(self.epoch, warming_up, gates, selection, loss)
         self.not_finite += [i for i in gates.not_finite() if i not in self.not_finite]
-        self.warn("visits", doubts.repeated_visits(entry, gates.visits(), selection.held_out_count))
+        read, held_out = bitmask.count(selection.read), selection.held_out_count
+        losses = gates.integer("loss_count")
+        again = doubts.repeated_visits(self.epoch, losses, read, gates.evaluated, held_out)
+        self.warn("visits", again)
         if not warming_up and loss is not None:
             self._note_best(loss, float(standard_error))
         entry["decision"] = controller.step(self.epoch, loss, float(standard_error))

@@ -52,7 +52,7 @@ class PruneResult:
             share of samples whose last loss is below a tenth of the mean loss of the first epoch,
             ``chance``, how much the kept set would be a random draw: 1 if it were one, and
             ``neighbours``, the correlation of the gate logits of neighbours in the dataset, minus
-            that of samples further apart.
+            that of samples further apart, with the means of known classes taken out.
         selected_epoch: the epoch whose selection was chosen on held-out data. None if the last
             selection was taken: the top-k of ``gate_logits``, or a draw by them.
         forced: whether the run ended before it trained an epoch at the keep ratio, so that the last

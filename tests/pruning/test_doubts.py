@@ -123,10 +123,17 @@ def test_several_losses_of_a_sample_in_an_epoch_are_warned_of(what: str) -> None
         told += messages(pruner.step)
     expected = {
         "loss twice": ["epoch 0 has 180 losses of 90 samples that were read"],
-        "observe twice": ["epoch 0 has 20 losses of 10 samples that were held out"],
+        "observe twice": ["epoch 0 has 20 losses of 10 samples that are held out"],
         "once": [],
     }[what]
     assert [text.partition(". ")[0] for text in told] == expected
+
+
+def test_samples_that_turn_out_to_be_unreadable_after_their_loss_are_none_of_them() -> None:
+    pruner = Pruner(N, 0.5, 12)
+    epoch(pruner)
+    pruner.exclude([(3, "torn"), (7, "torn")])
+    assert messages(pruner.step) == []
 
 
 def test_a_result_keeps_the_warnings_of_the_run_and_its_own() -> None:
