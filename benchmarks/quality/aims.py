@@ -24,6 +24,7 @@ from .table import (
     JOINT_RATIOS,
     LARGE,
     LONG,
+    SELECTED_BY,
     SHORT_RUNS,
     STATIC_METHODS,
     TAIL,
@@ -167,24 +168,16 @@ def checks(rows: Iterable[Row], tasks: Iterable[Row]) -> list[Check]:
 
 
 def other_networks(cells: Cells, rows: Iterable[Row]) -> list[Check]:
-    """Aim 2: datasets named after the part of CIFAR-10 and the network that is trained."""
+    """Aim 2: new models of other networks than the one that selected."""
     found = []
-    places = group((r for r in rows if is_transfer(r["dataset"])), "dataset", "noise")
+    places = group((r for r in rows if r["dataset"] in SELECTED_BY), "dataset", "noise")
     for (dataset, noise), of in places.items():
         place = Place(dataset, "same epochs", noise)
         for ratio in sorted({r["ratio"] for r in of if r["method"] == DEFAULT}, reverse=True):
             check = _to(cells, 2, place, DEFAULT, "random", ratio, NOT_BELOW)
-            figure = f"{network_of(dataset)}, {check.figure}"
+            figure = f"{dataset}, {check.figure}"
             found.append(check._replace(scope="other networks", figure=figure))
     return found or [Check(2, "other networks", "to random", 0.7, NOT_SHOWN, None, "not run")]
-
-
-def is_transfer(dataset: str) -> bool:
-    return dataset.startswith(f"{CIFAR} ")
-
-
-def network_of(dataset: str) -> str:
-    return dataset.removeprefix(f"{CIFAR} ")
 
 
 def other_tasks(tasks: Iterable[Row]) -> list[Check]:

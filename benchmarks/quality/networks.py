@@ -51,6 +51,27 @@ def letter_network() -> Network:
     return Network(nn.Sequential(*layers), 256, 26)
 
 
+def shallow_network(width: int = 1024) -> Network:
+    """For 16 features: one hidden layer, four times as wide as those of :func:`letter_network`."""
+    return Network(nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU()), width, 26)
+
+
+class _LinearSkip(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        self.body = nn.Sequential(nn.LayerNorm(width), *layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def deep_network(width: int = 96, depth: int = 4) -> Network:
+    """For 16 features: blocks of two linear layers around skips, normalised."""
+    layers = [nn.Flatten(), nn.Linear(16, width), *(_LinearSkip(width) for _ in range(depth))]
+    return Network(nn.Sequential(*layers, nn.LayerNorm(width)), width, 26)
+
+
 class _Words(nn.Module):
     """The mean of the vectors of a text's words. Words are numbers, and 0 is not a word."""
 
@@ -136,15 +157,15 @@ def fast_network(width: int = 64) -> Network:
     return Network(nn.Sequential(*layers), 4 * width, 10)
 
 
-def residual_network(width: int = 16) -> Network:
-    """For 16×16 images: a narrow residual network."""
+def residual_network(width: int = 16, classes: int = 10) -> Network:
+    """For 16×16 or 32×32 images: a narrow residual network."""
     layers = [
         *_conv(3, width, 4, 2),
         _Block(width, 2 * width, 2),
         _Block(2 * width, 4 * width, 2),
         *_pooled(),
     ]
-    return Network(nn.Sequential(*layers), 4 * width, 10)
+    return Network(nn.Sequential(*layers), 4 * width, classes)
 
 
 def _separable(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
@@ -154,8 +175,8 @@ def _separable(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     return [apart, nn.BatchNorm2d(inputs), across, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
-def separable_network(width: int = 16) -> Network:
-    """For 16×16 images: depthwise separable convolutions, as in MobileNet."""
+def separable_network(width: int = 16, classes: int = 10) -> Network:
+    """For 16×16 or 32×32 images: depthwise separable convolutions, as in MobileNet."""
     layers = [
         *_conv(3, width, 4, 2),
         *_separable(width, 2 * width),
@@ -164,7 +185,7 @@ def separable_network(width: int = 16) -> Network:
         *_separable(4 * width, 8 * width, 2),
         *_pooled(),
     ]
-    return Network(nn.Sequential(*layers), 8 * width, 10)
+    return Network(nn.Sequential(*layers), 8 * width, classes)
 
 
 class _Mixing(nn.Module):
@@ -208,8 +229,12 @@ def mixer(width: int = 64, depth: int = 2) -> Network:
 NETWORKS = {
     "digits": digits_network,
     "letter": letter_network,
+    "shallow": shallow_network,
+    "deep": deep_network,
     "text": text_network,
     "traffic": partial(small_network, classes=43),
+    "traffic residual": partial(residual_network, classes=43),
+    "traffic separable": partial(separable_network, classes=43),
     "small": small_network,
     "residual": residual_network,
     "separable": separable_network,

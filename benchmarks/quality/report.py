@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from ..tables import each, rewrite
 from . import aims
@@ -29,6 +30,7 @@ from .table import (
     GPU,
     JOINT_METHODS,
     RECIPES,
+    SELECTED_BY,
     Run,
     constants_of,
 )
@@ -246,28 +248,28 @@ def on_gpu(rows: Rows) -> str:
 
 def transfer(rows: Rows) -> str:
     """Sets selected by one network, others trained on them: the difference to random."""
-    found = [
-        {**row, "network": f"{aims.network_of(row['dataset'])}, {row['ratio']:g}"}
-        for row in rows
-        if aims.is_transfer(row["dataset"]) and row["protocol"] == "same epochs"
-    ]
+    found = [row for row in rows if row["dataset"] in SELECTED_BY]
+    cells = aims.Cells(found)
     parts = []
-    for noise, of in group(found, "noise").items():
-        cells = group((row for row in of if row["method"] != "full"), "method", "network")
-        names = list(dict.fromkeys(row["network"] for row in of if row["method"] != "full"))
+    for (own, noise), of in group(
+        ({**row, "own": SELECTED_BY[row["dataset"]]} for row in found), "own", "noise"
+    ).items():
+        columns = {
+            f"{dataset.removeprefix(own).strip()}, {ratio:g}": (dataset, ratio)
+            for dataset, trained in group(of, "dataset").items()
+            for ratio in ratios_of(trained)
+        }
 
-        def cell(method: str, network: str, cells: dict[tuple[str, str], Rows] = cells) -> str:
-            pair = (by_seed(cells.get((m, network), [])) for m in (method, "random"))
-            return cell_difference(paired(*pair))
+        def cell(method: str, column: str, noise: str = noise, columns: Any = columns) -> str:
+            dataset, ratio = columns[column]
+            place = aims.Place(dataset, "same epochs", noise)
+            return cell_difference(cells.minus(place, method, "random", ratio))
 
-        others = {method for method, _ in cells} - {"random"}
-        by = ", ".join(
-            sorted({row["selected_by"]["model"] for row in of if row.get("selected_by")})
-        )
-        if others:
-            title = f"{noise}, selected by “{by}”, difference to random, {counts(of, 'network')}:"
-            parts += [title, "", *grid(others, names, cell), ""]
-    return "\n".join(parts + where(found)) if parts else ""
+        methods = {row["method"] for row in of} - {"random"}
+        selected = (row for row in of if row["method"] != "full")
+        title = f"{own}, {noise}, difference to random, {counts(selected, 'dataset', 'ratio')}:"
+        parts += [title, "", *grid(methods, list(columns), cell), "", *where(of), ""]
+    return "\n".join(parts)
 
 
 def probe(rows: Rows) -> str:

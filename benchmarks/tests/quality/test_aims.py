@@ -121,9 +121,9 @@ def test_labels_of_people_have_to_be_above_random_and_not_below_all_data():
 
 
 def test_other_networks_are_found_by_the_name_of_their_dataset():
-    place = f"{CIFAR} resnet", "same epochs", "clean"
+    place = "letter deep", "same epochs", "clean"
     made = rows("random", 0.3, BASE, place) + rows("adapruner", 0.3, beside(1.0), place)
-    checks = found(made, 2, "resnet, clean, to random", "other networks")
+    checks = found(made, 2, "letter deep, clean, to random", "other networks")
     assert {ratio: check.state for ratio, check in checks.items()} == {0.3: "met"}
 
 

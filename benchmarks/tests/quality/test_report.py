@@ -185,17 +185,17 @@ def test_the_runs_of_a_gpu_have_a_section_where_there_are_any(root):
 
 
 def test_other_networks_and_probes():
-    other = {
-        "recipe": asdict(RECIPES[CIFAR]) | {"model": "wide"},
-        "selected_by": {"model": "small"},
-    }
     made = five("full", 1.0, 70.0) + five("random", 0.7, 60.0) + five("adapruner", 0.7, 62.0)
-    made = [r | other | {"dataset": f"{CIFAR} wide"} for r in made]
+    other = [r | {"dataset": "letter deep"} for r in made]
+    both = [r | {"dataset": "letter shallow", "accuracy": r["accuracy"] / 2} for r in made] + other
     assert report.transfer(some_rows()) == ""
-    text = report.transfer(made)
-    assert "| | wide, 0.7 |" in text
-    assert "selected by “small”" in text
-    assert "| adapruner | **+2.00 [+2.00, +2.00]** |" in text
+    text = report.transfer(both + some_rows())
+    assert "letter, clean, difference to random, n = 5:" in text
+    assert "| | shallow, 0.7 | deep, 0.7 |" in text
+    assert "| full | **+5.00 [+5.00, +5.00]** | **+10.00 [+10.00, +10.00]** |" in text
+    assert "| adapruner | **+1.00 [+1.00, +1.00]** | **+2.00 [+2.00, +2.00]** |" in text
+    signs = [r | {"dataset": "traffic residual"} for r in made]
+    assert report.transfer(signs + other).count("difference to random") == 2
     assert report.probe(some_rows()) == ""
     probed = [r | {"probe_accuracy": r["accuracy"] - 30} for r in some_rows()]
     cell = "55.00 ± 0.71<br>-7.00 [-7.00, -7.00]"

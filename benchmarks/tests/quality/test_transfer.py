@@ -55,21 +55,30 @@ def test_one_selection_serves_all_networks(other):
     assert first is again
 
 
+# Shape of an input, and classes.
+FORMS = {
+    "cifar10-10000": ((3, 16, 16), 10),
+    "traffic": ((3, 32, 32), 43),
+    "letter": ((16, 1, 1), 26),
+}
+
+
 def test_the_networks_of_transfer_differ_from_the_one_that_selects():
-    models = [RECIPES[name].model for name in SELECTED_BY]
-    assert len(set(models)) == 3
-    assert {RECIPES[by].model for by in SELECTED_BY.values()} == {"small"}
-    assert "small" not in models
+    assert set(SELECTED_BY.values()) == set(FORMS)
+    for own in FORMS:
+        models = [RECIPES[name].model for name, by in SELECTED_BY.items() if by == own]
+        assert len({RECIPES[own].model, *models}) == 1 + len(models) > 2
 
 
-@pytest.mark.parametrize("model", [RECIPES[name].model for name in SELECTED_BY])
+@pytest.mark.parametrize("name", SELECTED_BY)
 @pytest.mark.parametrize("count", [1, 5])
-def test_a_network_of_transfer_gives_ten_logits(model, count):
-    x = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+def test_a_network_of_transfer_gives_the_logits_of_its_dataset(name, count):
+    shape, classes = FORMS[SELECTED_BY[name]]
+    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
-        network = NETWORKS[model]().eval()
+        network = NETWORKS[RECIPES[name].model]().eval()
     logits = network(x)
-    assert logits.shape == (count, 10)
+    assert logits.shape == (count, classes)
     assert torch.equal(logits, network.head(network.features(x)))
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
