@@ -111,6 +111,7 @@ bench-native:
 quality: setup
 	$(BIN)/python -m benchmarks.quality.run digits letter short tails joint-more cifar cifar-more \
 	  cifar-dirt human held-back traffic long transfer cifar-large --workers 2
+	$(BIN)/python -m benchmarks.quality.parts --workers 2
 	$(BIN)/python -m benchmarks.quality.run cost --results benchmarks/results/quality/cost
 	$(BIN)/python -m benchmarks.quality.kept
 	$(BIN)/python -m benchmarks.quality.report

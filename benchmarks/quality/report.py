@@ -34,6 +34,7 @@ from .table import (
     Run,
     constants_of,
 )
+from .times import times
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[Row]
@@ -305,7 +306,7 @@ def main(results: Path = RESULTS, root: Path = ROOT) -> None:
         | drawn(details, by_dataset, "more of ")
         | drawn(costs, timed, "cost of ")
         | {"aims": aims.figures(checks), "transfer": transfer(measured), "probe": probe(measured)}
-        | {"kept": kept_table(results)}
+        | {"kept": kept_table(results), "times": times(measured)}
         | {"gpu": on_gpu(rows_of_today(results.parent / "gpu" / "quality.jsonl"))},
         "README.md": {"quality": short(measured, FIRST)},
     }

@@ -34,16 +34,16 @@ def drawn(
     easiest, hardest = method.target_range
     if final:
         farthest = method.pressure_cap - hardest
-        unfit = int(method.most_unfit * len(pressures))
+        unfit = int((1 - (1 - method.most_unfit) * method.share) * len(pressures))
         end = max(hardest, pressures.sort(descending=True).values[unfit].item())
-        below = (method.easy_side_weight * (easiest - pressures)).clamp(0, farthest)
+        below = (method.share**4 * (easiest - pressures)).clamp(0, farthest)
         limit = float(
             np.interp(end, [hardest, method.unfit_end], [farthest, method.unfit_farthest])
         )
         above = method.hard_side_weight * (pressures - end).clamp(0, limit)
         logs = -torch.maximum(below, above)
         more = ended - warmup - 1
-        scale = method.sharpness * more / (more + method.doubt)
+        scale = method.sharpness * more / (more + method.few_epochs / 2)
         scale *= min(1, more / method.few_epochs) ** 2
     else:
         scale, logs = 1.0, torch.zeros_like(gates.m)

@@ -193,7 +193,7 @@ def test_state_of_other_settings_is_refused_and_changes_nothing() -> None:
         assert (other.gates.logits == 1).all()
 
 
-@pytest.mark.parametrize("constants", ["Sampled(doubt=4.0)", None, 3])
+@pytest.mark.parametrize("constants", ["Sampled(sharpness=4.0)", None, 3])
 def test_a_state_with_other_constants_of_the_method_is_warned_of(constants: Any) -> None:
     pruner = Pruner(30, 0.5, epochs=12)
     drive(pruner, frozen(30))

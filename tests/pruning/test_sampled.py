@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -77,19 +78,25 @@ def test_the_kept_are_drawn_by_how_far_they_are_from_the_target_range() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 101, 1000])
 @pytest.mark.parametrize("low", [-1.0, 0.3])
-def test_the_range_ends_later_where_many_samples_are_hard(size: int, low: float) -> None:
+@pytest.mark.parametrize(("ratio", "most"), [(0.7, 0.4), (0.3, 0.4), (0.15, 0.7), (1e-6, 1.0)])
+def test_the_range_ends_later_where_many_samples_are_hard(
+    size: int, low: float, ratio: float, most: float
+) -> None:
     history = [PRUNE] * 9
+    method = replace(SAMPLED.at(ratio, 20), step_size=SAMPLED.step_size)
     pressures = np.random.default_rng(size).uniform(low, 1.0, size)
     gates = gates_of(pressures.tolist(), SAMPLED.logit_per_pressure(history))
     excluded = torch.arange(0, size // 10)
     gates.exclude(excluded)
-    found = SAMPLED.scores(gates, history).numpy()
+    found = method.scores(gates, history).numpy()
     known = np.sort(pressures[len(excluded) :])
-    # The largest value with at most 0.4 of the samples above it.
-    end = max(0.35, next(x for x in known if (known > x).sum() <= 0.4 * len(known)))
+    # The largest value with at most this share of the samples above it.
+    end = max(0.35, next(x for x in known if (known > x).sum() <= most * len(known)))
     # The largest distance above the range falls from 0.65 to 0.1 while its end moves to 0.55.
     farthest = np.interp(end, [0.35, 0.55], [0.65, 0.1])
-    far = np.maximum((-0.15 - pressures).clip(0, 0.65), 1.5 * (pressures - end).clip(0, farthest))
+    easy = min(1, ratio / 0.3) ** 4
+    below, above = easy * (-0.15 - pressures), (pressures - end).clip(0, farthest)
+    far = np.maximum(below.clip(0, 0.65), 1.5 * above)
     assert found[len(excluded) :] == pytest.approx(1 - far[len(excluded) :], abs=1e-4)
     assert (found[: len(excluded)] == -np.inf).all()
 
@@ -230,9 +237,9 @@ def test_what_cannot_be_read_is_not_drawn() -> None:
 
 
 def test_small_ratios_pass_over_the_easy_less() -> None:
-    assert SAMPLED.at(0.3, 20).easy_side_weight == SAMPLED.at(1.0, 20).easy_side_weight == 1
+    assert SAMPLED.at(0.3, 20).share == SAMPLED.at(1.0, 20).share == 1
     small = SAMPLED.at(0.15, 20)
-    assert small.easy_side_weight == pytest.approx(1 / 16)
+    assert small.share == 0.5
     history = [PRUNE] * 8
     unit = small.logit_per_pressure(history)
     found = small.scores(gates_of([-0.95, 0.55, 0.2], unit, small), history)

@@ -44,46 +44,45 @@ class Sampled(Method):
 
     Attributes:
         sharpness: the largest β.
-        doubt: after the first epoch and so many more, β is half of ``sharpness``, in a long run.
-        few_epochs: β is smaller still before the first epoch and so many more, by the square of
-            the share of them that has passed. A model of few epochs has fitted little, and new
-            models learn the samples that it has not fitted slowly.
+        few_epochs: β is a third of ``sharpness`` away from it after the first epoch and so many
+            more. Before that it is smaller still, by the square of the share of them that has
+            passed. A model of few epochs has fitted little, and new models learn the samples that
+            it has not fitted slowly.
         target_range: smallest and largest mean pressure of samples that a model learns from. The
             model fits samples below the range early, and does not fit samples above it.
         most_unfit: largest share of the samples above the range. The range ends at a quantile of
-            the mean pressures, if that is above the end of ``target_range``.
+            the mean pressures, if that is above the end of ``target_range``. A small kept set needs
+            fewer samples in the range: see ``small_keep_ratio``.
         unfit_end: where a range ends that a model has fitted little of: see ``unfit_farthest``.
         unfit_farthest: largest distance above a range that ends at ``unfit_end`` or later. Such a
             model does not tell hard samples from wrong ones.
         hard_side_weight: factor of distances above the range.
-        easy_side_weight: factor of distances below the range.
-        small_keep_ratio: below this keep ratio, the easy side weight is multiplied by the fourth
-            power of keep ratio / ``small_keep_ratio``. Small sets need easy samples too.
+        small_keep_ratio: below this keep ratio, ``share`` is keep ratio / ``small_keep_ratio``.
         least_read: smallest relative loss in the draw of an epoch's samples. Smaller relative
             losses count as this value.
+        share: 1, or less for a small kept set, which needs easy samples. Distances below the range
+            count share⁴ times, and the least share of the samples within or below the range,
+            1 − ``most_unfit``, counts ``share`` times. :meth:`at` sets it.
     """
 
     has_floors = True
 
     sharpness: float = 20.0
-    doubt: float = 4.0
     few_epochs: int = 8
     target_range: tuple[float, float] = (-0.15, 0.35)
     most_unfit: float = 0.4
     unfit_end: float = 0.55
     unfit_farthest: float = 0.1
     hard_side_weight: float = 1.5
-    easy_side_weight: float = 1.0
     small_keep_ratio: float = 0.3
     least_read: float = 0.3
+    share: float = 1.0
 
     def at(self, keep_ratio: float, epochs: int) -> Sampled:
         share = min(1.0, keep_ratio / self.small_keep_ratio)
         # All steps of a run move a gate by a fraction of its start value. So all steps are nearly
         # alike, and a gate logit is a sum of pressures.
-        return replace(
-            self, easy_side_weight=share**4 * self.easy_side_weight, step_size=1 / epochs
-        )
+        return replace(self, share=share, step_size=1 / epochs)
 
     def logit_per_pressure(self, history: History) -> float:
         """Fall of a gate logit below 1 for each unit of mean pressure.
@@ -100,7 +99,8 @@ class Sampled(Method):
     def current_sharpness(self, history: History) -> float:
         """β after the epochs of ``history``."""
         more = max(len(_seen(history)) - 1, 0)
-        return self.sharpness * more / (more + self.doubt) * min(1.0, more / self.few_epochs) ** 2
+        few = self.few_epochs
+        return self.sharpness * more / (more + few / 2) * min(1.0, more / few) ** 2
 
     def scores(self, gates: Gates, history: History) -> Tensor:
         """1 minus the distance from the target range, weighted by its side.
@@ -111,7 +111,7 @@ class Sampled(Method):
         pressures = self._pressures(gates, history)
         easiest, hardest = self.target_range
         farthest = self.pressure_cap - hardest
-        scores = (easiest - pressures).mul_(self.easy_side_weight).clamp_(0, farthest)
+        scores = (easiest - pressures).mul_(self.share**4).clamp_(0, farthest)
         end = self._range_end(pressures)
         moved = min((end - hardest) / (self.unfit_end - hardest), 1.0)
         farthest += moved * (self.unfit_farthest - farthest)
@@ -127,7 +127,8 @@ class Sampled(Method):
         known = pressures[pressures != torch.inf].cpu()
         if not len(known):
             return self.target_range[1]
-        above = min(int(self.most_unfit * len(known)), len(known) - 1)
+        most = 1 - (1 - self.most_unfit) * self.share
+        above = min(int(most * len(known)), len(known) - 1)
         return max(self.target_range[1], known.kthvalue(len(known) - above).values.item())
 
     def _pressures(self, gates: Gates, history: History) -> Tensor:
