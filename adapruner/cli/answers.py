@@ -77,7 +77,7 @@ def _ratio(result: PruneResult) -> str:
 
 def _selection(result: PruneResult) -> str:
     if result.selected_epoch is not None:
-        return f"of epoch {result.selected_epoch + 1}, chosen on held-out data"
+        return f"of epoch {result.selected_epoch}, counted from 0, chosen on held-out data"
     return "of the last epoch" + ("; the run never trained at this ratio" * result.forced)
 
 

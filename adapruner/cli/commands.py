@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_model
 from torch import nn
@@ -27,7 +28,7 @@ from adapruner.cli.console import complain, say
 from adapruner.cli.launch import process_group, rank
 from adapruner.data.sources.arrays import map_array
 from adapruner.data.sources.base import Source
-from adapruner.data.sources.find import as_source, source_again
+from adapruner.data.sources.find import as_source, source_again, why_not_there
 from adapruner.data.sources.remote import RemoteOptions, object_store
 from adapruner.data.sources.shard_index import ShardIndex, scan, write_index
 from adapruner.data.sources.shard_paths import find_shards
@@ -84,7 +85,7 @@ def _prune(arguments: Namespace, device: str, writes: bool) -> None:
         image_size = arguments.image_size or vision.guess_image_size(source)
         balance = arguments.balance
         if isinstance(balance, Path):
-            balance = map_array(balance)
+            balance = _groups(balance)
         model = _model(arguments, source, image_size)
     if device != "cpu":
         model = model.to(memory_format=torch.channels_last)
@@ -125,6 +126,13 @@ def _prune(arguments: Namespace, device: str, writes: bool) -> None:
         say("\n".join(_summary(result, arguments)))
     if arguments.report is not None:
         result.report(arguments.report, source=source)
+
+
+def _groups(path: Path) -> np.ndarray:
+    groups = map_array(path)
+    if groups.dtype.kind not in "iu":
+        raise ValueError(f"{path} must hold integers; found {groups.dtype}")
+    return groups
 
 
 def _save(result: PruneResult, path: Path) -> None:
@@ -246,13 +254,12 @@ def _named(paths: list[Place]) -> Any:
 
 
 def _check_data_known(result: PruneResult, to: str) -> None:
-    root = result.dataset.get("root")
     try:
         source_again(result.dataset)
     except FileNotFoundError as error:
-        why = "the result does not name its place" if root is None else f"{root} does not exist"
         raise ValueError(
-            f"export to {to} needs {_NEED_DATA[to]}, and {why}; give its place with --data"
+            f"export to {to} needs {_NEED_DATA[to]}, and {why_not_there(result.dataset)}; give its "
+            "place with --data"
         ) from error
 
 
@@ -398,11 +405,11 @@ def _unreadable(result: PruneResult) -> list[str]:
 def _next_commands(result: PruneResult, arguments: Namespace) -> list[str]:
     written, stem = arguments.out, arguments.out.with_suffix("")
     exports = {
-        "image folder": [("paths", f"{stem}.txt"), ("links", f"{stem}-images")],
+        "image folder": [("paths", f"{stem}-paths.txt"), ("links", f"{stem}-images")],
         "shards": [("wds-index", f"{stem}-index"), ("shards", f"{stem}-shards")],
-        "arrays": [("npy", f"{stem}.npy")],
+        "arrays": [("npy", f"{stem}-indices.npy")],
     }[result.dataset["kind"]]
-    exports.append(("csv", f"{stem}.csv"))
+    exports.append(("csv", f"{stem}-samples.csv"))
     commands = [f"export {_quoted(written)} --to {to} --out {_quoted(out)}" for to, out in exports]
     if arguments.report is None:
         commands.insert(0, f"report {_quoted(written)} --out {_quoted(f'{stem}.html')}")

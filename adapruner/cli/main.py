@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from adapruner.cli.checks import (
     check_apart,
@@ -82,7 +83,9 @@ def _prune(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no such file of weights: {arguments.weights}")
     # Checked now, not after hours of training.
     written = (arguments.out, arguments.report, arguments.save_model)
-    check_apart(written, [*arguments.data, *(arguments.validation or ()), arguments.weights])
+    groups = arguments.balance if isinstance(arguments.balance, Path) else None
+    read = [*arguments.data, *(arguments.validation or ()), arguments.weights, groups]
+    check_apart(written, read)
     for path in written:
         if path is not None:
             check_destination(path)

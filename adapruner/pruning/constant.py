@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -42,6 +43,9 @@ class ConstantLoss:
     Attributes:
         value: the mean loss; None before :meth:`close`, or where it is not known.
         doubt: why it is not known, or None.
+        shared: what all ranks had noted when they last called :meth:`share`, while more was to
+            come. ``ids``, int64 ``[n]``, and ``targets``, ``[n, ...]``, on the CPU; ``so_far``, the
+            mean loss for these targets.
     """
 
     def __init__(self, num_samples: int, ranks: Ranks) -> None:
@@ -54,9 +58,19 @@ class ConstantLoss:
         self._closed = False
         self._loss: SampleLoss | None = None
         self._shape = torch.Size()  # of the outputs of a sample
+        self._dtype = torch.float32
         self._noted: list[_Noted] = []
+        self._so_far: float | None = None  # the mean loss for the targets of a loaded state
+        self.shared: dict[str, Any] | None = None
 
-    def note(self, loss: SampleLoss, shape: torch.Size, targets: Any, ids: Tensor) -> None:
+    def note(
+        self,
+        loss: SampleLoss,
+        shape: torch.Size,
+        targets: Any,
+        ids: Tensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Note the targets of a batch. The host does not wait for the device.
 
         Args:
@@ -64,6 +78,7 @@ class ConstantLoss:
             shape: of the outputs. Only ``[B]`` and ``[B, C]`` are noted.
             targets: of the batch. Only tensors are noted.
             ids: dataset indices of the samples, ``[B]``.
+            dtype: of the outputs.
         """
         if self._closed or len(shape) not in (1, 2) or not isinstance(targets, Tensor):
             return
@@ -72,27 +87,32 @@ class ConstantLoss:
         if self._noted and _form(targets) != _form(self._noted[0].targets):
             return
         self._loss, self._shape = loss, shape[1:]
+        self._dtype = torch.promote_types(dtype, torch.float32)
         # A loop may use the memory again.
         self._noted.append(_Noted(ids.to(targets.device, copy=True), targets.detach().clone()))
 
-    def state(self) -> dict[str, Tensor] | None:
-        """What all ranks have noted, if more is to come. All ranks must call it.
-
-        Keys: ``ids``, int64 ``[n]``, and ``targets``, ``[n, ...]``, on the CPU.
-        """
+    def share(self) -> None:
+        """Gather what all ranks have noted, if more is to come, as ``shared``. All must call it."""
+        self.shared = None
         found = None if self._closed else self._gathered()
         if found is None:
-            return None
+            return
         if len(found.ids) >= self._most * self._ranks.size:
             self.close()  # nothing more would be noted
-            return None
+            return
         order = found.ids.argsort()
-        return {"ids": found.ids[order].cpu(), "targets": found.targets[order].cpu()}
+        ids, targets = found.ids[order], found.targets[order]
+        self.shared = {
+            "ids": ids.cpu(),
+            "targets": targets.cpu(),
+            "so_far": self._agreed(self._found(targets)),
+        }
 
-    def resume(self, noted: dict[str, Tensor]) -> None:
-        """Go on from a :meth:`state`. Each rank takes its part."""
+    def resume(self, shared: dict[str, Any]) -> None:
+        """Go on from what was ``shared``. Each rank takes its part."""
         part = slice(self._ranks.rank, None, self._ranks.size)
-        self._noted = [_Noted(noted["ids"][part].clone(), noted["targets"][part].clone())]
+        self._noted = [_Noted(shared["ids"][part].clone(), shared["targets"][part].clone())]
+        self._so_far, self.shared = shared.get("so_far"), shared
 
     def close(self) -> None:
         """Find the loss. Later batches do not change it. All ranks must call it."""
@@ -101,18 +121,27 @@ class ConstantLoss:
         found = self._gathered()
         if found is None:
             return
-        if self._loss is not None:
-            targets = found.targets[found.ids.argsort()]
-            try:
-                self.value = _least_mean(self._loss, self._shape, targets)
-            except Exception as error:  # of the user's function, which never saw a constant
-                self.doubt = f"{type(error).__name__}: {error}"
-        known = [v for v in self._ranks.exchange("constant loss", self.value) if v is not None]
-        self.take(known[0] if known else None)
+        self.take(self._agreed(self._found(found.targets[found.ids.argsort()])))
 
     def take(self, value: float | None) -> None:
         """Take a loss that is known already."""
         self.value, self._closed, self._loss, self._noted = value, True, None, []
+        self.shared = None
+
+    def _found(self, targets: Tensor) -> float | None:
+        """The mean loss for these targets; that of a loaded state if no batch came after it."""
+        if self._loss is None:
+            return self._so_far
+        try:
+            return _least_mean(self._loss, self._shape, targets, self._dtype)
+        except Exception as error:  # of the user's function, which never saw a constant
+            self.doubt = f"{type(error).__name__}: {error}"
+            return None
+
+    def _agreed(self, value: float | None) -> float | None:
+        """The value of the first rank that has one. A rank without a share has noted nothing."""
+        known = [v for v in self._ranks.exchange("constant loss", value) if v is not None]
+        return known[0] if known else None
 
     def limited(self, mean_loss: float) -> float:
         """The unit of losses for a mean loss of the first epoch."""
@@ -151,12 +180,19 @@ def _form(targets: Tensor) -> list[Any]:
     return [str(targets.dtype).removeprefix("torch."), *targets.shape[1:]]
 
 
-def _least_mean(loss: SampleLoss, shape: torch.Size, targets: Tensor) -> float | None:
-    """The smallest mean loss of a constant that L-BFGS finds, from 0, without outliers.
+def _least_mean(
+    loss: SampleLoss, shape: torch.Size, targets: Tensor, dtype: torch.dtype
+) -> float | None:
+    """The smallest mean loss of a constant, without outliers.
 
-    Samples whose loss is NaN do not count.
+    That of a cross entropy is known; else it is the one that L-BFGS finds, from 0. Samples whose
+    loss is NaN do not count.
     """
-    constant = torch.zeros(shape, device=targets.device, requires_grad=True)
+    if isinstance(loss, CrossEntropy):
+        losses = loss.of_best_constant(targets, shape[0])
+        least = losses.mean().item() if len(losses) else 0.0
+        return mean_without_outliers(losses, least) if 0 < least < math.inf else None
+    constant = torch.zeros(shape, dtype=dtype, device=targets.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([constant], max_iter=_MOST_STEPS, line_search_fn="strong_wolfe")
     least, losses_then = math.inf, torch.zeros(0)
 
@@ -172,30 +208,54 @@ def _least_mean(loss: SampleLoss, shape: torch.Size, targets: Tensor) -> float |
             least, losses_then = mean.item(), losses.detach()
         return mean
 
-    with torch.enable_grad(), torch.autocast(constant.device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(targets.device.type, enabled=False):
         optimizer.step(mean_loss)
     if not math.isfinite(least) or least <= 0:
         return None
     return mean_without_outliers(losses_then, least)
 
 
-def cross_entropy_of(
-    weight: Tensor | None, ignore_index: int, label_smoothing: float
-) -> SampleLoss:
+@dataclass(frozen=True)
+class CrossEntropy:
     """The cross entropy of each sample, for logits ``[B, C]`` and any targets ``[B]``.
 
     It is NaN where the target is ignored, or no class.
+
+    Attributes:
+        weight: of the classes, ``[C]``, or None.
+        ignore_index, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
     """
 
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        counted = (targets >= 0) & (targets < logits.shape[1]) & (targets != ignore_index)
+    weight: Tensor | None
+    ignore_index: int
+    label_smoothing: float
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        counted = self._counted(targets, logits.shape[1])
         losses = functional.cross_entropy(
             logits,
             torch.where(counted, targets, 0).long(),
-            weight=None if weight is None else weight.to(logits),
-            label_smoothing=label_smoothing,
+            weight=None if self.weight is None else self.weight.to(logits),
+            label_smoothing=self.label_smoothing,
             reduction="none",
         )
         return torch.where(counted, losses, torch.nan)
 
-    return loss
+    def of_best_constant(self, targets: Tensor, classes: int) -> Tensor:
+        """The losses of the counted targets if logits are the best constant, float64 ``[n]``.
+
+        The mean loss is Σ −a_c·log p_c over the classes, with a_c = (1 − α)·w_c·f_c + α·w_c/C, the
+        frequencies f_c, the weights w_c and the smoothing α. It is smallest for p_c = a_c / Σa.
+        """
+        counted = targets[self._counted(targets, classes)].long()
+        frequencies = counted.bincount(minlength=classes).double() / max(len(counted), 1)
+        weight = torch.ones_like(frequencies) if self.weight is None else self.weight.double()
+        weight = weight.detach().to(targets.device)
+        part, smooth = 1 - self.label_smoothing, self.label_smoothing / classes
+        shares = part * weight * frequencies + smooth * weight
+        surprise = -(shares / shares.sum()).log()
+        evenly = smooth * weight[weight > 0] @ surprise[weight > 0] if smooth else 0.0
+        return part * weight[counted] * surprise[counted].nan_to_num(posinf=0.0) + evenly
+
+    def _counted(self, targets: Tensor, classes: int) -> Tensor:
+        return (targets >= 0) & (targets < classes) & (targets != self.ignore_index)

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from adapruner import ops
 from adapruner._util.checks import check_tensors, check_whole_weight
-from adapruner.pruning.constant import SampleLoss, cross_entropy_of
+from adapruner.pruning.constant import CrossEntropy, SampleLoss
 from adapruner.pruning.gates import is_visit
 from adapruner.pruning.record import logits_of_classes, predicted_classes
 from adapruner.pruning.run import Run
@@ -204,7 +204,8 @@ class Pruner(Run):
             weighted_mean: divide the loss by the mean weight of the batch
                 (:func:`adapruner.ops.mean_weight`), as ``cross_entropy`` does with ``weight``.
                 Otherwise the loss is a plain mean of weighted losses. Gates see the losses of the
-                samples, which this does not change.
+                samples, which this does not change. Of many ranks, each divides by the mean weight
+                of its part, as with ``cross_entropy`` under DDP.
             overwrite_logits: see :func:`adapruner.ops.masked_cross_entropy`.
 
         Returns:
@@ -214,7 +215,7 @@ class Pruner(Run):
         check_tensors(logits=logits, target=target)
         ids, factor = self._own(ids)
         if factor:
-            by = cross_entropy_of(weight, ignore_index, label_smoothing)
+            by = CrossEntropy(weight, ignore_index, label_smoothing)
             self._note_targets(by, logits.shape, target, ids)
         else:
             logits, target, overwrite_logits = logits[:0], target[:0], False
@@ -263,7 +264,8 @@ class Pruner(Run):
             weighted_mean: divide the loss by the mean weight of the batch
                 (:func:`adapruner.ops.mean_weight`), as ``cross_entropy`` does with ``weight``.
                 Otherwise the loss is a plain mean of weighted losses. Gates see the losses of the
-                samples, which this does not change.
+                samples, which this does not change. Of many ranks, each divides by the mean weight
+                of its part, as with ``cross_entropy`` under DDP.
 
         Returns:
             Scalar, with its graph on ``hidden``, ``linear_weight`` and ``linear_bias``.
@@ -286,7 +288,7 @@ class Pruner(Run):
             check_whole_weight("linear_bias", linear_bias)
         ids, factor = self._own(ids)
         if factor:
-            by = cross_entropy_of(weight, ignore_index, label_smoothing)
+            by = CrossEntropy(weight, ignore_index, label_smoothing)
             shape = torch.Size((*hidden.shape[:-1], len(linear_weight)))
             self._note_targets(by, shape, target, ids)
         else:
@@ -355,7 +357,7 @@ class Pruner(Run):
         """
         own, factor = self._own(ids)
         if factor and isinstance(outputs, Tensor):
-            self._note_targets(loss, outputs.shape, targets, own)
+            self._note_targets(loss, outputs.shape, targets, own, outputs.dtype)
         return self.weigh(loss(outputs, targets), ids, logits_of_classes(outputs, targets))
 
     def observe(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:
@@ -403,14 +405,21 @@ class Pruner(Run):
             )
         return predicted_classes(logits if factor else logits[:0])
 
-    def _note_targets(self, loss: SampleLoss, shape: torch.Size, targets: Any, ids: Tensor) -> None:
+    def _note_targets(
+        self,
+        loss: SampleLoss,
+        shape: torch.Size,
+        targets: Any,
+        ids: Tensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Note the targets of a batch of the first epoch, for the unit of losses."""
         if torch.compiler.is_compiling():  # the epoch would be a constant of the graph
             return
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             return  # a replay of the graph does not come here
         if self.epoch == 0 and self.method.by_first_loss and is_visit():
-            self.constant.note(loss, shape, targets, ids)
+            self.constant.note(loss, shape, targets, ids, dtype)
 
     def _own(self, ids: Tensor) -> tuple[Tensor, float]:
         """The ids of a batch on the gates' device, and the factor of its mean loss.
@@ -464,6 +473,6 @@ def _averaged(
     loss: Tensor, target: Tensor, weight: Tensor | None, weighted_mean: bool, ignore_index: int
 ) -> Tensor:
     """``loss``, divided by the mean class weight of the batch if that is asked for."""
-    if weight is None or not weighted_mean:
+    if weight is None or not weighted_mean or not target.numel():
         return loss
     return loss / ops.mean_weight(target, weight, ignore_index)

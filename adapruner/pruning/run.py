@@ -266,6 +266,7 @@ class Run:
         """Whether every epoch has been stepped."""
         return self.epoch >= self.epochs
 
+    @torch.inference_mode(False)  # else the new epoch would have tensors that nobody may change
     def step(
         self, validation_loss: float | None = None, standard_error: float = 0.0
     ) -> dict[str, Any]:
@@ -390,9 +391,11 @@ class Run:
         self._meet("synchronize")
 
     def _meet(self, call: str, **same: Any) -> None:
-        same = {"epoch": self.epoch, **same}
+        same, waiting = {"epoch": self.epoch, **same}, self.visits.waiting
         for event in self.visits.meet(call, self.gates, self.selection.read, **same):
             self._act(event)
+        if self.epoch == 0 and waiting and call != "step":  # which closes it
+            self.constant.share()
 
     def _note_best(self, validation_loss: float, standard_error: float) -> None:
         """Remember the selection of this epoch if it is at r and among the best."""
@@ -411,11 +414,10 @@ class Run:
         In the middle of an epoch, all ranks must call it. A state can be loaded by another number
         of ranks.
         """
-        waiting, noted = self.visits.waiting, None
-        if waiting:
+        if self.visits.waiting:
             self._meet("state_dict")
-        if self.epoch == 0 and (waiting or self.ranks.alone):
-            noted = self.constant.state()
+        if self.epoch == 0 and self.ranks.alone:
+            self.constant.share()
         return {
             "settings": dict(self.settings),
             "constants": repr(self.method),
@@ -431,7 +433,7 @@ class Run:
             "unreadable": [list(item) for item in self.unreadable_reasons.items()],
             "not_finite": list(self.not_finite),
             "constant_loss": self.constant.value,
-            "targets_of_constant": noted,
+            "targets_of_constant": self.constant.shared,
             "evaluated": self.gates.evaluated,
             "warnings": dict(self.warnings),
         }
@@ -479,6 +481,7 @@ class Run:
         self.not_finite = list(state["not_finite"])
         self.warnings = {**state.get("warnings", {}), **self.warnings}
         self.warn("constants", doubts.other_constants(state.get("constants"), self.method))
+        self.constant = ConstantLoss(self.num_samples, self.ranks)
         if state.get("constant_loss") is not None:
             self.constant.take(state["constant_loss"])
         elif state.get("targets_of_constant") is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapruner.data.sources.base import Source
-from adapruner.data.sources.find import as_source, source_again
+from adapruner.data.sources.find import source_again, why_not_there
 from adapruner.pruning.record import NO_CLASS
 from adapruner.report.style import printable
 from adapruner.report.thumbnails import thumbnail
@@ -70,7 +70,7 @@ def find_source(result: PruneResult, source: Any | None) -> Found:
         TypeError, ValueError: :func:`adapruner.data.as_source` does not take ``source``.
     """
     if source is not None:
-        given = as_source(source)
+        given = source_again(result.dataset, source)
         result.check_dataset(given)
         return Found(given)
     if result.source is not None:
@@ -83,6 +83,8 @@ def find_source(result: PruneResult, source: Any | None) -> Found:
 
 def _original(result: PruneResult, root: str) -> Found:
     what = "the shards" if result.dataset.get("kind") == "shards" else "the folder"
+    if result.dataset.get("subset"):
+        return Found(None, f"no dataset was given, and {why_not_there(result.dataset)}")
     try:
         source = source_again(result.dataset)
         unchanged = source.fingerprint() == result.fingerprint

@@ -34,6 +34,8 @@ _OF_DATASET: dict[str, type] = {
     "class_names": list,
     "columns": list,
     "num_samples": int,
+    "stated_fingerprint": str,
+    "subset": bool,
 }
 
 
@@ -117,13 +119,24 @@ def _check_ratio(name: str, ratio: Any) -> None:
 def _check_dataset(dataset: Mapping[str, Any]) -> None:
     for name, kind in _OF_DATASET.items():
         value = dataset.get(name)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        if value is not None and type(value) is not kind:
             raise _wrong(f"dataset.{name}", f"of type {kind.__name__}, or None", value)
-        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-            raise _wrong(f"dataset.{name}", "a list of strings", value)
+    names = dataset.get("class_names")
+    if names is not None and not _are_texts(names):
+        raise _wrong("dataset.class_names", "a list of strings", names)
     columns = dataset.get("columns")
-    if columns is not None and len(columns) != 2:
-        raise _wrong("dataset.columns", "two names", columns)
+    if columns is not None:
+        inputs, target = columns if len(columns) == 2 else (None, None)
+        several = isinstance(inputs, list) and bool(inputs) and _are_texts(inputs)
+        if not (isinstance(inputs, str) or several) or not isinstance(target, str):
+            raise _wrong("dataset.columns", "the input columns and the target column", columns)
+    place = dataset.get("target")
+    if place is not None and not (isinstance(place, str) or _is_whole(place)):
+        raise _wrong("dataset.target", "a name, a place or None", place)
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _check_history(history: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from adapruner._util.files import new_folder, replace_atomically
 from adapruner.data.sources.base import IntArray, Source
-from adapruner.data.sources.find import as_source, source_again
+from adapruner.data.sources.find import source_again, why_not_there
 from adapruner.data.sources.shards import ShardSource
 from adapruner.errors import UnreachableError
 from adapruner.results.shard_export import write_kept_indexes, write_kept_shards
@@ -69,6 +69,7 @@ def export(
     if write is None:
         raise ValueError(f"to must be one of {', '.join(_FORMATS)}; found {to!r}")
     found = find_source(result, source, needed=to)
+    _check_no_sample(result, destination, found)
     write(result, Path(destination), found)
 
 
@@ -86,8 +87,8 @@ def find_source(result: PruneResult, source: Any | None, needed: str) -> Source 
 
 def _source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
     if source is not None:
-        return as_source(source)
-    if needed == "npy" or (needed in TABLES and result.paths is not None):
+        return source_again(result.dataset, source)
+    if needed == "npy" or (needed in (*TABLES, "paths") and result.paths is not None):
         return None  # the result holds all of it
     if result.source is not None:
         return result.source
@@ -100,6 +101,19 @@ def _source(result: PruneResult, source: Any | None, needed: str) -> Source | No
             raise
         warnings.warn(f"the table has no paths: {error}", stacklevel=4)
         return None
+
+
+def _check_no_sample(
+    result: PruneResult, destination: str | os.PathLike[str], source: Source | None
+) -> None:
+    """Raise ValueError where ``destination`` is a file of the dataset, which would be lost."""
+    root = result.dataset.get("root") if source is None else source.root
+    paths = result.paths if source is None else source.paths
+    if root is None or paths is None:
+        return
+    inside = os.path.relpath(os.path.realpath(destination), os.path.realpath(root))
+    if inside.replace(os.sep, "/") in set(paths):
+        raise ValueError(f"cannot write {destination}: it is a sample of the dataset")
 
 
 def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[Source, list[str]]:
@@ -115,13 +129,14 @@ def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[So
 
 
 def _why_not_found(result: PruneResult) -> str:
-    root = result.dataset.get("root")
-    why = "the result does not name its place" if root is None else f"{root} does not exist"
-    return f"and {why}; give the dataset with source="
+    return f"and {why_not_there(result.dataset)}; give the dataset with source="
 
 
 def _write_paths(result: PruneResult, destination: Path, source: Source | None) -> None:
-    _, paths = _with_paths(result, source, "paths")
+    if source is None and result.paths is not None:
+        paths = [result.paths[index] for index in result.indices.tolist()]
+    else:
+        _, paths = _with_paths(result, source, "paths")
     broken = next((path for path in paths if "\n" in path or "\r" in path), None)
     if broken is not None:
         raise ValueError(f"paths must not contain line breaks; found {broken!r}")

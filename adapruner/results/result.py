@@ -196,20 +196,20 @@ class PruneResult:
                 transforms of its own.
         """
         from adapruner.data.loaders.choice import training_source
-        from adapruner.data.sources.find import as_source
+        from adapruner.data.sources.find import as_source, fitting
         from adapruner.data.sources.hugging_face import is_hugging_face
 
         is_data = isinstance(dataset, (str, os.PathLike, tuple, list))
+        places = fitting(dataset, self.dataset.get("columns"), self.dataset.get("target"))
         if is_data:
-            source = training_source(dataset, transform, fingerprint=fingerprint)
+            source = training_source(dataset, transform, fingerprint=fingerprint, **places)
         elif transform is not None:
             raise ValueError(
                 f"transform is for paths and arrays; found one with a {type(dataset).__name__}, "
                 "which can have a transform of its own"
             )
         else:
-            columns = self.dataset.get("columns") if is_hugging_face(dataset) else None
-            source = as_source(dataset, fingerprint=fingerprint, columns=columns)
+            source = as_source(dataset, fingerprint=fingerprint, **places)
         self.check_dataset(source)
         if is_hugging_face(dataset):
             return dataset.select(self.indices.numpy())

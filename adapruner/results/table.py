@@ -95,12 +95,15 @@ def to_dataframe(result: PruneResult, source: Source | None = None) -> Any:
     columns = {}
     for name, column in table.items():
         if isinstance(column, Names):
-            columns[name] = pandas.Categorical.from_codes(column.codes, column.names)
+            names = pandas.Index(column.names, dtype=None if _are_utf8(column.names) else object)
+            columns[name] = pandas.Categorical.from_codes(column.codes, names)
         elif isinstance(column, np.ma.MaskedArray) and column.dtype.kind == "i":
             missing = np.ma.getmaskarray(column)
             columns[name] = pandas.arrays.IntegerArray(column.filled(0), missing)
         elif isinstance(column, np.ma.MaskedArray):
             columns[name] = column.filled(np.nan)
+        elif isinstance(column, list) and not _are_utf8(column):
+            columns[name] = pandas.Series(column, dtype=object)
         else:
             columns[name] = column
     return pandas.DataFrame(columns)
@@ -111,16 +114,31 @@ def _polars(table: Table) -> Any:
     columns = {}
     for name, column in table.items():
         if isinstance(column, Names):
-            texts = polars.Series(column.names, dtype=polars.String)
+            texts = polars.Series(_escaped(column.names), dtype=polars.String)
             codes = polars.Series(np.ma.masked_equal(column.codes, -1).tolist(), dtype=polars.Int64)
             columns[name] = texts.gather(codes).cast(polars.Categorical)
         elif isinstance(column, np.ma.MaskedArray):
             series = polars.Series(column.data)
             missing = polars.Series(np.ma.getmaskarray(column))
             columns[name] = series.set(missing, None)
+        elif isinstance(column, list):
+            columns[name] = polars.Series(_escaped(column))
         else:
             columns[name] = polars.Series(column)
     return polars.DataFrame(columns)
+
+
+def _are_utf8(texts: list[str]) -> bool:
+    """Whether Unicode has all characters. File names may hold bytes that are not UTF-8."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(texts: list[str]) -> list[str]:
+    return [text.encode("utf-8", "backslashreplace").decode() for text in texts]
 
 
 def write_csv(result: PruneResult, path: Path, source: Source | None) -> None:

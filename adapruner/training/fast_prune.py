@@ -27,7 +27,9 @@ from adapruner.data.loaders.choice import (
     training_source,
 )
 from adapruner.data.sources.base import Source, Transform
+from adapruner.data.sources.find import fitting
 from adapruner.data.sources.items import Target
+from adapruner.data.sources.map_style import SubsetSource
 from adapruner.ops.device import check_device
 from adapruner.pruning.constant import SampleLoss
 from adapruner.pruning.methods import DEFAULT_METHOD
@@ -201,6 +203,7 @@ def fast_prune(
     where = check_device(_device_of(model) if device is None else device)
     cross_entropy = _cross_entropy(loss, class_weights, ignore_index, label_smoothing)
     source = training_source(data, transform, collate_fn, fingerprint, columns, target)
+    _check_outside(checkpoint_dir, source)
     labels = quota_labels(balance, source)
     held_out = None if validation_data is not None else hold_out(len(source), seed)
     pruner = Pruner(
@@ -249,9 +252,9 @@ def fast_prune(
             validation_data,
             evaluation_transform or transform,
             collate_fn,
-            columns=columns,
-            target=target,
+            **fitting(validation_data, columns, target),
         )
+        _check_class_names(source.class_names, evaluated.class_names)
         indices = np.arange(len(evaluated))
     evaluation_choice = choose_loader(
         "torch" if training_choice.name == "torch" else "auto", evaluated, collate_fn
@@ -356,11 +359,38 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _evaluation_source(source: Source, transform: Transform | None) -> Source:
+    """``source`` with this transform in the place of its own, or of that below a Subset."""
     if transform is None:
         return source
     changed = copy.copy(source)
-    changed.transform = transform
+    if isinstance(changed, SubsetSource) and changed.transform is None:
+        changed.base = _evaluation_source(changed.base, transform)
+    else:
+        changed.transform = transform
     return changed
+
+
+def _check_outside(folder: str | os.PathLike[str] | None, source: Source) -> None:
+    """Raise ValueError where checkpoints would be, or lie in, a class folder of the images."""
+    if folder is None or source.root is None or source.kind != "image folder":
+        return
+    root = os.path.realpath(source.root)
+    if os.path.commonpath([root, os.path.realpath(folder)]) == root:
+        raise ValueError(
+            f"checkpoint_dir must be outside the image folder {source.root}, whose folders are "
+            f"classes; found {os.fspath(folder)}"
+        )
+
+
+def _check_class_names(names: list[str] | None, others: list[str] | None) -> None:
+    """Raise ValueError where validation data give a number to another class."""
+    for number, (name, other) in enumerate(zip(names or (), others or (), strict=False)):
+        if name != other:
+            raise ValueError(
+                "validation_data must number the classes as data does; found class "
+                f"{number} to be {name!r} in data and {other!r} in validation_data. Let both have "
+                "the same classes, or give targets that are numbers"
+            )
 
 
 @contextmanager

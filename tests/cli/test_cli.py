@@ -74,10 +74,10 @@ class TestPrune:
         assert names == ["show", "report", "export", "export", "export"]
         for line in suggested:
             assert run(*shlex.split(line)).code == 0
-        assert len((tmp_path / "a result.txt").read_text().splitlines()) == 35
+        assert len((tmp_path / "a result-paths.txt").read_text().splitlines()) == 35
         assert len(as_source(tmp_path / "a result-images")) == 35
         assert "<html" in (tmp_path / "a result.html").read_text()
-        assert len((tmp_path / "a result.csv").read_text().splitlines()) == 51
+        assert len((tmp_path / "a result-samples.csv").read_text().splitlines()) == 51
 
     def test_quiet(self, prune: Run, images: Path, tmp_path: Path) -> None:
         assert prune(images, tmp_path / "kept", "--quiet") == (0, "", "")

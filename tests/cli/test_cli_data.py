@@ -145,8 +145,8 @@ class TestShards:
             assert (code, err) == (0, "")
             printed.append(out)
         assert printed[-2] == f"wrote 35 samples to shards in {tmp_path}/kept-shards\n"
-        assert printed[-1] == f"wrote 50 rows to {tmp_path}/kept.csv\n"
-        first = next(iter(csv.DictReader((tmp_path / "kept.csv").read_text().splitlines())))
+        assert printed[-1] == f"wrote 50 rows to {tmp_path}/kept-samples.csv\n"
+        first = next(iter(csv.DictReader((tmp_path / "kept-samples.csv").read_text().splitlines())))
         assert first["path"].split("/")[0].endswith(".tar")
         kept = as_source(tmp_path / "kept-shards")
         whole = as_source(shards)
@@ -230,9 +230,9 @@ class TestArrays:
         result = PruneResult.load(file)
         assert result.fingerprint == as_source(arrays).fingerprint()
         assert result.indices.numel() == 42
-        assert f"export {file} --to npy --out {tmp_path}/kept.npy" in out
-        assert run("export", file, "--to", "npy", "--out", tmp_path / "kept.npy").code == 0
-        assert np.load(tmp_path / "kept.npy").tolist() == result.indices.tolist()
+        assert f"export {file} --to npy --out {tmp_path}/kept-indices.npy" in out
+        assert run("export", file, "--to", "npy", "--out", tmp_path / "kept-indices.npy").code == 0
+        assert np.load(tmp_path / "kept-indices.npy").tolist() == result.indices.tolist()
         data = ("--data", arrays[0], "--data", arrays[1])
         assert run("report", file, "--out", tmp_path / "r.html", *data).code == 0
         assert "data:image" in (tmp_path / "r.html").read_text()

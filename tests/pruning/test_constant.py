@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from adapruner import Pruner, fast_prune
 from adapruner.errors import PruningWarning
-from adapruner.pruning.constant import ConstantLoss, cross_entropy_of
+from adapruner.pruning.constant import ConstantLoss, CrossEntropy
 from adapruner.pruning.distributed import Ranks
 from adapruner.training import losses
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
@@ -45,12 +45,12 @@ def test_cross_entropy_of_a_constant_is_the_entropy_of_the_classes(
     generator = torch.Generator().manual_seed(classes)
     targets = (torch.rand(301, generator=generator) ** 3 * classes).long()
     shares = targets.bincount(minlength=classes) / 301
-    value = found(cross_entropy_of(None, -100, 0.0), (classes,), targets, parts)
+    value = found(CrossEntropy(None, -100, 0.0), (classes,), targets, parts)
     assert value == pytest.approx(float(entropy(shares)), rel=1e-4)
     # Targets that do not count are left out.
     some = torch.where(torch.rand(301, generator=generator) < 0.3, -100, targets)
     counted = some[some >= 0].bincount(minlength=classes) / max(int((some >= 0).sum()), 1)
-    value = found(cross_entropy_of(None, -100, 0.0), (classes,), some, parts)
+    value = found(CrossEntropy(None, -100, 0.0), (classes,), some, parts)
     assert value == pytest.approx(float(entropy(counted)), rel=1e-4)
 
 

@@ -59,6 +59,7 @@ class Source(Dataset[tuple[Any, Any]]):
             :meth:`encoded` reads the bytes, :meth:`location` says where they are, and ``targets``
             are known.
         doubts: texts of warnings about the samples, by name. A run that reads them warns.
+        stated_fingerprint: the fingerprint that the user gave, or None.
         pixel_axes: "HW", "HWC" or "CHW" if every sample is a uint8 image and all have one size.
             :meth:`pixels` returns the image, and ``targets`` are known. Otherwise None.
     """
@@ -70,6 +71,7 @@ class Source(Dataset[tuple[Any, Any]]):
             raise TypeError(f"transform must be callable or None; found {type(transform).__name__}")
         self.transform = transform
         self._fingerprint = None if fingerprint is None else stated_fingerprint(fingerprint)
+        self.stated_fingerprint = self._fingerprint
         self.targets: IntArray | None = None
         self.class_names: list[str] | None = None
         self.root: str | None = None
@@ -195,6 +197,7 @@ class Source(Dataset[tuple[Any, Any]]):
             "kind": self.kind,
             "root": self.root,
             "class_names": self.class_names,
+            "stated_fingerprint": self.stated_fingerprint,
         }
 
     def __repr__(self) -> str:

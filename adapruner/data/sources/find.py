@@ -111,11 +111,11 @@ def as_source(
         (8, [0, 1, 0, 1, 0, 1, 0, 1])
     """
     shards = is_shards(data)
-    if columns is not None and not (shards or isinstance(data, Subset) or is_hugging_face(data)):
+    if columns is not None and not _takes_columns(data):
         raise ValueError(
             f"columns are for shards and Hugging Face datasets; found {type(data).__name__}"
         )
-    if target is not None and (columns is not None or not _takes_target(data, shards)):
+    if target is not None and (columns is not None or not _takes_target(data)):
         raise ValueError(
             "target is for map-style and Hugging Face datasets, without columns; found "
             f"{'columns' if columns is not None else type(data).__name__}"
@@ -160,7 +160,7 @@ def as_source(
             max_pixels=max_pixels,
             index_folder=index_folder,
         )
-        return SubsetSource(data, base, transform, fingerprint)
+        return SubsetSource(data, base, transform, fingerprint, target)
     checked_length(data)
     if is_image_folder_dataset(data) and target is None:
         return ImageFolderDatasetSource(data, transform, fingerprint)
@@ -172,8 +172,25 @@ def as_source(
     return DatasetSource(data, transform, fingerprint, target)
 
 
-def _takes_target(data: Any, shards: bool) -> bool:
-    return not (shards or isinstance(data, (Source, str, os.PathLike, tuple)))
+def _takes_columns(data: Any) -> bool:
+    return is_shards(data) or isinstance(data, Subset) or is_hugging_face(data)
+
+
+def _takes_target(data: Any) -> bool:
+    return not (is_shards(data) or isinstance(data, (Source, str, os.PathLike, tuple)))
+
+
+def fitting(
+    data: Any, columns: Sequence[Any] | None = None, target: Target | None = None
+) -> dict[str, Any]:
+    """Those of the arguments that :func:`as_source` takes for this form of data.
+
+    The samples of a run may have several forms: a dataset whose items have a target at a name, and
+    a tuple of arrays beside it.
+    """
+    if columns is not None and _takes_columns(data):
+        return {"columns": (columns[0], columns[1])}
+    return {"target": target} if target is not None and _takes_target(data) else {}
 
 
 def identified(dataset: Any) -> Source:
@@ -198,21 +215,36 @@ def source_again(about: Mapping[str, Any], data: Any | None = None) -> Source:
 
     Args:
         about: the result's ``dataset``.
-        data: another place or form of the same samples. None means the place in ``about``.
+        data: another place or form of the same samples. None means the place in ``about``, where
+            a fingerprint that was stated then holds again.
 
     Raises:
         FileNotFoundError: the dataset is no longer there, or ``about`` does not name its place.
         OSError, TypeError, ValueError: as :func:`as_source`.
     """
-    data = about.get("root") if data is None else data
+    stated = about.get("stated_fingerprint") if data is None else None
     if data is None:
-        raise FileNotFoundError("this result does not say where its dataset is")
-    columns = about.get("columns")
+        data = about.get("root")
+        if data is None or about.get("subset"):
+            raise FileNotFoundError(why_not_there(about))
+    if isinstance(data, Source):
+        return data
     return as_source(
         data,
-        columns=None if columns is None else (columns[0], columns[1]),
+        fingerprint=stated,
         index_folder=about.get("index_folder"),
+        **fitting(data, about.get("columns"), about.get("target")),
     )
+
+
+def why_not_there(about: Mapping[str, Any]) -> str:
+    """Why the dataset of a result was not found, as the end of a sentence."""
+    root = about.get("root")
+    if root is None:
+        return "the result does not name its place"
+    if about.get("subset"):
+        return f"the result is of a Subset of {root}"
+    return f"{root} does not exist"
 
 
 def _changed(source: Source, transform: Transform | None, fingerprint: str | None) -> Source:
@@ -227,7 +259,7 @@ def _changed(source: Source, transform: Transform | None, fingerprint: str | Non
             )
         changed.transform, changed.deterministic = transform, False
     if fingerprint is not None:
-        changed._fingerprint = stated_fingerprint(fingerprint)
+        changed._fingerprint = changed.stated_fingerprint = stated_fingerprint(fingerprint)
     return changed
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adapruner._util.extras import require
+from adapruner._util.seeds import generators_restored
 from adapruner.data.sources.base import (
     IntArray,
     Source,
@@ -16,7 +17,7 @@ from adapruner.data.sources.base import (
     new_digest,
     viewable,
 )
-from adapruner.data.sources.items import Target, encode_labels
+from adapruner.data.sources.items import Target, differs, encode_labels, probed
 from adapruner.data.sources.map_style import checked_length
 from adapruner.vision.decoding import convert_image, is_pil_image
 
@@ -40,7 +41,7 @@ class HuggingFaceSource(Source):
         fingerprint: a string that identifies the samples. The default is a hash of their bytes.
         columns: names of the input and the target column; several inputs as a list. None means a
             guess. A dataset with a transform of its own (``with_transform``) has the columns that
-            the transform returns.
+            the transform returns. Its stored classes count only where a few rows agree with them.
         mode: the PIL mode that images are converted to. None leaves them as they are.
         target: name of the target column, if all others are inputs.
 
@@ -64,7 +65,10 @@ class HuggingFaceSource(Source):
         self.dataset, self.mode = dataset, mode
         transformed = dataset.format["type"] == "custom"
         self._stored = list(dataset.column_names)
-        names = list(dataset[0]) if transformed and columns is None else self._stored
+        names = self._stored
+        if transformed and columns is None:
+            with generators_restored():
+                names = list(dataset[0])
         if target is not None:
             columns = ([name for name in names if name != target], str(target))
         if columns is None:
@@ -80,10 +84,26 @@ class HuggingFaceSource(Source):
             if (found := _text_column(dataset, self._target, self._length)) is not None:
                 self.targets, self.class_names = found
                 self._codes = {name: code for code, name in enumerate(self.class_names)}
+            if transformed and self._differs():
+                self.targets, self.class_names, self._codes = None, None, {}
         self.deterministic = transform is None and not transformed
 
     def __len__(self) -> int:
         return self._length
+
+    def _differs(self) -> bool:
+        """Whether rows have other targets after the dataset's transform than it stores."""
+        for index in probed(self._length) if self.targets is not None else ():
+            try:
+                with generators_restored():
+                    target = self.dataset[index].get(self._target)
+            except Exception:  # a row that cannot be read
+                continue
+            assert self.targets is not None
+            number = self._codes.get(target, -1) if isinstance(target, str) else target
+            if differs(number, int(self.targets[index])):
+                return True
+        return False
 
     def _read(self, index: int) -> tuple[Any, Any]:
         return self._pair(self.dataset[index], index)

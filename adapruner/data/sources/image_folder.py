@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -30,8 +30,8 @@ class ImageFolderSource(Source):
     its folder, and are sorted. Symbolic links are followed. Names that start with "." are ignored.
     Without a transform an input is a PIL image. The target is the number of the class.
 
-    The fingerprint covers the relative paths and the sizes of the files. It does not cover
-    ``root``.
+    The fingerprint covers the relative paths and the sizes of the files, and the class folders
+    without an image. It does not cover ``root``.
 
     Args:
         root: the folder.
@@ -78,6 +78,8 @@ class ImageFolderSource(Source):
             chain.from_iterable(scan.sizes for scan in scans), np.int64, len(self.paths)
         )
         self.targets = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        # Folders without an image count as classes, so they decide on the numbers of the others.
+        self._empty = [name for name, n in zip(self.class_names, counts, strict=True) if not n]
         self.doubts = _doubts(self.root, self.class_names)
         self.deterministic = transform is None
 
@@ -93,7 +95,7 @@ class ImageFolderSource(Source):
         return read_image(path, self.mode, self.max_pixels), int(self.targets[index])
 
     def _identify(self) -> str:
-        return _identify_files(self.paths, self.sizes)
+        return _identify_files(self.paths, self.sizes, self._empty)
 
 
 class ImageFolderDatasetSource(DatasetSource):
@@ -120,7 +122,10 @@ class ImageFolderDatasetSource(DatasetSource):
         )
 
     def _identify(self) -> str:
-        return _identify_files(self.paths, self.sizes)
+        present = None if self.targets is None else set(self.targets.tolist())
+        names = enumerate(self.class_names or ()) if present is not None else ()
+        empty = [name for number, name in names if number not in (present or ())]
+        return _identify_files(self.paths, self.sizes, empty)
 
 
 def is_image_folder_dataset(dataset: Any) -> bool:
@@ -146,7 +151,7 @@ def find_image(root: str) -> str | None:
     with os.scandir(root) as entries:
         folders = [e.name for e in entries if not e.name.startswith(".") and _is_folder(e)]
     for name in folders:
-        for folder, files in _walk(root, name, frozenset()):
+        for folder, files in _walk(root, name, {_identity(root)}):
             for entry in files:
                 if entry.name.lower().endswith(IMAGE_EXTENSIONS):
                     return f"{folder}/{entry.name}"
@@ -185,7 +190,7 @@ _EXPECTED = f"ROOT/CLASS/IMAGE with images ending in {', '.join(IMAGE_EXTENSIONS
 def _scan(root: str, name: str) -> _Scan:
     scan = _Scan()
     # By folder, then by file name. This is torchvision's order, so both have the same indices.
-    for folder, files in sorted(_walk(root, name, frozenset()), key=lambda found: found[0]):
+    for folder, files in sorted(_walk(root, name, {_identity(root)}), key=lambda found: found[0]):
         for entry in sorted(files, key=lambda file: file.name):
             if not entry.name.lower().endswith(IMAGE_EXTENSIONS):
                 scan.others.append(f"{folder}/{entry.name}")
@@ -196,12 +201,11 @@ def _scan(root: str, name: str) -> _Scan:
 
 
 def _walk(
-    root: str, folder: str, above: frozenset[tuple[int, int]]
+    root: str, folder: str, above: Set[tuple[int, int]]
 ) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
     """Yield (path relative to ``root``, files) of ``folder`` and all folders below it."""
     path = os.path.join(root, folder)
-    status = os.stat(path)
-    identity = (status.st_dev, status.st_ino)
+    identity = _identity(path)
     if identity in above:  # a link to one of its own parents
         return
     with os.scandir(path) as entries:
@@ -210,6 +214,11 @@ def _walk(
     for entry in shown:
         if _is_folder(entry):
             yield from _walk(root, f"{folder}/{entry.name}", above | {identity})
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -275,8 +284,10 @@ def _prefix(dataset: Any) -> str:
     return os.path.join(os.path.expanduser(os.fspath(root)), "")
 
 
-def _identify_files(paths: Paths, sizes: IntArray) -> str:
+def _identify_files(paths: Paths, sizes: IntArray, empty: Sequence[str]) -> str:
     digest = new_digest("image folder")
+    for name in empty:
+        digest.update(os.fsencode(name) + b"/\0")
     for path, size in zip(paths, sizes.tolist(), strict=True):
         digest.update(os.fsencode(path) + f"\0{size}\n".encode())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from adapruner.data.sources.base import Array, IntArray, numeric_array
+from adapruner.data.sources.base import Array, IntArray, integer_targets, numeric_array
 
 # The key of a mapping, the field of a namedtuple, or the place in a tuple or list.
 Target: TypeAlias = "str | int"
@@ -65,30 +65,44 @@ def described(item: Any) -> str:
     return f"a {name}"
 
 
-def stored_targets(dataset: Any, length: int) -> Any | None:
+def probed(length: int) -> list[int]:
+    """The samples that are read to see the form of an item: at most 8, evenly spread."""
+    return sorted({round(place * (length - 1) / 7) for place in range(8)})
+
+
+def differs(target: Any, stored: int) -> bool:
+    """Whether the target of an item is a single number, and another one than the stored class."""
+    value = target.item() if hasattr(target, "item") and np.size(target) == 1 else target
+    return isinstance(value, (bool, int, float)) and value != stored
+
+
+def stored_targets(dataset: Any, length: int, target: Target | None = None) -> Any | None:
     """The targets of all samples as the dataset holds them, an array or strings; or None.
 
     They are an attribute ``targets``, ``labels`` or ``y``, or in a known place of a dataset of
-    torchvision or timm. A ``ConcatDataset`` joins the targets of its parts, and a ``Subset`` or
-    a ``TensorDataset`` of two tensors has those of its data.
+    torchvision or timm. A ``ConcatDataset`` joins the targets of its parts, and a ``Subset`` has
+    those of its data. A ``TensorDataset`` has the tensor at ``target``, or the second of two.
     """
     if type(dataset) is ConcatDataset:
         sizes = np.diff([0, *dataset.cumulative_sizes]).tolist()
         parts = [
-            stored_targets(part, size)
+            _plain(stored_targets(part, size, target), size)
             for part, size in zip(dataset.datasets, sizes, strict=True)
             if size
         ]
-        arrays = [None if part is None else np.asarray(part) for part in parts]
-        known = [array for array in arrays if array is not None]
-        kinds = {array.dtype.kind in "iu" for array in known}
+        known = [part for part in parts if part is not None]
+        kinds = {array.dtype.kind for array in known}
         return np.concatenate(known) if len(known) == len(parts) and len(kinds) == 1 else None
     if type(dataset) is Subset:
         base: Any = dataset.dataset
-        whole = stored_targets(base, len(base))
+        whole = stored_targets(base, len(base), target)
         return None if whole is None else np.asarray(whole)[list(dataset.indices)]
     if type(dataset) is TensorDataset:
-        return dataset.tensors[1] if len(dataset.tensors) == 2 else None
+        place = target if target is not None else 1 if len(dataset.tensors) == 2 else None
+        count = len(dataset.tensors)
+        if not isinstance(place, int) or not -count <= place < count:
+            return None
+        return dataset.tensors[place]
     if getattr(dataset, "target_transform", None) is not None:
         return None
     for holder, names in _places(dataset):
@@ -104,6 +118,16 @@ def stored_targets(dataset: Any, length: int) -> Any | None:
             if encode_labels(values, length) is not None:
                 return values
     return None
+
+
+def _plain(values: Any, length: int) -> npt.NDArray[Any] | None:
+    """Stored targets as int64 ``[length]`` or as texts, or None for others."""
+    if values is None:
+        return None
+    numbers = integer_targets(values, length)
+    if numbers is not None or encode_labels(values, length) is None:
+        return numbers
+    return np.array(values, dtype=object)
 
 
 def _places(dataset: Any) -> list[tuple[Any, tuple[str, ...]]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,16 @@ from adapruner.data.sources.base import (
     update_with_array,
     viewable,
 )
-from adapruner.data.sources.items import Target, encode_labels, split_item, stored_targets
+from adapruner.data.sources.items import (
+    Target,
+    differs,
+    encode_labels,
+    probed,
+    split_item,
+    stored_targets,
+)
 from adapruner.data.sources.paths import Paths
 
-_PROBES = 8  # samples that are read to see the form of an item
 _TARGET_ATTRIBUTES = ("targets", "labels", "y")
 _PATH_ATTRIBUTES = ("samples", "imgs", "paths", "files", "filenames")
 
@@ -39,7 +46,8 @@ class DatasetSource(Source):
 
     An item is ``(input, target)``, or has its target at ``target``, or has none; see
     :func:`adapruner.data.sources.items.split_item`. ``targets`` are the classes that
-    :func:`adapruner.data.sources.items.stored_targets` finds. Labels that are text are numbered in
+    :func:`adapruner.data.sources.items.stored_targets` finds, unless ``target`` is given or labels
+    are text, and a few items that are read have other targets. Labels that are text are numbered in
     the order of the sorted names. The fingerprint covers the name of the class, the length, this
     attribute and, without it, the paths in ``samples``, ``imgs``, ``paths``, ``files`` or
     ``filenames``, relative to their common folder. It does not cover the module, because a class
@@ -60,17 +68,22 @@ class DatasetSource(Source):
         super().__init__(transform, fingerprint)
         self._length = checked_length(dataset)
         self.dataset, self.target = dataset, target
-        stored = stored_targets(dataset, self._length)
+        stored = stored_targets(dataset, self._length, target)
         self.class_names = _class_names(dataset)
         self._codes: dict[str, int] = {}
+        self._hashed_names: list[str] = []
+        self._hashed: Any = _attribute(dataset, self._length)
         encoded = encode_labels(stored, self._length)
-        if encoded is None or not self._gives_text():
-            self._hashed = _attribute(dataset, self._length)
+        if encoded is None:
             self.targets = integer_targets(stored, self._length)
         else:
-            self.targets, self.class_names = encoded
-            self._hashed = self.targets
-            self._codes = {name: code for code, name in enumerate(self.class_names)}
+            self._hashed, self._hashed_names = encoded
+            if self._gives_text():
+                self.targets, self.class_names = encoded
+                self._codes = {name: code for code, name in enumerate(self.class_names)}
+        # Items that are pairs have their targets in a known place, so none is read.
+        if self.targets is not None and (target is not None or self._codes) and self._differs():
+            self.targets, self.class_names, self._codes = None, None, {}
         self._stored_paths = _stored_paths(dataset, self._length)
         unknown = self._hashed is None and self._stored_paths is None
         if fingerprint is None and unknown and type(dataset) is not TensorDataset:
@@ -86,15 +99,27 @@ class DatasetSource(Source):
     def _read(self, index: int) -> tuple[Any, Any]:
         return self._split(self.dataset[index], index)
 
-    def _gives_text(self) -> bool:
-        """Whether the targets of items are text too. A dataset may number its labels itself."""
-        for index in range(min(_PROBES, self._length)):
+    def _probes(self) -> Iterator[tuple[int, Any]]:
+        """(index, target) of a few samples that can be read."""
+        for index in probed(self._length):
             try:
                 with generators_restored():
                     item = self.dataset[index]
             except Exception:  # a sample that cannot be read
                 continue
-            return isinstance(split_item(item, self.target, index, self.dataset)[1], str)
+            yield index, split_item(item, self.target, index, self.dataset)[1]
+
+    def _gives_text(self) -> bool:
+        """Whether the targets of items are text too. A dataset may number its labels itself."""
+        return any(isinstance(target, str) for _, target in islice(self._probes(), 1))
+
+    def _differs(self) -> bool:
+        """Whether items have other targets than those that the dataset stores."""
+        assert self.targets is not None
+        for index, target in self._probes():
+            number = self._codes.get(target, -1) if isinstance(target, str) else target
+            if differs(number, int(self.targets[index])):
+                return True
         return False
 
     def _split(self, item: Any, index: int) -> tuple[Any, Any]:
@@ -129,8 +154,8 @@ class DatasetSource(Source):
     def _identify(self) -> str:
         digest = new_digest(self.kind)
         digest.update(f"{type(self.dataset).__qualname__}\n{self._length}\n".encode())
-        if self._codes:
-            digest.update(f"{self.class_names}\n".encode("utf-8", "surrogatepass"))
+        if self._hashed_names:
+            digest.update(f"{self._hashed_names}\n".encode("utf-8", "surrogatepass"))
         if self._hashed is not None:
             update_with_array(digest, self._hashed)
         elif self._stored_paths is not None:
@@ -139,12 +164,17 @@ class DatasetSource(Source):
             update_with_array(digest, tensor)
         return digest.hexdigest()
 
+    def about(self) -> dict[str, Any]:
+        """The description of any source, with the place of the target in an item."""
+        return super().about() | {"target": self.target}
+
 
 class ConcatSource(DatasetSource):
     """The samples of a :class:`torch.utils.data.ConcatDataset`.
 
     The fingerprint covers the fingerprints of the parts, in order. The names of the classes are
-    those of the parts, if all parts have the same.
+    those of the parts, if all parts have the same. Parts that give one number to different names
+    are warned of.
 
     Args:
         dataset: the ``ConcatDataset``.
@@ -168,6 +198,8 @@ class ConcatSource(DatasetSource):
         names = [part.class_names for part in parts]
         if all(name == names[0] for name in names):
             self.class_names = names[0]
+        elif (text := _other_numbers(names)) and not self._codes:
+            self.doubts["class_names"] = text
 
     def _identify(self) -> str:
         digest = new_digest("concatenation")
@@ -180,6 +212,8 @@ class ConcatSource(DatasetSource):
 class SubsetSource(Source):
     """The samples of a :class:`torch.utils.data.Subset` of the dataset behind ``base``.
 
+    ``target`` is where the items have their targets, for a derived class that makes items itself.
+
     Raises:
         IndexError: an index of the subset is out of range for its dataset.
         ValueError: the subset is empty.
@@ -191,10 +225,11 @@ class SubsetSource(Source):
         base: Source,
         transform: Transform | None = None,
         fingerprint: str | None = None,
+        target: Target | None = None,
     ) -> None:
         super().__init__(transform, fingerprint)
         self.kind = base.kind
-        self.dataset, self.base = subset, base
+        self.dataset, self.base, self.target = subset, base, target
         self._indices = _subset_indices(subset, len(base))
         # A derived class with its own __getitem__ reads its own items.
         self._reads_base = type(subset).__getitem__ is Subset.__getitem__
@@ -217,7 +252,7 @@ class SubsetSource(Source):
     def _read(self, index: int) -> tuple[Any, Any]:
         if self._reads_base:
             return self.base[int(self._indices[index])]
-        return split_item(self.dataset[index], None, index, self.dataset)
+        return split_item(self.dataset[index], self.target, index, self.dataset)
 
     def read_batch(self, indices: list[int]) -> Sequence[tuple[Any, Any] | Exception] | None:
         """The samples, read together by ``base``; see :meth:`Source.read_batch`."""
@@ -247,6 +282,10 @@ class SubsetSource(Source):
         """The encoded images from ``base``, read together."""
         return self.base.encoded_each(self._indices[indices].tolist())
 
+    def about(self) -> dict[str, Any]:
+        """The description of ``base``, of which these are a part."""
+        return self.base.about() | super().about() | {"subset": True}
+
     @property
     def bytes_read(self) -> int | None:
         """Bytes that ``base`` fetched from an object store."""
@@ -261,6 +300,21 @@ class SubsetSource(Source):
         digest.update(f"{self.base.fingerprint()}\n".encode())
         update_with_array(digest, self._indices)
         return digest.hexdigest()
+
+
+def _other_numbers(names: Sequence[list[str] | None]) -> str | None:
+    """A warning if two parts have different names for one class, or None."""
+    first: dict[int, tuple[int, str]] = {}
+    for part, known in enumerate(names):
+        for number, name in enumerate(known or ()):
+            other, before = first.setdefault(number, (part, name))
+            if before != name:
+                return (
+                    f"the parts of this ConcatDataset number their classes differently: class "
+                    f"{number} is {before!r} in part {other} and {name!r} in part {part}, and they "
+                    "count as one class"
+                )
+    return None
 
 
 def origin(source: Source) -> Source:
