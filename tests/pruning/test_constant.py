@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.rank_cases import unit_of_ranks
+from support.rank_cases import states_in_a_row, unit_of_ranks
 from support.ranks import Pool
 from torch import Tensor, nn
 from torch.nn import functional
@@ -232,6 +232,18 @@ def test_the_number_of_ranks_does_not_change_the_unit(classes: int | None) -> No
     assert expected[0] < expected[1] / 2
 
 
+def test_a_second_state_of_ranks_is_that_of_the_first() -> None:
+    pool = Pool(2)
+    try:
+        for first, second in pool.run(states_in_a_row, 2):
+            assert len(first["ids"]) == len(first["targets"]) > 20
+            assert torch.equal(first["ids"], second["ids"])
+            assert torch.equal(first["targets"], second["targets"])
+            assert first["so_far"] == second["so_far"] > 0
+    finally:
+        pool.close()
+
+
 @pytest.mark.parametrize("batches", [0, 1, 7, 20])
 def test_a_run_resumed_within_the_first_epoch_has_the_same_unit(batches: int) -> None:
     targets = numbers()
@@ -298,3 +310,105 @@ def test_fast_prune_finds_wrong_numbers_far_from_zero() -> None:
         progress=False,
     )
     assert np.isin(wrong.numpy(), result.indices.numpy()).mean() < 0.1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_best_constant_of_a_cross_entropy_is_known(smoothing: float, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    targets = (torch.rand(301, generator=generator) ** 3 * 5).long()
+    targets[::7] = -100
+    weight = torch.tensor([1.0, 3.0, 0.5, 2.0, 0.0]) if weighted else None
+    loss = CrossEntropy(weight, -100, smoothing)
+    value = found(loss, (5,), targets)
+    # An optimiser that knows nothing of classes finds no better one.
+    logits = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], 0.05)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        mean = loss(logits.expand(301, 5), targets).nanmean()
+        mean.backward()
+        optimizer.step()
+    assert value == pytest.approx(mean.item(), rel=1e-3)
+    assert value <= mean.item() * (1 + 1e-9)
+
+
+def test_the_constant_of_a_large_vocabulary_takes_no_logits() -> None:
+    targets = torch.arange(1500) % 1000
+    classes = 10**6  # logits of all samples would take 6 GB
+    loss = CrossEntropy(None, -100, 0.0)
+    assert found(loss, (classes,), targets) == pytest.approx(math.log(1000), rel=0.02)
+
+
+def test_a_loss_in_float64_is_called_with_float64() -> None:
+    scale = torch.tensor(2.0, dtype=torch.float64)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (
+            scale
+            * functional.linear(outputs - targets, torch.eye(2, dtype=torch.float64)).sum(1) ** 2
+        )
+
+    constant, ids = ConstantLoss(9, Ranks()), torch.arange(9)
+    targets = torch.rand(9, 2, dtype=torch.float64)
+    constant.note(loss, targets.shape, targets, ids, targets.dtype)
+    constant.close()
+    assert constant.doubt is None
+    wanted = 2 * targets.sum(1).var(correction=0)
+    assert constant.value == pytest.approx(float(wanted), rel=1e-3)
+
+
+@pytest.mark.parametrize("drop", [0, 4])
+def test_a_state_after_the_last_batch_of_the_first_epoch_keeps_the_unit(drop: int) -> None:
+    """The batches of the epoch may leave out samples, so more targets could have come."""
+    targets = numbers()[:100]
+
+    def trained(stop: bool) -> Pruner:
+        pruner = Pruner(100, 0.5, 12)
+        for epoch in range(12):
+            for ids in pruner.batches(16, drop_last=bool(drop)):
+                outputs = (0.0 if epoch == 0 else 1.0) * targets.mean() + torch.zeros(len(ids))
+                outputs.requires_grad_()
+                pruner.custom_loss(losses.squared_error, outputs, targets[ids], ids)
+            if stop and epoch == 0:
+                state = copy.deepcopy(pruner.state_dict())
+                pruner = Pruner(100, 0.5, 12)
+                pruner.load_state_dict(state)
+                again = pruner.state_dict()["targets_of_constant"]
+                assert (again is None) == (not drop)
+            pruner.step()
+        return pruner
+
+    whole, stopped = trained(False), trained(True)
+    assert stopped.constant.value == whole.constant.value
+    assert stopped.gates.real("loss_scale") == whole.gates.real("loss_scale")
+    assert torch.equal(stopped.result().indices, whole.result().indices)
+
+
+def test_targets_of_a_part_that_was_rolled_back_do_not_count_twice() -> None:
+    targets = numbers()
+    whole = loop(Pruner(320, 0.5, 3), targets, "custom_loss", 1)
+    pruner = Pruner(320, 0.5, 3)
+    start = copy.deepcopy(pruner.state_dict())
+    for ids in list(pruner.batches(16))[:12]:
+        outputs = torch.zeros(16, requires_grad=True)
+        pruner.custom_loss(losses.squared_error, outputs, 5 * targets[ids], ids)
+    pruner.load_state_dict(start)
+    loop(pruner, targets, "custom_loss", 1)
+    assert pruner.constant.value == whole.constant.value
+
+
+def test_a_step_in_inference_mode_finds_the_same_unit() -> None:
+    def run(mode: Any) -> Pruner:
+        pruner, targets = Pruner(320, 0.5, 3), numbers()
+        for epoch in range(3):
+            for ids in pruner.batches(16):
+                outputs = (epoch * targets[ids]).requires_grad_()
+                pruner.custom_loss(losses.squared_error, outputs, targets[ids], ids)
+            with mode():
+                pruner.step()
+        return pruner
+
+    plain, inferred = run(torch.no_grad), run(torch.inference_mode)
+    assert inferred.constant.value == plain.constant.value is not None
+    assert torch.equal(inferred.result().indices, plain.result().indices)

@@ -32,7 +32,9 @@ def test_a_result_of_several_columns_is_read_again(tmp_path: Path) -> None:
         loaded = again(result, tmp_path)
         assert loaded.dataset == result.dataset
         for part in (loaded.subset(rows), result.subset(rows)):
-            assert [int(label) for label in part["label"]] == [i % 2 for i in result.indices.tolist()]
+            assert [int(label) for label in part["label"]] == [
+                i % 2 for i in result.indices.tolist()
+            ]
         half = Subset(rows, range(0, 40, 2))
         halved = again(fast_prune(Model(), half, 0.5, 2, progress=False, **places), tmp_path)
         assert len(halved.subset(half)) == 10

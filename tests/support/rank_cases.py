@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 from unittest import mock
 
@@ -193,6 +194,20 @@ def unit_of_ranks(group: Any, classes: int | None) -> tuple[float, float]:
             pruner.custom_loss(multi_label, outputs, targets[ids], ids)
     entry = pruner.step()
     return pruner.gates.real("loss_scale"), entry["training_loss"]
+
+
+def states_in_a_row(group: Any) -> tuple[Any, Any]:
+    """What the state has of targets: after a few batches, and again after a result and a load."""
+    targets = 9 + torch.randn(151, generator=torch.Generator().manual_seed(2))
+    pruner = Pruner(151, 0.5, 3, warmup_epochs=0, process_group=group)
+    for ids in islice(pruner.batches(6), 5):
+        outputs = torch.zeros(len(ids), requires_grad=True)
+        pruner.custom_loss(squared_error, outputs, targets[ids], ids)
+    pruner.result()
+    first = pruner.state_dict()
+    pruner.load_state_dict(first)
+    pruner.synchronize()
+    return first["targets_of_constant"], pruner.state_dict()["targets_of_constant"]
 
 
 def gradients(group: Any, count: int, size: int, way: str) -> list[Tensor]:
