@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 
 def with_ids(dataset: Any) -> Dataset[Any]:
@@ -39,7 +39,8 @@ def with_ids(dataset: Any) -> Dataset[Any]:
         >>> ids
         tensor([0, 1, 2, 3])
     """
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    mapped = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not mapped or isinstance(dataset, IterableDataset):
         raise TypeError(
             "expected a map-style dataset, with __len__ and __getitem__; found "
             f"{type(dataset).__name__}"

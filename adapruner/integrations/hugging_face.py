@@ -319,11 +319,23 @@ class PruningMixin(_Mixin):
             label_smoothing=self.args.label_smoothing_factor,
         )
 
-    def _end_epoch(self) -> None:
-        """Step the pruner if the epoch was trained to its end; an early stop leaves it as it is."""
-        if self._trained_batches >= len(self._sampler):
+    def _end_epoch(self, cut: bool = False) -> None:
+        """Step the pruner if the epoch was trained to its end, or was cut short alone.
+
+        A stop of the run leaves the pruner as it is.
+        """
+        if cut or self._trained_batches >= len(self._sampler):
             self.pruner.step()
             self._trained_batches = 0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint of the Trainer, with the state of the pruner.
+
+        The Trainer saves one at the end of its steps, and where a signal stops it.
+        """
+        super()._save_checkpoint(model, trial)
+        name = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._save_pruner(os.path.join(self._get_output_dir(trial), name))
 
     def _save_pruner(self, folder: str) -> None:
         # All ranks meet in state_dict, and one writes.
@@ -337,17 +349,13 @@ class PrunedTrainer(PruningMixin, transformers.Trainer):
 
 
 class _EpochEnd(transformers.TrainerCallback):
-    """Steps the pruner before the Trainer saves, and saves the pruner beside the model."""
+    """Steps the pruner before the Trainer saves."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._end_epoch()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        name = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        self._trainer._save_pruner(os.path.join(args.output_dir, name))
+        self._trainer._end_epoch(control.should_epoch_stop and not control.should_training_stop)
 
 
 def _check_loss(trainer: type) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -26,7 +26,8 @@ class AdaprunerCallback(lightning.Callback):
     The callback makes the trainer reload its loaders every epoch, because the number of batches
     falls. It steps the pruner at the end of each epoch. Its state is part of Lightning's
     checkpoints, and a run resumes in the middle of an epoch. An epoch that the trainer ends early,
-    by early stopping or ``max_steps``, is not stepped: :meth:`result` is then partial.
+    by early stopping or ``max_steps``, is not stepped: :meth:`result` is then partial. The last
+    epoch of ``StochasticWeightAveraging``, which only reads, does not count.
 
     Args:
         keep_ratio: share of the training set to keep.
@@ -49,6 +50,7 @@ class AdaprunerCallback(lightning.Callback):
         self._options = {"keep_ratio": keep_ratio, **pruner_options}
         self._pruner: Pruner | None = None
         self._trainer: Any = None
+        self._epochs = 0
         self._loaded: dict[str, Any] | None = None
         self._sampler: PrunedBatchSampler | None = None
         self.trained_batches = 0  # of the current epoch
@@ -79,22 +81,23 @@ class AdaprunerCallback(lightning.Callback):
         """Planned optimiser steps of the run, for a schedule in ``configure_optimizers``.
 
         Use it in place of ``trainer.estimated_stepping_batches``, which counts every epoch as long
-        as the first. It takes ``accumulate_grad_batches``, ``limit_train_batches`` and
-        ``max_steps`` into account.
+        as the first. It takes ``accumulate_grad_batches``, a ``GradientAccumulationScheduler``,
+        ``limit_train_batches`` and ``max_steps`` into account.
 
         Raises:
             RuntimeError: the run has not begun, or its training loader is not of :meth:`loader`.
         """
         if self._trainer is None:
             raise RuntimeError("steps are planned when the run begins; found no run")
-        trainer, group = self._trainer, self._trainer.accumulate_grad_batches
+        trainer = self._trainer
         _ = trainer.estimated_stepping_batches  # loads the training loader
         limit = trainer.limit_train_batches
         lengths = [
             int(length * limit) if isinstance(limit, float) else min(length, limit)
             for length in self._batch_sampler().planned_lengths()
         ]
-        steps = sum(-(-length // group) for length in lengths)
+        group = _accumulation(trainer)
+        steps = sum(-(-length // group(epoch)) for epoch, length in enumerate(lengths))
         return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
     def result(self) -> PruneResult:
@@ -106,9 +109,9 @@ class AdaprunerCallback(lightning.Callback):
         if self._trainer is None:
             raise RuntimeError("the loader reads when trainer.fit runs; found no run")
         if self._pruner is None:
-            samples, epochs = len(loader.dataset), self._trainer.max_epochs  # type: ignore[arg-type]
+            samples = len(loader.dataset)  # type: ignore[arg-type]
             device = self._trainer.strategy.root_device
-            pruner = Pruner(samples, epochs=epochs, **{"device": device, **self._options})
+            pruner = Pruner(samples, epochs=self._epochs, **{"device": device, **self._options})
             _check_ranks(self._trainer.strategy, pruner)
             self._pruner = pruner
             if self._loaded is not None:
@@ -145,7 +148,8 @@ class AdaprunerCallback(lightning.Callback):
                 f"max_epochs must stay that of the run, {self._pruner.epochs}; found "
                 f"{trainer.max_epochs}. A second run needs a callback of its own"
             )
-        self._trainer = trainer
+        # Noted now: StochasticWeightAveraging adds an epoch without steps later.
+        self._trainer, self._epochs = trainer, trainer.max_epochs
         trainer.reload_dataloaders_every_n_epochs = 1
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -172,6 +176,8 @@ class AdaprunerCallback(lightning.Callback):
         self.trained_batches += 1
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.pruner.finished:
+            return
         steps_used_up = 0 <= trainer.max_steps <= trainer.global_step
         stopped = trainer.should_stop or steps_used_up
         whole = self.trained_batches >= trainer.num_training_batches
@@ -227,7 +233,8 @@ class _TrainingLoader:
     def __iter__(self) -> Iterator[Any]:
         loader: Any = self._ready()
         sampler = loader.batch_sampler
-        position = {"position": self._callback.trained_batches}
+        # A loader beside longer ones begins again within an epoch.
+        position = {"position": self._callback.trained_batches % max(len(loader), 1)}
         sampler.load_state_dict(sampler.state_dict() | position)
         return iter(loader)
 
@@ -237,6 +244,14 @@ class _TrainingLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing; see :meth:`state_dict`."""
+
+
+def _accumulation(trainer: Any) -> Callable[[int], int]:
+    """The number of batches whose gradients a step of an epoch takes."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, lightning.callbacks.GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches
+    return lambda epoch: trainer.accumulate_grad_batches
 
 
 def _check_ranks(strategy: Any, pruner: Pruner) -> None:

@@ -44,7 +44,7 @@ def masked_cross_entropy(
             a tensor of their size. Autograd then refuses a backward pass in which an earlier
             operation, a softmax for example, needs the logits, and backward runs once. Logits that
             need no gradient are not overwritten, nor are traced logits (``torch.compile`` plans
-            memory itself).
+            memory itself), nor float16 logits with class weights, which are converted to float32.
 
     Returns:
         ``loss`` = 1/B · Σ s_i·ℓ_i; ``sample_loss`` ℓ ``[B]``, the mean over the rows of a sample
@@ -57,6 +57,10 @@ def masked_cross_entropy(
         IndexError: a target or an id is out of range. The message names the first.
     """
     differentiable = logits.requires_grad and torch.is_grad_enabled()
+    if weight is not None and logits.dtype == torch.float16:
+        # A gradient waits for the upstream one multiplied by 1024, which leaves float16 no room for
+        # large weights.
+        logits, overwrite_logits = logits.float(), False
     if overwrite_logits and differentiable and not torch.compiler.is_compiling():
         return MaskedLoss(
             *torch.ops.adapruner.masked_cross_entropy_(

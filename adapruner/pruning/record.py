@@ -10,6 +10,7 @@ from torch import Tensor
 from adapruner import ops
 
 NO_CLASS = -1
+MOST_VISITS = 32_000  # of a sample; 767 less than int16 holds, for repeats within a batch
 _LEAST = 1e-12  # mean loss of an epoch whose losses are all 0
 
 
@@ -23,8 +24,9 @@ class Record:
         device: device of the tensors.
 
     Attributes:
-        visits: number of visits with a finite loss, int16 ``[N + 1]``. Place N takes ids that are
-            out of range. The operators report such ids, and a GPU must not write outside a tensor.
+        visits: number of visits with a finite loss, int16 ``[N + 1]``. Visits after
+            :data:`MOST_VISITS` are not recorded. Place N takes ids that are out of range. The
+            operators report such ids, and a GPU must not write outside a tensor.
         relative_sum: sum of the relative losses of these visits, float32 ``[N + 1]``. A relative
             loss is the loss divided by the mean loss of the epoch so far. Losses fall during a run,
             and samples are visited in different epochs, so plain losses cannot be compared.
@@ -49,8 +51,8 @@ class Record:
         """
         places = self._places(ids)
         finite = losses.pressure.isfinite()
-        relative = losses.sample_loss.detach() / mean_loss.clamp(min=_LEAST)
-        relative = relative.to(torch.float32)
+        finite &= self.visits[places] < MOST_VISITS
+        relative = losses.sample_loss.detach().to(torch.float32) / mean_loss.clamp(min=_LEAST)
         self.visits.index_add_(0, places, finite.to(torch.int16))
         self.relative_sum.index_add_(0, places, relative.where(finite, 0))
 

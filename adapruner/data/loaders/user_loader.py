@@ -24,7 +24,7 @@ from adapruner.pruning.sampler import Deliveries, EpochSource, PrunedBatchSample
 # Options of a DataLoader that have nothing to do with the choice of samples.
 _KEPT_OPTIONS = (
     *("num_workers", "pin_memory", "pin_memory_device", "timeout", "worker_init_fn"),
-    *("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "in_order"),
+    *("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers"),
 )
 
 
@@ -32,8 +32,9 @@ def pruned_loader(loader: DataLoader[Any], pruner: EpochSource) -> ResumableLoad
     """A DataLoader like ``loader`` that reads the samples of the pruner's epoch, with their ids.
 
     It has the dataset, the ``collate_fn``, the batch size, ``drop_last``, the workers and the other
-    options of ``loader``. A :class:`adapruner.PrunedBatchSampler` takes the place of its sampler,
-    so the order is seeded by the pruner. The pruner warns of a sampler that does more than shuffle.
+    options of ``loader``, but for ``in_order=False``: a position in an epoch needs batches in
+    order. A :class:`adapruner.PrunedBatchSampler` takes the place of its sampler, so the order is
+    seeded by the pruner. The pruner warns of a sampler that does more than shuffle.
     The ids join the batch that the ``collate_fn`` makes:
 
     ============  ===========================================
