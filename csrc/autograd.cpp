@@ -122,8 +122,9 @@ Tensor factor_of(const Tensor& gradient, const Tensor& upstream) {
   return gradient.scalar_type() == at::kHalf ? at::div(upstream, kHalfGradientScale) : upstream;
 }
 
+// Also with a gradient of forward mode, which autograd refuses, as it does for the other operators.
 bool needs_gradient(const Tensor& logits) {
-  return at::GradMode::is_enabled() && logits.requires_grad();
+  return (at::GradMode::is_enabled() && logits.requires_grad()) || logits._fw_grad(0).defined();
 }
 
 // Calls the same operator below autograd. Returns loss, sample_loss, pressure and gradient.

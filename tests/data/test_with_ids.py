@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from adapruner import with_ids
 
@@ -113,7 +113,15 @@ def test_a_name_that_is_taken_is_refused(sample: Any, message: str) -> None:
         with_ids(Taken("tuple"))[0]
 
 
-@pytest.mark.parametrize("data", [iter([1, 2]), 3, None])
+class Stream(IterableDataset[Any]):
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Any:
+        return iter(range(3))
+
+
+@pytest.mark.parametrize("data", [iter([1, 2]), 3, None, Stream()])
 def test_what_is_not_a_dataset_is_refused(data: Any) -> None:
     with pytest.raises(TypeError, match=f"map-style dataset.*found {type(data).__name__}"):
         with_ids(data)

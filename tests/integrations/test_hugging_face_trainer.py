@@ -199,6 +199,42 @@ def test_a_checkpoint_is_gone_on_from(tmp_path: Path, saving: dict[str, Any]) ->
         assert all(map(torch.equal, model.parameters(), whole.model.parameters()))
 
 
+def test_a_checkpoint_that_the_trainer_saves_by_itself_has_the_pruner(tmp_path: Path) -> None:
+    """As it does where a signal stops the run, without the event of a save."""
+
+    class Saving(transformers.TrainerCallback):
+        trainer: Any = None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                self.trainer._save_checkpoint(self.trainer.model, None)
+
+    whole = trainer_of(tmp_path / "whole", "classes")
+    start, saving = copy.deepcopy(whole.model), Saving()
+    saving.trainer = whole
+    whole.add_callback(saving)
+    whole.train()
+    again = trainer_of(tmp_path / "again", "classes", start)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert again.read == whole.read[-len(again.read) :]
+    assert torch.equal(again.pruned_result().indices, whole.pruned_result().indices)
+
+
+def test_an_epoch_that_a_callback_ends_early_counts(tmp_path: Path) -> None:
+    class Cutting(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_epoch_stop = 1 <= state.epoch < 2 and state.epoch > 1.2
+
+    trainer = trainer_of(tmp_path, "classes")
+    trainer.add_callback(Cutting())
+    trainer.train()
+    history = trainer.pruner.history
+    assert len(history) == EPOCHS
+    assert history[1]["samples_skipped"] > 0
+    assert history[0]["samples_skipped"] == history[2]["samples_skipped"] == 0
+    assert not trainer.pruned_result().partial
+
+
 def test_a_checkpoint_of_other_data_or_without_a_pruner_is_refused(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, "classes", save_strategy="steps", save_steps=4, max_steps=4)
     trainer.train()

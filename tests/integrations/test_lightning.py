@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +17,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
 
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import (  # noqa: E402
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 
+from adapruner.errors import PruningWarning  # noqa: E402
 from adapruner.integrations.lightning import AdaprunerCallback, pruner_of  # noqa: E402
 
 pytestmark = [
@@ -257,3 +265,57 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             trainer(max_epochs=3, callbacks=[AdaprunerCallback()]).fit(module, loader_of(N))
     with pytest.raises(RuntimeError, match="expected an AdaprunerCallback among the callbacks"):
         pruner_of(SimpleNamespace(trainer=SimpleNamespace(callbacks=[])))
+
+
+@pytest.mark.parametrize("plan", [True, False])
+def test_averaged_weights_do_not_lengthen_the_run(tmp_path: Path, plan: bool) -> None:
+    class Normalised(Net):
+        def __init__(self) -> None:
+            super().__init__(plan)
+            self.net = nn.Sequential(nn.BatchNorm1d(5), self.net)
+
+    averaging = StochasticWeightAveraging(1e-2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, pruning, _ = fit(tmp_path, averaging, module=Normalised())
+    assert pruning.pruner.epochs == len(pruning.pruner.history) == EPOCHS
+    result = pruning.result()
+    assert (len(result.indices), result.partial) == (N // 2, False)
+
+
+def test_steps_are_planned_for_an_accumulation_that_changes(tmp_path: Path) -> None:
+    schedule = GradientAccumulationScheduler({0: 1, 2: 3, 4: 2})
+    net, pruning, trainer = fit(tmp_path, schedule)
+    assert pruning.planned_steps() == trainer.global_step == len(net.rates)
+    reads = [entry["samples_read"] for entry in pruning.pruner.history]
+    groups = [1, 1, 3, 3, 2, 2]
+    batches = [math.ceil(count / BATCH) for count in reads]
+    steps = [math.ceil(n / group) for n, group in zip(batches, groups, strict=True)]
+    assert trainer.global_step == sum(steps)
+
+
+def test_a_loader_beside_a_longer_one_begins_again(tmp_path: Path) -> None:
+    class Two(Net):
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            self.longer = [*getattr(self, "longer", []), len(batch["b"][0])]
+            return super().training_step(batch["a"], _)
+
+    net, pruning = Two(False), AdaprunerCallback(keep_ratio=0.5)
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        logger=False,
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=tmp_path,
+        callbacks=[pruning],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loaders = {"a": pruning.loader(loader_of(64)), "b": loader_of(7 * BATCH)}
+    with pytest.warns(PruningWarning, match="losses"):  # of samples that are read twice
+        trainer.fit(net, loaders)
+    assert net.longer == [BATCH] * 14
+    assert [len(ids) for ids in net.read[:7]] == [BATCH] * 7
+    assert net.read[4:7] == net.read[:3]
+    assert sorted(chain.from_iterable(net.read[:4])) == list(range(64))

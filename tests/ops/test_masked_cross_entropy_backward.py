@@ -186,6 +186,9 @@ def test_overwriting_gives_the_same_values(name: str, dtype: torch.dtype) -> Non
     found = losses_of(sample, logits, overwrite_logits=True)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+    if dtype == torch.float16 and sample.options.get("weight") is not None:
+        assert torch.equal(logits, x)  # converted to float32 before
+        return
     # The gradient is there before the backward pass; in float16 it is scaled.
     stored = 1024 if dtype == torch.float16 else 1
     assert torch.equal((logits.double() / stored).to(dtype), gradient)
@@ -379,3 +382,40 @@ def test_errors(name: str, overwrite: bool) -> None:
         ops.masked_cross_entropy(**arguments, overwrite_logits=overwrite)
     assert not re.search(r"0x|csrc", str(caught.value).split("Exception raised from")[0])
     assert losses_of(sample, sample.logits).loss.isfinite()  # and life goes on
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize("largest", [1.0, 100.0, 3000.0])
+def test_large_class_weights_in_float16(largest: float, samples: int, overwrite: bool) -> None:
+    gates = Gates(samples, 0.5, find_method("sampled"))
+    x = torch.randn(samples, 3, generator=generator("weights")).half().requires_grad_()
+    weight, target = torch.tensor([largest, 1.0, 2.0]), torch.zeros(samples, dtype=torch.int64)
+    losses = ops.masked_cross_entropy(
+        x * 1,
+        target,
+        torch.arange(samples),
+        gates.logits,
+        gates.state,
+        weight=weight,
+        overwrite_logits=overwrite,
+    )
+    expected_x = x.detach().double().requires_grad_()
+    expected = nn.functional.cross_entropy(
+        expected_x, target, weight=weight.double(), reduction="none"
+    )
+    torch.testing.assert_close(losses.sample_loss.double(), expected, rtol=2e-3, atol=0)
+    (losses.loss * 2).backward()
+    # The sampled method weights no loss by its gates.
+    (expected.mean() * 2).backward()
+    torch.testing.assert_close(x.grad.double(), expected_x.grad, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_gradient_of_forward_mode_is_refused() -> None:
+    sample = cross_entropy_sample("rows")
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(sample.logits, torch.ones_like(sample.logits))
+        with pytest.raises(RuntimeError, match="jvp is not implemented"):
+            losses_of(sample, x)

@@ -110,7 +110,7 @@ def test_2_ranks_prune_by_logits_like_one_process(
     assert pool.run(by_logits, 3, settings, shape, 24) == [expected] * 3
 
 
-@pytest.mark.parametrize("way", ["loss", "linear_loss", "weigh", "added"])
+@pytest.mark.parametrize("way", ["loss", "linear_loss", "weigh", "added", "equal weights"])
 @pytest.mark.parametrize(("count", "size"), [(41, 16), (25, 12), (3, 16), (9, 4), (10, 4)])
 def test_3_the_loss_is_the_mean_over_the_global_batch(
     pool: Pool, count: int, size: int, way: str

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from adapruner import Pruner, PruneResult, fast_prune
+from adapruner.pruning.record import MOST_VISITS
 from adapruner.results.reasons import reason_counts, samples_of
 
 
@@ -178,3 +179,23 @@ def test_fast_prune_notes_held_out_samples_too() -> None:
     assert len(result.held_out) == 25
     assert (result.visits[result.held_out] == 3).all()
     assert (result.predicted >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_relative_losses_of_half_types_are_divided_in_float32(dtype: torch.dtype) -> None:
+    pruner = Pruner(2, 0.5, 1, warmup_epochs=0)
+    losses = torch.tensor([1.0, 1.55]).to(dtype)
+    pruner.weigh(losses, torch.arange(2))
+    exact = losses.double() / losses.double().mean()
+    assert pruner.gates.record.relative_losses().tolist() == pytest.approx(exact.tolist(), rel=1e-5)
+
+
+def test_more_visits_than_are_recorded_change_nothing() -> None:
+    pruner = Pruner(2, 0.5, 1, warmup_epochs=0)
+    record = pruner.gates.record
+    record.visits[:] = MOST_VISITS - 1
+    record.relative_sum[:] = 2.0 * (MOST_VISITS - 1)
+    for _ in range(3):
+        pruner.weigh(torch.tensor([1.0, 1.0]), torch.arange(2))
+    assert record.visits[:2].tolist() == [MOST_VISITS] * 2
+    assert record.relative_losses().tolist() == pytest.approx([2.0, 2.0], rel=1e-3)

@@ -224,6 +224,9 @@ def gradients(group: Any, count: int, size: int, way: str) -> list[Tensor]:
             loss = pruner.linear_loss(x[ids], weight, y[ids], ids)
         elif way == "loss":
             loss = pruner.loss(x[ids] @ weight.T, y[ids], ids)
+        elif way == "equal weights":
+            options = {"weight": torch.full((3,), 0.5).double(), "weighted_mean": True}
+            loss = pruner.loss(x[ids] @ weight.T, y[ids], ids, **options)
         else:
             rows = nn.functional.cross_entropy(x[ids] @ weight.T, y[ids], reduction="none")
             loss = pruner.weigh(rows, ids)

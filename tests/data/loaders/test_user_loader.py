@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -199,3 +200,23 @@ class Stream(IterableDataset[Any]):
 def test_what_does_not_fit_is_refused(loader: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         next(iter(pruned_loader(loader(), Pruner(N, 0.5, 12))))
+
+
+class Slow(Dataset[Any]):
+    """The first sample takes longer than the next batches."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 0:
+            time.sleep(1.0)
+        return torch.zeros(2), index
+
+
+def test_batches_come_in_order_whatever_the_loader_was_asked_for() -> None:
+    loader = DataLoader(Slow(), 4, num_workers=2, in_order=False)
+    pruner = Pruner(32, epochs=4)
+    pruned = pruned_loader(loader, pruner)
+    read = [ids.tolist() for _, _, ids in pruned]
+    assert read == [ids.tolist() for ids in pruner.batches(4)]
