@@ -44,10 +44,10 @@ class Sampled(Method):
 
     Attributes:
         sharpness: the largest β.
-        few_epochs: β is a third of ``sharpness`` away from it after the first epoch and so many
-            more. Before that it is smaller still, by the square of the share of them that has
-            passed. A model of few epochs has fitted little, and new models learn the samples that
-            it has not fitted slowly.
+        few_epochs: after the first epoch and so many more, β is two thirds of ``sharpness``. Before
+            that it is smaller still, by the square of the share of them that has passed. A model of
+            few epochs has fitted little, and new models learn the samples that it has not fitted
+            slowly.
         target_range: smallest and largest mean pressure of samples that a model learns from. The
             model fits samples below the range early, and does not fit samples above it.
         most_unfit: largest share of the samples above the range. The range ends at a quantile of
