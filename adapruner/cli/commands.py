@@ -168,7 +168,8 @@ def export(arguments: Namespace) -> None:
     """
     result = PruneResult.load(arguments.result)
     source = _given_source(arguments, result)
-    if source is None and arguments.to in _NEED_DATA:
+    told = arguments.to == "paths" and result.paths is not None
+    if source is None and arguments.to in _NEED_DATA and not told:
         _check_data_known(result, arguments.to)
     result.export(arguments.out, to=arguments.to, source=source)
     count = result.num_samples if arguments.to in TABLES else result.indices.numel()

@@ -220,6 +220,7 @@ class _TrainingLoader:
     def __init__(self, callback: AdaprunerCallback, loader: DataLoader[Any]) -> None:
         batches_of(loader)  # raises early
         self._callback, self._loader = callback, loader
+        self._ended: int | None = None  # the last epoch of which all batches were read
         self._pruned: DataLoader[Any] | None = None
 
     def _ready(self) -> DataLoader[Any]:
@@ -233,10 +234,16 @@ class _TrainingLoader:
     def __iter__(self) -> Iterator[Any]:
         loader: Any = self._ready()
         sampler = loader.batch_sampler
-        # A loader beside longer ones begins again within an epoch.
-        position = {"position": self._callback.trained_batches % max(len(loader), 1)}
+        # A loader beside longer ones begins again at its end.
+        again = self._ended == self._callback.pruner.epoch
+        position = {"position": 0 if again else self._callback.trained_batches}
         sampler.load_state_dict(sampler.state_dict() | position)
-        return iter(loader)
+        return self._to_the_end(iter(loader))
+
+    def _to_the_end(self, batches: Iterator[Any]) -> Iterator[Any]:
+        epoch = self._callback.pruner.epoch
+        yield from batches
+        self._ended = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the callback has the position. Lightning asks whether a loader can resume."""

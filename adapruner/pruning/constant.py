@@ -60,7 +60,9 @@ class ConstantLoss:
         self._shape = torch.Size()  # of the outputs of a sample
         self._dtype = torch.float32
         self._noted: list[_Noted] = []
-        self._so_far: float | None = None  # the mean loss for the targets of a loaded state
+        # The mean loss for so many targets, when they were shared.
+        self._so_far: float | None = None
+        self._counted = 0
         self.shared: dict[str, Any] | None = None
 
     def note(
@@ -102,17 +104,15 @@ class ConstantLoss:
             return
         order = found.ids.argsort()
         ids, targets = found.ids[order], found.targets[order]
-        self.shared = {
-            "ids": ids.cpu(),
-            "targets": targets.cpu(),
-            "so_far": self._agreed(self._found(targets)),
-        }
+        self._so_far, self._counted = self._agreed(self._found(targets)), len(ids)
+        self.shared = {"ids": ids.cpu(), "targets": targets.cpu(), "so_far": self._so_far}
 
     def resume(self, shared: dict[str, Any]) -> None:
         """Go on from what was ``shared``. Each rank takes its part."""
         part = slice(self._ranks.rank, None, self._ranks.size)
         self._noted = [_Noted(shared["ids"][part].clone(), shared["targets"][part].clone())]
-        self._so_far, self.shared = shared.get("so_far"), shared
+        self._so_far, self._counted = shared.get("so_far"), len(shared["ids"])
+        self.shared = shared
 
     def close(self) -> None:
         """Find the loss. Later batches do not change it. All ranks must call it."""
@@ -129,9 +129,10 @@ class ConstantLoss:
         self.shared = None
 
     def _found(self, targets: Tensor) -> float | None:
-        """The mean loss for these targets; that of a loaded state if no batch came after it."""
-        if self._loss is None:
+        """The mean loss for these targets. Known if :meth:`share` saw no fewer."""
+        if self._loss is None or len(targets) == self._counted:
             return self._so_far
+        self.doubt = None
         try:
             return _least_mean(self._loss, self._shape, targets, self._dtype)
         except Exception as error:  # of the user's function, which never saw a constant

@@ -266,7 +266,6 @@ class Run:
         """Whether every epoch has been stepped."""
         return self.epoch >= self.epochs
 
-    @torch.inference_mode(False)  # else the new epoch would have tensors that nobody may change
     def step(
         self, validation_loss: float | None = None, standard_error: float = 0.0
     ) -> dict[str, Any]:
@@ -291,20 +290,21 @@ class Run:
         if self.finished:
             raise RuntimeError(f"this run has ended after {self.epochs} epochs")
         loss = None if validation_loss is None else float(validation_loss)
-        self._meet("step", validation_loss=loss, standard_error=float(standard_error))
-        self.visits.forget()
-        self._share_weights.clear()
-        if self.epoch == 0:
-            self.constant.close()
-            self.warn("constant", doubts.no_constant(self.constant.doubt))
-        if self.epoch in (0, self.warmup_epochs):
-            self.warn("ids", doubts.ids_like_positions(self.gates))
-        entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)
-        self.warn("reads", doubts.unread_samples(entry, self.may_drop))
-        if entry["phase"] == "prune" and not self._observed(entry):
-            self.warn("held_out", doubts.unobserved_samples(self.selection.held_out_count))
-        if self.finished:
-            self.visits = Ended(self.ranks)
+        with self._mode():
+            self._meet("step", validation_loss=loss, standard_error=float(standard_error))
+            self.visits.forget()
+            self._share_weights.clear()
+            if self.epoch == 0:
+                self.constant.close()
+                self.warn("constant", doubts.no_constant(self.constant.doubt))
+            if self.epoch in (0, self.warmup_epochs):
+                self.warn("ids", doubts.ids_like_positions(self.gates))
+            entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)
+            self.warn("reads", doubts.unread_samples(entry, self.may_drop))
+            if entry["phase"] == "prune" and not self._observed(entry):
+                self.warn("held_out", doubts.unobserved_samples(self.selection.held_out_count))
+            if self.finished:
+                self.visits = Ended(self.ranks)
         return entry
 
     def _end_epoch(self, loss: float | None, standard_error: float, last: bool) -> dict[str, Any]:
@@ -315,7 +315,7 @@ class Run:
         read, held_out = bitmask.count(selection.read), selection.held_out_count
         losses = gates.integer("loss_count")
         again = doubts.repeated_visits(self.epoch, losses, read, gates.evaluated, held_out)
-        self.warn("visits", again)
+        self.warn("visits", again, stacklevel=4)
         if not warming_up and loss is not None:
             self._note_best(loss, float(standard_error))
         entry["decision"] = controller.step(self.epoch, loss, float(standard_error))
@@ -367,7 +367,8 @@ class Run:
         ended.history, ended.not_finite = list(self.history), list(self.not_finite)
         if self.epoch == 0:
             ended.constant = copy.copy(self.constant)
-            ended.constant.close()
+            with self._mode():
+                ended.constant.close()
         if seen:  # the part of this epoch counts as one
             ended._end_epoch(None, 0.0, last=True)
         else:
@@ -392,10 +393,15 @@ class Run:
 
     def _meet(self, call: str, **same: Any) -> None:
         same, waiting = {"epoch": self.epoch, **same}, self.visits.waiting
-        for event in self.visits.meet(call, self.gates, self.selection.read, **same):
-            self._act(event)
-        if self.epoch == 0 and waiting and call != "step":  # which closes it
-            self.constant.share()
+        with self._mode():
+            for event in self.visits.meet(call, self.gates, self.selection.read, **same):
+                self._act(event)
+            if self.epoch == 0 and waiting and call != "step":  # which closes it
+                self.constant.share()
+
+    def _mode(self) -> torch.inference_mode:
+        """The mode in which the gates were made. In another one they could not be changed later."""
+        return torch.inference_mode(self.gates.logits.is_inference())
 
     def _note_best(self, validation_loss: float, standard_error: float) -> None:
         """Remember the selection of this epoch if it is at r and among the best."""
@@ -417,7 +423,8 @@ class Run:
         if self.visits.waiting:
             self._meet("state_dict")
         if self.epoch == 0 and self.ranks.alone:
-            self.constant.share()
+            with self._mode():
+                self.constant.share()
         return {
             "settings": dict(self.settings),
             "constants": repr(self.method),

@@ -13,6 +13,7 @@ from adapruner.report import content
 from adapruner.report.figures import FIGURES
 from adapruner.report.gallery import MOST_SAMPLES, find_source, galleries
 from adapruner.report.style import NothingToShow, css_variables, printable, to_svg
+from adapruner.results.protected import check_replaces_no_data
 
 if TYPE_CHECKING:
     from adapruner.results.result import PruneResult
@@ -50,6 +51,7 @@ def write_report(
     Raises:
         ImportError: matplotlib, Jinja2 or Pillow is not installed (the extra "report").
         DatasetMismatchError: ``source`` is not the dataset of ``result``.
+        ValueError: ``path`` is a file of the dataset.
         OSError: the folder of ``path`` is missing or cannot be written, or the disk is full.
 
     Example:
@@ -61,6 +63,7 @@ def write_report(
         # File names may hold characters that UTF-8 lacks. These become "?".
         temporary.write_bytes(_page(result, source).encode("utf-8", errors="replace"))
 
+    check_replaces_no_data(result, path)
     replace_atomically(path, write)
 
 

@@ -33,6 +33,7 @@ _OF_DATASET: dict[str, type] = {
     "index_folder": str,
     "class_names": list,
     "columns": list,
+    "files": list,
     "num_samples": int,
     "stated_fingerprint": str,
     "subset": bool,
@@ -121,9 +122,9 @@ def _check_dataset(dataset: Mapping[str, Any]) -> None:
         value = dataset.get(name)
         if value is not None and type(value) is not kind:
             raise _wrong(f"dataset.{name}", f"of type {kind.__name__}, or None", value)
-    names = dataset.get("class_names")
-    if names is not None and not _are_texts(names):
-        raise _wrong("dataset.class_names", "a list of strings", names)
+    for name in ("class_names", "files"):
+        if (texts := dataset.get(name)) is not None and not _are_texts(texts):
+            raise _wrong(f"dataset.{name}", "a list of strings", texts)
     columns = dataset.get("columns")
     if columns is not None:
         inputs, target = columns if len(columns) == 2 else (None, None)

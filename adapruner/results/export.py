@@ -16,6 +16,7 @@ from adapruner.data.sources.base import IntArray, Source
 from adapruner.data.sources.find import source_again, why_not_there
 from adapruner.data.sources.shards import ShardSource
 from adapruner.errors import UnreachableError
+from adapruner.results.protected import check_replaces_no_data
 from adapruner.results.shard_export import write_kept_indexes, write_kept_shards
 from adapruner.results.table import write_csv, write_parquet
 
@@ -59,7 +60,8 @@ def export(
             the image folder or the shards at the place that ``result`` names.
 
     Raises:
-        ValueError: ``to`` is unknown, or it needs paths or shards and the dataset has none.
+        ValueError: ``to`` is unknown, or it needs paths or shards and the dataset has none. Or
+            ``destination`` is a file of the dataset.
         DatasetMismatchError: the dataset is not the dataset that was pruned.
         FileExistsError: the folder to write is not empty.
         OSError: the destination cannot be written, or the disk is full.
@@ -69,7 +71,7 @@ def export(
     if write is None:
         raise ValueError(f"to must be one of {', '.join(_FORMATS)}; found {to!r}")
     found = find_source(result, source, needed=to)
-    _check_no_sample(result, destination, found)
+    check_replaces_no_data(result, destination)
     write(result, Path(destination), found)
 
 
@@ -101,19 +103,6 @@ def _source(result: PruneResult, source: Any | None, needed: str) -> Source | No
             raise
         warnings.warn(f"the table has no paths: {error}", stacklevel=4)
         return None
-
-
-def _check_no_sample(
-    result: PruneResult, destination: str | os.PathLike[str], source: Source | None
-) -> None:
-    """Raise ValueError where ``destination`` is a file of the dataset, which would be lost."""
-    root = result.dataset.get("root") if source is None else source.root
-    paths = result.paths if source is None else source.paths
-    if root is None or paths is None:
-        return
-    inside = os.path.relpath(os.path.realpath(destination), os.path.realpath(root))
-    if inside.replace(os.sep, "/") in set(paths):
-        raise ValueError(f"cannot write {destination}: it is a sample of the dataset")
 
 
 def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[Source, list[str]]:

@@ -219,8 +219,12 @@ class PruneResult:
         """Write the result as a safetensors file, atomically.
 
         Raises:
+            ValueError: ``path`` is a file of the dataset.
             OSError: the folder is missing or cannot be written, or the disk is full.
         """
+        from adapruner.results.protected import check_replaces_no_data
+
+        check_replaces_no_data(self, path)
         tensors = {"indices": self.indices, "gate_logits": self.gate_logits}
         known = {name: getattr(self, name) for name in _OPTIONAL}
         tensors |= {name: tensor for name, tensor in known.items() if tensor is not None}

@@ -29,7 +29,7 @@ from adapruner.data.loaders.choice import (
 from adapruner.data.sources.base import Source, Transform
 from adapruner.data.sources.find import fitting
 from adapruner.data.sources.items import Target
-from adapruner.data.sources.map_style import SubsetSource
+from adapruner.data.sources.map_style import SubsetSource, has_transform
 from adapruner.ops.device import check_device
 from adapruner.pruning.constant import SampleLoss
 from adapruner.pruning.methods import DEFAULT_METHOD
@@ -123,7 +123,8 @@ def fast_prune(
             of shards or of a Hugging Face dataset become tensors in [0, 1] and must have one size.
         evaluation_transform: applied instead to the held-out samples and to ``validation_data``;
             ``transform`` where None.
-        validation_data: held-out data, in any form of ``data``. Where None, 5 % of ``data`` (at
+        validation_data: held-out data, in any form of ``data``, with the same numbers of the
+            classes. Where None, 5 % of ``data`` (at
             most 5,000 samples) is held out of the training. These samples are ranked by their
             losses in the evaluations, and kept by their own share. If 5 % is below 20 samples,
             nothing is held out.
@@ -155,8 +156,9 @@ def fast_prune(
             tenth of ``epochs`` where None.
         collate_fn: makes a batch from a list of (input, target).
         fingerprint: a string that identifies the dataset, in place of its content.
-        checkpoint_dir: folder for a checkpoint after each epoch. A checkpoint that is already there
-            is resumed. The folder is locked until the run ends, so each run needs its own.
+        checkpoint_dir: folder for a checkpoint after each epoch, outside the image folder. A
+            checkpoint that is already there is resumed. The folder is locked until the run ends, so
+            each run needs its own.
         on_error: "skip" leaves out unreadable samples, lists them in the result and never keeps
             them; "raise" stops at the first one.
         progress: show the progress on standard error.
@@ -254,7 +256,10 @@ def fast_prune(
             collate_fn,
             **fitting(validation_data, columns, target),
         )
-        _check_class_names(source.class_names, evaluated.class_names)
+        other = _other_numbers(source.class_names, evaluated.class_names)
+        if other is not None and loss is None:
+            raise ValueError(other)
+        pruner.warn("class_names", other)
         indices = np.arange(len(evaluated))
     evaluation_choice = choose_loader(
         "torch" if training_choice.name == "torch" else "auto", evaluated, collate_fn
@@ -363,7 +368,7 @@ def _evaluation_source(source: Source, transform: Transform | None) -> Source:
     if transform is None:
         return source
     changed = copy.copy(source)
-    if isinstance(changed, SubsetSource) and changed.transform is None:
+    if isinstance(changed, SubsetSource) and changed.transform is None and has_transform(changed):
         changed.base = _evaluation_source(changed.base, transform)
     else:
         changed.transform = transform
@@ -374,23 +379,26 @@ def _check_outside(folder: str | os.PathLike[str] | None, source: Source) -> Non
     """Raise ValueError where checkpoints would be, or lie in, a class folder of the images."""
     if folder is None or source.root is None or source.kind != "image folder":
         return
-    root = os.path.realpath(source.root)
-    if os.path.commonpath([root, os.path.realpath(folder)]) == root:
+    inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(source.root))
+    # Names that start with a dot are no classes. ".." is outside.
+    if inside == os.curdir or not any(part.startswith(".") for part in inside.split(os.sep)):
         raise ValueError(
             f"checkpoint_dir must be outside the image folder {source.root}, whose folders are "
             f"classes; found {os.fspath(folder)}"
         )
 
 
-def _check_class_names(names: list[str] | None, others: list[str] | None) -> None:
-    """Raise ValueError where validation data give a number to another class."""
-    for number, (name, other) in enumerate(zip(names or (), others or (), strict=False)):
-        if name != other:
-            raise ValueError(
-                "validation_data must number the classes as data does; found class "
-                f"{number} to be {name!r} in data and {other!r} in validation_data. Let both have "
-                "the same classes, or give targets that are numbers"
+def _other_numbers(names: list[str] | None, others: list[str] | None) -> str | None:
+    """A message if validation data number a class of the data otherwise, or None."""
+    numbers = {name: number for number, name in enumerate(names or ())}
+    for number, name in enumerate(others or ()):
+        if numbers.get(name, number) != number:
+            return (
+                f"validation_data must number the classes as data does; found {name!r} to be class "
+                f"{numbers[name]} in data and class {number} in validation_data. Let both have the "
+                "same classes"
             )
+    return None
 
 
 @contextmanager

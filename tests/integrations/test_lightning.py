@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.training_data import blobs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
 
@@ -319,3 +319,31 @@ def test_a_loader_beside_a_longer_one_begins_again(tmp_path: Path) -> None:
     assert [len(ids) for ids in net.read[:7]] == [BATCH] * 7
     assert net.read[4:7] == net.read[:3]
     assert sorted(chain.from_iterable(net.read[:4])) == list(range(64))
+
+
+def test_a_loader_beside_a_stream_begins_again_at_its_start(tmp_path: Path) -> None:
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Any:
+            return iter(torch.zeros(7 * BATCH, 2))
+
+    class Two(Net):
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return super().training_step(batch["a"], _)
+
+    net, pruning = Two(False), AdaprunerCallback(keep_ratio=0.5)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        logger=False,
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=tmp_path,
+        callbacks=[pruning],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of samples that are read twice
+        trainer.fit(net, {"a": pruning.loader(loader_of(64)), "b": DataLoader(Stream(), BATCH)})
+    assert len(net.read) == 7
+    assert net.read[4:] == net.read[:3]

@@ -412,3 +412,59 @@ def test_a_step_in_inference_mode_finds_the_same_unit() -> None:
     plain, inferred = run(torch.no_grad), run(torch.inference_mode)
     assert inferred.constant.value == plain.constant.value is not None
     assert torch.equal(inferred.result().indices, plain.result().indices)
+
+
+@pytest.mark.parametrize("batch", [5, 19])
+@pytest.mark.parametrize("call", ["state_dict", "result", "synchronize"])
+def test_a_state_in_inference_mode_finds_the_same_unit(call: str, batch: int) -> None:
+    targets = numbers()
+    whole = loop(Pruner(320, 0.5, 3, warmup_epochs=0), targets, "custom_loss", 1)
+    pruner = Pruner(320, 0.5, 3, warmup_epochs=0)
+    for number, ids in enumerate(pruner.batches(16)):
+        outputs = (number / 20 * targets.mean()).expand(len(ids)).clone().requires_grad_()
+        pruner.custom_loss(losses.squared_error, outputs, targets[ids], ids)
+        if number == batch:
+            with torch.inference_mode():
+                getattr(pruner, call)()
+    pruner.step()
+    assert pruner.constant.value == whole.constant.value is not None
+    assert "constant" not in pruner.warnings
+
+
+def test_a_loss_that_fails_for_the_first_targets_alone_is_not_warned_of() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if len(targets) < 100:
+            raise ValueError("too few")
+        return (outputs - targets).square()
+
+    pruner, targets = Pruner(320, 0.5, 3), numbers()
+    for number, ids in enumerate(pruner.batches(160)):
+        outputs = torch.zeros(len(ids), requires_grad=True)
+        pruner.constant.note(loss, outputs.shape, targets[ids], ids)
+        pruner.weigh((outputs - targets[ids]).square(), ids)
+        if number == 0:
+            pruner.constant._noted[0] = type(pruner.constant._noted[0])(ids[:9], targets[ids[:9]])
+            assert pruner.state_dict()["targets_of_constant"]["so_far"] is None
+    pruner.step()
+    assert pruner.constant.value > 0
+    assert "constant" not in pruner.warnings
+
+
+def test_a_frozen_model_is_observed_in_inference_mode() -> None:
+    with torch.inference_mode():
+        pruner = Pruner(60, 0.5, 10, warmup_epochs=0)
+        for _ in range(10):
+            for ids in pruner.batches(16):
+                pruner.observe(ids.float() / 30, ids)
+            pruner.step()
+    assert len(pruner.result().indices) == 30
+
+
+def test_warnings_of_a_step_name_the_line_of_the_loop() -> None:
+    pruner = Pruner(40, 0.5, 12)
+    for ids in pruner.batches(8):
+        for _ in range(2):
+            pruner.weigh(ids.float(), ids)
+    with pytest.warns(PruningWarning) as caught:
+        pruner.step()
+    assert {warning.filename for warning in caught} == {__file__}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.labelled import Coarse, Model, folder_of, photo
+from support.shard_files import make_shards
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
@@ -52,7 +54,7 @@ def test_subset_takes_the_dataset_of_the_run(tmp_path: Path) -> None:
         loaded = again(result, tmp_path)
         assert loaded.dataset["target"] == target
         assert len(loaded.subset(dataset)) == 30
-        assert as_source(dataset).fingerprint() == result.fingerprint or target == 0
+        assert as_source(dataset, target=target).fingerprint() == result.fingerprint
 
 
 def test_tables_and_exports_of_a_part_and_of_a_stated_fingerprint(tmp_path: Path) -> None:
@@ -78,17 +80,48 @@ def _path(data: Any, index: int) -> str:
     return str(source.paths[index])
 
 
-def test_no_export_replaces_a_sample(tmp_path: Path) -> None:
-    root = folder_of(tmp_path / "f", "ape", "bee")
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    result = again(fast_prune(model, root, 0.5, 1, progress=False), tmp_path)
-    before = (root / "ape" / "0.png").read_bytes()
+def unharmed(result: PruneResult, file: Path) -> None:
+    """No output of the result replaces the file."""
+    before = file.read_bytes()
     for to in ("paths", "npy", "csv"):
-        with pytest.raises(ValueError, match="it is a sample of the dataset"):
-            result.export(root / "ape" / "0.png", to=to)
-    assert (root / "ape" / "0.png").read_bytes() == before
-    result.export(root / "kept.txt", to="paths")
-    assert len((root / "kept.txt").read_text().splitlines()) == 3
+        with pytest.raises(ValueError, match=r"it is a file of the dataset|needs a dataset whose"):
+            result.export(file, to=to)
+    with pytest.raises(ValueError, match="it is a file of the dataset"):
+        result.save(file)
+    with pytest.raises(ValueError, match="it is a file of the dataset"):
+        result.report(file)
+    assert file.read_bytes() == before
+
+
+def test_no_output_replaces_an_image(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    root = folder_of(tmp_path / "f", "ape", "bee")
+    elsewhere = folder_of(tmp_path / "elsewhere", "cat")
+    (root / "cat").symlink_to(elsewhere / "cat")
+    (root / "bee" / "linked.png").symlink_to(elsewhere / "cat" / "0.png")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    made = fast_prune(model, root, 0.5, 1, progress=False)
+    for result in (made, again(made, tmp_path)):
+        for name in ("ape/0.png", "cat/1.png", "bee/linked.png"):
+            unharmed(result, root / name)
+    made.export(root / "kept.txt", to="paths")
+    assert len((root / "kept.txt").read_text().splitlines()) == len(made.indices)
+
+
+def test_no_output_replaces_an_array_or_a_shard(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((20, 3), dtype=np.float32))
+    np.save(tmp_path / "y.npy", np.arange(20) % 2)
+    files = tmp_path / "x.npy", tmp_path / "y.npy"
+    made = fast_prune(nn.Linear(3, 2), tuple(map(str, files)), 0.5, 1, progress=False)
+    for result in (made, again(made, tmp_path)):
+        for file in files:
+            unharmed(result, file)
+    [shard] = make_shards(tmp_path / "shards", (8,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    made = fast_prune(model, shard, 0.5, 1, progress=False)
+    for result in (made, again(made, tmp_path)):
+        unharmed(result, shard)
 
 
 def test_a_table_with_names_that_are_not_utf8(tmp_path: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.labelled import Coarse, Model, folder_of
+from support.pictures import make_pictures
 from torch import nn
-from torch.utils.data import Subset
+from torch.utils.data import Subset, TensorDataset
 
-from adapruner import fast_prune
+from adapruner import PruneResult, fast_prune
 from adapruner.data.sources.find import as_source
+from adapruner.errors import PruningWarning
+
+NAMES = ["cat", "dog", "eel"]
 
 
 def test_checkpoints_must_lie_outside_the_image_folder(tmp_path: Path) -> None:
@@ -22,31 +27,32 @@ def test_checkpoints_must_lie_outside_the_image_folder(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="checkpoint_dir must be outside the image folder"):
             fast_prune(model, root, 0.5, 1, checkpoint_dir=place, progress=False)
     assert sorted(path.name for path in root.iterdir()) == ["ape", "bee"]
+    fast_prune(model, root, 0.5, 1, checkpoint_dir=root / ".hidden", progress=False)
+    assert (root / ".hidden").is_dir()  # no class
 
 
-NAMES = ["cat", "dog", "eel"]
-
-
-@pytest.mark.parametrize("given", [["cat", "eel"], ["dog", "cat", "eel"], ["ant", "cat", "dog"]])
-def test_validation_data_number_the_classes_as_the_data_do(given: list[str]) -> None:
+def run_with(validation: Any, **options: Any) -> PruneResult:
     data = (torch.eye(3).repeat(10, 1), NAMES * 10)
-    x = torch.eye(3)[: len(given)]
-    order = sorted(given)
-    if order == NAMES:  # text is numbered in sorted order
-        validation: Any = (x, given)
-    else:
-        validation = (x, given)
-        with pytest.raises(ValueError, match=r"number the classes as data does; found class \d"):
-            fast_prune(nn.Linear(3, 3), data, 0.5, 1, validation_data=validation, progress=False)
-        return
-    fast_prune(nn.Linear(3, 3), data, 0.5, 1, validation_data=validation, progress=False)
+    return fast_prune(
+        nn.Linear(3, 3), data, 0.5, 1, validation_data=validation, progress=False, **options
+    )
 
 
-def test_validation_data_of_the_first_classes_alone() -> None:
-    data = (torch.eye(3).repeat(10, 1), NAMES * 10)
-    validation = (torch.eye(3)[:2], NAMES[:2])
-    result = fast_prune(nn.Linear(3, 3), data, 0.5, 1, validation_data=validation, progress=False)
-    assert result.history[0]["samples_evaluated"] == 0
+@pytest.mark.parametrize("names", [["cat", "eel"], ["ant", "cat", "dog"]])
+def test_validation_data_that_number_a_class_otherwise_are_refused(names: list[str]) -> None:
+    validation = (torch.eye(3)[: len(names)], names)
+    with pytest.raises(ValueError, match=r"found '\w+' to be class \d in data and class \d in"):
+        run_with(validation)
+    with pytest.warns(PruningWarning, match="must number the classes as data does"):
+        run_with(validation, loss=lambda outputs, targets: outputs.square().mean(1))
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:2], ["kitten", "puppy"]])
+def test_validation_data_may_have_fewer_classes_or_other_names(names: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*number the classes")
+        result = run_with((torch.eye(3)[: len(names)], names))
+    assert result.history[0]["validation_loss"] > 0
 
 
 def test_validation_data_of_another_form_than_the_data() -> None:
@@ -74,24 +80,54 @@ def test_validation_data_of_another_form_than_the_data() -> None:
     assert [3, 3, 3, 3] in [targets.tolist() for targets in seen]
 
 
-def test_evaluation_transform_is_in_the_place_of_the_one_below_a_subset() -> None:
+class Own(Subset[Any]):
+    """A Subset that makes its items itself."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return super().__getitems__(indices)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "folder"])
+def test_evaluation_transform_is_in_the_place_of_the_one_below_a_subset(
+    tmp_path: Path, kind: str
+) -> None:
     reads = {"train": 0, "evaluation": 0}
 
     def counting(name: str) -> Any:
-        def transform(x: torch.Tensor) -> torch.Tensor:
+        def transform(x: Any) -> torch.Tensor:
             reads[name] += 1
-            return x
+            return torch.zeros(3)
 
         return transform
 
-    source = as_source((torch.rand(500, 3), torch.arange(500) % 2), transform=counting("train"))
+    data: Any = (torch.rand(500, 3), torch.arange(500) % 2)
+    if kind == "folder":
+        data = make_pictures(tmp_path / "f", counts=(250, 250), size=(4, 4))
+    source = as_source(data, transform=counting("train"))
     result = fast_prune(
         nn.Linear(3, 2),
-        Subset(source, range(400)),
+        Subset(source, range(50, 450)),
         0.5,
-        3,
+        2,
         evaluation_transform=counting("evaluation"),
         progress=False,
     )
     assert reads["evaluation"] == sum(entry["samples_evaluated"] for entry in result.history) > 0
     assert reads["train"] == sum(entry["samples_read"] for entry in result.history)
+
+
+def test_evaluation_transform_of_a_subset_that_makes_its_items() -> None:
+    seen = []
+
+    def evaluation(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x
+
+    dataset = Own(TensorDataset(torch.rand(500, 3), torch.arange(500) % 2), range(400))
+    result = fast_prune(
+        nn.Linear(3, 2), dataset, 0.5, 2, evaluation_transform=evaluation, progress=False
+    )
+    assert len(seen) == sum(entry["samples_evaluated"] for entry in result.history) > 0

@@ -14,6 +14,7 @@ from adapruner.data.loaders.torch_loader import PrunedLoader, evaluation_loader
 from adapruner.data.sources.base import Source, Transform
 from adapruner.data.sources.find import HuggingFaceSource, as_source
 from adapruner.data.sources.items import Target
+from adapruner.data.sources.map_style import has_transform
 from adapruner.pruning.distributed import Ranks
 from adapruner.vision import to_tensor
 
@@ -47,7 +48,7 @@ def training_source(
     )
     pictures = source.kind in ("image folder", "shards", "hugging face")
     pictures &= not (isinstance(source, HuggingFaceSource) and isinstance(source.columns[0], list))
-    if pictures and source.transform is None and collate_fn is default_collate:
+    if pictures and not has_transform(source) and collate_fn is default_collate:
         source = as_source(source, transform=to_tensor)
     return source
 

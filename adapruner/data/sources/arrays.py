@@ -72,6 +72,11 @@ class ArraySource(Source):
             )
         if len(inputs) == 0:
             raise ValueError("expected at least one sample; found arrays of length 0")
+        self._files = [
+            os.path.abspath(array.filename)
+            for array in (inputs, targets)
+            if isinstance(array, np.memmap) and array.filename is not None
+        ]
         self._inputs, self._targets = inputs, targets
         self._given_targets = targets  # the fingerprint covers their dtype and shape
         self.targets = integer_targets(targets, len(targets))
@@ -101,6 +106,10 @@ class ArraySource(Source):
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         return _row(self._inputs, index), _row(self._targets, index)
+
+    def about(self) -> dict[str, Any]:
+        """The description of any source, with the .npy files."""
+        return super().about() | {"files": self._files}
 
     def _identify(self) -> str:
         digest = new_digest(self.kind)

@@ -122,9 +122,9 @@ class ImageFolderDatasetSource(DatasetSource):
         )
 
     def _identify(self) -> str:
-        present = None if self.targets is None else set(self.targets.tolist())
-        names = enumerate(self.class_names or ()) if present is not None else ()
-        empty = [name for number, name in names if number not in (present or ())]
+        names = self.class_names or [] if self.targets is not None else []
+        present = set() if self.targets is None else set(self.targets.tolist())
+        empty = [name for number, name in enumerate(names) if number not in present]
         return _identify_files(self.paths, self.sizes, empty)
 
 

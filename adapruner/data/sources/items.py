@@ -71,9 +71,12 @@ def probed(length: int) -> list[int]:
 
 
 def differs(target: Any, stored: int) -> bool:
-    """Whether the target of an item is a single number, and another one than the stored class."""
-    value = target.item() if hasattr(target, "item") and np.size(target) == 1 else target
-    return isinstance(value, (bool, int, float)) and value != stored
+    """Whether the target of an item is another one than the stored class, or no single number."""
+    if target is None:
+        return False  # the item has no target of its own
+    size = target.numel() if isinstance(target, torch.Tensor) else np.size(target)
+    value = target.item() if hasattr(target, "item") and size == 1 else target
+    return not isinstance(value, (bool, int, float)) or value != stored
 
 
 def stored_targets(dataset: Any, length: int, target: Target | None = None) -> Any | None:

@@ -105,9 +105,10 @@ class DatasetSource(Source):
             try:
                 with generators_restored():
                     item = self.dataset[index]
-            except Exception:  # a sample that cannot be read
+                target = split_item(item, self.target, index, self.dataset)[1]
+            except Exception:  # a sample that cannot be read, or has no such target
                 continue
-            yield index, split_item(item, self.target, index, self.dataset)[1]
+            yield index, target
 
     def _gives_text(self) -> bool:
         """Whether the targets of items are text too. A dataset may number its labels itself."""
@@ -195,10 +196,10 @@ class ConcatSource(DatasetSource):
         self.doubts.pop("fingerprint", None)
         for part in parts:
             self.doubts |= part.doubts
-        names = [part.class_names for part in parts]
-        if all(name == names[0] for name in names):
+        names = [part.class_names for part in parts if self.targets is not None]
+        if names and all(name == names[0] for name in names):
             self.class_names = names[0]
-        elif (text := _other_numbers(names)) and not self._codes:
+        elif not self._codes and (text := _other_numbers(names)):
             self.doubts["class_names"] = text
 
     def _identify(self) -> str:
@@ -231,9 +232,9 @@ class SubsetSource(Source):
         self.kind = base.kind
         self.dataset, self.base, self.target = subset, base, target
         self._indices = _subset_indices(subset, len(base))
-        # A derived class with its own __getitem__ reads its own items.
-        self._reads_base = type(subset).__getitem__ is Subset.__getitem__
-        if base.targets is not None and self._reads_base:
+        # Not so for a derived class with its own __getitem__, which reads its own items.
+        self.reads_base = type(subset).__getitem__ is Subset.__getitem__
+        if base.targets is not None and self.reads_base:
             self.targets = base.targets[self._indices]
         self.class_names, self.root = base.class_names, base.root
         self.doubts = base.doubts
@@ -241,28 +242,28 @@ class SubsetSource(Source):
             self.paths = Paths(base.paths[index] for index in self._indices)
         if base.sizes is not None:
             self.sizes = base.sizes[self._indices]
-        self.deterministic = base.deterministic and self._reads_base and transform is None
+        self.deterministic = base.deterministic and self.reads_base and transform is None
         # A reader of encoded images would skip the transform of the base.
-        if self._reads_base and base.transform is None:
+        if self.reads_base and base.transform is None:
             self.has_encoded, self.pixel_axes = base.has_encoded, base.pixel_axes
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def _read(self, index: int) -> tuple[Any, Any]:
-        if self._reads_base:
+        if self.reads_base:
             return self.base[int(self._indices[index])]
         return split_item(self.dataset[index], self.target, index, self.dataset)
 
     def read_batch(self, indices: list[int]) -> Sequence[tuple[Any, Any] | Exception] | None:
         """The samples, read together by ``base``; see :meth:`Source.read_batch`."""
-        if not self._reads_base or self.base.transform is not None:  # seeded per sample
+        if not self.reads_base or self.base.transform is not None:  # seeded per sample
             return None
         return self.base.read_batch(self._indices[indices].tolist())
 
     def collated(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
         """The samples, collated by ``base``; see :meth:`Source.collated`."""
-        if not self._reads_base or self.transform is not None:
+        if not self.reads_base or self.transform is not None:
             return None
         return self.base.collated(self._indices[indices].tolist())
 
@@ -322,6 +323,14 @@ def origin(source: Source) -> Source:
     while isinstance(source, SubsetSource):
         source = source.base
     return source
+
+
+def has_transform(source: Source) -> bool:
+    """Whether ``source`` has a transform, or a source below it that it reads."""
+    if source.transform is not None:
+        return True
+    below = isinstance(source, SubsetSource) and source.reads_base
+    return below and has_transform(source.base)  # type: ignore[attr-defined]
 
 
 def checked_length(dataset: Any) -> int:

@@ -19,11 +19,48 @@ from adapruner.data.sources.find import as_source
 def test_stored_classes_count_only_where_items_have_them_as_targets() -> None:
     assert as_source(Coarse(), target="label").targets.tolist() == [i % 5 for i in range(60)]
     for dataset in (Coarse(), Subset(Coarse(), range(50)), ConcatDataset([Coarse(), Coarse()])):
-        assert as_source(dataset, target="coarse").targets is None
+        source = as_source(dataset, target="coarse")
+        assert (source.targets, source.class_names) == (None, None)
     with pytest.raises(ValueError, match="balance"):
         fast_prune(Model(), Coarse(), 0.5, 2, target="coarse", balance="class", progress=False)
     result = fast_prune(Model(), Coarse(), 0.5, 2, target="coarse", progress=False)
     assert result.targets is None
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.int64,
+        np.array,
+        torch.tensor,
+        lambda number: torch.tensor([number], dtype=torch.uint8),
+        float,
+        lambda number: torch.full((3,), number),  # no single number
+    ],
+)
+def test_targets_of_any_form_are_compared(form: Any) -> None:
+    class Formed(Coarse):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            item = super().__getitem__(index)
+            return item | {"coarse": form(item["coarse"]), "label": form(item["label"])}
+
+    assert as_source(Formed(), target="coarse").targets is None
+    known = as_source(Formed(), target="label").targets
+    if np.size(np.asarray(form(1))) == 1:
+        assert known.tolist() == Coarse().labels
+    else:
+        assert known is None
+
+
+def test_a_sample_without_its_target_is_left_to_the_run() -> None:
+    class Lacking(Coarse):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            item = super().__getitem__(index)
+            return {"x": item["x"]} if index == 0 else item
+
+    assert as_source(Lacking(), target="label").targets.tolist() == Lacking().labels
+    result = fast_prune(Model(), Lacking(), 0.5, 2, target="label", progress=False)
+    assert [index for index, _ in result.unreadable] == [0]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, -1])
