@@ -123,11 +123,14 @@ class TestExport:
         file, moved = tmp_path / "kept.safetensors", tmp_path / "moved"
         assert run("prune", images, "--out", file, *TINY).code == 0
         images.rename(moved)
-        arguments = ("export", file, "--to", "paths", "--out", tmp_path / "kept.txt")
+        arguments = ("export", file, "--to", "links", "--out", tmp_path / "kept")
         code, _, err = run(*arguments)
         assert code == 1
         assert f"{images} does not exist; give its place with --data" in err
         assert run(*arguments, "--data", moved).code == 0
+        assert len(as_source(tmp_path / "kept")) == 35
+        # The result has the paths, so these need no folder.
+        assert run("export", file, "--to", "paths", "--out", tmp_path / "kept.txt").code == 0
         assert len((tmp_path / "kept.txt").read_text().splitlines()) == 35
 
 
