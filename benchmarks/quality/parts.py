@@ -39,7 +39,7 @@ WHOLE = "all parts"
 WITHOUT: dict[str, dict[str, Any]] = {
     WHOLE: {},
     "chance: the best are kept": {"sharpness": 1e6},
-    "doubt of few epochs": {"few_epochs": 1e-9},
+    "less trust in few epochs": {"few_epochs": 1e-9},
     "the easy end": {"target_range": (-math.inf, 0.35)},
     "the hard end": {"hard_side_weight": 0.0},
     "more weight on the hard side": {"hard_side_weight": 1.0},
