@@ -63,7 +63,7 @@ def write_report(
         # File names may hold characters that UTF-8 lacks. These become "?".
         temporary.write_bytes(_page(result, source).encode("utf-8", errors="replace"))
 
-    check_replaces_no_data(result, path)
+    check_replaces_no_data(path, result.dataset, result.paths, result.source)
     replace_atomically(path, write)
 
 

@@ -71,7 +71,7 @@ def export(
     if write is None:
         raise ValueError(f"to must be one of {', '.join(_FORMATS)}; found {to!r}")
     found = find_source(result, source, needed=to)
-    check_replaces_no_data(result, destination)
+    check_replaces_no_data(destination, result.dataset, result.paths, result.source)
     write(result, Path(destination), found)
 
 

@@ -224,7 +224,7 @@ class PruneResult:
         """
         from adapruner.results.protected import check_replaces_no_data
 
-        check_replaces_no_data(self, path)
+        check_replaces_no_data(path, self.dataset, self.paths, self.source)
         tensors = {"indices": self.indices, "gate_logits": self.gate_logits}
         known = {name: getattr(self, name) for name in _OPTIONAL}
         tensors |= {name: tensor for name, tensor in known.items() if tensor is not None}
