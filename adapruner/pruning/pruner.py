@@ -215,8 +215,9 @@ class Pruner(Run):
         check_tensors(logits=logits, target=target)
         ids, factor = self._own(ids)
         if factor:
-            by = CrossEntropy(weight, ignore_index, label_smoothing)
-            self._note_targets(by, logits.shape, target, ids)
+            if self._notes_targets():
+                by = CrossEntropy(weight, ignore_index, label_smoothing)
+                self.constant.note(by, logits.shape, target, ids)
         else:
             logits, target, overwrite_logits = logits[:0], target[:0], False
         predicted = predicted_classes(logits)  # now, since the logits may be overwritten
@@ -288,9 +289,10 @@ class Pruner(Run):
             check_whole_weight("linear_bias", linear_bias)
         ids, factor = self._own(ids)
         if factor:
-            by = CrossEntropy(weight, ignore_index, label_smoothing)
-            shape = torch.Size((*hidden.shape[:-1], len(linear_weight)))
-            self._note_targets(by, shape, target, ids)
+            if self._notes_targets():
+                by = CrossEntropy(weight, ignore_index, label_smoothing)
+                shape = torch.Size((*hidden.shape[:-1], len(linear_weight)))
+                self.constant.note(by, shape, target, ids)
         else:
             hidden, target = hidden[:0], target[:0]
         losses = ops.masked_linear_cross_entropy(
@@ -356,8 +358,8 @@ class Pruner(Run):
             >>> pruner.custom_loss(losses.multi_label, outputs, labels, ids).backward()
         """
         own, factor = self._own(ids)
-        if factor and isinstance(outputs, Tensor):
-            self._note_targets(loss, outputs.shape, targets, own, outputs.dtype)
+        if factor and isinstance(outputs, Tensor) and self._notes_targets():
+            self.constant.note(loss, outputs.shape, targets, own, outputs.dtype)
         return self.weigh(loss(outputs, targets), ids, logits_of_classes(outputs, targets))
 
     def observe(self, sample_loss: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:
@@ -405,21 +407,13 @@ class Pruner(Run):
             )
         return predicted_classes(logits if factor else logits[:0])
 
-    def _note_targets(
-        self,
-        loss: SampleLoss,
-        shape: torch.Size,
-        targets: Any,
-        ids: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Note the targets of a batch of the first epoch, for the unit of losses."""
+    def _notes_targets(self) -> bool:
+        """Whether the targets of this batch count for the unit of losses: in the first epoch."""
         if torch.compiler.is_compiling():  # the epoch would be a constant of the graph
-            return
+            return False
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            return  # a replay of the graph does not come here
-        if self.epoch == 0 and self.method.by_first_loss and is_visit():
-            self.constant.note(loss, shape, targets, ids, dtype)
+            return False  # a replay of the graph does not come here
+        return self.epoch == 0 and self.method.by_first_loss and is_visit()
 
     def _own(self, ids: Tensor) -> tuple[Tensor, float]:
         """The ids of a batch on the gates' device, and the factor of its mean loss.

@@ -124,10 +124,9 @@ def fast_prune(
         evaluation_transform: applied instead to the held-out samples and to ``validation_data``;
             ``transform`` where None.
         validation_data: held-out data, in any form of ``data``, with the same numbers of the
-            classes. Where None, 5 % of ``data`` (at
-            most 5,000 samples) is held out of the training. These samples are ranked by their
-            losses in the evaluations, and kept by their own share. If 5 % is below 20 samples,
-            nothing is held out.
+            classes. Where None, 5 % of ``data`` (at most 5,000 samples) is held out of the
+            training. These samples are ranked by their losses in the evaluations, and kept by their
+            own share. If 5 % is below 20 samples, nothing is held out.
         learning_rate: highest learning rate of the default optimiser; 2e-3 where None.
         optimizer: function of the model's parameters. It returns an optimiser, or an optimiser and
             a learning rate scheduler, which is stepped once per epoch. Where None, AdamW with a

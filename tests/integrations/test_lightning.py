@@ -74,6 +74,18 @@ def loader_of(samples: int, **arguments: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*blobs(samples)), BATCH, shuffle=True, **arguments)
 
 
+def trainer_of(folder: Path, *callbacks: Any, **arguments: Any) -> Any:
+    """A Trainer; the first callback prunes, and only others make checkpoints."""
+    return lightning.Trainer(
+        **{"max_epochs": EPOCHS, "logger": False, "accelerator": "cpu", "devices": 1} | arguments,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        enable_checkpointing=len(callbacks) > 1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
 def fit(
     folder: Path,
     *callbacks: Any,
@@ -83,14 +95,7 @@ def fit(
     **arguments: Any,
 ) -> tuple[Net, AdaprunerCallback, Any]:
     module, pruning = module or Net(), AdaprunerCallback(keep_ratio=0.5)
-    trainer = lightning.Trainer(
-        **{"max_epochs": EPOCHS, "logger": False, "accelerator": "cpu", "devices": 1} | arguments,
-        default_root_dir=folder,
-        callbacks=[pruning, *callbacks],
-        enable_checkpointing=bool(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_of(folder, pruning, *callbacks, **arguments)
     training = pruning.loader(loader_of(N, num_workers=workers))
     trainer.fit(module, training, loader_of(40), ckpt_path=checkpoint)
     return module, pruning, trainer
@@ -301,17 +306,7 @@ def test_a_loader_beside_a_longer_one_begins_again(tmp_path: Path) -> None:
             return super().training_step(batch["a"], _)
 
     net, pruning = Two(False), AdaprunerCallback(keep_ratio=0.5)
-    trainer = lightning.Trainer(
-        max_epochs=2,
-        logger=False,
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=tmp_path,
-        callbacks=[pruning],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_of(tmp_path, pruning, max_epochs=2)
     loaders = {"a": pruning.loader(loader_of(64)), "b": loader_of(7 * BATCH)}
     with pytest.warns(PruningWarning, match="losses"):  # of samples that are read twice
         trainer.fit(net, loaders)
@@ -331,17 +326,7 @@ def test_a_loader_beside_a_stream_begins_again_at_its_start(tmp_path: Path) -> N
             return super().training_step(batch["a"], _)
 
     net, pruning = Two(False), AdaprunerCallback(keep_ratio=0.5)
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        logger=False,
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=tmp_path,
-        callbacks=[pruning],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_of(tmp_path, pruning, max_epochs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samples that are read twice
         trainer.fit(net, {"a": pruning.loader(loader_of(64)), "b": DataLoader(Stream(), BATCH)})

@@ -327,10 +327,9 @@ def origin(source: Source) -> Source:
 
 def has_transform(source: Source) -> bool:
     """Whether ``source`` has a transform, or a source below it that it reads."""
-    if source.transform is not None:
+    if isinstance(source, SubsetSource) and source.reads_base and has_transform(source.base):
         return True
-    below = isinstance(source, SubsetSource) and source.reads_base
-    return below and has_transform(source.base)  # type: ignore[attr-defined]
+    return source.transform is not None
 
 
 def checked_length(dataset: Any) -> int:
