@@ -198,8 +198,9 @@ def tables() -> dict[str, list[Run]]:
             grid(CIFAR, "same steps", STATIC_METHODS, (0.7,), ("clean",), five),
         ),
         "cifar-large": distinct(
-            grid(LARGE, "same epochs", STATIC_METHODS, (0.9, 0.7), ("clean",), five),
-            grid(LARGE, "same epochs", BESIDE_CHANCE, (0.5, 0.3), ("clean",), five),
+            grid(LARGE, "same epochs", TRANSFER_METHODS, (0.9, 0.7), ("clean",), five),
+            grid(LARGE, "same epochs", BESIDE_CHANCE, ALL_RATIOS, ("clean",), five),
+            grid(LARGE, "same epochs", ("full", *BESIDE_CHANCE), ALL_RATIOS, (NOISE,), five),
         ),
         "transfer": distinct(
             *(
