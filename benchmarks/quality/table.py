@@ -208,7 +208,7 @@ def tables() -> dict[str, list[Run]]:
                 for name in SELECTED_BY
             ),
             *(
-                grid(name, "same epochs", TRANSFER_METHODS, (0.7, 0.5), (NOISE,), five)
+                grid(name, "same epochs", TRANSFER_METHODS, (0.7, 0.5), CLEAN_OR_NOISY, ten)
                 for name, own in SELECTED_BY.items()
                 if own == "letter"
             ),
@@ -230,7 +230,7 @@ def tables() -> dict[str, list[Run]]:
             grid("letter", "same epochs", FEW, (0.7, 0.5), CLEAN_OR_NOISY, ten),
             grid("letter", "joint", FEW_JOINT, (0.7, 0.5), CLEAN_OR_NOISY, ten),
             grid("letter", "same epochs", FEW, (0.9, 0.8, 0.3), ("clean",), ten),
-            grid("letter", "same epochs", FEW, (0.9, 0.3), (NOISE,), five),
+            grid("letter", "same epochs", FEW, (0.9, 0.3), (NOISE,), ten),
             grid("letter", "same epochs", BESIDE_CHANCE, (0.95, 0.1), ("clean",), ten),
             grid("letter", "same epochs", BESIDE_CHANCE, (0.95, 0.8, 0.1), (NOISE,), ten),
         ),
@@ -293,9 +293,9 @@ def tables() -> dict[str, list[Run]]:
             grid(LONG, "same epochs", ("full", *BESIDE_CHANCE), ALL_RATIOS, (NOISE,), five),
         ),
         "held-back": distinct(
-            grid("text", "same epochs", FEW, (0.7, 0.5), CLEAN_OR_NOISY, five),
-            grid("text", "same epochs", BESIDE_CHANCE, ALL_RATIOS, CLEAN_OR_NOISY, five),
-            grid("text", "joint", (*FEW_JOINT, *OTHER_JOINT), JOINT_RATIOS, CLEAN_OR_NOISY, five),
+            grid("text", "same epochs", FEW, (0.7, 0.5), CLEAN_OR_NOISY, ten),
+            grid("text", "same epochs", BESIDE_CHANCE, ALL_RATIOS, CLEAN_OR_NOISY, ten),
+            grid("text", "joint", (*FEW_JOINT, *OTHER_JOINT), JOINT_RATIOS, CLEAN_OR_NOISY, ten),
         ),
         # What runs take: into a folder of its own, by one worker on a machine that is idle.
         "cost": distinct(
