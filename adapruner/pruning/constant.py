@@ -23,8 +23,8 @@ _MOST_STEPS = 50
 _MARGIN = 1.1
 
 
-class _Noted(NamedTuple):
-    """A batch: the dataset indices of its samples, and their targets."""
+class Noted(NamedTuple):
+    """Samples: their dataset indices, int64 ``[n]``, and their targets, ``[n, ...]``."""
 
     ids: Tensor
     targets: Tensor
@@ -43,6 +43,8 @@ class ConstantLoss:
     Attributes:
         value: the mean loss; None before :meth:`close`, or where it is not known.
         doubt: why it is not known, or None.
+        used: the samples that it was found from, by index, without ignored targets. None before,
+            for a value that was taken, and on a rank that noted none itself.
         shared: what all ranks had noted when they last called :meth:`share`, while more was to
             come. ``ids``, int64 ``[n]``, and ``targets``, ``[n, ...]``, on the CPU; ``so_far``, the
             mean loss for these targets.
@@ -51,6 +53,7 @@ class ConstantLoss:
     def __init__(self, num_samples: int, ranks: Ranks) -> None:
         self.value: float | None = None
         self.doubt: str | None = None
+        self.used: Noted | None = None
         self._ranks = ranks
         # A small dataset is noted whole, because the last batches of an epoch have other sizes.
         enough = num_samples if num_samples < 2 * ENOUGH_SAMPLES else ENOUGH_SAMPLES
@@ -59,10 +62,10 @@ class ConstantLoss:
         self._loss: SampleLoss | None = None
         self._shape = torch.Size()  # of the outputs of a sample
         self._dtype = torch.float32
-        self._noted: list[_Noted] = []
+        self._noted: list[Noted] = []
         # The mean loss for so many targets, when they were shared.
         self._so_far: float | None = None
-        self._counted = 0
+        self._so_many = 0
         self.shared: dict[str, Any] | None = None
 
     def note(
@@ -91,7 +94,7 @@ class ConstantLoss:
         self._loss, self._shape = loss, shape[1:]
         self._dtype = torch.promote_types(dtype, torch.float32)
         # A loop may use the memory again.
-        self._noted.append(_Noted(ids.to(targets.device, copy=True), targets.detach().clone()))
+        self._noted.append(Noted(ids.to(targets.device, copy=True), targets.detach().clone()))
 
     def share(self) -> None:
         """Gather what all ranks have noted, if more is to come, as ``shared``. All must call it."""
@@ -102,16 +105,18 @@ class ConstantLoss:
         if len(found.ids) >= self._most * self._ranks.size:
             self.close()  # nothing more would be noted
             return
-        order = found.ids.argsort()
-        ids, targets = found.ids[order], found.targets[order]
-        self._so_far, self._counted = self._agreed(self._found(targets)), len(ids)
-        self.shared = {"ids": ids.cpu(), "targets": targets.cpu(), "so_far": self._so_far}
+        self._so_far, self._so_many = self._agreed(self._found(found.targets)), len(found.ids)
+        self.shared = {
+            "ids": found.ids.cpu(),
+            "targets": found.targets.cpu(),
+            "so_far": self._so_far,
+        }
 
     def resume(self, shared: dict[str, Any]) -> None:
         """Go on from what was ``shared``. Each rank takes its part."""
         part = slice(self._ranks.rank, None, self._ranks.size)
-        self._noted = [_Noted(shared["ids"][part].clone(), shared["targets"][part].clone())]
-        self._so_far, self._counted = shared.get("so_far"), len(shared["ids"])
+        self._noted = [Noted(shared["ids"][part].clone(), shared["targets"][part].clone())]
+        self._so_far, self._so_many = shared.get("so_far"), len(shared["ids"])
         self.shared = shared
 
     def close(self) -> None:
@@ -121,7 +126,8 @@ class ConstantLoss:
         found = self._gathered()
         if found is None:
             return
-        self.take(self._agreed(self._found(found.targets[found.ids.argsort()])))
+        self.used = self._counted(found)
+        self.take(self._agreed(self._found(found.targets)))
 
     def take(self, value: float | None) -> None:
         """Take a loss that is known already."""
@@ -130,7 +136,7 @@ class ConstantLoss:
 
     def _found(self, targets: Tensor) -> float | None:
         """The mean loss for these targets. Known if :meth:`share` saw no fewer."""
-        if self._loss is None or len(targets) == self._counted:
+        if self._loss is None or len(targets) == self._so_many:
             return self._so_far
         self.doubt = None
         try:
@@ -138,6 +144,13 @@ class ConstantLoss:
         except Exception as error:  # of the user's function, which never saw a constant
             self.doubt = f"{type(error).__name__}: {error}"
             return None
+
+    def _counted(self, found: Noted) -> Noted | None:
+        """Those whose targets are not ignored; None if this rank has noted no loss that tells."""
+        if not isinstance(self._loss, CrossEntropy):
+            return None if self._loss is None else found
+        counted = self._loss.counted(found.targets, self._shape[0])
+        return Noted(found.ids[counted], found.targets[counted])
 
     def _agreed(self, value: float | None) -> float | None:
         """The value of the first rank that has one. A rank without a share has noted nothing."""
@@ -150,13 +163,13 @@ class ConstantLoss:
             return mean_loss
         return self.value
 
-    def _gathered(self) -> _Noted | None:
-        """What all ranks have noted, or None if that is nothing."""
+    def _gathered(self) -> Noted | None:
+        """What all ranks have noted, by index, or None if that is nothing."""
         own, form = None, None
         if self._noted:
             device = self._noted[-1].ids.device  # those of a state are on the CPU
             each = zip(*self._noted, strict=True)
-            own = _Noted(*(torch.cat([part.to(device) for part in parts]) for parts in each))
+            own = Noted(*(torch.cat([part.to(device) for part in parts]) for parts in each))
             form = _form(own.targets)
         count = 0 if own is None else len(own.ids)
         notes = self._ranks.exchange("targets of a constant loss", [form, count])
@@ -166,14 +179,15 @@ class ConstantLoss:
         dtype, *row = forms[0]
         if own is None:
             empty = torch.zeros(0, *row, dtype=getattr(torch, dtype), device="cpu")
-            own = _Noted(torch.zeros(0, dtype=torch.int64, device="cpu"), empty)
+            own = Noted(torch.zeros(0, dtype=torch.int64, device="cpu"), empty)
         counts = [count for _, count in notes]
         ids = self._ranks.gather(own.ids, counts)
         size = own.targets.element_size() * math.prod(row)
         # As bytes, because not every backend takes every dtype.
         data = own.targets.reshape(-1).view(torch.uint8)
         data = self._ranks.gather(data, [count * size for count in counts])
-        return _Noted(ids, data.view(own.targets.dtype).reshape(len(ids), *row))
+        order = ids.argsort()
+        return Noted(ids[order], data.view(own.targets.dtype).reshape(len(ids), *row)[order])
 
 
 def _form(targets: Tensor) -> list[Any]:
@@ -232,7 +246,7 @@ class CrossEntropy:
     label_smoothing: float
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        counted = self._counted(targets, logits.shape[1])
+        counted = self.counted(targets, logits.shape[1])
         losses = functional.cross_entropy(
             logits,
             torch.where(counted, targets, 0).long(),
@@ -248,7 +262,7 @@ class CrossEntropy:
         The mean loss is Σ −a_c·log p_c over the classes, with a_c = (1 − α)·w_c·f_c + α·w_c/C, the
         frequencies f_c, the weights w_c and the smoothing α. It is smallest for p_c = a_c / Σa.
         """
-        counted = targets[self._counted(targets, classes)].long()
+        counted = targets[self.counted(targets, classes)].long()
         frequencies = counted.bincount(minlength=classes).double() / max(len(counted), 1)
         weight = torch.ones_like(frequencies) if self.weight is None else self.weight.double()
         weight = weight.detach().to(targets.device)
@@ -258,5 +272,6 @@ class CrossEntropy:
         evenly = smooth * weight[weight > 0] @ surprise[weight > 0] if smooth else 0.0
         return part * weight[counted] * surprise[counted].nan_to_num(posinf=0.0) + evenly
 
-    def _counted(self, targets: Tensor, classes: int) -> Tensor:
+    def counted(self, targets: Tensor, classes: int) -> Tensor:
+        """Bools ``[n]``: the targets that are classes, and not ignored."""
         return (targets >= 0) & (targets < classes) & (targets != self.ignore_index)

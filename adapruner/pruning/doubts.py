@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from adapruner.pruning import bitmask
+from adapruner.pruning.constant import Noted
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.methods.base import Method
 from adapruner.pruning.methods.published import Published
@@ -52,6 +56,35 @@ def no_constant(reason: str | None) -> str | None:
         "the loss function failed for a constant prediction, so the unit of losses is their mean "
         f"in the first epoch, which may be too large: {reason}"
     )
+
+
+def other_targets(classes: Any, noted: Noted | None) -> str | None:
+    """The warning for a dataset that names other classes than its batches have, or None.
+
+    Args:
+        classes: class of each sample as the dataset names it, integers ``[N]``; None if unknown.
+        noted: samples with the targets that batches had.
+    """
+    if classes is None or noted is None or not _are_classes(noted.targets):
+        return None
+    named = np.asarray(classes)[noted.ids.cpu().numpy()]
+    targets = noted.targets.cpu().numpy()
+    first = dict(zip(named.tolist(), targets.tolist(), strict=True))
+    differs = np.array([first[name] != target for name, target in zip(named, targets, strict=True)])
+    if not differs.any():
+        return None
+    which = int(differs.argmax())
+    name, target = named[which].item(), targets[which].item()
+    return (
+        "the dataset names other classes than the targets of its items: found the targets "
+        f"{target} and {first[name]} for samples of class {name}. Floors of classes, shares of "
+        "classes and suspects go by the classes that it names. If its attribute `targets`, "
+        "`labels` or `y` is about something else, say where an item has its target (target=)"
+    )
+
+
+def _are_classes(targets: Tensor) -> bool:
+    return targets.dim() == 1 and not (targets.is_floating_point() or targets.is_complex())
 
 
 def unread_samples(entry: Mapping[str, Any], may_drop: int) -> str | None:

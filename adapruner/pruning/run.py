@@ -297,6 +297,8 @@ class Run:
             if self.epoch == 0:
                 self.constant.close()
                 self.warn("constant", doubts.no_constant(self.constant.doubt))
+                named = None if self.samples is None else self.samples.targets
+                self.warn("classes", doubts.other_targets(named, self.constant.used))
             if self.epoch in (0, self.warmup_epochs):
                 self.warn("ids", doubts.ids_like_positions(self.gates))
             entry = self._end_epoch(loss, standard_error, last=self.epoch + 1 == self.epochs)

@@ -150,3 +150,40 @@ def test_a_result_keeps_the_warnings_of_the_run_and_its_own() -> None:
     few = "a selection needs about 10 epochs to be better than a random set; found epochs=8"
     ended = "the run ended in epoch {} of 8, so its result is partial"
     assert texts == [[few, ended.format(3)], [few, ended.format(5)], [few]]
+
+
+class Named(torch.utils.data.Dataset):
+    """The attribute `labels` names classes, and items have targets of their own."""
+
+    def __init__(self, target_of: Callable[[int], int]) -> None:
+        self.labels, self.target_of = [i % 4 for i in range(N)], target_of
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((2,), float(index)), self.target_of(index)
+
+
+@pytest.mark.parametrize(
+    ("target_of", "told"),
+    [
+        pytest.param(lambda i: i // 10, True, id="another field"),
+        pytest.param(lambda i: i % 4 if i != 50 else 3, True, id="one sample"),
+        pytest.param(lambda i: i % 4, False, id="the same"),
+        pytest.param(lambda i: i % 2, False, id="classes merged"),
+        pytest.param(lambda i: 3 - i % 4, False, id="classes numbered anew"),
+        pytest.param(lambda i: i % 4 if i < 50 else 9, False, id="some ignored"),
+    ],
+)
+def test_targets_that_are_not_the_classes_of_the_dataset_are_warned_of(
+    target_of: Callable[[int], int], told: bool
+) -> None:
+    pruner = Pruner(N, 0.5, 12)
+    loader = pruner.loader(Named(target_of), 16)
+    logits = torch.zeros(N, 10, requires_grad=True)
+    for _, targets, ids in loader:
+        pruner.loss(logits[ids], targets, ids, ignore_index=9)
+    found = [text for text in messages(pruner.step) if "names other classes" in text]
+    assert len(found) == told
+    assert not told or "found the targets" in found[0]
