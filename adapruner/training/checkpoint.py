@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,19 @@ def describe(module: torch.nn.Module) -> list[list[Any]]:
     """Name and shape of every parameter and buffer, to compare with a checkpoint's model."""
     # The extra state of a module may be anything.
     return [[name, list(getattr(v, "shape", ()))] for name, v in module.state_dict().items()]
+
+
+def describe_function(function: Any) -> str | None:
+    """The text of a function or another callable, to compare with that of a checkpoint.
+
+    It is the same in every process: without addresses.
+    """
+    if function is None:
+        return None
+    if isinstance(function, (type, types.FunctionType, types.BuiltinFunctionType)):
+        return f"{function.__module__}.{function.__qualname__}"
+    try:
+        text = repr(function)
+    except Exception:  # of the user's class
+        text = type(function).__qualname__
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

@@ -35,7 +35,7 @@ from adapruner.pruning.constant import SampleLoss
 from adapruner.pruning.methods import DEFAULT_METHOD
 from adapruner.pruning.pruner import Pruner
 from adapruner.results.result import PruneResult
-from adapruner.training.checkpoint import describe
+from adapruner.training.checkpoint import describe, describe_function
 from adapruner.training.groups import hold_out, quota_labels
 from adapruner.training.parallel import core_of, shared_model
 from adapruner.training.trainer import CrossEntropy, OptimizerFactory, Trainer
@@ -294,6 +294,9 @@ def fast_prune(
         "ignore_index": cross_entropy.ignore_index,
         "label_smoothing": cross_entropy.label_smoothing,
         "validation_data": None if validation_data is None else evaluated.fingerprint(),
+        "transform": describe_function(transform or getattr(data, "transform", None)),
+        "evaluation_transform": describe_function(evaluation_transform),
+        "collate_fn": describe_function(collate_fn),
     }
     same = {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
     ranks.meet("fast_prune", None, **settings, **same)

@@ -45,6 +45,8 @@ _OPTIMIZER = (
     "optimiser and a scheduler; found {}"
 )
 
+# Settings of a run that may be functions. Nobody can tell whether two are the same for sure.
+FUNCTIONS = ("transform", "evaluation_transform", "collate_fn")
 # Each precision and the dtype of its autocast.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -324,16 +326,25 @@ class Trainer:
 
     def _take_up(self, state: dict[str, Any], settings: dict[str, Any], owner: str) -> None:
         check_same_dataset(owner, "fingerprint", state["fingerprint"], self.pruner.fingerprint)
-        saved_size = state["settings"]["batch_size"]
+        saved = state["settings"]
+        saved_size = saved["batch_size"]
         if saved_size * state.get("ranks", 1) == settings["batch_size"] * self.ranks.size:
             settings = settings | {"batch_size": saved_size}
-        for name, value in settings.items():
-            if (found := state["settings"].get(name)) != value:
+        others = {name: value for name, value in settings.items() if saved.get(name) != value}
+        for name, value in others.items():
+            if name not in FUNCTIONS:
                 raise ValueError(
                     f"{owner} was made with another {name}: expected {reprlib.repr(value)}, found "
-                    f"{reprlib.repr(found)}; remove it to start again, or choose another folder"
+                    f"{reprlib.repr(saved.get(name))}; remove it to start again, or choose another "
+                    "folder"
                 )
         self.pruner.load_state_dict(state["pruner"])
+        for name in () if self.pruner.finished else others:
+            self.pruner.warn(
+                name,
+                f"the run goes on with another {name} than before: {others[name]}; found "
+                f"{saved.get(name)} in {owner}. So the selection rests on losses of both",
+            )
         load_whole(core_of(self.model), state["model"])
         load_whole_optimizer(self.optimizer, state["optimizer"])
         if self.scheduler is not None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from support.training_data import Stop, blobs, checkpointed, outcome
 from torch import nn
+from torch.utils.data import default_collate
 
 from adapruner import PruneResult
 from adapruner.training import CHECKPOINT_NAME
@@ -255,6 +257,58 @@ def test_run_goes_on_with_any_optimizer(tmp_path: Path, optimizer: str | None) -
     assert outcome(result) == outcome(whole)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
+
+
+class Scaled:
+    """A transform whose repr has the address of a function, which differs in every process."""
+
+    def __init__(self, by: float) -> None:
+        self.by, self.function = by, lambda x: x * by
+
+    def __repr__(self) -> str:
+        return f"Scaled({self.by}, {self.function!r})"
+
+    def __call__(self, x: Any) -> Any:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "told"),
+    [
+        pytest.param({"transform": Scaled(1)}, {"transform": Scaled(1)}, [], id="the same"),
+        pytest.param(
+            {"transform": Scaled(1)},
+            {"transform": Scaled(2)},
+            ["another transform than before: Scaled(2, ", "found Scaled(1, "],
+            id="another",
+        ),
+        pytest.param(
+            {"evaluation_transform": Scaled(1)},
+            {},
+            ["another evaluation_transform than before: None; found Scaled(1, "],
+            id="none",
+        ),
+        pytest.param(
+            {},
+            {"collate_fn": partial(default_collate)},
+            ["another collate_fn than before: functools.partial(", "default_collate in the"],
+            id="collate",
+        ),
+    ],
+)
+def test_another_transform_at_a_resume_is_warned_of(
+    tmp_path: Path, first: dict[str, Any], then: dict[str, Any], told: list[str]
+) -> None:
+    with pytest.raises(Stop):
+        checkpointed(tmp_path, stop_at=17, **first)
+    for _ in range(2):  # resumed in the middle, and finished: then the result is that of before
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _, result = checkpointed(tmp_path, **then)
+        texts = [t for t in result.warnings if "the run goes on with another" in t]
+        assert len(texts) == bool(told)
+        assert all(part in texts[0] for part in told)
+    assert not any("goes on with another" in str(one.message) for one in caught)
 
 
 def test_finished_run_gives_its_result_at_once(tmp_path: Path) -> None:
