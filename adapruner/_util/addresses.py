@@ -6,8 +6,25 @@ import re
 from typing import Any
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
+_QUERY = re.compile(r"\?[^/]*=")
 
 
 def is_address(data: Any) -> bool:
     """Whether ``data`` is text such as ``s3://bucket/name``."""
     return isinstance(data, str) and _ADDRESS.match(data) is not None
+
+
+def check_address(address: str) -> None:
+    """Raise ValueError for an address with a secret. Messages and results show addresses."""
+    if match := _PASSWORD.search(address):
+        shown = f"{address[: match.start()]}://…@{address[match.end() :]}"
+        raise ValueError(
+            f"an address must hold no password, since results and messages show it; found {shown}. "
+            "Pass it as one of the storage_options of adapruner.data.RemoteOptions"
+        )
+    if match := _QUERY.search(address):
+        raise ValueError(
+            "an address must have no query, as presigned addresses have: one address names all "
+            f"shards, or each shard; found {address[: match.start()]}?…"
+        )

@@ -21,7 +21,7 @@ from adapruner._util.checks import check_same_dataset
 from adapruner._util.progress import bar_is_shown, tell
 from adapruner._util.tensors import to_cpu
 from adapruner.data.sources.items import described
-from adapruner.data.unreadable import Unreadable, refuse_unreadable
+from adapruner.data.unreadable import Unreadable, no_sample_readable, refuse_unreadable
 from adapruner.errors import FileFormatError
 from adapruner.pruning.constant import SampleLoss
 from adapruner.pruning.pruner import Pruner
@@ -152,7 +152,9 @@ class Trainer:
             leave=False,
             disable=not bar_is_shown(self.progress),
         )
+        seen = 0
         for position, (inputs, targets, ids) in enumerate(bar):
+            seen += 1
             if self.highest_rate is not None:
                 done = share_done(planned_reads, pruner.epoch, position / batches)
                 set_learning_rate(self.optimizer, self.highest_rate, done)
@@ -169,6 +171,8 @@ class Trainer:
             if self._steps.full:
                 self._look()
         self._look()
+        if self.ranks.alone and batches and not seen and pruner.unreadable:
+            raise no_sample_readable()
         self.ranks.copy_first(list(self.model.buffers()))  # the statistics of batch norms
         if not self._steps.finite:
             pruner.synchronize()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+_STATUSES = {"500": 500, "gone": 404, "401": 401, "403": 403}
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
@@ -36,8 +37,9 @@ class ObjectServer:
     Attributes:
         objects: contents by path, such as "/train/0.tar".
         fault: called for each request; "", "500", "cut" (half an answer), "slow" (no answer for
-            ``pause`` seconds), "whole" (the range is ignored) or "gone".
+            ``pause`` seconds), "whole" (the range is ignored), "gone", "401" or "403".
         etags: whether answers have an ETag.
+        date: the Last-Modified of answers, or nothing.
         behind: address of the server to pass requests on to, or None.
         requests: all requests so far.
         sent: bytes of all bodies that were sent.
@@ -46,6 +48,7 @@ class ObjectServer:
     objects: dict[str, bytes] = field(default_factory=dict)
     fault: Callable[[Request], str] = lambda request: ""
     etags: bool = True
+    date: str = ""
     behind: str | None = None
     pause: float = 2.0
     address: str = ""
@@ -62,6 +65,8 @@ class ObjectServer:
         told = {"Accept-Ranges": "bytes"}
         if self.etags:
             told["ETag"] = f'"{hashlib.md5(content).hexdigest()}"'
+        if self.date:
+            told["Last-Modified"] = self.date
         if request.range is None:
             return 200, told, content
         first, last = request.range
@@ -111,8 +116,8 @@ def object_server(**settings: Any) -> Iterator[ObjectServer]:
                 fault = store.fault(request)
             if fault == "slow":
                 time.sleep(store.pause)
-            if fault in ("500", "gone"):
-                self._send(500 if fault == "500" else 404, {}, b"")
+            if fault in _STATUSES:
+                self._send(_STATUSES[fault], {}, b"")
                 return
             status, headers, body = store.answer(
                 request._replace(range=None) if fault == "whole" else request, self.headers

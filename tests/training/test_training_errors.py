@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, IterableDataset
 from adapruner import UnreadableSampleError, fast_prune
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint
+from adapruner.vision import to_tensor
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -284,6 +285,30 @@ def test_inputs_that_are_nan_everywhere(tmp_path: Path) -> None:
         prune((x * math.nan, y), model, checkpoint_dir=tmp_path)
     assert model.weight.isfinite().all()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_data_that_go_away_are_named_and_not_the_learning_rate(tmp_path: Path, loader: str) -> None:
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    image_module = pytest.importorskip("PIL.Image")
+    for index in range(24):
+        path = tmp_path / "images" / str(index % 2) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image_module.fromarray(np.full((8, 8, 3), index * 10, np.uint8)).save(path)
+
+    class Moves(nn.Sequential):
+        calls = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 6:  # the end of the first epoch
+                (tmp_path / "images").rename(tmp_path / "away")
+            return super().forward(inputs)
+
+    model = Moves(nn.Flatten(), nn.Linear(192, 2))
+    with pytest.raises(UnreadableSampleError, match="expected a readable sample"):
+        prune(str(tmp_path / "images"), model, loader=loader, batch_size=4, transform=to_tensor)
 
 
 # --- where the checkpoint cannot be written

@@ -17,6 +17,10 @@ _IN_SCANS = np.zeros(256, np.bool_)
 _IN_SCANS[[0x00, 0xC4, *range(0xD0, 0xD8), 0xD9, 0xDA, 0xFF]] = True
 _PNG_START, _PNG_END, _PNG_FRAMES = b"\x89PNG\r\n\x1a\n", b"IEND", b"acTL"
 _MAX_BITS = 8
+# Pillow fails if these chunks are shorter. A transparent colour has 2 bytes of grey, or 6 of RGB.
+_LEAST_BYTES = {b"cHRM": 32, b"gAMA": 4, b"pHYs": 9, b"sRGB": 1}
+_TRANSPARENT, _LEAST_OF_COLOUR = b"tRNS", {0: 2, 2: 6}
+_COMPRESSED_TEXTS = (b"zTXt", b"iTXt")  # Pillow unpacks them, and refuses very large ones
 
 
 def dali_decodes(encoded: npt.NDArray[np.uint8]) -> bool:
@@ -25,8 +29,8 @@ def dali_decodes(encoded: npt.NDArray[np.uint8]) -> bool:
     A whole JPEG is grey or has three colours, ends with its end mark, and has no strange mark
     after its header. If it is not progressive, it has one scan: before another one, which a flipped
     bit can feign, DALI stops and Pillow fails. A sound PNG has at most 8 bits a channel, right
-    checksums, its end mark and one frame. DALI and Pillow read such images alike. Pillow decodes
-    the rest.
+    checksums, its end mark, one frame, whole chunks and no compressed text. DALI and Pillow read
+    such images alike. Pillow decodes the rest.
     """
     view = encoded.data
     if view[:2] == _JPEG_START:
@@ -59,7 +63,7 @@ def _is_sound_jpeg(encoded: npt.NDArray[np.uint8]) -> bool:
 
 
 def _is_sound_png(view: memoryview) -> bool:
-    if len(view) < 25 or view[24] > _MAX_BITS:
+    if len(view) < 26 or view[24] > _MAX_BITS:
         return False
     at = len(_PNG_START)
     while at + 12 <= len(view):  # length, name and checksum
@@ -67,7 +71,10 @@ def _is_sound_png(view: memoryview) -> bool:
         name = view[at + 4 : at + 8]
         if zlib.crc32(view[at + 4 : end]).to_bytes(4, "big") != view[end : end + 4]:
             return False
-        if name == _PNG_FRAMES:
+        least = _LEAST_BYTES.get(bytes(name), 0)
+        if name == _TRANSPARENT:
+            least = _LEAST_OF_COLOUR.get(view[25], 0)
+        if name == _PNG_FRAMES or name in _COMPRESSED_TEXTS or end - at - 8 < least:
             return False
         if name == _PNG_END:
             return True

@@ -165,7 +165,10 @@ class FileReader:
         """Let the source read the images at ``places`` with Pillow, or take them out."""
         if not places:
             return
-        images = list(self._pillow.map(self._image, batch.ids[list(places)].tolist()))
+        indices = batch.ids[list(places)].tolist()
+        # Bytes that were fetched from an object store are not fetched again.
+        fetched = [None if self._by_path else bytes(np.asarray(batch.stored[at])) for at in places]
+        images = list(self._pillow.map(self._image, indices, fetched))
         batch.stored = [batch.stored[at] for at in range(len(batch.ids))]
         for at, image in zip(places, images, strict=True):
             if not isinstance(image, str):
@@ -180,10 +183,14 @@ class FileReader:
         where = f" at byte {location.offset}" if location.size is not None else ""
         return f"OSError: DALI cannot decode {location.path}{where}: {error}"
 
-    def _image(self, index: int) -> Any:
+    def _image(self, index: int, fetched: bytes | None) -> Any:
         """The image as the torch loader reads it, in RGB, or the reason why it cannot be read."""
         try:
-            return to_picture(self._source.image(index)).convert("RGB")
+            if fetched is None:
+                image = self._source.image(index)
+            else:
+                image = self._source.picture(index, fetched)
+            return to_picture(image).convert("RGB")
         except UnreachableError:
             raise
         except Exception as error:  # the torch loader reports the same

@@ -196,8 +196,9 @@ def _batches_of_workers(batches: Iterator[Any]) -> Iterator[Any]:
     """The batches. An error says so if a worker dies while it hands one over."""
     try:
         yield from batches
-    except (ConnectionError, EOFError) as error:
-        if "DataLoader worker" in str(error):  # an error that the worker has sent
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        # An error that a worker has sent says so; a socket that has gone has no name.
+        if "DataLoader worker" in str(error) or getattr(error, "filename", None) is not None:
             raise
         raise RuntimeError(
             "DataLoader worker exited unexpectedly, while it handed over a batch. It may have been "

@@ -57,6 +57,12 @@ class ArraySource(Source):
         fingerprint: str | None = None,
     ) -> None:
         super().__init__(transform, fingerprint)
+        for name, array in (("inputs", inputs), ("targets", targets)):
+            if isinstance(array, np.ma.MaskedArray):
+                raise TypeError(
+                    f"{name} must be an array without a mask; found a masked array. Fill it, or "
+                    "leave its masked rows out"
+                )
         rows = len(inputs) if is_array_like(inputs) and np.ndim(inputs) else 0
         encoded = encode_labels(targets, rows) if is_array_like(targets) else None
         if encoded is not None:

@@ -161,6 +161,13 @@ class Source(Dataset[tuple[Any, Any]]):
 
         return read_twice(read)
 
+    def picture(self, index: int, encoded: bytes) -> Any:
+        """:meth:`image` of sample ``index``, where ``encoded`` has been read already.
+
+        A source whose images are cheap to read may read it again.
+        """
+        return self.image(index)
+
     def encoded_each(self, indices: list[int]) -> list[bytes | OSError]:
         """:meth:`encoded` of each sample. An error stands in the place of an unreadable one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -62,7 +63,7 @@ class ByteCache:
         if self._full or len(value) > self._most:
             return
         path = self._path(key)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         try:
             path.parent.mkdir(exist_ok=True)
             temporary.write_bytes(_checksum(value) + value)

@@ -211,7 +211,8 @@ def _check_columns(columns: Any, names: list[str] | None) -> tuple[str | list[st
 
 
 def _text_column(dataset: Any, name: str, length: int) -> tuple[IntArray, list[str]] | None:
-    if "string" not in str(dataset.features.arrow_schema.field(name).type):
+    kind = str(dataset.features.arrow_schema.field(name).type)
+    if kind not in ("string", "large_string", "string_view"):  # not a list or a struct of texts
         return None
     rows = dataset.with_format(None).select_columns([name]).with_format("arrow")
     column = rows[:].column(0)

@@ -6,12 +6,19 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 
-from adapruner.data.sources.base import IntArray, Location, Source, Transform, new_digest
+from adapruner.data.sources.base import (
+    IntArray,
+    Location,
+    Source,
+    Transform,
+    integer_targets,
+    new_digest,
+)
 from adapruner.data.sources.map_style import DatasetSource
 from adapruner.data.sources.paths import Paths
 from adapruner.vision.decoding import (
@@ -113,6 +120,8 @@ class ImageFolderDatasetSource(DatasetSource):
         fingerprint: str | None = None,
     ) -> None:
         super().__init__(dataset, transform, fingerprint)
+        if self.targets is not None:  # the items are made from `samples`, not from `targets`
+            self.targets = integer_targets([target for _, target in dataset.samples], len(self))
         prefix = _prefix(dataset)
         self.root = os.path.abspath(prefix)
         self.doubts = _doubts(self.root, self.class_names or [])
@@ -125,7 +134,19 @@ class ImageFolderDatasetSource(DatasetSource):
         names = self.class_names or [] if self.targets is not None else []
         present = set() if self.targets is None else set(self.targets.tolist())
         empty = [name for number, name in enumerate(names) if number not in present]
-        return _identify_files(self.paths, self.sizes, empty)
+        return _identify_files(self.paths, self.sizes, empty, self._relabelled())
+
+    def _relabelled(self) -> bytes:
+        """The classes of the samples, unless each folder is one, in the order of their names."""
+        if self.targets is None:
+            return b""
+        targets, of_folder = self.targets.tolist(), dict[str, int]()
+        folders = (path.partition("/")[0] for path in self.paths)
+        pairs = zip(folders, targets, strict=True)
+        same = all(of_folder.setdefault(folder, target) == target for folder, target in pairs)
+        numbers = [of_folder[folder] for folder in sorted(of_folder)]
+        same = same and all(a < b for a, b in pairwise(numbers))
+        return b"" if same else self.targets.astype("<i8").tobytes()
 
 
 def is_image_folder_dataset(dataset: Any) -> bool:
@@ -284,8 +305,11 @@ def _prefix(dataset: Any) -> str:
     return os.path.join(os.path.expanduser(os.fspath(root)), "")
 
 
-def _identify_files(paths: Paths, sizes: IntArray, empty: Sequence[str]) -> str:
+def _identify_files(
+    paths: Paths, sizes: IntArray, empty: Sequence[str], relabelled: bytes = b""
+) -> str:
     digest = new_digest("image folder")
+    digest.update(relabelled)
     for name in empty:
         digest.update(os.fsencode(name) + b"/\0")
     for path, size in zip(paths, sizes.tolist(), strict=True):

@@ -279,6 +279,10 @@ class SubsetSource(Source):
         """The encoded image of sample ``index`` from ``base``."""
         return self.base.encoded(int(self._indices[self._checked(index)]))
 
+    def picture(self, index: int, encoded: bytes) -> Any:
+        """See :meth:`Source.picture`."""
+        return self.base.picture(int(self._indices[self._checked(index)]), encoded)
+
     def encoded_each(self, indices: list[int]) -> list[bytes | OSError]:
         """The encoded images from ``base``, read together."""
         return self.base.encoded_each(self._indices[indices].tolist())

@@ -20,7 +20,7 @@ from functools import partial
 from multiprocessing.context import get_spawning_popen
 from typing import Any, BinaryIO, TypeVar, cast
 
-from adapruner._util.addresses import is_address
+from adapruner._util.addresses import check_address, is_address
 from adapruner._util.checks import checked_real, checked_whole
 from adapruner._util.extras import require
 from adapruner._util.tar_names import is_compressed_tar, is_tar
@@ -33,6 +33,7 @@ from adapruner.data.sources.shard_index import (
     parse_index,
     scan,
 )
+from adapruner.data.sources.store_errors import in_a_run, is_final, is_forbidden
 from adapruner.data.sources.stores import index_path, member_content
 from adapruner.data.sources.tar_members import BLOCK
 from adapruner.errors import UnreachableError
@@ -40,10 +41,9 @@ from adapruner.errors import UnreachableError
 _PIECE = 1 << 20  # bytes of a request while headers are scanned
 _RECHECK = 300.0  # seconds after which a shard's version is looked up again
 _LONGEST_PAUSE = 10.0  # seconds
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
 # A generation of gs:// comes before its etag, which also changes with the metadata.
 _VERSIONS = ("ETag", "generation", "etag", "md5Hash", "version_id", "checksum")
-_DATES = ("mtime", "LastModified", "last_modified", "created")
+_DATES = ("mtime", "LastModified", "Last-Modified", "last_modified", "created")
 
 _Answer = TypeVar("_Answer")
 
@@ -166,19 +166,23 @@ class RemoteStore:
             content = self._ask(name, lambda: self._fetch(system, path_in_store, None, None))
         except FileNotFoundError:
             return None
+        except PermissionError:  # a store may hide what is missing from who must not list it
+            if folder is not None:
+                raise
+            return None
         return content, name
 
     # --- ranges of bytes
 
     def read_members(self, places: Sequence[Location]) -> list[bytes | OSError]:
         shards = list({place.path for place in places})
-        changed = dict(zip(shards, self.each(self._changed, shards), strict=True))
+        changed = dict(zip(shards, self.each(in_a_run(self._changed), shards), strict=True))
 
         def read(place: Location) -> bytes | OSError:
             if changed[place.path]:
                 return OSError(f"{place.path} has changed or gone since it was opened")
             try:
-                return self._member(place)
+                return in_a_run(self._member)(place)
             except UnreachableError:
                 raise
             except OSError as error:
@@ -217,28 +221,26 @@ class RemoteStore:
 
     def _fetch(self, system: Any, path: str, start: int | None, end: int | None) -> bytes:
         """One request; ``end`` is within the shard."""
-        if system.async_impl:
-            asyn = require("fsspec.asyn", extra="remote")
-            content = asyn.sync(
-                system.loop,
-                system._cat_file,
-                path,
-                start=start,
-                end=end,
-                timeout=self.options.timeout,
-            )
-        else:
-            content = system.cat_file(path, start=start, end=end)
+        content = self._call(system, "cat_file", path, start=start, end=end)
         self._traffic.add(len(content))
         if start is not None and end is not None and len(content) < end - start:
             raise OSError(f"expected {end - start} bytes from {start}; found {len(content)}")
         return cast(bytes, content)
 
+    def _call(self, system: Any, name: str, path: str, **settings: Any) -> Any:
+        """A method of a file system that makes one request, within the time of a request."""
+        if not system.async_impl:
+            return getattr(system, name)(path, **settings)
+        asyn = require("fsspec.asyn", extra="remote")
+        method = getattr(system, f"_{name}")
+        return asyn.sync(system.loop, method, path, timeout=self.options.timeout, **settings)
+
     def _ask(self, what: str, call: Callable[[], _Answer]) -> _Answer:
         """The answer of the store, after several attempts.
 
         Raises:
-            OSError: what is missing or forbidden.
+            FileNotFoundError: what is missing.
+            PermissionError: what is forbidden.
             UnreachableError: every attempt failed.
         """
         attempts = self.options.attempts
@@ -248,7 +250,9 @@ class RemoteStore:
             try:
                 return call()
             except Exception as error:  # its type depends on the file system
-                if _is_final(error):
+                if is_forbidden(error):
+                    raise PermissionError(f"the store refuses access to {what}: {error}") from error
+                if is_final(error):
                     raise
                 last = error
         raise UnreachableError(
@@ -272,7 +276,7 @@ class RemoteStore:
 
         def ask() -> Mapping[str, Any]:
             system.invalidate_cache()
-            return cast(Mapping[str, Any], system.info(path))
+            return cast(Mapping[str, Any], self._call(system, "info", path))
 
         try:
             info = self._ask(shard, ask)
@@ -324,19 +328,22 @@ class RemoteStore:
             ValueError: fsspec does not know the protocol.
         """
         self._own_connections()
+        fsspec = require("fsspec", extra="remote")
         protocol = address.partition("://")[0].lower()
-        if protocol not in self._systems:
-            fsspec = require("fsspec", extra="remote")
-            try:
-                self._systems[protocol] = fsspec.filesystem(
-                    protocol, skip_instance_cache=True, **self.options.storage_options
-                )
-            except ImportError as error:
-                raise ImportError(
-                    f'{address} needs a package that is not installed: {error}; "adapruner[remote]"'
-                    " has those of s3://, gs:// and http://"
-                ) from error
-        system = self._systems[protocol]
+        try:
+            kind = fsspec.get_filesystem_class(protocol)
+        except ImportError as error:
+            raise ImportError(
+                f'{address} needs a package that is not installed: {error}; "adapruner[remote]"'
+                " has those of s3://, gs:// and http://"
+            ) from error
+        # Some have their host in the address, such as ftp://.
+        told = kind._get_kwargs_from_urls(address)
+        key = f"{protocol} {sorted(told.items())}"
+        if key not in self._systems:
+            options = told | dict(self.options.storage_options)
+            self._systems[key] = kind(skip_instance_cache=True, **options)
+        system = self._systems[key]
         return system, system._strip_protocol(address)
 
     def each(self, call: Callable[[Any], _Answer], items: Iterable[Any]) -> Iterator[_Answer]:
@@ -355,7 +362,7 @@ def object_store(
     """The object store of addresses; None if all patterns are paths.
 
     Raises:
-        ValueError: some patterns are addresses and others are paths.
+        ValueError: some patterns are addresses and others are paths, or an address has a secret.
     """
     addresses = [pattern for pattern in patterns if is_address(pattern)]
     if not addresses:
@@ -366,14 +373,9 @@ def object_store(
             f"shards must all be files or all lie in an object store; found {path} and "
             f"{addresses[0]}"
         )
+    for address in addresses:
+        check_address(address)
     return RemoteStore(options)
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether another attempt would get the same answer."""
-    # fsspec calls every failure of a look-up over http FileNotFoundError. The status tells more.
-    status = getattr(error.__cause__, "status", 404)
-    return isinstance(error, _FINAL) and status in (401, 403, 404, 410)
 
 
 def _is_shard(name: str) -> bool:

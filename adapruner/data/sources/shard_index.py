@@ -354,7 +354,7 @@ def check_header(block: bytes, size: int) -> None:
     if len(block) < BLOCK:
         raise IndexMismatchError("the shard ends before a range of the index")
     stated = block[124:136].strip(b" \0")
-    if block[156:157] not in (b"0", b"\0") or (stated.isdigit() and int(stated, 8) != size):
+    if block[156:157] not in (b"0", b"\0", b"7") or (stated.isdigit() and int(stated, 8) != size):
         raise IndexMismatchError("a range of the index is not a member of the shard")
 
 

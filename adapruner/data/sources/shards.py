@@ -20,7 +20,7 @@ from adapruner.data.sources.shard_index import (
     parse_line,
 )
 from adapruner.data.sources.shard_paths import absolute
-from adapruner.data.sources.stores import FileStore, Store
+from adapruner.data.sources.stores import FileStore, Store, index_path
 from adapruner.data.sources.tar_members import BLOCK
 from adapruner.vision.decoding import (
     IMAGE_EXTENSIONS,
@@ -104,6 +104,7 @@ class ShardSource(Source):
         self.class_column = ClassColumn.of(CLASS if columns is None else columns[1])
         self._columns = None if columns is None else list(columns)
         self._problems: dict[int, str] = {}
+        self._check_index_names()
         parts = self._open()
         self.samples_in_shard = [len(part) for part in parts]
         if not sum(self.samples_in_shard):
@@ -136,6 +137,10 @@ class ShardSource(Source):
         if isinstance(content, OSError):
             raise content
         return content
+
+    def picture(self, index: int, encoded: bytes) -> Any:
+        """See :meth:`Source.picture`."""
+        return self._decoded(self._checked(index), encoded)[0]
 
     def encoded_each(self, indices: list[int]) -> list[bytes | OSError]:
         """The bytes of several images, read at the same time if the shards are in an object store.
@@ -195,6 +200,19 @@ class ShardSource(Source):
     def about(self) -> dict[str, Any]:
         """The description of any source, with the settings that find the shards again."""
         return super().about() | {"index_folder": self.index_folder, "columns": self._columns}
+
+    def _check_index_names(self) -> None:
+        """Raise if different shards have one index: its ranges may fit both, its classes not."""
+        if self.index_folder is None:
+            return
+        owners: dict[str, str] = {}
+        for shard in self.shards:
+            name = index_path(shard, ".").name
+            if owners.setdefault(name, shard) != shard:
+                raise ValueError(
+                    f"shards must have different names with an index_folder; found {shard} and "
+                    f"{owners[name]}, which have one index, {name}"
+                )
 
     def _open_index(self, shard: str) -> ShardIndex:
         return self.store.open_index(shard, self.index_folder, str(self.class_column))

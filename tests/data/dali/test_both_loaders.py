@@ -88,6 +88,10 @@ def changed(content: bytes, at: int) -> bytes:
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
+# Chunks that lack bytes.
+SHORT = {"cHRM": bytes(6), "gAMA": bytes(2), "pHYs": bytes(5), "sRGB": b"", "tRNS": bytes(3)}
+
+
 def pngs() -> dict[str, bytes]:
     good, rows = encoded("PNG"), [row.tobytes() for row in ROWS]
     wide = [np.random.default_rng(row).bytes(6 * WIDTH) for row in range(HEIGHT)]
@@ -109,6 +113,13 @@ def pngs() -> dict[str, bytes]:
         "cut_off": good[: len(good) // 2],
         "gamma": png(rows, 2, 8, chunk(b"gAMA", struct.pack(">I", 20_000))),
         "transparent_colour": png(rows, 2, 8, chunk(b"tRNS", struct.pack(">HHH", *ROWS[0, 0]))),
+        **{
+            f"short_{name}": png(rows, 2, 8, chunk(name.encode(), content))
+            for name, content in SHORT.items()
+        },
+        "bomb": png(rows, 2, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80 << 20)))),
+        "compressed_text": png(rows, 2, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b"))),
+        "short_grey_colour": png(packed(8), 0, 8, chunk(b"tRNS", b"\0")),
         "wide_rgb": png(wide, 2, 16),
         "wide_grey": from_array("PNG", GREY16),
         "grey_alpha": encoded("PNG", PICTURE.convert("LA")),
@@ -195,6 +206,8 @@ REFUSED = {
     "wrong_sum_of_header.png",
     "wrong_sum_of_text.png",
     "wrong_length.png",
+    *(f"short_{name}.png" for name in (*SHORT, "grey_colour")),
+    "bomb.png",
     "broken_pixels.png",
     "cut_off.png",
     "no_end.jpg",

@@ -149,7 +149,7 @@ def _raise(error: type[Exception]) -> Any:
     raise error(104, "Connection reset by peer")
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError, FileNotFoundError])
 def test_a_worker_that_dies_with_a_batch_in_its_hands_is_named(error: type[Exception]) -> None:
     loader = Pruner(8, 0.5, 2).loader(
         TensorDataset(torch.zeros(8, 2), torch.zeros(8).long()),

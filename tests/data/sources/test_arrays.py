@@ -188,6 +188,8 @@ def test_other_memory_maps_are_pickled_by_value(tmp_path: Path) -> None:
         ((INPUTS, ["a"] * 5), TypeError, "targets must hold numbers; found .*<U1"),
         ((INPUTS, [2**63] * 6), ValueError, r"targets must be less than 2\*\*63; found 92233"),
         ((INPUTS.tolist(), TARGETS), TypeError, "inputs must be a torch tensor or .*; found list"),
+        ((INPUTS, np.ma.array(TARGETS)), TypeError, "targets must be .* without a mask"),
+        ((np.ma.array(INPUTS), TARGETS), TypeError, "inputs must be .* without a mask"),
         ((INPUTS, torch.tensor(1)), ValueError, "targets must have one row for each sample"),
         ((INPUTS, np.array([b"a"] * 6)), TypeError, "targets must hold numbers; found .*S1"),
         ((np.array([None] * 6), TARGETS), TypeError, "inputs must hold numbers; found .*object"),

@@ -118,6 +118,16 @@ def test_hugging_face_columns(hugging_face: Any) -> None:
     assert as_source(fine)[5][1] == 0
 
 
+def test_hugging_face_targets_that_are_lists_or_structs_of_text() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"x": [[1.0], [2.0]], "tags": [["a", "b"], []], "answers": [{"text": "a"}] * 2}
+    dataset = datasets.Dataset.from_dict(rows)
+    for name in ("tags", "answers"):
+        source = as_source(dataset, columns=("x", name))
+        assert source.targets is None
+        assert [source[i][1] for i in range(2)] == rows[name]
+
+
 def test_hugging_face_transform_that_drops_a_column(hugging_face: Any) -> None:
     changed = hugging_face.with_transform(lambda rows: {"pixels": rows["label"]})
     with pytest.raises(ValueError, match=r"cannot guess the input column.* among pixels"):

@@ -68,6 +68,23 @@ def test_folder_is_the_same_as_torchvision_reads(folder: Path) -> None:
     assert dataset.transform is to_tensor
 
 
+@pytest.mark.parametrize("relabel", ["merged", "swapped", "one sample"])
+def test_classes_of_an_image_folder_are_those_of_its_samples(folder: Path, relabel: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    dataset = torchvision.datasets.ImageFolder(str(folder))
+    target_of = {
+        "merged": lambda index, target: 0,
+        "swapped": lambda index, target: 1 - target,
+        "one sample": lambda index, target: 1 if index == 2 else target,
+    }[relabel]
+    # torchvision makes its items from `samples`, and leaves `targets` as it was.
+    dataset.samples = [(p, target_of(i, t)) for i, (p, t) in enumerate(dataset.samples)]
+    source = as_source(dataset)
+    assert source.targets is not None
+    assert source.targets.tolist() == [source[i][1] for i in range(len(source))] != dataset.targets
+    assert source.fingerprint() != as_source(folder).fingerprint()
+
+
 def test_image_net_of_torchvision_is_the_folder_of_its_split(tmp_path: Path, folder: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
 

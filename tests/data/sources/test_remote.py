@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import pickle
 import random
@@ -200,6 +201,24 @@ def test_the_dali_loader_asks_for_the_same_ranges(local: ShardSource, server: Ob
             pruner.loss(torch.eye(3)[targets], targets, ids)
         assert ranges(server) == Counter(range_of(source, int(i)) for i in wanted)
         pruner.step()
+
+
+def test_the_dali_loader_fetches_images_that_pillow_decodes_once(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
+    from adapruner.data.dali.loader import DaliLoader
+
+    image_module, content = pytest.importorskip("PIL.Image"), io.BytesIO()
+    image_module.fromarray(np.full((6, 8, 3), 99, np.uint8)).save(content, "WEBP")
+    parts = (("webp", content.getvalue()), ("cls", b"1"))
+    members = [(f"{index}.{ending}", part) for index in range(4) for ending, part in parts]
+    shard = write_tar(tmp_path / "0.tar", members)
+    with object_server(objects={"/0.tar": shard.read_bytes()}) as server:
+        source = opened(f"{server.address}/0.tar", remote=PATIENT, transform=vision.to_tensor)
+        server.requests.clear()
+        images = [image for x, _, _ in DaliLoader(source, Pruner(4, 0.5, 2), 2) for image in x]
+        assert ranges(server) == Counter(range_of(source, index) for index in range(4))
+    assert all(torch.allclose(image, torch.tensor(99 / 255), atol=0.02) for image in images)
+    assert len(images) == 4
 
 
 def test_contents_between_headers_are_not_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import tarfile
@@ -70,6 +71,32 @@ def test_index_is_that_of_wds2idx(tmp_path: Path, format: int) -> None:
     assert found == [member for member in members if ".hidden" not in member[0]]
     assert index.classes is not None
     assert index.classes.tolist() == [CLASSES[0], CLASSES[1], *CLASSES[-len(index.lines) + 2 :]]
+
+
+@pytest.mark.parametrize("type", [tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE])
+def test_every_type_of_a_file_can_be_read(tmp_path: Path, type: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in sample(3):
+            info = tarfile.TarInfo(name)
+            info.type, info.size = type, len(content)
+            tar.addfile(info, io.BytesIO(content))
+    source = as_source(tmp_path / "a.tar")
+    assert source.encoded(0) == encoded_image(3)
+
+
+def test_shards_of_one_name_cannot_share_a_folder_of_indexes(tmp_path: Path) -> None:
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        members = [(n, b"%d" % number if n.endswith("cls") else c) for n, c in sample(0)]
+        write_tar(tmp_path / folder / "0.tar", members)
+    shards = [str(tmp_path / folder / "0.tar") for folder in "ab"]
+    assert as_source(shards).targets.tolist() == [0, 1]
+    (tmp_path / "indexes").mkdir()
+    write_index(tmp_path / "indexes" / "0.idx", scan(shards[1]))
+    with pytest.raises(ValueError, match=r"different names .*found .*b/0\.tar and .*a/0\.tar"):
+        as_source(shards, index_folder=tmp_path / "indexes")
+    twice = as_source([shards[1]] * 2, index_folder=tmp_path / "indexes")  # one shard, twice
+    assert twice.targets.tolist() == [1, 1]
 
 
 def test_members_that_are_no_files_are_no_components(tmp_path: Path) -> None:
