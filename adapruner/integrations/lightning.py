@@ -54,6 +54,7 @@ class AdaprunerCallback(lightning.Callback):
         self._loaded: dict[str, Any] | None = None
         self._sampler: PrunedBatchSampler | None = None
         self.trained_batches = 0  # of the current epoch
+        self._restored_whole = False  # whether a checkpoint was saved after an epoch's last batch
 
     @property
     def pruner(self) -> Pruner:
@@ -175,6 +176,9 @@ class AdaprunerCallback(lightning.Callback):
     def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
         self.trained_batches += 1
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._catch_up()
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.pruner.finished:
             return
@@ -185,6 +189,7 @@ class AdaprunerCallback(lightning.Callback):
         if self.trained_batches and (whole or not stopped):
             self.pruner.step()
             self.trained_batches = 0
+            self._restored_whole = False
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -204,10 +209,18 @@ class AdaprunerCallback(lightning.Callback):
             return
         pruner.load_state_dict(state["pruner"])
         self.trained_batches = state["trained_batches"]
-        # Lightning saves after validation, before the end of the epoch, and resumes after it.
-        if self.trained_batches >= state["batches"]:
-            pruner.step()
+        self._restored_whole = self.trained_batches >= state["batches"]
+
+    def _catch_up(self) -> None:
+        """Step the pruner if the trainer has gone on to another epoch than that of a checkpoint.
+
+        After a checkpoint of the end of a validation, the trainer ends the epoch itself. After one
+        of the last batch of an epoch, it begins the next epoch at once.
+        """
+        if self._restored_whole and self._trainer.current_epoch > self.pruner.epoch:
+            self.pruner.step()
             self.trained_batches = 0
+            self._restored_whole = False
 
 
 class _TrainingLoader:
@@ -226,6 +239,7 @@ class _TrainingLoader:
     def _ready(self) -> DataLoader[Any]:
         if self._pruned is None:
             self._pruned = self._callback._make_loader(self._loader)
+        self._callback._catch_up()
         return self._pruned
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -47,7 +47,7 @@ class ConstantLoss:
             for a value that was taken, and on a rank that noted none itself.
         shared: what all ranks had noted when they last called :meth:`share`, while more was to
             come. ``ids``, int64 ``[n]``, and ``targets``, ``[n, ...]``, on the CPU; ``so_far``, the
-            mean loss for these targets.
+            mean loss for these targets; ``seen``, the samples that were noted or left out.
     """
 
     def __init__(self, num_samples: int, ranks: Ranks) -> None:
@@ -63,6 +63,9 @@ class ConstantLoss:
         self._shape = torch.Size()  # of the outputs of a sample
         self._dtype = torch.float32
         self._noted: list[Noted] = []
+        # Samples that were noted or left out: of this rank, and of all when they last exchanged. So
+        # all ranks stop after the same batch.
+        self._seen = self._seen_by_all = 0
         # The mean loss for so many targets, when they were shared.
         self._so_far: float | None = None
         self._so_many = 0
@@ -87,7 +90,7 @@ class ConstantLoss:
         """
         if self._closed or len(shape) not in (1, 2) or not isinstance(targets, Tensor):
             return
-        if len(targets) != len(ids) or sum(len(batch.ids) for batch in self._noted) >= self._most:
+        if len(targets) != len(ids) or self._seen >= self._most:
             return
         if self._noted and _form(targets) != _form(self._noted[0].targets):
             return
@@ -95,6 +98,13 @@ class ConstantLoss:
         self._dtype = torch.promote_types(dtype, torch.float32)
         # A loop may use the memory again.
         self._noted.append(Noted(ids.to(targets.device, copy=True), targets.detach().clone()))
+        self._seen += len(ids)
+
+    def leave_out(self, indices: Sequence[int]) -> None:
+        """Count samples that cannot be read, in place of their targets."""
+        if self._seen < self._most:
+            noted = {index for batch in self._noted for index in batch.ids.tolist()}
+            self._seen += len(set(indices) - noted)
 
     def share(self) -> None:
         """Gather what all ranks have noted, if more is to come, as ``shared``. All must call it."""
@@ -102,7 +112,7 @@ class ConstantLoss:
         found = None if self._closed else self._gathered()
         if found is None:
             return
-        if len(found.ids) >= self._most * self._ranks.size:
+        if self._seen_by_all >= self._most * self._ranks.size:
             self.close()  # nothing more would be noted
             return
         self._so_far, self._so_many = self._agreed(self._found(found.targets)), len(found.ids)
@@ -110,6 +120,7 @@ class ConstantLoss:
             "ids": found.ids.cpu(),
             "targets": found.targets.cpu(),
             "so_far": self._so_far,
+            "seen": self._seen_by_all,
         }
 
     def resume(self, shared: dict[str, Any]) -> None:
@@ -117,6 +128,7 @@ class ConstantLoss:
         part = slice(self._ranks.rank, None, self._ranks.size)
         self._noted = [Noted(shared["ids"][part].clone(), shared["targets"][part].clone())]
         self._so_far, self._so_many = shared.get("so_far"), len(shared["ids"])
+        self._seen = -(-shared.get("seen", self._so_many) // self._ranks.size)
         self.shared = shared
 
     def close(self) -> None:
@@ -172,15 +184,16 @@ class ConstantLoss:
             own = Noted(*(torch.cat([part.to(device) for part in parts]) for parts in each))
             form = _form(own.targets)
         count = 0 if own is None else len(own.ids)
-        notes = self._ranks.exchange("targets of a constant loss", [form, count])
-        forms = [form for form, _ in notes if form is not None]
+        notes = self._ranks.exchange("targets of a constant loss", [form, count, self._seen])
+        self._seen_by_all = sum(seen for _, _, seen in notes)
+        forms = [form for form, _, _ in notes if form is not None]
         if not forms or any(form != forms[0] for form in forms):
             return None
         dtype, *row = forms[0]
         if own is None:
             empty = torch.zeros(0, *row, dtype=getattr(torch, dtype), device="cpu")
             own = Noted(torch.zeros(0, dtype=torch.int64, device="cpu"), empty)
-        counts = [count for _, count in notes]
+        counts = [count for _, count, _ in notes]
         ids = self._ranks.gather(own.ids, counts)
         size = own.targets.element_size() * math.prod(row)
         # As bytes, because not every backend takes every dtype.

@@ -99,6 +99,9 @@ def check_state(
         ids, targets = noted["ids"], noted["targets"]
         if ids.dtype != torch.int64 or ids.dim() != 1 or len(targets) != len(ids):
             raise _wrong("targets_of_constant", "int64 ids [n] and targets [n, ...]", noted)
+        seen = noted.get("seen", len(ids))
+        if not _is_whole(seen) or seen < 0:
+            raise _wrong("targets_of_constant.seen", "a whole number of at least 0", seen)
         so_far = noted.get("so_far")
         if so_far is not None and not (_is_number(so_far) and 0 < so_far < math.inf):
             raise _wrong("targets_of_constant.so_far", "a number above 0 or None", so_far)

@@ -195,14 +195,18 @@ class Run:
             self.warn(name, text)
 
     def note_share(self, ids: Tensor, weight: float) -> None:
-        """Note a rank's share of a batch of which ranks have different numbers of samples.
+        """Note a rank's share of a batch. Ranks can have different numbers of its samples.
 
         Args:
             ids: the share, int64.
             weight: W·b/Σb, the factor that makes the mean over ranks of their mean losses the mean
                 over the batch. 0 for a sample that stands in for an empty share.
         """
-        self._share_weights.update(dict.fromkeys(ids.tolist(), weight))
+        if weight != 1:
+            self._share_weights.update(dict.fromkeys(ids.tolist(), weight))
+        elif self._share_weights:  # of other batches in the same epoch
+            for index in ids.tolist():
+                self._share_weights.pop(index, None)
 
     @property
     def unreadable(self) -> list[tuple[int, str]]:
@@ -212,8 +216,9 @@ class Run:
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of unreadable samples. They are never kept.
 
-        Other ranks learn of them when the ranks meet next. After the end of the run nothing is
-        noted.
+        Other ranks learn of them when the ranks meet next: if the epoch has had no loss before a
+        :meth:`state_dict`, call :meth:`synchronize` on all ranks first. After the end of the run
+        nothing is noted.
 
         Raises:
             IndexError: an index is not a dataset index.
@@ -225,6 +230,8 @@ class Run:
                     f"found {index}"
                 )
         self._take(LeftOut(unreadable))
+        if self.epoch == 0:
+            self.constant.leave_out([index for index, _ in unreadable])
 
     def _take(self, event: Event) -> None:
         for now in self.visits.take(event):

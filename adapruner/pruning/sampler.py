@@ -328,7 +328,7 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
             weight = ranks.size * len(own) / len(batch)
             if weight == 0:
                 own = batch[:1]
-            if weight != 1:
+            if not ranks.alone:
                 self._pruner.note_share(own, weight)
             yield own
 

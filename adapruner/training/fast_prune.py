@@ -300,7 +300,7 @@ def fast_prune(
     }
     same = {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
     ranks.meet("fast_prune", None, **settings, **same)
-    writes = checkpoint_dir if ranks.first else None
+    writes = checkpoint_dir if trainer.leads else None
     with ranks.failing_together(), _training_mode_kept(model), _reserved(writes):
         if checkpoint_dir is not None:
             trainer.resume(checkpoint_dir, settings)

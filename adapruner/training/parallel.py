@@ -49,6 +49,15 @@ def shared_model(model: nn.Module, ranks: Ranks, device: torch.device) -> tuple[
     return DistributedDataParallel(model, devices, process_group=ranks.group), "DDP"
 
 
+def leads(model: nn.Module, ranks: Ranks) -> bool:
+    """Whether this process writes files and shows the progress, for all ranks.
+
+    Of processes that share a model, by tensor parallelism for example, only the first one does.
+    """
+    meshes = {p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")}
+    return ranks.first and not any(any(mesh.get_coordinate() or ()) for mesh in meshes)
+
+
 def load_whole(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load a state of whole tensors, of which each rank takes its shard."""
     like = model.state_dict()

@@ -35,7 +35,7 @@ from adapruner.training.learning_rate import (
     set_learning_rate,
     share_done,
 )
-from adapruner.training.parallel import core_of, load_whole, load_whole_optimizer
+from adapruner.training.parallel import core_of, leads, load_whole, load_whole_optimizer
 from adapruner.training.steps import Steps
 
 OptimizerFactory: TypeAlias = Callable[[Any], Any]
@@ -105,7 +105,8 @@ class Trainer:
         self._memory_format = memory_format_of(model)
         self.pruner = pruner
         self.loss = loss
-        self.progress = progress and self.ranks.first
+        self.leads = leads(model, self.ranks)
+        self.progress = progress and self.leads
         self.device = pruner.gates.logits.device
         options = cross_entropy or CrossEntropy()
         if options.weight is not None:
@@ -305,7 +306,9 @@ class Trainer:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
         }
         state = to_cpu(state)
-        self.ranks.on_first("checkpoint", lambda: save_checkpoint(folder, state))
+        self.ranks.on_first(
+            "checkpoint", lambda: save_checkpoint(folder, state) if self.leads else None
+        )
 
     def resume(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         """Load the checkpoint in ``folder``, if it has one. Each rank reads it.

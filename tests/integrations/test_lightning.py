@@ -70,8 +70,12 @@ class Net(lightning.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def loader_of(samples: int, **arguments: Any) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*blobs(samples)), BATCH, shuffle=True, **arguments)
+def loader_of(samples: int, rare: bool = False, **arguments: Any) -> DataLoader[Any]:
+    """A loader of blobs. Where ``rare``, two of the three classes have few samples."""
+    x, y = blobs(samples)
+    if rare:
+        y = torch.where(torch.arange(samples) % 10 < 8, 0, y)
+    return DataLoader(TensorDataset(x, y), BATCH, shuffle=True, **arguments)
 
 
 def trainer_of(folder: Path, *callbacks: Any, **arguments: Any) -> Any:
@@ -92,11 +96,13 @@ def fit(
     checkpoint: str | None = None,
     workers: int = 0,
     module: Net | None = None,
+    keep_ratio: float = 0.5,
+    rare: bool = False,
     **arguments: Any,
 ) -> tuple[Net, AdaprunerCallback, Any]:
-    module, pruning = module or Net(), AdaprunerCallback(keep_ratio=0.5)
+    module, pruning = module or Net(), AdaprunerCallback(keep_ratio=keep_ratio)
     trainer = trainer_of(folder, pruning, *callbacks, **arguments)
-    training = pruning.loader(loader_of(N, num_workers=workers))
+    training = pruning.loader(loader_of(N, rare, num_workers=workers))
     trainer.fit(module, training, loader_of(40), ckpt_path=checkpoint)
     return module, pruning, trainer
 
@@ -139,6 +145,9 @@ def resumed_runs(folder: Path, saver: Any, workers: int, **arguments: Any) -> in
             assert net.read == whole.read[-len(net.read) :]
         assert torch.equal(pruning.result().gate_logits, expected.result().gate_logits)
         assert torch.equal(pruning.result().indices, expected.result().indices)
+        reads = [entry["samples_read"] for entry in pruning.pruner.history]
+        assert reads == [entry["samples_read"] for entry in expected.pruner.history]
+        assert torch.equal(pruning.result().indices, expected.result().indices)
         assert all(map(torch.equal, net.parameters(), parameters))
     return len(checkpoints)
 
@@ -152,6 +161,25 @@ def test_a_checkpoint_of_a_step_is_gone_on_from(tmp_path: Path, every: int, work
 def test_a_checkpoint_of_an_epoch_is_gone_on_from(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path / "saved", monitor="loss", save_top_k=-1, filename="{epoch}")
     assert resumed_runs(tmp_path, saver, 0, max_epochs=4) == 4
+
+
+@pytest.mark.parametrize(
+    ("saves", "arguments"),
+    [
+        ({"save_on_train_epoch_end": False}, {}),
+        ({}, {"check_val_every_n_epoch": 2}),
+        ({}, {"val_check_interval": 0.5}),
+        ({"monitor": None, "every_n_train_steps": 1}, {}),
+    ],
+)
+def test_a_checkpoint_of_a_validation_is_gone_on_from(
+    tmp_path: Path, saves: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    # Epochs get shorter, and rare classes have floors, which the last selection needs.
+    arguments = arguments | {"keep_ratio": 0.2, "rare": True}
+    settings = {"monitor": "loss", "save_top_k": -1} | saves
+    saver = ModelCheckpoint(tmp_path / "saved", filename="{epoch}-{step}", **settings)
+    assert resumed_runs(tmp_path, saver, 0, **arguments) >= 3
 
 
 def test_early_stopping_gives_a_partial_result(tmp_path: Path) -> None:

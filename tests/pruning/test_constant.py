@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.rank_cases import states_in_a_row, unit_of_ranks
+from support.rank_cases import states_in_a_row, unit_of_ranks, unit_with_unreadable
 from support.ranks import Pool
 from torch import Tensor, nn
 from torch.nn import functional
@@ -230,6 +230,20 @@ def test_the_number_of_ranks_does_not_change_the_unit(classes: int | None) -> No
     finally:
         pool.close()
     assert expected[0] < expected[1] / 2
+
+
+@pytest.mark.parametrize("bad", [[0], [1, 5], []])
+def test_unreadable_samples_do_not_let_the_unit_follow_the_number_of_ranks(bad: list[int]) -> None:
+    # Places in the order of the first epoch: those of its first batches.
+    order = torch.cat(list(Pruner(3000, 0.5, 3).batches(128))).tolist()
+    left_out = [order[place] for place in bad]
+    expected = unit_with_unreadable(None, left_out)
+    pool = Pool(4)
+    try:
+        for world in (2, 4):
+            assert pool.run(unit_with_unreadable, world, left_out) == [expected] * world
+    finally:
+        pool.close()
 
 
 def test_a_second_state_of_ranks_is_that_of_the_first() -> None:

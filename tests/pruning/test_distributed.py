@@ -23,6 +23,7 @@ from support.rank_cases import (
     prune_all,
     read,
     refused,
+    share_weights,
     traffic,
     with_head,
 )
@@ -84,7 +85,7 @@ def random_case(seed: int, world: int) -> dict[str, Any]:
     }
     settings = case["settings"]
     if labels is not None and settings["method"] == "sampled" and settings["track_losses"]:
-        settings["balance"] = draw.choice(["class", "loss"])
+        settings["balance"] = draw.choice(["class", "floor"])
     return case
 
 
@@ -98,6 +99,17 @@ def test_2_ranks_prune_like_one_process(pool: Pool, world: int) -> None:
     for rank, found in enumerate(pool.run(prune_all, world, cases)):
         for case, one, other in zip(cases, expected, found, strict=True):
             assert one == other, (rank, case)
+
+
+@pytest.mark.parametrize(("count", "first", "size"), [(47, 24, 12), (39, 26, 4), (50, 20, 8)])
+def test_batches_of_another_size_before_leave_no_factor(
+    pool: Pool, count: int, first: int, size: int
+) -> None:
+    each = pool.run(share_weights, 2, count, first, size)
+    for shares in zip(*each, strict=True):
+        total = sum(samples for samples, factor in shares if factor)
+        for samples, factor in shares:
+            assert factor in (0, pytest.approx(2 * samples / total))
 
 
 @pytest.mark.parametrize("method", ["sampled", "published"])

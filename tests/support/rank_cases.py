@@ -196,6 +196,31 @@ def unit_of_ranks(group: Any, classes: int | None) -> tuple[float, float]:
     return pruner.gates.real("loss_scale"), entry["training_loss"]
 
 
+def unit_with_unreadable(group: Any, bad: list[int]) -> float:
+    """The unit of losses after an epoch of far numbers, in which some samples cannot be read."""
+    world = 1 if group is None else group.size()
+    count = 3000
+    noise = torch.randn(count, generator=torch.Generator().manual_seed(2))
+    targets = 9 + noise * (1 + torch.arange(count) / count)
+    pruner = Pruner(count, 0.5, 3, process_group=group)
+    for ids in pruner.batches(128 // world):
+        left_out = sorted(set(ids.tolist()) & set(bad))
+        pruner.exclude([(index, "torn") for index in left_out])
+        own = torch.tensor([i for i in ids.tolist() if i not in left_out], dtype=torch.int64)
+        outputs = torch.zeros(len(own), requires_grad=True)
+        pruner.custom_loss(squared_error, outputs, targets[own], own)
+    pruner.step()
+    return pruner.gates.real("loss_scale")
+
+
+def share_weights(group: Any, count: int, first: int, size: int) -> list[tuple[int, float]]:
+    """Samples and factor of each batch, after other batches of the same epoch."""
+    world = group.size()
+    pruner = Pruner(count, 0.5, 3, process_group=group)
+    list(pruner.batches(first // world))
+    return [(len(ids), pruner.share_weight(ids)) for ids in pruner.batches(size // world)]
+
+
 def states_in_a_row(group: Any) -> tuple[Any, Any]:
     """What the state has of targets: after a few batches, and again after a result and a load."""
     targets = 9 + torch.randn(151, generator=torch.Generator().manual_seed(2))

@@ -13,8 +13,13 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 from adapruner import Pruner, fast_prune, vision
 from adapruner._util.tensors import whole
@@ -158,6 +163,17 @@ def with_checkpoints(group: Any, folder: str, optimizer: Any = None, sharded: bo
     if sharded:
         fully_shard(model, mesh=DeviceMesh.from_group(group, "cpu"))
     return fast(group, data, model, checkpoint_dir=folder, optimizer=optimizer)
+
+
+def tensor_parallel(group: Any, folder: str, optimizer: Any) -> Any:
+    """The same on four ranks, of which two read the same samples and share each layer."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    model = network()
+    plan = {"0": ColwiseParallel(), "3": RowwiseParallel()}
+    parallelize_module(model, mesh["tensor"], plan)
+    fully_shard(model, mesh=mesh["data"])
+    own = mesh.get_group("data")
+    return fast(own, Dataset(300), model, checkpoint_dir=folder, optimizer=optimizer)
 
 
 class StopsAfter:

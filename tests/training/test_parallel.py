@@ -17,15 +17,17 @@ import torch
 from support import rank_training
 from support.object_store import object_server
 from support.pictures import make_pictures
-from support.rank_cases import plain
+from support.rank_cases import Dataset, plain
 from support.rank_training import (
     StopsAfter,
     accumulated,
     failing,
+    fast,
     held_digits,
     not_finite,
     remote,
     small,
+    tensor_parallel,
     with_checkpoints,
 )
 from support.ranks import Failed, Pool
@@ -234,6 +236,21 @@ def test_7_four_ranks_with_fsdp2_go_on_to_the_same_bits(fresh: Any, tmp_path: Pa
         for folder in ("resumed", "undisturbed")
     )
     check_same([*undisturbed, *resumed])
+
+
+def test_7_ranks_that_share_layers_write_one_checkpoint_and_go_on(
+    fresh: Any, tmp_path: Path
+) -> None:
+    first, second = fresh(4), fresh(4)
+    first.begin(tensor_parallel, 4, str(tmp_path / "resumed"), StopsAfter(24))
+    assert all(result.kind == "KeyboardInterrupt" for result in first.results())
+    resumed, undisturbed = (
+        second.run(tensor_parallel, 4, str(tmp_path / folder), StopsAfter(-1))
+        for folder in ("resumed", "undisturbed")
+    )
+    check_same([*undisturbed, *resumed])
+    alone = fast(None, Dataset(300), optimizer=StopsAfter(-1))
+    assert len(set(alone["indices"]) & set(resumed[0]["indices"])) > 140
 
 
 @pytest.mark.parametrize("way", ["plain", "FSDP2"])
