@@ -223,6 +223,7 @@ class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCr
                 ignore_index, label_smoothing, of_input, of_weight, of_bias);
     ctx->saved_data["computed"] = std::vector<bool>{of_input, of_weight, of_bias};
     ctx->saved_data["inputs"] = linear_bias.has_value() ? 3 : 2;
+    ctx->saved_data["type"] = input.scalar_type();
     const variable_list gradients{input_gradient, weight_gradient, bias_gradient};
     // These gradients are sums over samples, so new weights cannot be applied later. Hooks do not
     // see them.
@@ -245,6 +246,7 @@ class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCr
     if (!upstream[0].defined()) return gradients;
     refuse_second_derivative();
     const auto computed = ctx->saved_data["computed"].toBoolList();
+    const auto type = ctx->saved_data["type"].toScalarType();
     const auto kept = ctx->saved_data.find("gradients");
     const variable_list saved =
         kept == ctx->saved_data.end() ? ctx->get_saved_variables() : kept->second.toTensorVector();
@@ -258,7 +260,7 @@ class MaskedLinearCrossEntropy : public torch::autograd::Function<MaskedLinearCr
                   "masked_linear_cross_entropy must be called with "
                   "compute_{input,weight,bias}_gradient=True for a tensor that needs a gradient; "
                   "found False");
-      gradients[i] = scaled(saved[i], upstream[0]);
+      gradients[i] = scaled(saved[i], upstream[0]).to(type);
     }
     return gradients;
   }
@@ -277,6 +279,7 @@ class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
     } else {
       ctx->save_for_backward({gradient});
     }
+    ctx->saved_data["type"] = sample_loss.scalar_type();
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({pressure, gradient});
     return {loss, pressure, gradient};
@@ -289,7 +292,8 @@ class MaskedLoss : public torch::autograd::Function<MaskedLoss> {
         kept == ctx->saved_data.end() ? ctx->get_saved_variables()[0] : kept->second.toTensor();
     // The loss is linear in the sample losses, so this product is all that a second derivative
     // needs.
-    return {at::mul(gradient, upstream[0]), Tensor(), Tensor(), Tensor()};
+    return {at::mul(gradient, upstream[0]).to(ctx->saved_data["type"].toScalarType()), Tensor(),
+            Tensor(), Tensor()};
   }
 };
 
@@ -317,10 +321,11 @@ CrossEntropyInPlaceResults masked_cross_entropy__autograd(
     torch::autograd::impl::bump_version(logits);
     return results;
   }
-  TORCH_CHECK(
-      !logits.is_leaf(),
-      "the logits of masked_cross_entropy_ must not be a leaf that requires grad, because they are "
-      "overwritten; found a leaf");
+  TORCH_CHECK(!logits.is_leaf() &&
+                  !(logits.is_view() && logits._base().is_leaf() && logits._base().requires_grad()),
+              "the logits of masked_cross_entropy_ must not be a leaf that requires grad, nor a "
+              "view of one, "
+              "because they are overwritten; found a leaf or a view of one");
   CrossEntropyInPlaceResults results;
   std::get<0>(results) = MaskedCrossEntropyInPlace::apply(logits, with, results);
   return results;

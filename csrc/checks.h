@@ -77,6 +77,10 @@ inline void check_labels(const at::Tensor& target, at::IntArrayRef expected, con
     TORCH_CHECK_VALUE(weight->dim() == 1 && weight->size(0) == classes, "weight must have shape [",
                       classes, "], one per class; found shape ", weight->sizes());
     check_device(*weight, like, "weight");
+    if (weight->is_cpu()) {  // a look at the values of a GPU would wait for it
+      const double least = weight->min().item<double>();
+      TORCH_CHECK_VALUE(least >= 0, "weight must be at least 0; found ", least);
+    }
   }
 }
 
@@ -183,8 +187,10 @@ inline void check_gate_update(const at::Tensor& gate_logits, const at::Tensor& a
                               const at::Tensor& state, const std::optional<at::Tensor>& last_loss,
                               const at::Tensor& ids, const at::Tensor& pressure,
                               const at::Tensor& sample_loss) {
-  check_gates(ids, pressure.dim() == 1 ? pressure.size(0) : -1, gate_logits, state);
   check_floats(pressure, "pressure");
+  TORCH_CHECK_VALUE(pressure.dim() == 1, "pressure must have one dimension [B]; found shape ",
+                    pressure.sizes());
+  check_gates(ids, pressure.size(0), gate_logits, state);
   check_floats(sample_loss, "sample_loss");
   TORCH_CHECK_VALUE(sample_loss.sizes() == pressure.sizes(),
                     "sample_loss must have the shape of pressure, ", pressure.sizes(),
@@ -271,8 +277,13 @@ inline void check_mask(const at::Tensor& mask, int64_t n, const char* name) {
                     mask.sizes());
 }
 
-inline void check_masked_order(const at::Tensor& mask, int64_t num_samples, int64_t position,
-                               int64_t count) {
+inline void check_key(int64_t key) {
+  TORCH_CHECK_VALUE(key >= 0, "key must be in [0, 2**63); found ", key);
+}
+
+inline void check_masked_order(const at::Tensor& mask, int64_t num_samples, int64_t key,
+                               int64_t position, int64_t count) {
+  check_key(key);
   TORCH_CHECK_VALUE(num_samples >= 0 && num_samples <= int64_t{1} << 62,
                     "num_samples must be in [0, 2**62]; found ", num_samples);
   check_mask(mask, num_samples, "mask");
@@ -281,7 +292,9 @@ inline void check_masked_order(const at::Tensor& mask, int64_t num_samples, int6
   TORCH_CHECK_VALUE(count >= 0, "count must be at least 0; found ", count);
 }
 
-inline void check_oldest_mask(const at::Tensor& candidates, const at::Tensor& age, int64_t count) {
+inline void check_oldest_mask(const at::Tensor& candidates, const at::Tensor& age, int64_t count,
+                              int64_t key) {
+  check_key(key);
   TORCH_CHECK_TYPE(age.scalar_type() == at::kByte, "age must be uint8; found ", age.scalar_type());
   TORCH_CHECK_VALUE(age.dim() == 1, "age must have one dimension [N]; found shape ", age.sizes());
   check_mask(candidates, age.size(0), "candidates");
@@ -295,7 +308,7 @@ inline void check_sampling_keys(const at::Tensor& gate_logits, const at::Tensor&
   check_age(gate_logits, age);
   TORCH_CHECK_VALUE(std::isfinite(scale), "scale must be a finite number; found ", scale);
   TORCH_CHECK_VALUE(std::isfinite(turns), "turns must be a finite number; found ", turns);
-  TORCH_CHECK_VALUE(key >= 0, "key must be in [0, 2**63); found ", key);
+  check_key(key);
   TORCH_CHECK_VALUE(std::isfinite(ceiling) || ceiling > 0,
                     "ceiling must be a finite number, or inf for none; found ", ceiling);
 }

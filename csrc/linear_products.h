@@ -23,7 +23,8 @@ class LinearProducts {
   };
 
   // input [M, H] contiguous, linear_weight [C, H], linear_bias [C]. Products have dtype `type`, and
-  // sums over rows have dtype `sum_type`. `prepare` is called on large tensors before their first
+  // sums over rows have dtype `sum_type`. Gradients have the dtype of the input, but float32 for
+  // float16, whose range would lose them before they are multiplied by the upstream gradient. `prepare` is called on large tensors before their first
   // use.
   LinearProducts(const at::Tensor& input, const at::Tensor& linear_weight,
                  const std::optional<at::Tensor>& linear_bias, at::ScalarType type,
@@ -32,6 +33,7 @@ class LinearProducts {
         weight_(linear_weight.to(type)),
         type_(type),
         sum_type_(sum_type),
+        result_type_(input.scalar_type() == at::kHalf ? sum_type : input.scalar_type()),
         prepare_(prepare) {
     // Otherwise every product of every chunk would copy it.
     if (!weight_.is_contiguous() && !weight_.t().is_contiguous()) weight_ = weight_.contiguous();
@@ -41,15 +43,14 @@ class LinearProducts {
   // Allocates for `chunks` chunks of at most `rows` rows. every_row: the chunks together contain
   // all rows of the input.
   void allocate(int64_t chunks, int64_t rows, Wanted wanted, bool every_row) {
-    const auto options = input_.options();
+    const auto options = input_.options().dtype(result_type_);
     logits_ = large({rows, weight_.size(0)}, type_);
     if (wanted.input) {
       input_gradient_ =
           every_row ? at::empty(input_.sizes(), options) : at::zeros(input_.sizes(), options);
     }
     if (wanted.weight) {
-      const auto type = input_.scalar_type();
-      if (type_ != sum_type_ || type != sum_type_) rounded_ = large(weight_.sizes(), type);
+      if (type_ != sum_type_) rounded_ = large(weight_.sizes(), type_);
       // A single product needs no sum.
       if (type_ == sum_type_ || chunks > 1) weight_gradient_ = large(weight_.sizes(), sum_type_);
       if (chunks == 0) (weight_gradient_.defined() ? weight_gradient_ : rounded_).zero_();
@@ -68,18 +69,13 @@ class LinearProducts {
   void add_input_gradient(const at::Tensor& gradient, int64_t begin) {
     if (!input_gradient_.defined()) return;
     at::Tensor part = input_gradient_.narrow(0, begin, gradient.size(0));
-    if (part.scalar_type() == type_) {
-      at::mm_out(part, gradient, weight_);
-    } else {
-      part.copy_(at::mm(gradient, weight_));
-    }
+    at::mm_out(part, gradient, weight_);
   }
 
   // The same for the rows at `places`, int64 [n].
   void add_input_gradient(const at::Tensor& gradient, const at::Tensor& places) {
     if (!input_gradient_.defined()) return;
-    input_gradient_.index_copy_(0, places,
-                                at::mm(gradient, weight_).to(input_gradient_.scalar_type()));
+    input_gradient_.index_copy_(0, places, at::mm(gradient, weight_));
   }
 
   // x has the rows of the input that the gradient [n, C] belongs to, in dtype `type`.
@@ -105,7 +101,7 @@ class LinearProducts {
 
   bool wants_weight() const { return rounded_.defined() || weight_gradient_.defined(); }
 
-  // The gradients after the last chunk, in the dtype of the input. A gradient that is not wanted is
+  // The gradients after the last chunk. A gradient that is not wanted is
   // empty [0]. The gradient of the input has shape `sizes`.
   at::Tensor input_gradient(at::IntArrayRef sizes) const {
     return input_gradient_.defined() ? input_gradient_.view(sizes) : none();
@@ -115,11 +111,11 @@ class LinearProducts {
     return rounded_.defined() ? rounded_ : weight_gradient_.defined() ? weight_gradient_ : none();
   }
   at::Tensor bias_gradient() const {
-    return bias_gradient_.defined() ? bias_gradient_.to(input_.scalar_type()) : none();
+    return bias_gradient_.defined() ? bias_gradient_.to(result_type_) : none();
   }
 
  private:
-  at::Tensor none() const { return at::empty({0}, input_.options()); }
+  at::Tensor none() const { return at::empty({0}, input_.options().dtype(result_type_)); }
 
   at::Tensor large(at::IntArrayRef sizes, at::ScalarType type) const {
     at::Tensor tensor = at::empty(sizes, input_.options().dtype(type));
@@ -128,11 +124,11 @@ class LinearProducts {
   }
 
   at::Tensor input_, weight_, bias_;
-  at::ScalarType type_, sum_type_;
+  at::ScalarType type_, sum_type_, result_type_;
   void (*prepare_)(const at::Tensor&);
   at::Tensor logits_;  // the scratch tensor
   at::Tensor input_gradient_, weight_gradient_, bias_gradient_;
-  // The gradient of the weight in the dtype of the input, if sums have another dtype.
+  // The product of a chunk, and the gradient of the weight, in `type`, if sums have another dtype.
   at::Tensor rounded_;
 };
 

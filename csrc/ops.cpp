@@ -50,8 +50,9 @@ TORCH_LIBRARY(adapruner, m) {
   // (CUDA: 256 MiB, 512 rows). The values of ignored rows are never used. On the CPU ignored rows
   // take no time. Products are computed by at::mm in the dtype of input. For float16 they are
   // computed in float32, on a float32 copy of the weight. The gradients of loss with respect to
-  // input, linear_weight and linear_bias have their shapes and dtype and are contiguous. For
-  // bfloat16 and float16, sums over chunks are float32. A gradient that is not computed is empty
+  // input, linear_weight and linear_bias have their shapes and dtype and are contiguous. For float16
+  // they are float32, until the backward pass knows the upstream gradient. For bfloat16 and float16,
+  // sums over chunks are float32. A gradient that is not computed is empty
   // [0], and so is bias_gradient without a bias. Results are the same bits in every run with the
   // same number of threads.
   m.def(
@@ -64,7 +65,7 @@ TORCH_LIBRARY(adapruner, m) {
 
   // Loss and pressure from given sample losses [B]. A negative loss is a ValueError, unless rounding
   // can explain it (kLossRounding of csrc/math/gate.h); then it counts as 0.
-  // gradient [B] is s_i / B, in the dtype of sample_loss.
+  // gradient [B] is s_i / B, in the dtype of loss.
   m.def(
       "masked_loss(Tensor sample_loss, Tensor ids, Tensor gate_logits, Tensor state) "
       "-> (Tensor loss, Tensor pressure, Tensor gradient)");

@@ -15,11 +15,24 @@ def _loss_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def _check_devices(first: Tensor, **others: Tensor | None) -> None:
+    # A meta tensor among others brings the call here. The results would be memory without values.
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(
+                f"{name} must be on {first.device}, the device of the first argument; found "
+                f"{tensor.device}"
+            )
+
+
 @torch.library.register_fake("adapruner::masked_cross_entropy")
 def _(  # type: ignore[no-untyped-def]
     logits, target, ids, gate_logits, state, weight=None, ignore_index=-100, label_smoothing=0.0,
     compute_gradient=True,
 ):  # fmt: skip
+    _check_devices(
+        logits, target=target, ids=ids, gate_logits=gate_logits, state=state, weight=weight
+    )
     losses = logits.new_empty(logits.shape[:1], dtype=_loss_dtype(logits))
     if not compute_gradient:
         gradient = logits.new_empty(0)
@@ -43,6 +56,9 @@ def _(  # type: ignore[no-untyped-def]
 def _(  # type: ignore[no-untyped-def]
     logits, target, ids, gate_logits, state, weight=None, ignore_index=-100, label_smoothing=0.0
 ):  # fmt: skip
+    _check_devices(
+        logits, target=target, ids=ids, gate_logits=gate_logits, state=state, weight=weight
+    )
     losses = logits.new_empty(logits.shape[:1], dtype=_loss_dtype(logits))
     return losses.new_empty(()), losses, logits.new_empty(logits.shape[:1], dtype=torch.float32)
 
@@ -53,24 +69,30 @@ def _(  # type: ignore[no-untyped-def]
     ignore_index=-100, label_smoothing=0.0, compute_input_gradient=True,
     compute_weight_gradient=True, compute_bias_gradient=True,
 ):  # fmt: skip
+    _check_devices(
+        input, linear_weight=linear_weight, linear_bias=linear_bias, target=target, ids=ids,
+        gate_logits=gate_logits, state=state, weight=weight,
+    )  # fmt: skip
     losses = input.new_empty(input.shape[:1], dtype=_loss_dtype(input))
     bias_gradient = compute_bias_gradient and linear_bias is not None
+    dtype = torch.float32 if input.dtype == torch.float16 else input.dtype
     return (
         losses.new_empty(()),
         losses,
         input.new_empty(input.shape[:1], dtype=torch.float32),
-        input.new_empty(input.shape if compute_input_gradient else 0),
-        input.new_empty(linear_weight.shape if compute_weight_gradient else 0),
-        input.new_empty(linear_weight.shape[:1] if bias_gradient else 0),
+        input.new_empty(input.shape if compute_input_gradient else 0, dtype=dtype),
+        input.new_empty(linear_weight.shape if compute_weight_gradient else 0, dtype=dtype),
+        input.new_empty(linear_weight.shape[:1] if bias_gradient else 0, dtype=dtype),
     )
 
 
 @torch.library.register_fake("adapruner::masked_loss")
 def _(sample_loss, ids, gate_logits, state):  # type: ignore[no-untyped-def]
+    _check_devices(sample_loss, ids=ids, gate_logits=gate_logits, state=state)
     return (
         sample_loss.new_empty((), dtype=_loss_dtype(sample_loss)),
         sample_loss.new_empty(sample_loss.shape, dtype=torch.float32),
-        sample_loss.new_empty(sample_loss.shape),
+        sample_loss.new_empty(sample_loss.shape, dtype=_loss_dtype(sample_loss)),
     )
 
 

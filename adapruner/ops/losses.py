@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,8 @@ def masked_cross_entropy(
         ids: ``[B]``, any integer type: dataset indices in ``[0, N)``; repeats are allowed.
         gate_logits: m, float32 ``[N]``.
         state: the run's state, int64; see :class:`adapruner.pruning.gates.Gates`.
-        weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`.
+        weight: class weights ``[C]`` of at least 0, which a GPU does not check, as in
+            :func:`torch.nn.functional.cross_entropy`.
         ignore_index: target value of rows that do not count.
         label_smoothing: in ``[0, 1]``.
         overwrite_logits: allow the forward pass to write the gradient over ``logits``. This saves
@@ -111,7 +113,8 @@ def masked_linear_cross_entropy(
         ids: ``[B]``, any integer type: dataset indices in ``[0, N)``; repeats are allowed.
         gate_logits: m, float32 ``[N]``.
         state: the run's state, int64; see :class:`adapruner.pruning.gates.Gates`.
-        weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`.
+        weight: class weights ``[C]`` of at least 0, which a GPU does not check, as in
+            :func:`torch.nn.functional.cross_entropy`.
         ignore_index: target value of rows that do not count.
         label_smoothing: in ``[0, 1]``.
 
@@ -176,13 +179,13 @@ def mean_weight(target: Tensor, weight: Tensor, ignore_index: int = -100) -> Ten
 
     Args:
         target: ``[B]`` or ``[B, ...]``, classes or ``ignore_index``.
-        weight: class weights ``[C]``.
+        weight: class weights ``[C]``, of at least 0.
         ignore_index: target value of rows that do not count.
 
     Returns:
         Scalar of the dtype of ``weight``. A sample without counted rows counts as 0.
     """
-    rows = target.reshape(len(target), -1).long()
+    rows = target.reshape(len(target), math.prod(target.shape[1:])).long()
     counted = rows != ignore_index
     # A target out of range is reported by the loss. A GPU must not read outside the weights.
     weights = weight[rows.clamp(0, len(weight) - 1)].where(counted, 0)

@@ -111,7 +111,7 @@ def sampling_keys(
     Returns:
         float32 ``[N]``: ``scale``·min(m, ``ceiling``) + ``turns``·log(max(age, 1)) + standard
         Gumbel noise. −inf where m is −inf, for any ``scale``, so an excluded sample stays excluded.
-        NaN where m is NaN.
+        NaN where m is NaN, or +inf with a ``scale`` of 0 and no ``ceiling``.
 
     Raises:
         TypeError: a tensor has the wrong dtype.

@@ -469,4 +469,5 @@ def _averaged(
     """``loss``, divided by the mean class weight of the batch if that is asked for."""
     if weight is None or not weighted_mean or not target.numel():
         return loss
-    return loss / ops.mean_weight(target, weight, ignore_index)
+    mean = ops.mean_weight(target, weight, ignore_index)
+    return loss / mean.where(mean != 0, 1)  # without weight the loss is 0, and stays so

@@ -45,7 +45,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_loss_cpu(const at::Tensor&
     gradient.mutable_data_ptr<double>()[b] = weight / static_cast<double>(samples);
   }
   loss.fill_(samples == 0 ? 0.0 : total / static_cast<double>(samples));
-  return {loss, pressures, gradient.to(sample_loss.scalar_type())};
+  return {loss, pressures, gradient.to(accumulate)};
 }
 
 at::Tensor scale_gradient_cpu(const at::Tensor& gradient, const at::Tensor& upstream) {

@@ -36,7 +36,7 @@ int64_t keep_in_parallel(const Permutation& p, int64_t position, int64_t n, cons
 
 std::tuple<at::Tensor, at::Tensor> masked_order_cpu(const at::Tensor& mask, int64_t num_samples,
                                                     int64_t key, int64_t position, int64_t count) {
-  check_masked_order(mask, num_samples, position, count);
+  check_masked_order(mask, num_samples, key, position, count);
   const at::Tensor bits = mask.contiguous();
   const Permutation p = make_permutation(std::max<int64_t>(num_samples, 1), key);
   const at::Tensor indices = at::empty({std::min(count, num_samples - position)}, at::kLong);

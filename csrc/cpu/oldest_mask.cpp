@@ -130,7 +130,7 @@ class OldestSelection {
 
 at::Tensor oldest_mask_cpu(const at::Tensor& candidates, const at::Tensor& age, int64_t count,
                            int64_t key) {
-  check_oldest_mask(candidates, age, count);
+  check_oldest_mask(candidates, age, count, key);
   const at::Tensor bits = candidates.contiguous(), ages = age.contiguous();
   const at::Tensor mask = at::empty(bits.sizes(), bits.options());
   OldestSelection(bits.const_data_ptr<uint8_t>(), ages.const_data_ptr<uint8_t>(), ages.size(0),

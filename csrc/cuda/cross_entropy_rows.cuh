@@ -37,7 +37,7 @@ template <typename A>
 struct RowSums {
   A most;      // their maximum
   A sum;       // Σ exp(x − most); 0 if all values are −inf
-  A weighted;  // Σ w·(x − reference), with smoothing only
+  A weighted;  // Σ (α/C)·w·(x − reference), with smoothing only
 
   // The number to subtract in exponents.
   __device__ A shift() const { return most == kNegativeInfinity<A> ? A(0) : most; }
@@ -55,7 +55,8 @@ struct RowSums {
     sum += exp_of(x - shift());
     if constexpr (kSmoothing) {
       const A* weight = static_cast<const A*>(batch.class_weight);
-      weighted += weight == nullptr ? x - reference : weight[c] * (x - reference);
+      const A term = static_cast<A>(batch.unit_terms.smooth_weight) * (x - reference);
+      weighted += weight == nullptr ? term : weight[c] * term;
     }
   }
 };

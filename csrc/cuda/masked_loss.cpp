@@ -16,7 +16,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_loss_cuda(const at::Tensor
   check_masked_loss(sample_loss, ids, gate_logits, state);
   const Context context(sample_loss);
   const at::Tensor losses = sample_loss.contiguous();
-  const at::Tensor gradient = at::empty_like(losses);
+  const at::Tensor gradient = at::empty_like(losses, losses.options().dtype(loss_type(losses)));
   LossCall call(loss_type(sample_loss), ids, gate_logits, state);
   if (call.batch.samples == 0) return {call.empty().loss, call.losses.pressure, gradient};
   call.allocate(ceil_div<int64_t>(call.batch.samples, kLossThreads), false);

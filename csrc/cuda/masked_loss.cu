@@ -7,7 +7,8 @@ void masked_loss(Type type, const LossBatch& batch, const void* sample_loss, voi
                  cudaStream_t stream) {
   dispatch(type, [&](auto zero) {
     using T = decltype(zero);
-    masked_loss<T>(batch, static_cast<const T*>(sample_loss), static_cast<T*>(gradient), stream);
+    masked_loss<T>(batch, static_cast<const T*>(sample_loss),
+                   static_cast<Accumulator<T>*>(gradient), stream);
   });
 }
 

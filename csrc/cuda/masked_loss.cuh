@@ -7,7 +7,7 @@ namespace adapruner::cuda {
 
 template <typename T>
 __global__ void __launch_bounds__(kLossThreads, 1)
-    masked_loss_kernel(LossBatch batch, const T* sample_loss, T* gradient) {
+    masked_loss_kernel(LossBatch batch, const T* sample_loss, Accumulator<T>* gradient) {
   using A = Accumulator<T>;
   __shared__ bool last;
   const int64_t b = blockIdx.x * int64_t{kLossThreads} + threadIdx.x;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kLossThreads, 1)
     if (!takes_part) weight = 0;
     batch.pressure[b] = sample_pressure(batch.state, balance_pressure(batch.state),
                                         takes_part ? loss : 0.0, takes_part);
-    gradient[b] = narrow<T>(static_cast<A>(weight / static_cast<double>(batch.samples)));
+    gradient[b] = static_cast<A>(weight / static_cast<double>(batch.samples));
     part = takes_part ? weight * loss : 0.0;
   }
   part = block_reduce<Sum>(part, 0.0);
@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kLossThreads, 1)
 }
 
 template <typename T>
-void masked_loss(const LossBatch& batch, const T* sample_loss, T* gradient, cudaStream_t stream) {
+void masked_loss(const LossBatch& batch, const T* sample_loss, Accumulator<T>* gradient,
+                 cudaStream_t stream) {
   if (batch.done != nullptr) check(cudaMemsetAsync(batch.done, 0, sizeof *batch.done, stream));
   launch(masked_loss_kernel<T>, static_cast<unsigned>(batch.units), kLossThreads, 0, stream, batch,
          sample_loss, gradient);

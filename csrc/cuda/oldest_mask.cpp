@@ -11,7 +11,7 @@ namespace {
 
 at::Tensor oldest_mask_cuda(const at::Tensor& candidates, const at::Tensor& age, int64_t count,
                             int64_t key) {
-  check_oldest_mask(candidates, age, count);
+  check_oldest_mask(candidates, age, count, key);
   const Context context(candidates);
   const at::Tensor bits = candidates.contiguous(), ages = dense(age);
   const at::Tensor mask = at::empty(bits.sizes(), bits.options());

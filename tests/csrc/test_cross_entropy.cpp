@@ -42,7 +42,7 @@ void check_row(const Row& row, Real tolerance) {
   for (size_t c = 0; c < row.logits.size(); ++c) {
     const T w = static_cast<T>(row.weights[c]), x = static_cast<T>(row.logits[c]);
     total += w;
-    weighted += w * (x - at_target);
+    weighted += w * (static_cast<T>(row.smoothing / classes) * (x - at_target));
     sum += std::exp(x - most);
   }
   const auto terms = row_terms<T>(static_cast<T>(row.weights[row.target]), total,

@@ -279,6 +279,8 @@ def test_overwriting_a_leaf_is_refused() -> None:
     x = sample.logits.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="leaf"):
         losses_of(sample, x, overwrite_logits=True)
+    with pytest.raises(RuntimeError, match="leaf"):
+        losses_of(sample, x.view_as(x), overwrite_logits=True)
     assert torch.equal(x, sample.logits)
 
 
@@ -286,7 +288,7 @@ def test_overlapping_logits_cannot_be_overwritten() -> None:
     sample = cross_entropy_sample("expanded")
     x = sample.logits[:1].clone().requires_grad_()
     with pytest.raises(RuntimeError, match="single memory location"):
-        losses_of(sample, x.expand(5, 9), overwrite_logits=True)
+        losses_of(sample, (x * 1).expand(5, 9), overwrite_logits=True)
 
 
 def test_logits_that_need_no_gradient_are_left_alone() -> None:

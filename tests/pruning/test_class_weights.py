@@ -42,6 +42,25 @@ def test_the_weighted_mean_of_a_linear_layer_is_torchs() -> None:
     torch.testing.assert_close(gradient(loss, layer), gradient(expected, layer))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("target", "weight"), [([-100, -100], [1.0, 1.0, 1.0]), ([0, 0], [0.0, 1.0, 1.0])]
+)
+def test_a_batch_that_weighs_nothing_changes_no_weight_of_the_model(
+    target: list[int], weight: list[float], fused: bool
+) -> None:
+    pruner, layer, x = Pruner(10, epochs=4), torch.nn.Linear(4, 3), torch.randn(2, 4)
+    options = {"weight": torch.tensor(weight), "weighted_mean": True}
+    rest = (torch.tensor(target), torch.tensor([0, 1]))
+    if fused:
+        loss = pruner.linear_loss(x, layer.weight, *rest, linear_bias=layer.bias, **options)
+    else:
+        loss = pruner.loss(layer(x), *rest, **options)
+    loss.backward()
+    assert loss.item() == 0
+    assert all((p.grad == 0).all() for p in layer.parameters())
+
+
 def test_gates_do_not_see_which_mean_is_taken() -> None:
     logits, target, weight = torch.randn(8, 3), torch.randint(0, 3, (8,)), torch.rand(3)
     pruners = [Pruner(8, epochs=2, warmup_epochs=0) for _ in range(2)]

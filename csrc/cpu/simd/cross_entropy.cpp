@@ -26,15 +26,16 @@ inline void each_vector(const T* x, int64_t begin, int64_t end, float none, cons
   if (j < end) f(load_part(x + j, end - j, none), j, end - j);
 }
 
-// Σ_c w_c·(x_c − reference), summed in blocks. The reference is a number of type T.
+// Σ_c factor·w_c·(x_c − reference), summed in blocks. The reference is a number of type T.
 template <typename T>
-double weighted_differences(const T* x, float reference, const float* weight, int64_t n) {
+double weighted_differences(const T* x, float reference, float factor, const float* weight,
+                            int64_t n) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t end = begin + kBlock < n ? begin + kBlock : n;
     Floats part{};
     each_vector(x, begin, end, reference, [&](Floats values, int64_t at, int64_t size) {
-      const Floats difference = values - reference;
+      const Floats difference = (values - reference) * factor;
       part += weight == nullptr ? difference : difference * load_some(weight + at, size, 0);
     });
     total += sum(part);
@@ -42,11 +43,11 @@ double weighted_differences(const T* x, float reference, const float* weight, in
   return total;
 }
 
-inline double weighted_differences(const double* x, double reference, const double* weight,
-                                   int64_t n) {
+inline double weighted_differences(const double* x, double reference, double factor,
+                                   const double* weight, int64_t n) {
   double total = 0;
   for (int64_t j = 0; j < n; ++j) {
-    total += (weight == nullptr ? 1 : weight[j]) * (x[j] - reference);
+    total += (weight == nullptr ? 1 : weight[j]) * (factor * (x[j] - reference));
   }
   return total;
 }
@@ -61,7 +62,7 @@ struct Row {
   A scale;
   RowTerms<A> terms;
   A target_logit;
-  A weighted;  // Σ_c w_c·(x_c − x_y), taken before a gradient overwrites the logits
+  A weighted;  // see row_loss; taken before a gradient overwrites the logits
 
   // plain: the terms of a row without class weights.
   Row(const CrossEntropyRows<T>& all, int64_t i, const RowTerms<A>& plain)
@@ -76,8 +77,8 @@ struct Row {
     if (terms.smooth_weight == 0) return;
     // If x_y is infinite, the loss is not finite for any reference.
     const A reference = std::isfinite(target_logit) ? target_logit : A(0);
-    weighted =
-        static_cast<A>(weighted_differences(logits, reference, rows.class_weight, rows.classes));
+    weighted = static_cast<A>(weighted_differences(logits, reference, terms.smooth_weight,
+                                                   rows.class_weight, rows.classes));
   }
 
   static RowTerms<A> terms_of(const CrossEntropyRows<T>& all, A target_class_weight) {

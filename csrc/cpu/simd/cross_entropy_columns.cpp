@@ -92,7 +92,7 @@ struct Columns {
 
   void note_targets() const {
     for (int64_t j = 0; j < n; ++j) {
-      const bool kept = rows.row_scale[row(j)] >= 0;
+      const bool kept = !(rows.row_scale[row(j)] < 0);  // NaN is no mark of an ignored row
       const int32_t bits = kept ? -1 : 0;
       std::memcpy(strip.kept + j, &bits, sizeof bits);
       const float x = kept ? static_cast<float>(logits(rows.targets[row(j)])[j]) : 0;
@@ -103,11 +103,13 @@ struct Columns {
     }
   }
 
-  // Σ_c w_c·(x_c − x_y).
+  // Σ_c (α/C)·w_c·(x_c − x_y).
   void sum_differences() const {
+    const float smooth =
+        row_terms<float>(1, rows.total_weight, rows.smoothing, rows.classes).smooth_weight;
     sum_classes(strip.weighted, [&](int64_t c, int64_t j, int64_t size) {
       const Floats x = load_some(logits(c) + j, size, 0);
-      return (x - load(strip.reference + j)) * class_weight(c);
+      return (x - load(strip.reference + j)) * smooth * class_weight(c);
     });
   }
 
