@@ -325,8 +325,9 @@ class RemoteStore:
 
         Raises:
             ImportError: the file system is not installed.
-            ValueError: fsspec does not know the protocol.
+            ValueError: fsspec does not know the protocol, or the address has a secret.
         """
+        check_address(address)
         self._own_connections()
         fsspec = require("fsspec", extra="remote")
         protocol = address.partition("://")[0].lower()
@@ -362,7 +363,7 @@ def object_store(
     """The object store of addresses; None if all patterns are paths.
 
     Raises:
-        ValueError: some patterns are addresses and others are paths, or an address has a secret.
+        ValueError: some patterns are addresses and others are paths.
     """
     addresses = [pattern for pattern in patterns if is_address(pattern)]
     if not addresses:
@@ -373,8 +374,6 @@ def object_store(
             f"shards must all be files or all lie in an object store; found {path} and "
             f"{addresses[0]}"
         )
-    for address in addresses:
-        check_address(address)
     return RemoteStore(options)
 
 

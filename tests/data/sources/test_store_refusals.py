@@ -119,6 +119,13 @@ def test_an_address_with_a_secret_is_refused_and_not_shown(address: str, message
     assert "hunter2" not in str(caught.value)
 
 
+def test_an_address_of_indexes_has_no_secret_either(server: ObjectServer) -> None:
+    folder = server.address.replace("://", "://me:hunter2@")
+    with pytest.raises(ValueError, match="no password") as caught:
+        as_source(f"{server.address}/train/", remote=HASTY, index_folder=folder)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_file_system_may_have_its_host_in_the_address(folder: Path) -> None:
     class Hosted(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
         protocol = "hosted"
