@@ -8,7 +8,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA ?= $(if $(shell nvidia-smi -L 2>/dev/null),auto,off)
 # For the tests of object stores. In one step with all else, pip would try their versions for minutes.
-OBJECT_STORES := aiohttp s3fs "moto[server]>=5" "gcsfs>=2024.2" "gcp-storage-emulator>=2026.7"
+OBJECT_STORES := aiohttp s3fs "moto[server]>=5" "gcsfs>=2024.2" "gcp-storage-emulator>=2026.7" pyftpdlib
 BIN := .venv/bin
 SETUP := .venv/.setup-done-cuda-$(CUDA)
 SOURCES := $(foreach kind,cpp h cu cuh,$(wildcard csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)))

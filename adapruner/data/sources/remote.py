@@ -11,12 +11,12 @@ import io
 import math
 import multiprocessing
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.context import get_spawning_popen
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -43,7 +43,7 @@ _RECHECK = 300.0  # seconds after which a shard's version is looked up again
 _LONGEST_PAUSE = 10.0  # seconds
 # A generation of gs:// comes before its etag, which also changes with the metadata.
 _VERSIONS = ("ETag", "generation", "etag", "md5Hash", "version_id", "checksum")
-_DATES = ("mtime", "LastModified", "Last-Modified", "last_modified", "created")
+_DATES = ("mtime", "LastModified", "Last-Modified", "last_modified", "modify", "created")
 
 _Answer = TypeVar("_Answer")
 
@@ -108,15 +108,19 @@ class RemoteStore:
         several = glob.has_magic(pattern)
         if _is_shard(pattern) and not several:
             return [pattern]
-        search = system.glob if several else partial(system.ls, detail=False)
+
+        def search() -> list[str]:
+            # With details, since the names that ftp:// gives without them lack the folder.
+            return system.glob(path) if several else [e["name"] for e in system.ls(path, True)]
+
         try:
-            found = self._ask(pattern, lambda: search(path))
+            found = self._ask(pattern, search)
         except FileNotFoundError:
             found = []
         tars = sorted(filter(_is_shard, found))
         if not tars:
             raise FileNotFoundError(f"no shard fits {pattern}; found {len(found)} other entries")
-        return [cast(str, system.unstrip_protocol(name)) for name in tars]
+        return [_address(system, name, pattern) for name in tars]
 
     def size(self, shard: str) -> int:
         return self._look(shard).size
@@ -312,7 +316,7 @@ class RemoteStore:
     # --- connections, one set for each process
 
     def _forget_connections(self) -> None:
-        self._systems: dict[str, Any] = {}
+        self._systems: dict[tuple[Any, ...], Any] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._process = os.getpid()
 
@@ -340,7 +344,9 @@ class RemoteStore:
             ) from error
         # Some have their host in the address, such as ftp://.
         told = kind._get_kwargs_from_urls(address)
-        key = f"{protocol} {sorted(told.items())}"
+        # Threads cannot share a connection that is not asynchronous.
+        thread = None if kind.async_impl else threading.get_ident()
+        key = (protocol, str(told), thread)
         if key not in self._systems:
             options = told | dict(self.options.storage_options)
             self._systems[key] = kind(skip_instance_cache=True, **options)
@@ -375,6 +381,14 @@ def object_store(
             f"{addresses[0]}"
         )
     return RemoteStore(options)
+
+
+def _address(system: Any, name: str, pattern: str) -> str:
+    """The address of an entry that ``pattern`` has found. It names the same host."""
+    if "host" not in system._get_kwargs_from_urls(pattern):
+        return cast(str, system.unstrip_protocol(name))
+    protocol, _, rest = pattern.partition("://")
+    return f"{protocol}://{rest.partition('/')[0]}/{name.lstrip('/')}"
 
 
 def _is_shard(name: str) -> bool:

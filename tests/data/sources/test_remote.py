@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import pickle
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -110,6 +111,30 @@ def test_samples_in_the_memory_file_system(local: ShardSource) -> None:
         check_equal(opened("memory://of-test/*.tar"), local)
     finally:
         memory.rm("/of-test", recursive=True)
+
+
+@pytest.mark.parametrize("parallel", [1, 6])
+@pytest.mark.parametrize("form", ["folder", "glob", "braces"])
+def test_samples_over_ftp(local: ShardSource, form: str, parallel: int) -> None:
+    authorizers = pytest.importorskip("pyftpdlib.authorizers")
+    from pyftpdlib.handlers import FTPHandler
+    from pyftpdlib.servers import ThreadedFTPServer
+
+    class Handler(FTPHandler):  # type: ignore[misc]
+        authorizer = authorizers.DummyAuthorizer()
+
+    Handler.authorizer.add_anonymous(str(Path(local.shards[0]).parents[1]))
+    with ThreadedFTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            address = f"ftp://127.0.0.1:{running.address[1]}/train/"
+            name = {"folder": "", "glob": "*.tar", "braces": "train-{000..002}.tar"}[form]
+            options = RemoteOptions(parallel=parallel, attempts=2)
+            check_equal(opened(address + name, remote=options), local)
+        finally:
+            running.close_all()
+            thread.join()
 
 
 def test_samples_over_s3_with_faults(

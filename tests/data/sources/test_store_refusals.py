@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from support.object_store import ObjectServer, object_server
@@ -16,7 +16,7 @@ from adapruner import Pruner
 from adapruner.data import RemoteOptions, as_source
 from adapruner.errors import UnreachableError
 
-fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 HASTY = RemoteOptions(attempts=1, timeout=20)
@@ -124,35 +124,6 @@ def test_an_address_of_indexes_has_no_secret_either(server: ObjectServer) -> Non
     with pytest.raises(ValueError, match="no password") as caught:
         as_source(f"{server.address}/train/", remote=HASTY, index_folder=folder)
     assert "hunter2" not in str(caught.value)
-
-
-def test_a_file_system_may_have_its_host_in_the_address(folder: Path) -> None:
-    class Hosted(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
-        protocol = "hosted"
-        store: ClassVar[dict[str, Any]] = {}
-        pseudo_dirs: ClassVar[list[str]] = [""]
-
-        def __init__(self, host: str, **options: Any) -> None:
-            super().__init__(**options)
-            self.host = host
-
-        @staticmethod
-        def _get_kwargs_from_urls(path: str) -> dict[str, str]:
-            return {"host": path.partition("://")[2].partition("/")[0]}
-
-        @classmethod
-        def _strip_protocol(cls, path: str) -> str:
-            return "/" + path.partition("://")[2].partition("/")[2] if "://" in path else path
-
-        def unstrip_protocol(self, name: str) -> str:
-            return f"hosted://{self.host}{name}"
-
-    fsspec.register_implementation("hosted", Hosted, clobber=True)
-    for path in folder.glob("*.tar"):
-        Hosted("one", skip_instance_cache=True).pipe_file(f"/{path.name}", path.read_bytes())
-    source = as_source("hosted://one/train-{000..002}.tar", remote=HASTY)
-    assert source.targets.tolist() == as_source(folder).targets.tolist()
-    assert source.encoded_each(list(range(13))) == as_source(folder).encoded_each(list(range(13)))
 
 
 def test_a_sample_that_is_twice_in_a_batch_does_not_end_the_cache(
