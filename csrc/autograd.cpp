@@ -324,8 +324,7 @@ CrossEntropyInPlaceResults masked_cross_entropy__autograd(
   TORCH_CHECK(!logits.is_leaf() &&
                   !(logits.is_view() && logits._base().is_leaf() && logits._base().requires_grad()),
               "the logits of masked_cross_entropy_ must not be a leaf that requires grad, nor a "
-              "view of one, "
-              "because they are overwritten; found a leaf or a view of one");
+              "view of one, because they are overwritten; found a leaf or a view of one");
   CrossEntropyInPlaceResults results;
   std::get<0>(results) = MaskedCrossEntropyInPlace::apply(logits, with, results);
   return results;

@@ -22,10 +22,10 @@ class LinearProducts {
     bool any() const { return input || weight || bias; }
   };
 
-  // input [M, H] contiguous, linear_weight [C, H], linear_bias [C]. Products have dtype `type`, and
-  // sums over rows have dtype `sum_type`. Gradients have the dtype of the input, but float32 for
-  // float16, whose range would lose them before they are multiplied by the upstream gradient. `prepare` is called on large tensors before their first
-  // use.
+  // input [M, H] contiguous, linear_weight [C, H], linear_bias [C]. Products and gradients have
+  // dtype `type`: float32 for float16 input, whose range would lose a gradient before it is
+  // multiplied by the upstream one. Sums over rows have dtype `sum_type`. `prepare` is called on
+  // large tensors before their first use.
   LinearProducts(const at::Tensor& input, const at::Tensor& linear_weight,
                  const std::optional<at::Tensor>& linear_bias, at::ScalarType type,
                  at::ScalarType sum_type, void (*prepare)(const at::Tensor&))
@@ -33,7 +33,6 @@ class LinearProducts {
         weight_(linear_weight.to(type)),
         type_(type),
         sum_type_(sum_type),
-        result_type_(input.scalar_type() == at::kHalf ? sum_type : input.scalar_type()),
         prepare_(prepare) {
     // Otherwise every product of every chunk would copy it.
     if (!weight_.is_contiguous() && !weight_.t().is_contiguous()) weight_ = weight_.contiguous();
@@ -43,7 +42,7 @@ class LinearProducts {
   // Allocates for `chunks` chunks of at most `rows` rows. every_row: the chunks together contain
   // all rows of the input.
   void allocate(int64_t chunks, int64_t rows, Wanted wanted, bool every_row) {
-    const auto options = input_.options().dtype(result_type_);
+    const auto options = input_.options().dtype(type_);
     logits_ = large({rows, weight_.size(0)}, type_);
     if (wanted.input) {
       input_gradient_ =
@@ -101,8 +100,8 @@ class LinearProducts {
 
   bool wants_weight() const { return rounded_.defined() || weight_gradient_.defined(); }
 
-  // The gradients after the last chunk. A gradient that is not wanted is
-  // empty [0]. The gradient of the input has shape `sizes`.
+  // The gradients after the last chunk. A gradient that is not wanted is empty [0]. The gradient of
+  // the input has shape `sizes`.
   at::Tensor input_gradient(at::IntArrayRef sizes) const {
     return input_gradient_.defined() ? input_gradient_.view(sizes) : none();
   }
@@ -111,11 +110,11 @@ class LinearProducts {
     return rounded_.defined() ? rounded_ : weight_gradient_.defined() ? weight_gradient_ : none();
   }
   at::Tensor bias_gradient() const {
-    return bias_gradient_.defined() ? bias_gradient_.to(result_type_) : none();
+    return bias_gradient_.defined() ? bias_gradient_.to(type_) : none();
   }
 
  private:
-  at::Tensor none() const { return at::empty({0}, input_.options().dtype(result_type_)); }
+  at::Tensor none() const { return at::empty({0}, input_.options().dtype(type_)); }
 
   at::Tensor large(at::IntArrayRef sizes, at::ScalarType type) const {
     at::Tensor tensor = at::empty(sizes, input_.options().dtype(type));
@@ -124,7 +123,7 @@ class LinearProducts {
   }
 
   at::Tensor input_, weight_, bias_;
-  at::ScalarType type_, sum_type_, result_type_;
+  at::ScalarType type_, sum_type_;
   void (*prepare_)(const at::Tensor&);
   at::Tensor logits_;  // the scratch tensor
   at::Tensor input_gradient_, weight_gradient_, bias_gradient_;

@@ -52,9 +52,9 @@ TORCH_LIBRARY(adapruner, m) {
   // computed in float32, on a float32 copy of the weight. The gradients of loss with respect to
   // input, linear_weight and linear_bias have their shapes and dtype and are contiguous. For float16
   // they are float32, until the backward pass knows the upstream gradient. For bfloat16 and float16,
-  // sums over chunks are float32. A gradient that is not computed is empty
-  // [0], and so is bias_gradient without a bias. Results are the same bits in every run with the
-  // same number of threads.
+  // sums over chunks are float32. A gradient that is not computed is empty [0], and so is
+  // bias_gradient without a bias. Results are the same bits in every run with the same number of
+  // threads.
   m.def(
       "masked_linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor? linear_bias, "
       "Tensor target, Tensor ids, Tensor gate_logits, Tensor state, Tensor? weight=None, "

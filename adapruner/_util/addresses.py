@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
+_PASSWORD = re.compile(r"://[^/]*:[^/]*@")  # up to the last @, since a password may have one
 _QUERY = re.compile(r"\?[^/]*=")
 
 
@@ -17,13 +17,15 @@ def is_address(data: Any) -> bool:
 
 def check_address(address: str) -> None:
     """Raise ValueError for an address with a secret. Messages and results show addresses."""
-    if match := _PASSWORD.search(address):
+    # github://ORG:REPO@REF/PATH has a repository there.
+    if not address.startswith("github://") and (match := _PASSWORD.search(address)):
         shown = f"{address[: match.start()]}://…@{address[match.end() :]}"
         raise ValueError(
             f"an address must hold no password, since results and messages show it; found {shown}. "
             "Pass it as one of the storage_options of adapruner.data.RemoteOptions"
         )
-    if match := _QUERY.search(address):
+    # Elsewhere a question mark is a part of a pattern.
+    if address.lower().startswith("http") and (match := _QUERY.search(address)):
         raise ValueError(
             "an address must have no query, as presigned addresses have: one address names all "
             f"shards, or each shard; found {address[: match.start()]}?…"

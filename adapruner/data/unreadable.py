@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from adapruner._util.texts import without_memory_addresses
 from adapruner.errors import UnreadableSampleError
 from adapruner.pruning.sampler import EpochSource
 
 # A run stops if this many samples are unreadable before the first readable one.
 ENOUGH_FAILURES = 16
-
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Unreadable(NamedTuple):
@@ -24,7 +22,7 @@ class Unreadable(NamedTuple):
 
 def describe_error(error: BaseException) -> str:
     """The reason as text. Memory addresses are removed, because they differ between runs."""
-    return f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}"
+    return f"{type(error).__name__}: {without_memory_addresses(str(error))}"
 
 
 def refuse_unreadable(unreadable: Sequence[Unreadable], on_error: str) -> None:

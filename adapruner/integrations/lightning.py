@@ -185,7 +185,7 @@ class AdaprunerCallback(lightning.Callback):
         steps_used_up = 0 <= trainer.max_steps <= trainer.global_step
         stopped = trainer.should_stop or steps_used_up
         whole = self.trained_batches >= trainer.num_training_batches
-        # A checkpoint of the end of an epoch has stepped the pruner when it was loaded.
+        # No batch was trained if the pruner has stepped already: see _catch_up.
         if self.trained_batches and (whole or not stopped):
             self.pruner.step()
             self.trained_batches = 0

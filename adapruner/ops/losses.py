@@ -38,8 +38,8 @@ def masked_cross_entropy(
         ids: ``[B]``, any integer type: dataset indices in ``[0, N)``; repeats are allowed.
         gate_logits: m, float32 ``[N]``.
         state: the run's state, int64; see :class:`adapruner.pruning.gates.Gates`.
-        weight: class weights ``[C]`` of at least 0, which a GPU does not check, as in
-            :func:`torch.nn.functional.cross_entropy`.
+        weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`, but at
+            least 0. Weights on a GPU are not checked.
         ignore_index: target value of rows that do not count.
         label_smoothing: in ``[0, 1]``.
         overwrite_logits: allow the forward pass to write the gradient over ``logits``. This saves
@@ -55,7 +55,8 @@ def masked_cross_entropy(
 
     Raises:
         TypeError: a tensor has the wrong dtype.
-        ValueError: shapes or devices do not fit together, or ``label_smoothing`` is out of range.
+        ValueError: shapes or devices do not fit together, ``label_smoothing`` is out of range, or
+            a class weight is below 0.
         IndexError: a target or an id is out of range. The message names the first.
     """
     differentiable = logits.requires_grad and torch.is_grad_enabled()
@@ -113,8 +114,8 @@ def masked_linear_cross_entropy(
         ids: ``[B]``, any integer type: dataset indices in ``[0, N)``; repeats are allowed.
         gate_logits: m, float32 ``[N]``.
         state: the run's state, int64; see :class:`adapruner.pruning.gates.Gates`.
-        weight: class weights ``[C]`` of at least 0, which a GPU does not check, as in
-            :func:`torch.nn.functional.cross_entropy`.
+        weight: class weights ``[C]``, as in :func:`torch.nn.functional.cross_entropy`, but at
+            least 0. Weights on a GPU are not checked.
         ignore_index: target value of rows that do not count.
         label_smoothing: in ``[0, 1]``.
 
@@ -128,7 +129,8 @@ def masked_linear_cross_entropy(
 
     Raises:
         TypeError: a tensor has the wrong dtype.
-        ValueError: shapes or devices do not fit together, or ``label_smoothing`` is out of range.
+        ValueError: shapes or devices do not fit together, ``label_smoothing`` is out of range, or
+            a class weight is below 0.
         IndexError: a target or an id is out of range. The message names the first.
     """
     grad = torch.is_grad_enabled()

@@ -101,10 +101,16 @@ class ConstantLoss:
         self._seen += len(ids)
 
     def leave_out(self, indices: Sequence[int]) -> None:
-        """Count samples that cannot be read, in place of their targets."""
+        """Count samples that cannot be read, in place of their targets.
+
+        They count as half of the samples at most, since a list that is known before the run is no
+        part of the first batches.
+        """
         if self._seen < self._most:
             noted = {index for batch in self._noted for index in batch.ids.tolist()}
-            self._seen += len(set(indices) - noted)
+            left_out = self._seen - sum(len(batch.ids) for batch in self._noted)
+            new = len(set(indices) - noted)
+            self._seen += min(new, max(self._most // 2 - left_out, 0))
 
     def share(self) -> None:
         """Gather what all ranks have noted, if more is to come, as ``shared``. All must call it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,17 +68,16 @@ def other_targets(classes: Any, noted: Noted | None) -> str | None:
     """
     if classes is None or noted is None or not _are_classes(noted.targets):
         return None
-    named = np.asarray(classes)[noted.ids.cpu().numpy()]
-    targets = noted.targets.cpu().numpy()
-    first = dict(zip(named.tolist(), targets.tolist(), strict=True))
-    differs = np.array([first[name] != target for name, target in zip(named, targets, strict=True)])
-    if not differs.any():
+    named = np.asarray(classes)[noted.ids.cpu().numpy()].tolist()
+    target_of: dict[int, int] = {}
+    for name, target in zip(named, noted.targets.tolist(), strict=True):
+        if target_of.setdefault(name, target) != target:
+            break
+    else:
         return None
-    which = int(differs.argmax())
-    name, target = named[which].item(), targets[which].item()
     return (
         "the dataset names other classes than the targets of its items: found the targets "
-        f"{target} and {first[name]} for samples of class {name}. Floors of classes, shares of "
+        f"{target_of[name]} and {target} for samples of class {name}. Floors of classes, shares of "
         "classes and suspects go by the classes that it names. If its attribute `targets`, "
         "`labels` or `y` is about something else, say where an item has its target (target=)"
     )
@@ -134,6 +134,16 @@ def unobserved_samples(held_out: int) -> str | None:
     return (
         f"{held_out} samples are held out, and none of them had a loss yet. Give their losses to "
         "pruner.observe in each epoch; without them, which of them are kept means nothing"
+    )
+
+
+def not_finite_validation(epoch: int, loss: float | None) -> str | None:
+    """The warning for a held-out loss that is not finite, or None."""
+    if loss is None or math.isfinite(loss):
+        return None
+    return (
+        f"the held-out loss of epoch {epoch} is {loss}. It counts as one that has fallen behind, "
+        "so the keep ratio goes back towards 1 while it stays so"
     )
 
 

@@ -216,9 +216,9 @@ class Run:
     def exclude(self, unreadable: Sequence[tuple[int, str]]) -> None:
         """Note (index, reason) of unreadable samples. They are never kept.
 
-        Other ranks learn of them when the ranks meet next: if the epoch has had no loss before a
-        :meth:`state_dict`, call :meth:`synchronize` on all ranks first. After the end of the run
-        nothing is noted.
+        Other ranks learn of them when the ranks meet next. :meth:`state_dict` is a meeting only if
+        the epoch has had a loss, so call :meth:`synchronize` on all ranks before it. After the end
+        of the run nothing is noted.
 
         Raises:
             IndexError: an index is not a dataset index.
@@ -297,6 +297,7 @@ class Run:
         if self.finished:
             raise RuntimeError(f"this run has ended after {self.epochs} epochs")
         loss = None if validation_loss is None else float(validation_loss)
+        self.warn("validation_loss", doubts.not_finite_validation(self.epoch, loss))
         with self._mode():
             self._meet("step", validation_loss=loss, standard_error=float(standard_error))
             self.visits.forget()

@@ -31,6 +31,10 @@ class Suspects(NamedTuple):
     predicted: Tensor
     doubts: Tensor
 
+    def __repr__(self) -> str:
+        first = self.indices[:10].tolist()
+        return f"Suspects({len(self.indices)} samples, the likeliest first: {first})"
+
 
 def find_suspects(result: PruneResult, targets: Any | None = None) -> Suspects:
     """The suspects of a result; :meth:`adapruner.PruneResult.suspects` documents it."""

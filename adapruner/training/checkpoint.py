@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import types
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapruner._util.files import read_file, remove_leftovers, write_file
+from adapruner._util.texts import without_memory_addresses
 from adapruner.errors import FileFormatError
 from adapruner.training import CHECKPOINT_NAME
 
@@ -123,4 +123,4 @@ def describe_function(function: Any) -> str | None:
         text = repr(function)
     except Exception:  # of the user's class
         text = type(function).__qualname__
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return without_memory_addresses(text)

@@ -38,7 +38,7 @@ from adapruner.results.result import PruneResult
 from adapruner.training.checkpoint import describe, describe_function
 from adapruner.training.groups import hold_out, quota_labels
 from adapruner.training.parallel import core_of, shared_model
-from adapruner.training.trainer import CrossEntropy, OptimizerFactory, Trainer
+from adapruner.training.trainer import FUNCTIONS, CrossEntropy, OptimizerFactory, Trainer
 
 
 def fast_prune(
@@ -298,8 +298,9 @@ def fast_prune(
         "evaluation_transform": describe_function(evaluation_transform),
         "collate_fn": describe_function(collate_fn),
     }
-    same = {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
-    ranks.meet("fast_prune", None, **settings, **same)
+    same = {name: value for name, value in settings.items() if name not in FUNCTIONS}
+    same |= {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
+    ranks.meet("fast_prune", None, **same)
     writes = checkpoint_dir if trainer.leads else None
     with ranks.failing_together(), _training_mode_kept(model), _reserved(writes):
         if checkpoint_dir is not None:
@@ -333,8 +334,14 @@ def _cross_entropy(
     """The options of the default loss.
 
     Raises:
+        TypeError: ``loss`` is no function.
         ValueError: an option has a wrong value, or is given together with ``loss``.
     """
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            "loss must be a function of (outputs, targets) that returns the loss of each sample; "
+            f"found {loss!r}"
+        )
     weights = None
     if class_weights is not None:
         weights = torch.as_tensor(class_weights, dtype=torch.float32, device="cpu")

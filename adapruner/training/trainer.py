@@ -153,9 +153,8 @@ class Trainer:
             leave=False,
             disable=not bar_is_shown(self.progress),
         )
-        seen = 0
+        position = -1
         for position, (inputs, targets, ids) in enumerate(bar):
-            seen += 1
             if self.highest_rate is not None:
                 done = share_done(planned_reads, pruner.epoch, position / batches)
                 set_learning_rate(self.optimizer, self.highest_rate, done)
@@ -172,7 +171,7 @@ class Trainer:
             if self._steps.full:
                 self._look()
         self._look()
-        if self.ranks.alone and batches and not seen and pruner.unreadable:
+        if self.ranks.alone and batches and position < 0 and pruner.unreadable:
             raise no_sample_readable()
         self.ranks.copy_first(list(self.model.buffers()))  # the statistics of batch norms
         if not self._steps.finite:
@@ -337,20 +336,31 @@ class Trainer:
         saved_size = saved["batch_size"]
         if saved_size * state.get("ranks", 1) == settings["batch_size"] * self.ranks.size:
             settings = settings | {"batch_size": saved_size}
-        others = {name: value for name, value in settings.items() if saved.get(name) != value}
-        for name, value in others.items():
-            if name not in FUNCTIONS:
+        for name, value in settings.items():
+            if name not in FUNCTIONS and (found := saved.get(name)) != value:
                 raise ValueError(
                     f"{owner} was made with another {name}: expected {reprlib.repr(value)}, found "
-                    f"{reprlib.repr(saved.get(name))}; remove it to start again, or choose another "
-                    "folder"
+                    f"{reprlib.repr(found)}; remove it to start again, or choose another folder"
                 )
-        self.pruner.load_state_dict(state["pruner"])
-        for name in () if self.pruner.finished else others:
+        try:
+            self.pruner.load_state_dict(state["pruner"])
+        except ValueError as error:
+            raise type(error)(
+                f"{owner}: {error}; remove it to start again, or choose another folder"
+            ) from error
+        if self.pruner.finished and self.progress:
+            tell(f"{owner} is of a complete run, so nothing is trained")
+        for name in FUNCTIONS:
+            # An older checkpoint does not name them.
+            if (before := saved.get(name, settings[name])) == settings[name]:
+                continue
             self.pruner.warn(
                 name,
-                f"the run goes on with another {name} than before: {others[name]}; found "
-                f"{saved.get(name)} in {owner}. So the selection rests on losses of both",
+                f"{owner} is of a complete run with another {name}: expected {settings[name]}; "
+                f"found {before}. The result is of that one"
+                if self.pruner.finished
+                else f"the run goes on with another {name}: expected {before}, as in {owner}; "
+                f"found {settings[name]}. The selection rests on losses of both",
             )
         load_whole(core_of(self.model), state["model"])
         load_whole_optimizer(self.optimizer, state["optimizer"])

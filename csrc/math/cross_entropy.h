@@ -35,8 +35,8 @@ ADAPRUNER_HD inline RowTerms<T> row_terms(T target_class_weight, T total_weight,
 // Loss of a row. `target_loss` is lse − x_y, computed as log Σ_c exp(x_c − max) − (x_y − max).
 // `weighted` is Σ_c (α/C)·w_c·(x_c − x_y), and is read only with label smoothing. Both are
 // differences, so that large logits do not cancel. Each term has its factor before it is summed, so
-// that a sum over many classes does not overflow. If target_loss is not finite, nor is the loss, and
-// `weighted` may then be inf, from which only inf − inf could come.
+// that a sum over many classes does not overflow. If target_loss is not finite, `weighted` is left
+// out: the loss is not finite either, and inf − inf would be NaN.
 template <typename T>
 ADAPRUNER_HD inline T row_loss(const RowTerms<T>& terms, T target_loss, T weighted) {
   T loss = terms.target_weight * target_loss;

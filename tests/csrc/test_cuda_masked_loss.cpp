@@ -71,7 +71,7 @@ void agrees(int64_t samples) {
     total += s * l;
     const long double p = std::min(l - 0.5L * std::log(l + 1e-5L), 2.2L);
     CHECK(std::fabs(call.pressure[b] - p) <= 1e-6L * (1 + std::fabs(p)));
-    CHECK(std::fabs(widen(call.gradient[b]) - s / samples) <= unit * s / samples + 3e-8);
+    CHECK(std::fabs(widen(call.gradient[b]) - s / samples) <= unit * s / samples);
   }
   CHECK(std::fabs(call.loss - total / samples) <= unit * total / samples);
 }

@@ -246,6 +246,18 @@ def test_unreadable_samples_do_not_let_the_unit_follow_the_number_of_ranks(bad: 
         pool.close()
 
 
+def test_a_list_of_unreadable_samples_before_the_run_leaves_the_unit_known() -> None:
+    noise = torch.randn(4000, generator=torch.Generator().manual_seed(2))
+    pruner = Pruner(4000, 0.5, 12)
+    pruner.exclude([(index, "torn") for index in range(1100)])
+    for ids in pruner.batches(128):
+        own = ids[ids >= 1100]
+        outputs = torch.zeros(len(own), requires_grad=True)
+        pruner.custom_loss(losses.squared_error, outputs, 9 + noise[own], own)
+    pruner.step()
+    assert pruner.constant.value == pytest.approx(1, rel=0.15)
+
+
 def test_a_second_state_of_ranks_is_that_of_the_first() -> None:
     pool = Pool(2)
     try:

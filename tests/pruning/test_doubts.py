@@ -187,3 +187,18 @@ def test_targets_that_are_not_the_classes_of_the_dataset_are_warned_of(
     found = [text for text in messages(pruner.step) if "names other classes" in text]
     assert len(found) == told
     assert not told or "found the targets" in found[0]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_held_out_loss_that_is_not_finite_is_warned_of(loss: float) -> None:
+    pruner = Pruner(N, 0.5, 12)
+
+    def run(*losses: float | None) -> None:
+        for one in losses:
+            epoch(pruner)
+            pruner.step(one)
+
+    assert messages(lambda: run(None, 1.0, 0.9)) == []
+    [text] = messages(lambda: run(loss, loss))
+    assert text.startswith(f"the held-out loss of epoch 3 is {loss}.")
+    assert pruner.history[-1]["decision"] == "back off"

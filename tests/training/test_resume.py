@@ -20,8 +20,10 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from adapruner import PruneResult
+from adapruner.errors import PruningWarning
 from adapruner.training import CHECKPOINT_NAME
-from adapruner.training.checkpoint import load_checkpoint
+from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
+from adapruner.training.trainer import FUNCTIONS
 
 # Starts the same run again and again, each time in a new process. The processes are forked before
 # torch has done any work, because importing torch and its compiler takes longer than the runs. Each
@@ -279,19 +281,19 @@ class Scaled:
         pytest.param(
             {"transform": Scaled(1)},
             {"transform": Scaled(2)},
-            ["another transform than before: Scaled(2, ", "found Scaled(1, "],
+            ["another transform: expected Scaled(1, ", "found Scaled(2, "],
             id="another",
         ),
         pytest.param(
             {"evaluation_transform": Scaled(1)},
             {},
-            ["another evaluation_transform than before: None; found Scaled(1, "],
+            ["another evaluation_transform: expected Scaled(1, ", "found None."],
             id="none",
         ),
         pytest.param(
             {},
             {"collate_fn": partial(default_collate)},
-            ["another collate_fn than before: functools.partial(", "default_collate in the"],
+            ["another collate_fn: expected torch.", "found functools.partial("],
             id="collate",
         ),
     ],
@@ -309,6 +311,38 @@ def test_another_transform_at_a_resume_is_warned_of(
         assert len(texts) == bool(told)
         assert all(part in texts[0] for part in told)
     assert not any("goes on with another" in str(one.message) for one in caught)
+
+
+def test_a_complete_run_with_another_transform_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first = checkpointed(tmp_path, transform=Scaled(1))
+    with pytest.warns(PruningWarning, match=r"complete run with another transform: expected Sc"):
+        _, again = checkpointed(tmp_path, transform=Scaled(2), progress=True)
+    assert "is of a complete run, so nothing is trained" in capsys.readouterr().err
+    assert torch.equal(again.indices, first.indices)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 7}, {"keep_ratio": 0.4}, {"seed": 1}])
+def test_a_checkpoint_of_other_settings_is_named_and_says_what_to_do(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    checkpointed(tmp_path)
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=rf"(?s)the checkpoint in .*{name}.*choose another fold"):
+        checkpointed(tmp_path, **change)
+
+
+def test_an_older_checkpoint_that_names_no_transform_is_not_warned_of(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        checkpointed(tmp_path, stop_at=17, transform=Scaled(1))
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    for name in FUNCTIONS:
+        del state["settings"][name]
+    save_checkpoint(tmp_path, state)
+    _, result = checkpointed(tmp_path, transform=Scaled(2))
+    assert [text for text in result.warnings if "goes on" in text] == []
 
 
 def test_finished_run_gives_its_result_at_once(tmp_path: Path) -> None:

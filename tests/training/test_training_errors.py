@@ -72,6 +72,7 @@ X, Y = blobs(30)
         ((X, Y), {"optimizer": lambda p: None}, TypeError, "optimizer must be .*returns NoneType"),
         ((X, Y), {"optimizer": lambda p: [1, 2]}, TypeError, "optimizer must be .*returns int"),
         ((X, Y), {"loss": nn.CrossEntropyLoss()}, ValueError, "sample_loss"),
+        ((X, Y), {"loss": "mse"}, TypeError, "loss must be a function of .* found 'mse'"),
         (
             (X, Y),
             {"loss": lambda o, t: -o.square().sum(1)},

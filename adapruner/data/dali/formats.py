@@ -15,12 +15,13 @@ _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 # After 0xFF: an escape, a Huffman table, restart marks, the end, a scan, a fill byte.
 _IN_SCANS = np.zeros(256, np.bool_)
 _IN_SCANS[[0x00, 0xC4, *range(0xD0, 0xD8), 0xD9, 0xDA, 0xFF]] = True
-_PNG_START, _PNG_END, _PNG_FRAMES = b"\x89PNG\r\n\x1a\n", b"IEND", b"acTL"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 _MAX_BITS = 8
 # Pillow fails if these chunks are shorter. A transparent colour has 2 bytes of grey, or 6 of RGB.
 _LEAST_BYTES = {b"cHRM": 32, b"gAMA": 4, b"pHYs": 9, b"sRGB": 1}
 _TRANSPARENT, _LEAST_OF_COLOUR = b"tRNS", {0: 2, 2: 6}
-_COMPRESSED_TEXTS = (b"zTXt", b"iTXt")  # Pillow unpacks them, and refuses very large ones
+# Frames, and what Pillow unpacks, and refuses if it is large.
+_OF_PILLOW = (b"acTL", b"fcTL", b"fdAT", b"zTXt", b"iTXt", b"iCCP")
 
 
 def dali_decodes(encoded: npt.NDArray[np.uint8]) -> bool:
@@ -29,8 +30,8 @@ def dali_decodes(encoded: npt.NDArray[np.uint8]) -> bool:
     A whole JPEG is grey or has three colours, ends with its end mark, and has no strange mark
     after its header. If it is not progressive, it has one scan: before another one, which a flipped
     bit can feign, DALI stops and Pillow fails. A sound PNG has at most 8 bits a channel, right
-    checksums, its end mark, one frame, whole chunks and no compressed text. DALI and Pillow read
-    such images alike. Pillow decodes the rest.
+    checksums, its end mark, one frame, whole chunks, and no compressed text or profile. DALI and
+    Pillow read such images alike. Pillow decodes the rest.
     """
     view = encoded.data
     if view[:2] == _JPEG_START:
@@ -74,7 +75,7 @@ def _is_sound_png(view: memoryview) -> bool:
         least = _LEAST_BYTES.get(bytes(name), 0)
         if name == _TRANSPARENT:
             least = _LEAST_OF_COLOUR.get(view[25], 0)
-        if name == _PNG_FRAMES or name in _COMPRESSED_TEXTS or end - at - 8 < least:
+        if name in _OF_PILLOW or end - at - 8 < least:
             return False
         if name == _PNG_END:
             return True

@@ -166,7 +166,7 @@ class FileReader:
         if not places:
             return
         indices = batch.ids[list(places)].tolist()
-        # Bytes that were fetched from an object store are not fetched again.
+        # Bytes that are here already are not read again.
         fetched = [None if self._by_path else bytes(np.asarray(batch.stored[at])) for at in places]
         images = list(self._pillow.map(self._image, indices, fetched))
         batch.stored = [batch.stored[at] for at in range(len(batch.ids))]

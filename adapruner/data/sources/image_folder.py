@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -140,13 +140,12 @@ class ImageFolderDatasetSource(DatasetSource):
         """The classes of the samples, unless each folder is one, in the order of their names."""
         if self.targets is None:
             return b""
-        targets, of_folder = self.targets.tolist(), dict[str, int]()
         folders = (path.partition("/")[0] for path in self.paths)
-        pairs = zip(folders, targets, strict=True)
-        same = all(of_folder.setdefault(folder, target) == target for folder, target in pairs)
-        numbers = [of_folder[folder] for folder in sorted(of_folder)]
-        same = same and all(a < b for a, b in pairwise(numbers))
-        return b"" if same else self.targets.astype("<i8").tobytes()
+        pairs = set(zip(folders, self.targets.tolist(), strict=True))
+        numbers = [number for _, number in sorted(pairs)]
+        one_each = len(dict(pairs)) == len(pairs)
+        in_order = numbers == sorted(set(numbers))
+        return b"" if one_each and in_order else self.targets.astype("<i8").tobytes()
 
 
 def is_image_folder_dataset(dataset: Any) -> bool:

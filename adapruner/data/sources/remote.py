@@ -182,11 +182,13 @@ class RemoteStore:
         shards = list({place.path for place in places})
         changed = dict(zip(shards, self.each(in_a_run(self._changed), shards), strict=True))
 
+        member = in_a_run(self._member)
+
         def read(place: Location) -> bytes | OSError:
             if changed[place.path]:
                 return OSError(f"{place.path} has changed or gone since it was opened")
             try:
-                return in_a_run(self._member)(place)
+                return member(place)
             except UnreachableError:
                 raise
             except OSError as error:

@@ -13,6 +13,7 @@ from support.sample_data import to_tensor
 from support.shard_files import make_shards
 
 from adapruner import Pruner
+from adapruner._util.addresses import check_address
 from adapruner.data import RemoteOptions, as_source
 from adapruner.errors import UnreachableError
 
@@ -109,6 +110,7 @@ def test_a_date_is_a_version(server: ObjectServer) -> None:
     ("address", "message"),
     [
         ("http://me:hunter2@host/train/", "no password, .*found http://…@host/train/"),
+        ("ftp://me:p@hunter2@host/a.tar", "no password, .*found ftp://…@host/a.tar"),
         ("ftp://:hunter2@host/a.tar", "no password, .*found ftp://…@host/a.tar"),
         ("https://host/a.tar?X-Sig=hunter2&b=c", r"no query, .*found https://host/a\.tar\?…"),
     ],
@@ -117,6 +119,13 @@ def test_an_address_with_a_secret_is_refused_and_not_shown(address: str, message
     with pytest.raises(ValueError, match=message) as caught:
         as_source(address, remote=HASTY)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/train-?-lr=3.tar", "github://org:repo@main/0.tar", "ftp://me@host/a"]
+)
+def test_addresses_without_a_secret_pass(address: str) -> None:
+    check_address(address)
 
 
 def test_an_address_of_indexes_has_no_secret_either(server: ObjectServer) -> None:
