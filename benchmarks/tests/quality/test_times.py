@@ -33,7 +33,7 @@ def test_a_recorded_run_and_a_selection_count_once():
 def test_a_line_for_each_table_that_was_made():
     short = [run for run in tables()["short"] if run.seed == 0]  # 14
     texts = [run for run in tables()["held-back"] if run.method == "full"]
-    texts = [run for run in texts if run.noise == "clean"]  # 5
+    texts = [run for run in texts if run.noise == "clean" and run.seed < 5]
     rows = [row(run, 30.0) for run in short] + [row(run, 120.0) for run in texts]
     text = times.times(rows)
     lines = {line.split(" | ")[0]: line for line in text.splitlines()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,7 @@ def test_a_store_that_goes_away_before_versions_are_looked_up_excludes_nothing(
     objects = {f"/train/{path.name}": path.read_bytes() for path in folder.glob("*.tar")}
     with object_server(objects=objects) as server:
         source = as_source(f"{server.address}/train/", remote=HASTY, transform=to_tensor)
+    source = pickle.loads(pickle.dumps(source))  # as in a worker, without open connections
     look_again(source)
     pruner = Pruner(13, 0.5, 2)
     with pytest.raises(UnreachableError, match="1 attempts failed"):
