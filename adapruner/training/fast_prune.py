@@ -132,7 +132,8 @@ def fast_prune(
             a learning rate scheduler, which is stepped once per epoch. Where None, AdamW with a
             one-cycle learning rate. On a GPU, make the optimiser with ``fused=True``: with any
             other optimiser, the host waits for the GPU in every step.
-        precision: "fp32", or "bf16" for the model and the losses under :class:`torch.autocast`.
+        precision: "fp32", or "bf16" for the model and the losses under :class:`torch.autocast`. A
+            CPU that does not compute in bfloat16 emulates it, which is much slower than "fp32".
         compile: call the model through :func:`torch.compile`.
         loss: function of (outputs, targets). It returns the loss of each sample, ``[B]``, at least
             0, unreduced. Where None, cross entropy. :mod:`adapruner.training.losses` has losses for
