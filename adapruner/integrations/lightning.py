@@ -54,7 +54,7 @@ class AdaprunerCallback(lightning.Callback):
         self._loaded: dict[str, Any] | None = None
         self._sampler: PrunedBatchSampler | None = None
         self.trained_batches = 0  # of the current epoch
-        self._restored_whole = False  # whether a checkpoint was saved after an epoch's last batch
+        self._restored_whole = False  # from a checkpoint after an epoch's last batch
 
     @property
     def pruner(self) -> Pruner:
