@@ -23,7 +23,8 @@ _SHOWN = (
 _TITLES = {"relative_loss": "relative", "last_loss": "loss", "epochs_seen": "seen"}
 _TITLES |= {"predicted_class": "predicted"}
 _INSTEAD = {"label": "class", "predicted": "predicted_class"}  # a name says more than a number
-_TEXT = ("class", "predicted_class", "reason", "path")
+_TEXT = ("class", "predicted_class", "reason", "path", "problem")
+MOST_LISTED = 20  # samples, where --top does not say
 
 
 def show(result: PruneResult, arguments: Namespace, source: Source | None) -> None:
@@ -33,13 +34,16 @@ def show(result: PruneResult, arguments: Namespace, source: Source | None) -> No
         OSError, ValueError: the message is for users.
     """
     if not arguments.suspects and arguments.reason is None:
+        if arguments.top is not None:
+            raise ValueError("--top N is for a list of samples; give --reason or --suspects too")
         say("\n".join(_reasons(result)))
         return
     if arguments.suspects:
+        _check_classes_known(result)
         order = result.suspects().indices.numpy()
     else:
         order = samples_of(result, arguments.reason.replace("-", " "))
-    first = order[: arguments.top]
+    first = order[: arguments.top or MOST_LISTED]
     say("\n".join(_table(result, first, source)))
     if len(order) > len(first):
         say(f"{len(order) - len(first):,} more; --top N shows N")
@@ -99,6 +103,7 @@ def _counts(result: PruneResult) -> list[str]:
 def _reasons(result: PruneResult) -> list[str]:
     lines = _counts(result)
     try:
+        _check_classes_known(result)
         lines.append(f"  {'suspects':<15}{len(result.suspects().indices):>12,}  wrong labels?")
     except ValueError as error:
         lines.append(f"  no suspects: {error}")
@@ -109,6 +114,11 @@ def _reasons(result: PruneResult) -> list[str]:
     return [*lines, *meanings, "list samples with --reason REASON or --suspects"]
 
 
+def _check_classes_known(result: PruneResult) -> None:
+    if result.targets is None:
+        raise ValueError("suspects need the classes of the samples; the result has none")
+
+
 def _table(result: PruneResult, order: np.ndarray, source: Source | None) -> list[str]:
     """The samples at ``order`` as lines of aligned columns."""
     if not len(order):
@@ -116,6 +126,9 @@ def _table(result: PruneResult, order: np.ndarray, source: Source | None) -> lis
     table = sample_table(result, find_source(result, source, needed="csv"))
     shown = [name for name in _SHOWN if name in table and _INSTEAD.get(name) not in table]
     part = {name: table[name] for name in ("index", *shown[1:])}
+    problems = dict(result.unreadable)
+    if not problems.keys().isdisjoint(order.tolist()):
+        part["problem"] = [problems.get(index, "") for index in range(result.num_samples)]
     rows = [
         [_cell(name, value) for name, value in zip(part, row, strict=True)]
         for row in rows_of(part, order)

@@ -36,7 +36,7 @@ from adapruner.data.sources.stores import FileStore, index_path
 from adapruner.data.sources.tar_members import Shard
 from adapruner.errors import MissingEndMarkWarning
 from adapruner.ops.device import why_no_cuda
-from adapruner.results.export import TABLES
+from adapruner.results.export import TABLES, check_kind
 from adapruner.results.result import PruneResult
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.fast_prune import fast_prune
@@ -212,6 +212,8 @@ def index(arguments: Namespace) -> None:
     if len(set(paths)) < len(paths):
         double = next(path for path in paths if paths.count(path) > 1)
         raise ValueError(f"shards must have different names; found two with the index {double}")
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
     broken, samples = 0, 0
     for shard, path in zip(
         tqdm(shards, unit=" shards", leave=False, disable=not bar_is_shown(True)),
@@ -255,6 +257,7 @@ def _named(paths: list[Place]) -> Any:
 
 
 def _check_data_known(result: PruneResult, to: str) -> None:
+    check_kind(result.dataset.get("kind", ""), to)
     try:
         source_again(result.dataset)
     except FileNotFoundError as error:
@@ -313,7 +316,10 @@ def _images(arguments: Namespace, paths: list[Place]) -> Source:
         remote=remote,
     )
     if source.targets is None:
-        raise ValueError(f"the classes in {paths[-1]} must be whole numbers, one for each image")
+        order = "; the images come first, then the classes" if source.kind == "arrays" else ""
+        raise ValueError(
+            f"the classes in {paths[-1]} must be whole numbers, one for each image{order}"
+        )
     if source.targets.min() < 0:
         raise ValueError(
             f"the classes in {paths[-1]} must be at least 0; found {source.targets.min()}"

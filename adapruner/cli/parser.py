@@ -328,9 +328,8 @@ def _add_show(add: _AddParser) -> None:
     parser.add_argument(
         "--top",
         type=at_least(1),
-        default=20,
         metavar="N",
-        help="list at most N samples, the clearest cases first; default %(default)s",
+        help="list at most N samples, the clearest cases first; default 20",
     )
 
 

@@ -117,5 +117,7 @@ def _whole_numbers(name: str, values: Any) -> Tensor:
     if array.dtype.kind == "f":
         whole = bool((np.isfinite(array) & (array == np.floor(array))).all())
     if not whole:
-        raise TypeError(f"{name} must hold integers; found {array.dtype}")
+        named = isinstance(array.flat[0], (str, bytes))
+        advice = f". np.unique({name}, return_inverse=True)[1] numbers them" if named else ""
+        raise TypeError(f"{name} must hold integers; found {array.dtype}{advice}")
     return torch.from_numpy(as_int64(name, array))

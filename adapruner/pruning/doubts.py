@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,22 @@ def ids_like_positions(gates: Gates) -> str | None:
         f"ids look like places in a batch: found losses for the ids 0 to {count - 1} again and "
         f"again, and for no others of {len(gates.logits)} samples. Give the dataset index of each "
         "sample, as adapruner.with_ids does"
+    )
+
+
+def unreadable_samples(unreadable: Sequence[tuple[int, str]], num_samples: int) -> str | None:
+    """The warning for samples that cannot be read, or None.
+
+    Args:
+        unreadable: (index, reason) of each.
+        num_samples: number of samples of the dataset.
+    """
+    if not unreadable:
+        return None
+    index, reason = unreadable[0]
+    return (
+        f"{len(unreadable)} of {num_samples} samples cannot be read and are not kept; the first is "
+        f"sample {index}: {reason}"
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from adapruner.pruning.selection import keep_count
 from adapruner.report.values import (
     ABSENT,
@@ -21,6 +23,7 @@ from adapruner.report.values import (
     size,
 )
 from adapruner.results.reasons import MEANINGS, reason_counts
+from adapruner.results.table import paths_of
 
 if TYPE_CHECKING:
     from adapruner.report.gallery import Found, Gallery
@@ -90,7 +93,7 @@ def _dataset(result: PruneResult) -> str:
 
 def _selection(result: PruneResult) -> str:
     if result.selected_epoch is not None:
-        return f"epoch {result.selected_epoch}, chosen on held-out data"
+        return f"epoch {result.selected_epoch}, counted from 0, chosen on held-out data"
     if result.partial:
         return f"by what {len(result.history)} epochs have learned, before the end of the run"
     return "the last one, at the end of the run"
@@ -112,8 +115,6 @@ def warnings(result: PruneResult) -> list[str]:
             f"Fewer samples are kept than asked for: {count(result.indices.numel())} of "
             f"{count(wanted)}. No more can be read."
         )
-    if result.unreadable:
-        found.append(f"{_samples(len(result.unreadable))} could not be read. None of them is kept.")
     if result.not_finite:
         found.append(f"{_samples(len(result.not_finite))} had a loss that was not finite.")
     if result.targets is not None and result.num_samples:
@@ -160,7 +161,7 @@ def _tiles(result: PruneResult) -> list[Tile]:
         if num_bytes is not None
         else Tile("Disk saved", ABSENT, "not known for this dataset"),
         _cost("Samples read by the run", read, read_full, count, ""),
-        _cost("Time of the run", seconds, seconds_full, duration, "about "),
+        _cost("Time of the run", seconds, seconds_full, duration, "estimated "),
     ]
 
 
@@ -201,11 +202,11 @@ def classes(result: PruneResult) -> Table | None:
 
 def _with_paths(table: Table, result: PruneResult, found: Found, indices: Sequence[int]) -> Table:
     """``table`` with the path of each sample after the index, where paths are known."""
-    paths = result.paths or (found.source.paths if found.source is not None else None)
+    shown = np.array(indices[: len(table.rows)], dtype=np.int64)
+    paths = paths_of(result, found.source, shown)
     if not paths:
         return table
-    known = [str(paths[index]) if 0 <= index < len(paths) else ABSENT for index in indices]
-    rows = [[row[0], path, *row[1:]] for row, path in zip(table.rows, known, strict=False)]
+    rows = [[row[0], path, *row[1:]] for row, path in zip(table.rows, paths, strict=True)]
     moved = frozenset({1} | {place + 1 for place in table.text_columns})
     return Table([table.columns[0], "path", *table.columns[1:]], rows, moved, table.note)
 
@@ -290,11 +291,11 @@ _HISTORY_TEXT = ("phase", "decision")
 
 
 def history(result: PruneResult) -> Table:
-    """A row per epoch. Columns without a value are left out."""
+    """A row per epoch, counted from 0. Columns without a value are left out."""
     keys = [key for key in _HISTORY if any(entry.get(key) is not None for entry in result.history)]
     rows = [[_cell(key, entry.get(key)) for key in keys] for entry in result.history]
     text = frozenset(place for place, key in enumerate(keys) if key in _HISTORY_TEXT)
-    return Table([_HISTORY[key][0] for key in keys], rows, text)
+    return Table([_HISTORY[key][0] for key in keys], rows, text, "Epochs are counted from 0.")
 
 
 def _cell(key: str, value: Any) -> str:

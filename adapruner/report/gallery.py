@@ -16,6 +16,7 @@ from adapruner.report.style import printable
 from adapruner.report.thumbnails import thumbnail
 from adapruner.report.values import ABSENT, class_name, number
 from adapruner.results.reasons import REASONS, reason_codes, samples_of
+from adapruner.results.table import paths_of
 
 if TYPE_CHECKING:
     from adapruner.results.result import PruneResult
@@ -142,7 +143,11 @@ def _gallery(
 ) -> Gallery:
     """The first of the samples at ``indices``, with pictures if ``found`` has them."""
     first = indices[:MOST_SAMPLES]
-    samples = [_sample(result, codes, found, index) for index in first.tolist()]
+    paths = paths_of(result, found.source, first) or [""] * len(first)
+    samples = [
+        _sample(result, codes, found, index, path)
+        for index, path in zip(first.tolist(), paths, strict=True)
+    ]
     without = samples and not any(sample.picture for sample in samples)
     scores = {sample.score for sample in samples}
     return Gallery(
@@ -156,16 +161,17 @@ def _gallery(
     )
 
 
-def _sample(result: PruneResult, codes: NDArray[np.int8], found: Found, index: int) -> Sample:
+def _sample(
+    result: PruneResult, codes: NDArray[np.int8], found: Found, index: int, path: str
+) -> Sample:
     picture, problem = _picture(found, index)
-    paths = result.paths or (found.source.paths if found.source is not None else None)
     label = None if result.targets is None else int(result.targets[index])
     predicted = NO_CLASS if result.predicted is None else int(result.predicted[index])
     relative = result.relative_losses
     last = result.sample_losses
     return Sample(
         index=index,
-        path=printable(paths[index]) if paths else "",
+        path=printable(path),
         class_name=ABSENT if label is None else class_name(result, label),
         predicted=ABSENT if predicted == NO_CLASS else class_name(result, predicted),
         wrong=label is not None and predicted not in (NO_CLASS, label),

@@ -70,9 +70,26 @@ def export(
     write = _FORMATS.get(to)
     if write is None:
         raise ValueError(f"to must be one of {', '.join(_FORMATS)}; found {to!r}")
+    check_kind(result.dataset.get("kind", ""), to)
     found = find_source(result, source, needed=to)
     check_replaces_no_data(destination, result.dataset, result.paths, result.source)
     write(result, Path(destination), found)
+
+
+def check_kind(kind: str, to: str) -> None:
+    """Raise ValueError where no dataset of this kind has what the format ``to`` needs."""
+    if to in ("wds-index", "shards"):
+        needed, fits = "WebDataset shards", kind in ("shards", "")
+    elif to in ("paths", "links"):
+        needed = "samples that are files"
+        fits = kind not in ("arrays", "hugging face", "shards")
+    else:
+        return
+    if not fits:
+        raise ValueError(
+            f'export to "{to}" needs {needed}; found a dataset of kind "{kind}". "npy", '
+            '"csv" and "parquet" work for every dataset'
+        )
 
 
 def find_source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
@@ -109,11 +126,9 @@ def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[So
     """The source and the paths of its kept samples. Raises ValueError without paths."""
     if source is None:
         raise ValueError(f'export to "{to}" needs the image folder, {_why_not_found(result)}')
-    if source.paths is None:
-        raise ValueError(
-            f'export to "{to}" needs a dataset whose samples are files; found one of kind '
-            f'"{source.kind}". "npy", "csv" and "parquet" work for every dataset'
-        )
+    check_kind(source.kind, to)
+    if source.paths is None:  # a dataset of one's own
+        raise ValueError(f'export to "{to}" needs the paths of the samples; found none')
     return source, [source.paths[index] for index in result.indices.tolist()]
 
 
@@ -183,10 +198,9 @@ def _write_shards(result: PruneResult, destination: Path, source: Source | None)
 def _of_shards(result: PruneResult, source: Source | None, to: str) -> ShardSource:
     if source is None:
         raise ValueError(f'export to "{to}" needs the shards, {_why_not_found(result)}')
+    check_kind(source.kind, to)
     if not isinstance(source, ShardSource):
-        raise ValueError(
-            f'export to "{to}" needs WebDataset shards; found a dataset of kind "{source.kind}"'
-        )
+        raise ValueError(f'export to "{to}" needs whole shards; found a {type(source).__name__}')
     return source
 
 

@@ -82,6 +82,8 @@ def _doubts(run: Run, targets: np.ndarray | None, indices: np.ndarray) -> Iterat
     """The warnings about this result, beside those of the run."""
     if not run.finished:
         yield _partial(run)
+    if (text := doubts.unreadable_samples(run.unreadable, run.num_samples)) is not None:
+        yield text
     if run.balance == "neighbours":
         yield doubts.alike_neighbours(run.history[-1]["neighbours"])
     if targets is not None and (text := _small_classes(targets, indices)) is not None:

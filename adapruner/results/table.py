@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -55,9 +55,10 @@ def sample_table(result: PruneResult, source: Source | None = None) -> Table:
     Raises:
         OSError: a shard has changed, or cannot be read.
     """
-    table: Table = {"index": np.arange(result.num_samples, dtype=np.int64)}
-    if (paths := _paths(result, source)) is not None:
-        table["path"] = list(paths)
+    every = np.arange(result.num_samples, dtype=np.int64)
+    table: Table = {"index": every}
+    if (paths := paths_of(result, source, every)) is not None:
+        table["path"] = paths
     names = result.dataset.get("class_names")
     labels = _labels(result, source)
     if labels is not None:
@@ -211,12 +212,20 @@ def _as_utf8(paths: list[str]) -> list[str]:
     return paths
 
 
-def _paths(result: PruneResult, source: Source | None) -> Sequence[str] | None:
-    if result.paths is not None:
-        return result.paths
-    if isinstance(source, ShardSource):
-        return source.member_names(np.arange(len(source)))
-    return None if source is None or source.paths is None else list(source.paths)
+def paths_of(result: PruneResult, source: Source | None, indices: IntArray) -> list[str] | None:
+    """The path of each sample at ``indices``, SHARD.tar/MEMBER for shards; None if not known.
+
+    Raises:
+        OSError: a shard has changed, or cannot be read.
+    """
+    if result.paths is None and isinstance(source, ShardSource):
+        ascending, places = np.unique(indices, return_inverse=True)
+        names = source.member_names(ascending)
+        return [names[place] for place in places.tolist()]
+    paths = result.paths
+    if paths is None and source is not None:
+        paths = source.paths
+    return None if paths is None else [paths[index] for index in indices.tolist()]
 
 
 def _labels(result: PruneResult, source: Source | None) -> IntArray | None:

@@ -324,7 +324,7 @@ def fast_prune(
         "ranks": ranks.size,
         "parallel": parallel,
     }
-    trainer.warn_of_what_was_left_out()
+    trainer.warn_of_steps_left_out()
     result = pruner.result()
     return replace(result, config=result.config | more)
 

@@ -195,17 +195,9 @@ class Trainer:
             refuse_unreadable(refused, self.on_error)
             self.pruner.exclude(refused)
 
-    def warn_of_what_was_left_out(self) -> None:
-        """Warn of unreadable samples, and of steps that were left out. fast_prune calls this
-        before it makes the result, which keeps the warnings."""
-        if unreadable := self.pruner.unreadable:
-            index, reason = unreadable[0]
-            self.pruner.warn(
-                "unreadable",
-                f"{len(unreadable)} of {self.pruner.num_samples} samples cannot be read and are "
-                f"not kept; the first is sample {index}: {reason}",
-                stacklevel=4,
-            )
+    def warn_of_steps_left_out(self) -> None:
+        """Warn of steps that were left out. fast_prune calls this before it makes the result, which
+        keeps the warning."""
         if self.steps_left_out:
             self.pruner.warn(
                 "steps",

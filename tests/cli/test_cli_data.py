@@ -61,10 +61,11 @@ class TestIndex:
             assert index.classes is not None
 
     def test_in_a_folder_from_patterns(self, run: Run, shards: Path, tmp_path: Path) -> None:
-        (tmp_path / "indexes").mkdir()
+        folder = tmp_path / "a new" / "folder"
         patterns = (shards / "train-{0..1}.tar", shards / "train-[2].tar")
-        assert run("index", *patterns, "--out", tmp_path / "indexes").code == 0
-        assert sorted(os.listdir(tmp_path / "indexes")) == [f"train-{j}.idx" for j in range(3)]
+        for _ in range(2):
+            assert run("index", *patterns, "--out", folder).code == 0
+        assert sorted(os.listdir(folder)) == [f"train-{j}.idx" for j in range(3)]
         assert len(list(shards.iterdir())) == 3
 
     def test_any_case_of_the_ending(self, run: Run, shards: Path) -> None:

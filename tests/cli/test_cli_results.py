@@ -146,6 +146,22 @@ def test_report(run: Run, pruned: Pruned, tmp_path: Path) -> None:
     assert file.read_text().count("data:image/") >= pictures
 
 
+@pytest.mark.parametrize("to", ["paths", "links", "wds-index", "shards"])
+def test_what_arrays_cannot_be_exported_to(run: Run, tmp_path: Path, to: str) -> None:
+    arrays = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2
+    names = tmp_path / "images.npy", tmp_path / "classes.npy"
+    for name, array in zip(names, arrays, strict=True):
+        np.save(name, array)
+    assert run("prune", *names, "--out", tmp_path / "kept", *TINY, "--quiet").code == 0
+    code, _, err = run("export", tmp_path / "kept", "--to", to, "--out", tmp_path / "out")
+    assert code == 1
+    assert 'found a dataset of kind "arrays". "npy", "csv" and "parquet" work for every' in err
+    assert "--data" not in err
+    code, _, err = run("prune", *reversed(names), "--out", tmp_path / "kept", *TINY)
+    assert code == 1
+    assert "the images come first, then the classes" in err
+
+
 class TestShow:
     def test_reasons_are_counted(self, run: Run, pruned: Pruned) -> None:
         code, out, _ = run("show", pruned.file)
@@ -188,6 +204,28 @@ class TestShow:
         code, out, _ = run("show", tmp_path / "bare")
         assert code == 0
         assert "no suspects" in out
+
+    def test_a_result_without_classes(self, run: Run, pruned: Pruned, tmp_path: Path) -> None:
+        replace(pruned.result, targets=None).save(tmp_path / "bare")
+        text = "suspects need the classes of the samples; the result has none"
+        assert run("show", tmp_path / "bare", "--suspects").err == f"adapruner: error: {text}\n"
+        assert f"  no suspects: {text}\n" in run("show", tmp_path / "bare").out
+
+    def test_unreadable_samples_have_their_problems(
+        self, run: Run, pruned: Pruned, tmp_path: Path
+    ) -> None:
+        gone = [i for i in range(50) if not pruned.result.kept[i]][:3]
+        problems = [(index, f"torn at {index} bytes") for index in gone]
+        replace(pruned.result, unreadable=problems).save(tmp_path / "torn")
+        header, *rows = run("show", tmp_path / "torn", "--reason", "unreadable").out.splitlines()
+        assert header.endswith("  problem")
+        shown = [(int(row.split()[0]), row[row.index("torn") :]) for row in rows]
+        assert sorted(shown) == problems
+        assert "problem" not in run("show", tmp_path / "torn", "--reason", "kept").out
+
+    def test_a_number_of_samples_needs_a_list(self, run: Run, pruned: Pruned) -> None:
+        code, _, err = run("show", pruned.file, "--top", 3)
+        assert (code, "give --reason or --suspects too" in err) == (1, True)
 
     def test_reasons_are_those_of_the_library(self) -> None:
         assert [reason.replace("-", " ") for reason in REASONS] == list(reasons.REASONS)

@@ -136,6 +136,18 @@ def test_samples_that_turn_out_to_be_unreadable_after_their_loss_are_none_of_the
     assert messages(pruner.step) == []
 
 
+def test_a_result_tells_of_samples_that_cannot_be_read() -> None:
+    pruner = Pruner(N, 0.5, 12)
+    while not pruner.finished:
+        epoch(pruner)
+        if pruner.epoch == 6:
+            pruner.exclude([(3, "torn"), (7, "gone")])
+        pruner.step()
+    text = f"2 of {N} samples cannot be read and are not kept; the first is sample 3: torn"
+    assert messages(pruner.result) == [text]
+    assert pruner.result().warnings == [text]
+
+
 def test_a_result_keeps_the_warnings_of_the_run_and_its_own() -> None:
     pruner, texts = Pruner(N, 0.5, 8), []
     while not pruner.finished:

@@ -186,6 +186,8 @@ def test_folder_that_moved_is_named(folder: Path, tmp_path: Path) -> None:
     ):
         export(result, tmp_path / "kept", to="paths")
     with pytest.raises(ValueError, match="result does not name its place"):
+        export(dataclasses.replace(result, dataset={}), tmp_path / "kept", to="links")
+    with pytest.raises(ValueError, match='found a dataset of kind "arrays"'):
         export(make_result(arrays()), tmp_path / "kept", to="links")
     assert os.listdir(tmp_path) == ["moved"]
 
@@ -208,7 +210,7 @@ def test_another_dataset_is_refused(folder: Path, tmp_path: Path, to: str) -> No
 
 @pytest.mark.parametrize("to", ["paths", "links"])
 def test_formats_of_files_refuse_arrays(tmp_path: Path, to: str) -> None:
-    with pytest.raises(ValueError, match='whose samples are files; found one of kind "arrays"'):
+    with pytest.raises(ValueError, match='that are files; found a dataset of kind "arrays"'):
         export(make_result(arrays()), tmp_path / "kept", to=to, source=arrays())
     assert os.listdir(tmp_path) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import tarfile
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.report_page import Page
 from support.shard_files import decoded_image, encoded_image, make_shards, sample, write_tar
 from support.small_disk import small_disk
 
@@ -141,6 +143,22 @@ def test_parquet_names_shard_and_member(shards: Path, tmp_path: Path) -> None:
         "train-003.tar/0013.png",
         "train-003.tar/0016.png",
     ]
+
+
+def test_a_report_names_the_member_of_each_sample(shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    result = dataclasses.replace(make_result(shards), unreadable=[(14, "torn"), (1, "torn")])
+    result.report(tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    of_sample = [
+        f"train-{shard:03d}.tar/{number:04d}.png"
+        for number, shard in enumerate(np.repeat(np.arange(4), COUNTS).tolist())
+    ]
+    cards = page.gallery("kept")
+    assert [card.attributes["title"] for card in cards] == [of_sample[index] for index in KEPT]
+    rows = [["14", of_sample[14], "torn"], ["1", of_sample[1], "torn"]]
+    assert page.rows("unreadable") == rows
 
 
 @pytest.mark.parametrize("to", ["wds-index", "shards"])

@@ -206,10 +206,10 @@ def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
         assert result.unreadable == [(broken, "its input is not finite")]
         assert result.gate_logits[broken] == -torch.inf
         assert of_loss == [
-            f"1 of 420 samples cannot be read and are not kept; the first is sample {broken}: "
-            "its input is not finite",
             "steps left out because the loss or a gradient of their batch was not finite: 1; the "
             "result lists samples whose loss was not finite",
+            f"1 of 420 samples cannot be read and are not kept; the first is sample {broken}: "
+            "its input is not finite",
         ]
     assert result.gate_logits.isfinite().sum() == 419 + held_out
     # It does not make the controller pause.

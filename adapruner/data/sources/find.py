@@ -113,7 +113,7 @@ def as_source(
     shards = is_shards(data)
     if columns is not None and not _takes_columns(data):
         raise ValueError(
-            f"columns are for shards and Hugging Face datasets; found {type(data).__name__}"
+            f"columns are for shards and Hugging Face datasets; found {_described(data)}"
         )
     if target is not None and (columns is not None or not _takes_target(data)):
         raise ValueError(
@@ -245,6 +245,10 @@ def why_not_there(about: Mapping[str, Any]) -> str:
     if about.get("subset"):
         return f"the result is of a Subset of {root}"
     return f"{root} does not exist"
+
+
+def _described(data: Any) -> str:
+    return str(data) if isinstance(data, (str, os.PathLike)) else type(data).__name__
 
 
 def _changed(source: Source, transform: Transform | None, fingerprint: str | None) -> Source:
