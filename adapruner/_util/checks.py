@@ -41,6 +41,15 @@ def checked_real(name: str, value: Any, expected: str) -> float:
     return float(value)
 
 
+def check_loss(loss: Any) -> None:
+    """Raise TypeError unless ``loss`` can be called."""
+    if not callable(loss):
+        raise TypeError(
+            "loss must be a function of (outputs, targets) that returns the loss of each sample; "
+            f"found {reprlib.repr(loss)}"
+        )
+
+
 def check_same_dataset(owner: str, name: str, expected: object, found: object) -> None:
     """Raise unless a dataset is the dataset that ``owner`` was made for.
 

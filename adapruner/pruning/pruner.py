@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adapruner import ops
-from adapruner._util.checks import check_tensors, check_whole_weight
+from adapruner._util.checks import check_loss, check_tensors, check_whole_weight
 from adapruner.pruning.constant import CrossEntropy, SampleLoss
 from adapruner.pruning.gates import is_visit
 from adapruner.pruning.record import logits_of_classes, predicted_classes
@@ -350,6 +350,9 @@ class Pruner(Run):
         Returns:
             As :meth:`weigh`.
 
+        Raises:
+            TypeError: ``loss`` is no function.
+
         Example:
             >>> from adapruner.training import losses
             >>> outputs = torch.randn(4, 3, requires_grad=True)
@@ -357,6 +360,7 @@ class Pruner(Run):
             >>> pruner = Pruner(64, epochs=2)
             >>> pruner.custom_loss(losses.multi_label, outputs, labels, ids).backward()
         """
+        check_loss(loss)
         own, factor = self._own(ids)
         if factor and isinstance(outputs, Tensor) and self._notes_targets():
             self.constant.note(loss, outputs.shape, targets, own, outputs.dtype)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from adapruner._util.checks import checked_real, checked_whole
+from adapruner._util.checks import check_loss, checked_real, checked_whole
 from adapruner._util.lock import locked_folder
 from adapruner._util.progress import tell
 from adapruner._util.seeds import GENERATORS, Stream, stream_seed
@@ -338,11 +338,8 @@ def _cross_entropy(
         TypeError: ``loss`` is no function.
         ValueError: an option has a wrong value, or is given together with ``loss``.
     """
-    if loss is not None and not callable(loss):
-        raise TypeError(
-            "loss must be a function of (outputs, targets) that returns the loss of each sample; "
-            f"found {loss!r}"
-        )
+    if loss is not None:
+        check_loss(loss)
     weights = None
     if class_weights is not None:
         weights = torch.as_tensor(class_weights, dtype=torch.float32, device="cpu")

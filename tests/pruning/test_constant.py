@@ -212,6 +212,13 @@ def test_targets_of_another_form_are_not_noted() -> None:
     assert constant.value == pytest.approx(1.25, rel=1e-3)
 
 
+def test_a_loss_must_be_a_function() -> None:
+    pruner = Pruner(320, 0.5, 6)
+    with pytest.raises(TypeError, match=r"loss must be a function of .* found 'mse'"):
+        pruner.custom_loss("mse", torch.zeros(4), torch.zeros(4), torch.arange(4))  # type: ignore
+    assert not pruner.gates.seen().any()
+
+
 def test_the_published_method_has_its_own_scale() -> None:
     runs = [
         loop(Pruner(320, 0.5, 6, method="published", normalize_loss=True), numbers(), how)
