@@ -95,7 +95,7 @@ def _selection(result: PruneResult) -> str:
     if result.selected_epoch is not None:
         return f"epoch {result.selected_epoch}, counted from 0, chosen on held-out data"
     if result.partial:
-        return f"by what {len(result.history)} epochs have learned, before the end of the run"
+        return f"by {_counted(len(result.history), 'epoch')} of the run, which had not ended"
     return "the last one, at the end of the run"
 
 
@@ -116,7 +116,9 @@ def warnings(result: PruneResult) -> list[str]:
             f"{count(wanted)}. No more can be read."
         )
     if result.not_finite:
-        found.append(f"{_samples(len(result.not_finite))} had a loss that was not finite.")
+        found.append(
+            f"{_counted(len(result.not_finite), 'sample')} had a loss that was not finite."
+        )
     if result.targets is not None and result.num_samples:
         _, _, kept = class_counts(result)
         if lost := int((kept == 0).sum()):
@@ -127,8 +129,8 @@ def warnings(result: PruneResult) -> list[str]:
     return found
 
 
-def _samples(number: int) -> str:
-    return "1 sample" if number == 1 else f"{count(number)} samples"
+def _counted(number: int, what: str) -> str:
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
 
 
 def _forced(result: PruneResult) -> str:

@@ -208,7 +208,9 @@ def test_a_partial_result_and_its_warnings_say_so(tmp_path):
     result = make(partial=True, selected_epoch=None, warnings=texts)
     page = write(tmp_path, result, Pictures())
     assert notes(tmp_path, result)[:2] == ["The first doubt.", "A <second> doubt."]
-    assert "before the end of the run" in page.root.all("p", "facts")[0].text()
+    assert "by 4 epochs of the run, which had not ended" in page.root.all("p", "facts")[0].text()
+    one = write(tmp_path, dataclasses.replace(result, history=result.history[:1]), Pictures())
+    assert "by 1 epoch of the run" in one.root.all("p", "facts")[0].text()
 
 
 def test_galleries_name_the_right_samples(tmp_path):
