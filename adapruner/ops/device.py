@@ -23,7 +23,7 @@ def check_device(device: torch.device | str | None) -> torch.device:
     """
     try:
         found = torch.get_default_device() if device is None else torch.device(device)
-    except RuntimeError as error:  # torch does not know the device
+    except (RuntimeError, TypeError) as error:  # torch does not know the device
         raise ValueError(f"device must be 'cpu' or 'cuda'; found '{device}'") from error
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda'; found '{found}'")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,7 @@ def check_balance(balance: Any, has_labels: bool, has_floors: bool) -> None:
     Raises:
         ValueError: another value, or something is missing that "floor" needs.
     """
-    if balance not in ("class", "floor"):
+    if not isinstance(balance, str) or balance not in ("class", "floor"):
         raise ValueError(f'balance must be "class" or "floor"; found {balance!r}')
     if balance == "class":
         return
@@ -99,6 +101,31 @@ def check_held_out(held_out: Any, num_samples: int) -> Tensor:
     if tensor.numel() >= num_samples:
         raise ValueError(f"held_out must leave a sample to train on; found all {num_samples}")
     return tensor
+
+
+def checked_unreadable(unreadable: Sequence[Any], num_samples: int) -> list[tuple[int, str]]:
+    """(index, reason) of unreadable samples, as an int and text; NumPy's numbers and tensors too.
+
+    Raises:
+        IndexError: an index is not a dataset index.
+        TypeError: an item is no pair of a whole number and a reason.
+    """
+    found = []
+    for item in unreadable:
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise TypeError(f"unreadable samples must be pairs (index, reason); found {item!r}")
+        index, reason = item
+        if isinstance(index, bool) or not hasattr(index, "__index__"):
+            raise TypeError(
+                f"the index of an unreadable sample must be a whole number; found {index!r}"
+            )
+        place = operator.index(index)
+        if not 0 <= place < num_samples:
+            raise IndexError(
+                f"an unreadable sample must have an index in [0, {num_samples}); found {place}"
+            )
+        found.append((place, str(reason)))
+    return found
 
 
 def _whole_numbers(name: str, values: Any) -> Tensor:

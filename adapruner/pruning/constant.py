@@ -43,6 +43,7 @@ class ConstantLoss:
     Attributes:
         value: the mean loss; None before :meth:`close`, or where it is not known.
         doubt: why it is not known, or None.
+        closed: whether the value is final, None included.
         used: the samples that it was found from, by index, without ignored targets. None before,
             for a value that was taken, and on a rank that noted none itself.
         shared: what all ranks had noted when they last called :meth:`share`, while more was to
@@ -58,7 +59,7 @@ class ConstantLoss:
         # A small dataset is noted whole, because the last batches of an epoch have other sizes.
         enough = num_samples if num_samples < 2 * ENOUGH_SAMPLES else ENOUGH_SAMPLES
         self._most = -(-enough // ranks.size)
-        self._closed = False
+        self.closed = False
         self._loss: SampleLoss | None = None
         self._shape = torch.Size()  # of the outputs of a sample
         self._dtype = torch.float32
@@ -88,9 +89,9 @@ class ConstantLoss:
             ids: dataset indices of the samples, ``[B]``.
             dtype: of the outputs.
         """
-        if self._closed or len(shape) not in (1, 2) or not isinstance(targets, Tensor):
+        if self.closed or len(shape) not in (1, 2) or not isinstance(targets, Tensor):
             return
-        if len(targets) != len(ids) or self._seen >= self._most:
+        if not targets.dim() or len(targets) != len(ids) or self._seen >= self._most:
             return
         if self._noted and _form(targets) != _form(self._noted[0].targets):
             return
@@ -115,7 +116,7 @@ class ConstantLoss:
     def share(self) -> None:
         """Gather what all ranks have noted, if more is to come, as ``shared``. All must call it."""
         self.shared = None
-        found = None if self._closed else self._gathered()
+        found = None if self.closed else self._gathered()
         if found is None:
             return
         if self._seen_by_all >= self._most * self._ranks.size:
@@ -139,7 +140,7 @@ class ConstantLoss:
 
     def close(self) -> None:
         """Find the loss. Later batches do not change it. All ranks must call it."""
-        if self._closed:
+        if self.closed:
             return
         found = self._gathered()
         if found is None:
@@ -149,7 +150,7 @@ class ConstantLoss:
 
     def take(self, value: float | None) -> None:
         """Take a loss that is known already."""
-        self.value, self._closed, self._loss, self._noted = value, True, None, []
+        self.value, self.closed, self._loss, self._noted = value, True, None, []
         self.shared = None
 
     def _found(self, targets: Tensor) -> float | None:
@@ -227,7 +228,13 @@ def _least_mean(
         least = losses.mean().item() if len(losses) else 0.0
         return mean_without_outliers(losses, least) if 0 < least < math.inf else None
     constant = torch.zeros(shape, dtype=dtype, device=targets.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([constant], max_iter=_MOST_STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [constant],
+        max_iter=_MOST_STEPS,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
+    )
     least, losses_then = math.inf, torch.zeros(0)
 
     def mean_loss() -> Tensor:

@@ -95,7 +95,7 @@ def unread_samples(entry: Mapping[str, Any], may_drop: int) -> str | None:
         may_drop: number of samples that loaders leave out of an epoch on purpose.
     """
     unread = entry["samples_skipped"]
-    if unread <= may_drop:
+    if unread <= (may_drop if entry["samples_read"] else 0):
         return None
     return (
         f"epoch {entry['epoch']} was to train on {entry['samples_read'] + unread} samples; found "

@@ -405,6 +405,7 @@ class Pruner(Run):
         """The predicted classes of ``count`` samples; of no sample where ``factor`` is 0."""
         if logits is None:
             return None
+        check_tensors(logits=logits)
         if factor and len(logits) != count:
             raise ValueError(
                 f"logits must have a row for each of {count} samples; found {list(logits.shape)}"
@@ -432,6 +433,8 @@ class Pruner(Run):
             )
         if not isinstance(ids, Tensor):
             ids = torch.as_tensor(ids, device="cpu")
+        if ids.dim() != 1:
+            raise ValueError(f"ids must have shape [B]; found {list(ids.shape)}")
         factor = self.share_weight(ids)
         return self._on_device(ids if factor else ids[:0]), factor
 

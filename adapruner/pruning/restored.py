@@ -89,6 +89,10 @@ def check_state(
     constant = state.get("constant_loss")
     if constant is not None and not (_is_number(constant) and 0 < constant < math.inf):
         raise _wrong("constant_loss", "a number above 0 or None", constant)
+    if not isinstance(state.get("constant_closed", False), bool):
+        raise _wrong("constant_closed", "True or False", state["constant_closed"])
+    if not isinstance(doubt := state.get("constant_doubt"), (str, type(None))):
+        raise _wrong("constant_doubt", "text or None", doubt)
     evaluated = state.get("evaluated", 0)
     if not _is_whole(evaluated) or evaluated < 0:
         raise _wrong("evaluated", "a whole number of at least 0", evaluated)

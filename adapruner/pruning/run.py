@@ -22,6 +22,7 @@ from adapruner.pruning.arguments import (
     check_balance,
     check_held_out,
     check_labels,
+    checked_unreadable,
     checked_warmup,
 )
 from adapruner.pruning.constant import ConstantLoss
@@ -222,16 +223,12 @@ class Run:
 
         Raises:
             IndexError: an index is not a dataset index.
+            TypeError: an item is no pair of a whole number and a reason.
         """
-        for index, _ in unreadable:
-            if not 0 <= index < self.num_samples:
-                raise IndexError(
-                    f"an unreadable sample must have an index in [0, {self.num_samples}); "
-                    f"found {index}"
-                )
-        self._take(LeftOut(unreadable))
+        left_out = checked_unreadable(unreadable, self.num_samples)
+        self._take(LeftOut(left_out))
         if self.epoch == 0:
-            self.constant.leave_out([index for index, _ in unreadable])
+            self.constant.leave_out([index for index, _ in left_out])
 
     def _take(self, event: Event) -> None:
         for now in self.visits.take(event):
@@ -450,6 +447,8 @@ class Run:
             "unreadable": [list(item) for item in self.unreadable_reasons.items()],
             "not_finite": list(self.not_finite),
             "constant_loss": self.constant.value,
+            "constant_closed": self.constant.closed,
+            "constant_doubt": self.constant.doubt,
             "targets_of_constant": self.constant.shared,
             "evaluated": self.gates.evaluated,
             "warnings": dict(self.warnings),
@@ -499,8 +498,9 @@ class Run:
         self.warnings = {**state.get("warnings", {}), **self.warnings}
         self.warn("constants", doubts.other_constants(state.get("constants"), self.method))
         self.constant = ConstantLoss(self.num_samples, self.ranks)
-        if state.get("constant_loss") is not None:
+        if state.get("constant_closed") or state.get("constant_loss") is not None:
             self.constant.take(state["constant_loss"])
+            self.constant.doubt = state.get("constant_doubt")
         elif state.get("targets_of_constant") is not None:
             self.constant.resume(state["targets_of_constant"])
         self._started = time.perf_counter()

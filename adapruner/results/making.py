@@ -29,6 +29,11 @@ def result_of(pruner: Pruner) -> PruneResult:
         RuntimeError: the run has not ended, and has learned nothing yet.
     """
     partial = not pruner.finished
+    if not partial and not any(_losses_of(entry) for entry in pruner.history):
+        raise RuntimeError(
+            "nothing was learned: no batch of the run was given to pruner.loss, linear_loss, "
+            "custom_loss or weigh"
+        )
     run = pruner.ended_early() if partial else pruner
     mask, selected_epoch = run.selection.kept, None
     if run.best is not None:
@@ -115,7 +120,7 @@ def _small_classes(targets: np.ndarray, indices: np.ndarray) -> str | None:
 
 def _saved(run: Run, indices: np.ndarray) -> dict[str, Any]:
     """The savings of the kept set; see :class:`adapruner.PruneResult`."""
-    read = sum(entry["samples_read"] + entry["samples_evaluated"] for entry in run.history)
+    read = sum(map(_losses_of, run.history))
     full = run.epochs * run.num_samples
     if not run.finished:  # of the epochs so far, the last of which may be a part
         full = round(sum(_share_read(entry) for entry in run.history) * run.num_samples)
@@ -132,6 +137,10 @@ def _saved(run: Run, indices: np.ndarray) -> dict[str, Any]:
     if run.bytes_read is not None:
         saved["bytes_read"] = run.bytes_read
     return saved
+
+
+def _losses_of(entry: Mapping[str, Any]) -> int:
+    return int(entry["samples_read"] + entry["samples_evaluated"])
 
 
 def _share_read(entry: Mapping[str, Any]) -> float:

@@ -47,6 +47,17 @@ def sample_cross_entropy(
     return rows.sum(1) / counted, found
 
 
+def counted_samples(targets: Tensor, ignore_index: int) -> Tensor | None:
+    """Places of the samples with a target that is not ignored, int64; None if all have one.
+
+    Args:
+        targets: ``[B]`` or ``[B, ...]``.
+        ignore_index: the target that is ignored.
+    """
+    counted = (targets != ignore_index).reshape(len(targets), -1).any(1)
+    return None if counted.all() else counted.nonzero().flatten()
+
+
 def check_targets(found: list[Tensor], ignore_index: int = -100) -> None:
     """Raise IndexError for the first target that is out of range.
 

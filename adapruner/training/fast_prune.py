@@ -176,7 +176,8 @@ def fast_prune(
         FolderInUseError: another run is using ``checkpoint_dir``.
         UnreadableSampleError: a sample is unreadable and ``on_error="raise"``, or no sample is
             readable.
-        FloatingPointError: no batch of an epoch had a finite loss.
+        FloatingPointError: no batch of an epoch had a finite loss, and no input explains it.
+        RuntimeError: called under :class:`torch.no_grad` or :class:`torch.inference_mode`.
         RankError: another rank has failed.
 
     Example:
@@ -188,6 +189,19 @@ def fast_prune(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model must have a parameter that requires gradients; found none")
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "fast_prune trains the model; found it called under torch.no_grad() or inference_mode()"
+        )
+    if evaluation_transform is not None and not callable(evaluation_transform):
+        raise TypeError(
+            "evaluation_transform must be callable or None; found "
+            f"{type(evaluation_transform).__name__}"
+        )
+    if not callable(collate_fn):
+        raise TypeError(f"collate_fn must be callable; found {type(collate_fn).__name__}")
     if learning_rate is not None and optimizer is not None:
         raise ValueError(
             "expected learning_rate or optimizer; found both (learning_rate is for the default "
@@ -298,6 +312,7 @@ def fast_prune(
         "transform": describe_function(transform or getattr(data, "transform", None)),
         "evaluation_transform": describe_function(evaluation_transform),
         "collate_fn": describe_function(collate_fn),
+        "loss_function": describe_function(loss),
     }
     same = {name: value for name, value in settings.items() if name not in FUNCTIONS}
     same |= {"evaluation_loader": evaluation_choice.name, "held_out_samples": len(indices)}
@@ -340,17 +355,12 @@ def _cross_entropy(
     """
     if loss is not None:
         check_loss(loss)
-    weights = None
-    if class_weights is not None:
-        weights = torch.as_tensor(class_weights, dtype=torch.float32, device="cpu")
-        if weights.dim() != 1 or not (weights.isfinite() & (weights >= 0)).all():
-            raise ValueError(
-                f"class_weights must be numbers of at least 0, [C]; found {class_weights!r}"
-            )
+    weights = None if class_weights is None else _weights_of(class_weights)
     label_smoothing = checked_real("label_smoothing", label_smoothing, "a share in [0, 1]")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1]; found {label_smoothing}")
-    options = CrossEntropy(weights, int(ignore_index), label_smoothing)
+    ignore_index = checked_whole("ignore_index", ignore_index, -(2**63))
+    options = CrossEntropy(weights, ignore_index, label_smoothing)
     given = weights is not None or options[1:] != CrossEntropy()[1:]
     if loss is not None and given:
         raise ValueError(
@@ -358,6 +368,17 @@ def _cross_entropy(
             "together with loss"
         )
     return options
+
+
+def _weights_of(class_weights: Any) -> torch.Tensor:
+    message = f"class_weights must be numbers of at least 0, [C]; found {class_weights!r}"
+    try:
+        weights = torch.as_tensor(class_weights, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(message) from error
+    if weights.dim() != 1 or not (weights.isfinite() & (weights >= 0)).all():
+        raise ValueError(message)
+    return weights
 
 
 def _name_of(loss: SampleLoss) -> str:

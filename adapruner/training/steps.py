@@ -108,7 +108,7 @@ class Steps:
             self._statistics.settle(finite)
             return
         self._statistics.settle(finite)
-        self._queue.append(_Queued(finite, _not_finite(inputs, len(ids), self.device), ids))
+        self._queue.append(_Queued(finite, not_finite_inputs(inputs, len(ids), self.device), ids))
 
     def look(self) -> list[LeftOut]:
         """The batches that were left out since the last look. Waits for the device."""
@@ -172,14 +172,14 @@ def _may_not_be_finite(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _not_finite(inputs: Any, count: int, device: torch.device) -> Tensor:
+def not_finite_inputs(inputs: Any, count: int, device: torch.device) -> Tensor:
     """The samples of a batch with a value in ``inputs`` that is not finite, bools ``[count]``."""
     found = torch.zeros(count, dtype=torch.bool, device=device)
     if isinstance(inputs, Mapping):
         inputs = list(inputs.values())
     if isinstance(inputs, (list, tuple)):
         for part in inputs:
-            found |= _not_finite(part, count, device)
+            found |= not_finite_inputs(part, count, device)
     elif _may_not_be_finite(inputs) and inputs.dim() and len(inputs) == count:
         found |= ~inputs.isfinite().reshape(count, -1).all(1)
     return found

@@ -28,7 +28,7 @@ from adapruner.pruning.pruner import Pruner
 from adapruner.pruning.record import logits_of_classes
 from adapruner.training.batches import batch_norms_for, memory_format_of, to_device
 from adapruner.training.checkpoint import load_checkpoint, save_checkpoint
-from adapruner.training.evaluation import check_targets, sample_cross_entropy
+from adapruner.training.evaluation import check_targets, counted_samples, sample_cross_entropy
 from adapruner.training.learning_rate import (
     LEARNING_RATE,
     WEIGHT_DECAY,
@@ -36,7 +36,7 @@ from adapruner.training.learning_rate import (
     share_done,
 )
 from adapruner.training.parallel import core_of, leads, load_whole, load_whole_optimizer
-from adapruner.training.steps import Steps
+from adapruner.training.steps import Steps, not_finite_inputs
 
 OptimizerFactory: TypeAlias = Callable[[Any], Any]
 
@@ -46,7 +46,9 @@ _OPTIMIZER = (
 )
 
 # Settings of a run that may be functions. Nobody can tell whether two are the same for sure.
-FUNCTIONS = ("transform", "evaluation_transform", "collate_fn")
+FUNCTIONS = ("transform", "evaluation_transform", "collate_fn", "loss_function")
+# The reason of samples that are excluded although they could be read.
+INPUT_NOT_FINITE = "its input is not finite"
 # Each precision and the dtype of its autocast.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -94,7 +96,7 @@ class Trainer:
         on_error: str,
         cross_entropy: CrossEntropy | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
+        if not isinstance(precision, str) or precision not in PRECISIONS:
             named = ", ".join(f'"{name}"' for name in PRECISIONS)
             raise ValueError(f"precision must be one of {named}; found {precision!r}")
         self.on_error = on_error
@@ -131,6 +133,11 @@ class Trainer:
             made, self.scheduler = made
         if not isinstance(made, Optimizer):
             raise TypeError(_OPTIMIZER.format(f"a function that returns {type(made).__name__}"))
+        if isinstance(made, torch.optim.LBFGS):
+            raise TypeError(_OPTIMIZER.format("LBFGS, which trains on each batch many times"))
+        if self.scheduler is not None and not callable(getattr(self.scheduler, "step", None)):
+            found = f"a {type(self.scheduler).__name__} as the scheduler"
+            raise TypeError(_OPTIMIZER.format(found))
         self.optimizer: Optimizer = made
         self._steps = Steps(model, made, self.device)
         # The last inputs, which a rank without a share of held-out samples calls the model with.
@@ -140,11 +147,12 @@ class Trainer:
         """Train one epoch on the samples of ``loader``.
 
         Raises:
-            FloatingPointError: no batch had a finite loss and finite gradients.
+            FloatingPointError: no batch had a finite loss and finite gradients, and no sample was
+                excluded because its input is not finite.
         """
         self.model.train()
         pruner, batches = self.pruner, len(loader)
-        planned_reads = pruner.planned_reads()
+        planned_reads, broken_before = pruner.planned_reads(), self._broken_inputs()
         self._steps.begin()
         bar = tqdm(
             loader,
@@ -176,11 +184,18 @@ class Trainer:
         self.ranks.copy_first(list(self.model.buffers()))  # the statistics of batch norms
         if not self._steps.finite:
             pruner.synchronize()
+            some_left = len(pruner.unreadable) < pruner.num_samples
+            if some_left and self._broken_inputs() > broken_before:
+                return  # they explain it, and are excluded now
             raise FloatingPointError(
                 f"no batch of epoch {pruner.epoch} had a finite loss and finite gradients; the "
                 f"first samples without a finite loss are {pruner.gates.not_finite()[:5]}; check "
                 "the learning rate and the inputs"
             )
+
+    def _broken_inputs(self) -> int:
+        """Number of samples that are excluded because their input is not finite."""
+        return sum(reason == INPUT_NOT_FINITE for _, reason in self.pruner.unreadable)
 
     def _keep(self, inputs: Any) -> None:
         if not self.ranks.alone:
@@ -191,7 +206,7 @@ class Trainer:
         self.pruner.gates.check_errors()
         for batch in self._steps.look():
             self.steps_left_out += 1
-            refused = [Unreadable(i, "its input is not finite") for i in batch.ids]
+            refused = [Unreadable(i, INPUT_NOT_FINITE) for i in batch.ids]
             refuse_unreadable(refused, self.on_error)
             self.pruner.exclude(refused)
 
@@ -218,14 +233,21 @@ class Trainer:
         losses = [torch.zeros(0, dtype=torch.float64, device=self.device)]
         outside: list[Tensor] = []  # targets out of range, for check_targets
         unreadable: list[Unreadable] = []
+        faults: list[tuple[Tensor, Tensor]] = []  # ids, and whether their input is broken
         for batch, ids, broken in batches:
             unreadable += broken
             refuse_unreadable(broken, self.on_error)
             if observe and broken:
                 self.pruner.exclude(broken)
             if len(ids):
-                inputs, targets = batch
+                inputs, targets = self._pair(*batch)
                 logits, sample_loss = self._held_out_losses(inputs, targets, outside)
+                broken_inputs = not_finite_inputs(inputs, len(ids), self.device)
+                faults.append((ids, broken_inputs & ~sample_loss.isfinite()))
+                counted = self._counted(targets)
+                if counted is not None:  # the others have no loss, so this is no visit of them
+                    ids, sample_loss = ids[counted.to(ids.device)], sample_loss[counted]
+                    logits = None if logits is None else logits[counted]
             elif self.ranks.alone:
                 continue
             else:  # the other ranks wait for this one where the model exchanges something
@@ -236,15 +258,29 @@ class Trainer:
                 self.pruner.observe(sample_loss, ids, logits)
             losses.append(sample_loss.double())
         check_targets(outside, self._cross_entropy.ignore_index)
+        broken = [
+            Unreadable(index, INPUT_NOT_FINITE)
+            for ids, found in faults
+            for index in ids.cpu()[found.cpu()].tolist()
+        ]
+        refuse_unreadable(broken, self.on_error)
+        if observe and broken:
+            self.pruner.exclude(broken)
         if not observe:
+            unreadable += broken
             self._warn_of_unreadable(unreadable)
         return self.ranks.gather_calls(losses).cpu()
+
+    def _counted(self, targets: Any) -> Tensor | None:
+        """As :func:`counted_samples`; None with a loss function, which knows what it ignores."""
+        if self.loss is not None:
+            return None
+        return counted_samples(targets, self._cross_entropy.ignore_index)
 
     def _held_out_losses(
         self, inputs: Any, targets: Any, outside: list[Tensor]
     ) -> tuple[Tensor | None, Tensor]:
         """The logits of a classifier, else None, and the losses."""
-        inputs, targets = self._pair(inputs, targets)
         with self._autocast():
             outputs = self._forward(inputs)
             if self.loss is not None:
@@ -295,6 +331,7 @@ class Trainer:
             "model": dict(core_of(self.model).state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "steps_left_out": self.steps_left_out,
         }
         state = to_cpu(state)
         self.ranks.on_first(
@@ -354,6 +391,7 @@ class Trainer:
                 else f"the run goes on with another {name}: expected {before}, as in {owner}; "
                 f"found {settings[name]}. The selection rests on losses of both",
             )
+        self.steps_left_out = int(state.get("steps_left_out", 0))  # older ones do not count them
         load_whole(core_of(self.model), state["model"])
         load_whole_optimizer(self.optimizer, state["optimizer"])
         if self.scheduler is not None:

@@ -219,6 +219,43 @@ def test_a_loss_must_be_a_function() -> None:
     assert not pruner.gates.seen().any()
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1e-6, 1e-3, 1.0, 1e3, 1e6])
+def test_the_constant_of_losses_of_any_scale(scale: float) -> None:
+    targets = (5 + torch.randn(501, generator=torch.Generator().manual_seed(4))) * scale
+    value = found(losses.squared_error, (), targets)
+    assert value == pytest.approx(targets.double().var(correction=0).item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_state_keeps_that_no_constant_is_known(fails: bool) -> None:
+    """The first targets are of one class, or the loss function fails for constants."""
+    count = 4096
+    targets = torch.zeros(count)
+    targets[2000:], targets[3000:] = 1, 2
+    outputs = 3 * torch.randn(count, 1, generator=torch.Generator().manual_seed(0)).squeeze(1)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if fails and outputs.unique().numel() == 1:
+            raise ZeroDivisionError("a constant")
+        return (outputs * outputs.new_ones(()) - targets).square()
+
+    def run(stop: bool) -> Pruner:
+        pruner = Pruner(count, 0.5, 12)
+        for number, ids in enumerate(torch.arange(count).split(256)):
+            if stop and number == 6:
+                state, pruner = pruner.state_dict(), Pruner(count, 0.5, 12)
+                assert (state["constant_closed"], state["constant_loss"]) == (True, None)
+                pruner.load_state_dict(state)
+            pruner.custom_loss(loss, outputs[ids], targets[ids], ids)
+        pruner.step()
+        return pruner
+
+    whole, resumed = run(False), run(True)
+    assert whole.gates.real("loss_scale") == resumed.gates.real("loss_scale")
+    assert whole.warnings == resumed.warnings
+    assert ("constant" in whole.warnings) == fails
+
+
 def test_the_published_method_has_its_own_scale() -> None:
     runs = [
         loop(Pruner(320, 0.5, 6, method="published", normalize_loss=True), numbers(), how)

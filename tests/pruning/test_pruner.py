@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from adapruner import Pruner
+from adapruner import Pruner, PruneResult
 from adapruner.ops import reference
 from adapruner.pruning import bitmask
 from adapruner.pruning.methods import HOMES
@@ -180,6 +181,40 @@ def test_an_unreadable_sample_must_be_one_of_the_dataset(index: int) -> None:
     with pytest.raises(IndexError, match=rf"index in \[0, 20\); found {index}"):
         pruner.exclude([(3, "gone"), (index, "gone")])
     assert pruner.unreadable == []
+
+
+@pytest.mark.parametrize("make", [np.int64, np.uint8, torch.tensor])
+def test_unreadable_samples_are_noted_as_plain_values(make: Any, tmp_path: Path) -> None:
+    pruner = Pruner(20, 0.5, epochs=4)
+    pruner.exclude([(make(3), OSError("gone")), [make(7), "torn"]])
+    assert pruner.unreadable == [(3, "gone"), (7, "torn")]
+    again = Pruner(20, 0.5, epochs=4)
+    again.load_state_dict(pruner.state_dict())
+    drive(again, frozen(20))
+    again.result().save(tmp_path / "kept")
+    assert PruneResult.load(tmp_path / "kept").unreadable == [(3, "gone"), (7, "torn")]
+
+
+@pytest.mark.parametrize("item", [(1.5, "gone"), (True, "gone"), ("1", "gone"), [1, 2, 3], 7])
+def test_what_names_no_unreadable_sample(item: Any) -> None:
+    pruner = Pruner(20, 0.5, epochs=4)
+    with pytest.raises(TypeError, match=r"must be a whole number|pairs \(index, reason\)"):
+        pruner.exclude([(3, "gone"), item])
+    assert pruner.unreadable == []
+
+
+@pytest.mark.parametrize("ids", [torch.tensor(3), 3, torch.zeros(4, 1, dtype=torch.int64)])
+def test_ids_are_a_list(ids: Any) -> None:
+    pruner, outputs = Pruner(20, 0.5, epochs=4), torch.zeros(4, 3, requires_grad=True)
+    target = torch.zeros(4, dtype=torch.int64)
+    for call in (
+        lambda: pruner.loss(outputs, target, ids),
+        lambda: pruner.custom_loss(lambda o, t: o.sum(1), outputs, target, ids),
+        lambda: pruner.weigh(outputs.sum(1), ids),
+        lambda: pruner.observe(outputs.sum(1), ids),
+    ):
+        with pytest.raises(ValueError, match=r"ids must have shape \[B\]; found \["):
+            call()
 
 
 # --- pauses, and the choice of the best selection

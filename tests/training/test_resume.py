@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from support.training_data import Stop, blobs, checkpointed, outcome
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import default_collate
 
 from adapruner import PruneResult
@@ -296,6 +297,12 @@ class Scaled:
             ["another collate_fn: expected torch.", "found functools.partial("],
             id="collate",
         ),
+        pytest.param(
+            {"loss": partial(functional.cross_entropy, reduction="none")},
+            {"loss": partial(functional.cross_entropy, reduction="none", label_smoothing=0.5)},
+            ["another loss_function: expected functools.partial(", "label_smoothing=0.5"],
+            id="loss",
+        ),
     ],
 )
 def test_another_transform_at_a_resume_is_warned_of(
@@ -386,10 +393,13 @@ def test_unreadable_and_broken_samples_are_remembered(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         checkpointed(tmp_path, stop_at=17, data=Torn(), model=model)
     unreadable = partial(pytest.warns, UserWarning, match="10 of 420 samples cannot be read")
-    with unreadable():
-        result = checkpointed(tmp_path, data=Torn(), model=model)[1]
-    with unreadable(), pytest.warns(UserWarning, match="steps left out .*: 1;"):
-        whole = checkpointed(None, data=Torn(), model=model)[1]
+    left_out = partial(pytest.warns, UserWarning, match="steps left out .*: 1;")
+    results = []
+    for folder in (tmp_path, None, tmp_path):  # resumed, not stopped, and complete
+        with unreadable(), left_out():
+            results.append(checkpointed(folder, data=Torn(), model=model)[1])
+    result, whole, again = results
+    assert result.warnings == whole.warnings == again.warnings
     assert result.unreadable == whole.unreadable != []
     assert result.not_finite == whole.not_finite == [33]
     assert torch.equal(result.indices, whole.indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import resource
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset, IterableDataset
 from adapruner import UnreadableSampleError, fast_prune
 from adapruner.training import CHECKPOINT_NAME
 from adapruner.training.checkpoint import load_checkpoint
+from adapruner.training.groups import hold_out
 from adapruner.vision import to_tensor
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -72,6 +74,22 @@ X, Y = blobs(30)
         ((X, Y), {"optimizer": lambda p: None}, TypeError, "optimizer must be .*returns NoneType"),
         ((X, Y), {"optimizer": lambda p: [1, 2]}, TypeError, "optimizer must be .*returns int"),
         ((X, Y), {"loss": nn.CrossEntropyLoss()}, ValueError, "sample_loss"),
+        ((X, Y), {"precision": ["bf16"]}, ValueError, 'one of "fp32", "bf16"; found .*bf16'),
+        ((X, Y), {"method": ["sampled"]}, TypeError, "method must be one of sampled"),
+        ((X, Y), {"device": ["cpu"]}, ValueError, "device must be 'cpu' or 'cuda'; found"),
+        ((X, Y), {"class_weights": "balanced"}, ValueError, "class_weights must be numbers"),
+        ((X, Y), {"class_weights": {0: 1.0}}, ValueError, "class_weights must be numbers"),
+        ((X, Y), {"ignore_index": 1.7}, TypeError, "ignore_index must be a whole number"),
+        ((X, Y), {"ignore_index": None}, TypeError, "ignore_index must be a whole number"),
+        ((X, Y), {"collate_fn": None}, TypeError, "collate_fn must be callable; found NoneType"),
+        ((X, Y), {"evaluation_transform": "x"}, TypeError, "evaluation_transform must be call"),
+        (
+            (X, Y),
+            {"optimizer": lambda p: (torch.optim.SGD(p, 0.1), "x")},
+            TypeError,
+            "optimizer must be .* found a str as the scheduler",
+        ),
+        ((X, Y), {"optimizer": torch.optim.LBFGS}, TypeError, "optimizer must be .*LBFGS"),
         ((X, Y), {"loss": "mse"}, TypeError, "loss must be a function of .* found 'mse'"),
         (
             (X, Y),
@@ -111,6 +129,50 @@ def test_arguments(data: Any, arguments: dict[str, Any], error: Any, message: st
     assert model.training
     if error is not IndexError and "loss" not in arguments:
         assert torch.equal(model.weight, before)
+
+
+def test_a_model_is_trained() -> None:
+    frozen = nn.Linear(5, 3).requires_grad_(False)
+    with pytest.raises(ValueError, match="a parameter that requires gradients; found none"):
+        prune((X, Y), frozen)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, pytest.raises(RuntimeError, match=r"called under torch\.no_grad"):
+            prune((X, Y), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("count", [9, 420])
+def test_broken_inputs_in_every_batch_do_not_end_the_run(count: int) -> None:
+    """They are excluded, so the next epoch trains on the others."""
+    bad = tuple(range(0, count, 40))
+    result = prune(Points(count, nan=bad), keep_ratio=0.5, batch_size=count, epochs=12)
+    assert [index for index, _ in result.unreadable] == list(bad)
+    assert not result.kept[list(bad)].any()
+    assert [entry["training_loss"] is None for entry in result.history][1:] == [False] * 11
+    # Where no input is broken, it is the training that is.
+    with pytest.raises(FloatingPointError, match="no batch of epoch 0 had a finite loss"):
+        prune(Points(420), loss=lambda outputs, targets: outputs.sum(1) * math.nan)
+
+
+def test_targets_that_are_all_ignored_are_no_visits_of_held_out_samples() -> None:
+    inputs, targets = blobs(420)
+    ignored = torch.arange(420) % 3 == 0
+    targets = targets.masked_fill(ignored, -100)
+    result = prune((inputs, targets), epochs=12)
+    part = torch.from_numpy(hold_out(420, 0))
+    assert 0 < ignored[part].sum() < len(part)
+    assert result.visits is not None
+    assert (result.visits[ignored] == 0).all()
+    assert (result.visits[part][~ignored[part]] == 12).all()
+    assert (result.gate_logits[ignored] == -1000).all()
+    assert not result.kept[ignored].any()
+    # The held-out loss is that of the samples that have one.
+    model = nn.Linear(5, 3)
+    losses = []
+    for places in (part, part[~ignored[part]]):
+        held_out = inputs[places], targets[places]
+        run = prune((inputs, targets), copy.deepcopy(model), validation_data=held_out)
+        losses.append([entry["validation_loss"] for entry in run.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_model_must_be_a_module() -> None:
@@ -190,8 +252,6 @@ def test_one_unreadable_sample_of_which_all_are_to_be_kept(balance: str | None) 
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
-    from adapruner.training.groups import hold_out
-
     part = hold_out(420, 0)
     broken = int(part[3]) if held_out else int(np.setdiff1d(np.arange(420), part)[8])
     result = prune(Points(420, nan=(broken,)), epochs=8)
@@ -199,19 +259,24 @@ def test_one_sample_that_is_not_a_number(held_out: bool) -> None:
     check_exact(result, 252)
     assert result.not_finite == [broken]
     assert broken not in result.indices.tolist()
-    if held_out:
-        assert not of_loss
-        assert result.gate_logits[broken] == -1000
-    else:  # noted as unreadable, and not read again
-        assert result.unreadable == [(broken, "its input is not finite")]
-        assert result.gate_logits[broken] == -torch.inf
-        assert of_loss == [
+    # Noted as unreadable, and not read again.
+    assert result.unreadable == [(broken, "its input is not finite")]
+    assert result.gate_logits[broken] == -torch.inf
+    assert of_loss == [
+        *(
             "steps left out because the loss or a gradient of their batch was not finite: 1; the "
-            "result lists samples whose loss was not finite",
-            f"1 of 420 samples cannot be read and are not kept; the first is sample {broken}: "
-            "its input is not finite",
-        ]
-    assert result.gate_logits.isfinite().sum() == 419 + held_out
+            "result lists samples whose loss was not finite"
+            for _ in range(not held_out)
+        ),
+        f"1 of 420 samples cannot be read and are not kept; the first is sample {broken}: "
+        "its input is not finite",
+    ]
+    assert result.gate_logits.isfinite().sum() == 419
+    for data, arguments in ((Points(420, nan=(broken,)), {}), (Points(420), {"nan": (broken,)})):
+        if arguments:  # as validation data
+            arguments = {"validation_data": Points(420, **arguments)}
+        with pytest.raises(UnreadableSampleError, match=f"sample {broken} cannot be read: its inp"):
+            prune(data, epochs=2, on_error="raise", **arguments)
     # It does not make the controller pause.
     assert not result.forced
     assert all(math.isfinite(entry["validation_loss"]) for entry in result.history)
@@ -248,13 +313,13 @@ def test_a_loss_that_is_never_finite_is_not_kept() -> None:
 
 @pytest.mark.parametrize("wrap", [list, tuple, lambda parts: dict(enumerate(parts))])
 def test_inputs_of_several_parts_are_looked_through(wrap: Any) -> None:
-    from adapruner.training.steps import _not_finite
+    from adapruner.training.steps import not_finite_inputs
 
     first, second = torch.zeros(4, 2, 3), torch.zeros(4)
     first[1, 0, 2], second[3] = torch.inf, torch.nan
     others = [torch.arange(4), "x", torch.tensor(torch.nan), torch.full((3,), torch.nan)]
     parts = wrap([first, second, *others])
-    assert _not_finite(parts, 4, torch.device("cpu")).tolist() == [False, True, False, True]
+    assert not_finite_inputs(parts, 4, torch.device("cpu")).tolist() == [False, True, False, True]
 
 
 def test_nothing_but_nan_is_an_error_and_the_checkpoint_stands(tmp_path: Path) -> None:

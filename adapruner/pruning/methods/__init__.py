@@ -30,11 +30,14 @@ def find_method(name: str) -> Method:
     """The method with a name.
 
     Raises:
+        TypeError: ``name`` is not text.
         ValueError: no method has this name.
 
     Warns:
         FutureWarning: the name is the name of an old version.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"method must be one of {', '.join(HOMES)}; found {name!r}")
     if name in OLD_NAMES:
         warnings.warn(
             f'method="{name}" is now called "{OLD_NAMES[name]}"', FutureWarning, stacklevel=3
