@@ -17,6 +17,8 @@ from adapruner.pruning.methods.published import Published
 
 # Selections of runs with fewer epochs were no better than a random set: see docs/quality.md.
 FEW_EPOCHS = 10
+# A class with fewer kept samples is hardly learned.
+FEW_OF_A_CLASS = 5
 
 
 def few_epochs(epochs: int, keep_ratio: float) -> str | None:
@@ -179,6 +181,32 @@ def unreadable_samples(unreadable: Sequence[tuple[int, str]], num_samples: int) 
     return (
         f"{len(unreadable)} of {num_samples} samples cannot be read and are not kept; the first is "
         f"sample {index}: {reason}"
+    )
+
+
+def small_classes(targets: Any, indices: Any, balance: str | None) -> str | None:
+    """The warning for classes that lost all or nearly all of their samples, or None.
+
+    Args:
+        targets: class of each sample, integers ``[N]``; None if unknown.
+        indices: the kept samples, integers ``[K]``.
+        balance: "class" if every class has its share already.
+    """
+    if targets is None:
+        return None
+    classes, of_sample = np.unique(np.asarray(targets), return_inverse=True)
+    before = np.bincount(of_sample, minlength=len(classes))
+    after = np.bincount(of_sample[np.asarray(indices)], minlength=len(classes))
+    few = (after < FEW_OF_A_CLASS) & (after < before)
+    if not few.any():
+        return None
+    shown = ", ".join(map(str, classes[few][:10].tolist())) + (", …" if few.sum() > 10 else "")
+    advice = 'Every class keeps its share with balance="class" of fast_prune, or labels= of Pruner'
+    if balance == "class":
+        advice = "Every class has its share already, so only a higher keep ratio keeps more of them"
+    return (
+        f"{int(few.sum())} of {len(classes)} classes keep fewer than {FEW_OF_A_CLASS} samples, and "
+        f"{int((after == 0).sum())} of them keep none: classes {shown}. {advice}"
     )
 
 

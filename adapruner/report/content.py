@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from adapruner.pruning.doubts import small_classes
 from adapruner.pruning.selection import keep_count
 from adapruner.report.values import (
     ABSENT,
@@ -26,7 +27,8 @@ from adapruner.results.reasons import MEANINGS, reason_counts
 from adapruner.results.table import paths_of
 
 if TYPE_CHECKING:
-    from adapruner.report.gallery import Found, Gallery
+    from adapruner.report.gallery import Gallery
+    from adapruner.results.original import Found
     from adapruner.results.result import PruneResult
 
 MOST_ROWS = 1000  # rows of a table in the page; a result may list millions of samples
@@ -119,13 +121,10 @@ def warnings(result: PruneResult) -> list[str]:
         found.append(
             f"{_counted(len(result.not_finite), 'sample')} had a loss that was not finite."
         )
-    if result.targets is not None and result.num_samples:
-        _, _, kept = class_counts(result)
-        if lost := int((kept == 0).sum()):
-            found.append(
-                f"{count(lost)} of {count(len(kept))} classes have no kept sample. "
-                'balance="class" keeps the same share of every class.'
-            )
+    balance = result.config.get("balance")
+    few = small_classes(result.targets, result.indices, balance)
+    if few is not None and few not in result.warnings:  # a result of an earlier version
+        found.append(f"{few}.")
     return found
 
 
@@ -161,7 +160,7 @@ def _tiles(result: PruneResult) -> list[Tile]:
         Tile("Samples saved", count(samples), f"{share(samples, total)} of {count(total)}"),
         Tile("Disk saved", size(num_bytes), "the files of the pruned samples")
         if num_bytes is not None
-        else Tile("Disk saved", ABSENT, "not known for this dataset"),
+        else Tile("Disk saved", ABSENT, "not known"),
         _cost("Samples read by the run", read, read_full, count, ""),
         _cost("Time of the run", seconds, seconds_full, duration, "estimated "),
     ]

@@ -268,7 +268,7 @@ def _epoch_axis(axes: Axes, result: PruneResult, label: bool = True) -> None:
     """Set up an axis of whole epochs, with the warm-up shaded."""
     epochs = _epochs(result)
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-    axes.xaxis.set_major_locator(_ticker().MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(_ticker().MaxNLocator(8, integer=True, min_n_ticks=1))
     phases = [entry.get("phase") for entry in result.history]
     warm = [epoch for epoch, phase in zip(epochs, phases, strict=True) if phase == "warm-up"]
     if warm:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapruner.data.sources.base import Source
-from adapruner.data.sources.find import source_again, why_not_there
+from adapruner.data.sources.find import source_again
 from adapruner.pruning.record import NO_CLASS
 from adapruner.report.style import printable
 from adapruner.report.thumbnails import thumbnail
 from adapruner.report.values import ABSENT, class_name, number
+from adapruner.results.original import Found, find_original
 from adapruner.results.reasons import REASONS, reason_codes, samples_of
 from adapruner.results.table import paths_of
 
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from adapruner.results.result import PruneResult
 
 MOST_SAMPLES = 24  # in one gallery
-
-
-class Found(NamedTuple):
-    """A source of pictures, or the reason why there is none."""
-
-    source: Source | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,28 +67,10 @@ def find_source(result: PruneResult, source: Any | None) -> Found:
         given = source_again(result.dataset, source)
         result.check_dataset(given)
         return Found(given)
-    if result.source is not None:
-        return Found(result.source)
-    root = result.dataset.get("root")
-    if not root:
-        return Found(None, "no dataset was given, and the result does not name its place")
-    return _original(result, root)
-
-
-def _original(result: PruneResult, root: str) -> Found:
-    what = "the shards" if result.dataset.get("kind") == "shards" else "the folder"
-    if result.dataset.get("subset"):
-        return Found(None, f"no dataset was given, and {why_not_there(result.dataset)}")
-    try:
-        source = source_again(result.dataset)
-        unchanged = source.fingerprint() == result.fingerprint
-    except FileNotFoundError:
-        return Found(None, f"no dataset was given, and {what} {root} cannot be found")
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        return Found(None, f"{what} {root} cannot be read: {error}")
-    if not unchanged:
-        return Found(None, f"{what} {root} has changed, or is not the dataset that was pruned")
-    return Found(source)
+    found = find_original(result)
+    if found.gone:
+        return found._replace(reason=f"no dataset was given, and {found.reason}")
+    return found
 
 
 def galleries(result: PruneResult, found: Found) -> list[Gallery]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,11 @@ _DEEPEST = 20  # levels of lists and dicts within each other
 _LARGEST = 2**63
 
 _LONGEST_PATH = 4096  # bytes
+_LARGEST_SCORE = 1e30
+_MOST_CLASSES = 2**20  # or N
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# NUL, and the surrogates that do not stand for a byte of a file name.
+_NO_TEXT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
 # The optional tensors with a value for each sample.
 _OF_SAMPLES = {
@@ -60,11 +66,19 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
         found = tensors.get(name)
         if found is not None and (found.dtype != dtype or tuple(found.shape) != (count,)):
             raise _wrong(name, f"{dtype} [{count}]".removeprefix("torch."), _form(found))
+    for name in ("gate_logits", "draw_keys"):
+        if (scores := tensors.get(name)) is not None:
+            bad = scores[~((scores.abs() < _LARGEST_SCORE) | (scores == -torch.inf))]
+            if len(bad):
+                raise _wrong(name, f"numbers up to {_LARGEST_SCORE:g}, or -inf", float(bad[0]))
     labels = tensors.get("quota_labels")
-    if labels is not None and (
-        labels.is_floating_point() or labels.is_complex() or tuple(labels.shape) != (count,)
-    ):
-        raise _wrong("quota_labels", f"integers [{count}]", _form(labels))
+    if labels is not None:
+        if labels.dtype not in _INTEGERS or tuple(labels.shape) != (count,):
+            raise _wrong("quota_labels", f"integers [{count}]", _form(labels))
+        most = max(count, _MOST_CLASSES)
+        outside = labels[(labels < 0) | (labels.long() >= most)]
+        if len(outside):
+            raise _wrong("quota_labels", f"classes in [0, {most})", int(outside[0]))
     held_out = tensors.get("held_out")
     if held_out is not None:
         if held_out.dtype != torch.int64 or held_out.dim() != 1:
@@ -122,6 +136,8 @@ def _check_dataset(dataset: Mapping[str, Any]) -> None:
         value = dataset.get(name)
         if value is not None and type(value) is not kind:
             raise _wrong(f"dataset.{name}", f"of type {kind.__name__}, or None", value)
+        if kind is str and value is not None and not _are_texts([value]):
+            raise _wrong(f"dataset.{name}", "text of Unicode without NUL", ascii(value))
     for name in ("class_names", "files"):
         if (texts := dataset.get(name)) is not None and not _are_texts(texts):
             raise _wrong(f"dataset.{name}", "a list of strings", texts)
@@ -137,7 +153,7 @@ def _check_dataset(dataset: Mapping[str, Any]) -> None:
 
 
 def _are_texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+    return all(isinstance(value, str) and not _NO_TEXT.search(value) for value in values)
 
 
 def _check_history(history: Any) -> None:
@@ -149,6 +165,8 @@ def _check_history(history: Any) -> None:
             if value is not None and not (isinstance(value, str) if text else _is_number(value)):
                 expected = "text" if text else "a number or None"
                 raise _wrong(f"history[{place}].{name}", expected, value)
+        if (epoch := entry.get("epoch")) is not None and not _is_whole(epoch):
+            raise _wrong(f"history[{place}].epoch", "a whole number or None", epoch)
 
 
 def _check_samples(content: Mapping[str, Any], num_samples: int) -> None:

@@ -15,7 +15,7 @@ from adapruner._util.files import new_folder, replace_atomically
 from adapruner.data.sources.base import IntArray, Source
 from adapruner.data.sources.find import source_again, why_not_there
 from adapruner.data.sources.shards import ShardSource
-from adapruner.errors import UnreachableError
+from adapruner.results.original import find_original
 from adapruner.results.protected import check_replaces_no_data
 from adapruner.results.shard_export import write_kept_indexes, write_kept_shards
 from adapruner.results.table import write_csv, write_parquet
@@ -95,9 +95,13 @@ def check_kind(kind: str, to: str) -> None:
 def find_source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
     """The dataset of a result for the export ``needed``, or None if it is not needed or not there.
 
+    A table has no paths if the dataset at the place that the result names has changed.
+
     Raises:
         DatasetMismatchError: the dataset is not the dataset that was pruned.
     """
+    if source is None and needed in TABLES:
+        return None if result.paths is not None else _for_table(result)
     found = _source(result, source, needed)
     if found is not None:
         result.check_dataset(found)
@@ -107,7 +111,7 @@ def find_source(result: PruneResult, source: Any | None, needed: str) -> Source 
 def _source(result: PruneResult, source: Any | None, needed: str) -> Source | None:
     if source is not None:
         return source_again(result.dataset, source)
-    if needed == "npy" or (needed in (*TABLES, "paths") and result.paths is not None):
+    if needed == "npy" or (needed == "paths" and result.paths is not None):
         return None  # the result holds all of it
     if result.source is not None:
         return result.source
@@ -115,11 +119,13 @@ def _source(result: PruneResult, source: Any | None, needed: str) -> Source | No
         return source_again(result.dataset)
     except FileNotFoundError:
         return None
-    except UnreachableError as error:
-        if needed not in TABLES:
-            raise
-        warnings.warn(f"the table has no paths: {error}", stacklevel=4)
-        return None
+
+
+def _for_table(result: PruneResult) -> Source | None:
+    found = find_original(result)
+    if found.source is None and not found.gone:
+        warnings.warn(f"the table has no paths: {found.reason}", stacklevel=5)
+    return found.source
 
 
 def _with_paths(result: PruneResult, source: Source | None, to: str) -> tuple[Source, list[str]]:

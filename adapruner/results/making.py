@@ -18,9 +18,6 @@ from adapruner.pruning.run import Run
 from adapruner.results.other_ratio import warn_of_few
 from adapruner.results.result import PruneResult
 
-# A class with fewer kept samples is hardly learned.
-FEW_OF_A_CLASS = 5
-
 
 def result_of(pruner: Pruner) -> PruneResult:
     """The outcome of a run. Before the end of the run, the outcome if it ended now.
@@ -91,7 +88,7 @@ def _doubts(run: Run, targets: np.ndarray | None, indices: np.ndarray) -> Iterat
         yield text
     if run.balance == "neighbours":
         yield doubts.alike_neighbours(run.history[-1]["neighbours"])
-    if targets is not None and (text := _small_classes(targets, indices)) is not None:
+    if (text := doubts.small_classes(targets, indices, run.balance)) is not None:
         yield text
 
 
@@ -100,22 +97,6 @@ def _partial(run: Run) -> str:
     if run.gates.any_unvisited():
         text += "; samples that were never given to a loss are kept last"
     return text
-
-
-def _small_classes(targets: np.ndarray, indices: np.ndarray) -> str | None:
-    """The warning for classes that lost all or nearly all of their samples, or None."""
-    classes, of_sample = np.unique(targets, return_inverse=True)
-    before = np.bincount(of_sample, minlength=len(classes))
-    after = np.bincount(of_sample[indices], minlength=len(classes))
-    few = (after < FEW_OF_A_CLASS) & (after < before)
-    if not few.any():
-        return None
-    shown = ", ".join(map(str, classes[few][:10].tolist())) + (", …" if few.sum() > 10 else "")
-    return (
-        f"{int(few.sum())} of {len(classes)} classes keep fewer than {FEW_OF_A_CLASS} samples, and "
-        f"{int((after == 0).sum())} of them keep none: classes {shown}. Every class keeps its "
-        'share with balance="class" of fast_prune, or labels= of Pruner'
-    )
 
 
 def _saved(run: Run, indices: np.ndarray) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from adapruner.pruning import bitmask
+from adapruner.errors import PruningWarning
+from adapruner.pruning import bitmask, doubts
 from adapruner.pruning.gates import Gates
 from adapruner.pruning.objective import Objective
 from adapruner.pruning.selection import Selection, check_keep_ratio, keep_count
@@ -45,16 +47,38 @@ def at(result: PruneResult, keep_ratio: float) -> PruneResult:
     selection.select(gates, keep_ratio, 1.0, keys, floors=smaller)
     indices = bitmask.indices(selection.kept)
     warn_of_few(keep_ratio, count, len(indices))
-    costs = ("samples_read", "samples_read_full", "seconds", "seconds_full")
-    saved = {name: result.saved[name] for name in costs if name in result.saved}
     return replace(
         result,
         indices=indices,
         keep_ratio=keep_ratio,
-        selected_epoch=None,
         config=result.config | {"run_keep_ratio": result.run_keep_ratio},
-        saved={"samples": count - len(indices), **saved},
+        warnings=_warnings(result, indices),
+        saved=_saved(result, indices),
     )
+
+
+def _warnings(result: PruneResult, indices: Tensor) -> list[str]:
+    """The warnings about the run, and about the classes of the new kept set."""
+    balance = result.config.get("balance")
+    before, now = (
+        doubts.small_classes(result.targets, kept, balance) for kept in (result.indices, indices)
+    )
+    told = [text for text in result.warnings if text != before]
+    if now is None:
+        return told
+    if now != before:
+        warnings.warn(now, PruningWarning, stacklevel=4)
+    return [*told, now]
+
+
+def _saved(result: PruneResult, indices: Tensor) -> dict[str, Any]:
+    """The savings of the new kept set, and the costs of the run."""
+    saved = {**result.saved, "samples": result.num_samples - len(indices)}
+    if not torch.equal(indices, result.indices):
+        saved.pop("bytes", None)
+        if (sizes := getattr(result.source, "sizes", None)) is not None:
+            saved["bytes"] = int(sizes.sum() - sizes[indices.numpy()].sum())
+    return saved
 
 
 def warn_of_few(keep_ratio: float, num_samples: int, kept: int) -> None:

@@ -192,7 +192,7 @@ def write_parquet(result: PruneResult, path: Path, source: Source | None) -> Non
     for name, column in sample_table(result, source).items():
         if isinstance(column, Names):
             codes = arrow.array(column.codes, mask=column.codes < 0, type=arrow.int32())
-            columns[name] = arrow.DictionaryArray.from_arrays(codes, column.names)
+            columns[name] = arrow.DictionaryArray.from_arrays(codes, _as_utf8(column.names))
         elif isinstance(column, list):
             columns[name] = arrow.array(_as_utf8(column))
         else:
@@ -243,6 +243,7 @@ def _integers(tensor: Tensor | None) -> IntArray | None:
 
 def _class_names(labels: IntArray, names: list[str]) -> Names:
     unique = list(dict.fromkeys(names))  # classes may share a name
-    codes = np.array([unique.index(name) for name in names], dtype=np.int64)
+    place = {name: code for code, name in enumerate(unique)}
+    codes = np.array([place[name] for name in names], dtype=np.int64)
     inside = (labels >= 0) & (labels < len(names))
     return Names(np.where(inside, codes[np.where(inside, labels, 0)], -1), unique)

@@ -200,7 +200,7 @@ def test_the_warnings_name_every_fault(tmp_path):
     assert "taken from a run at keep ratio 0.5" in text
     assert "20 of 42" in text
     assert "1 sample had a loss that was not finite" in text
-    assert "1 of 2 classes have no kept sample" in text
+    assert "1 of 2 classes keep fewer than 5 samples, and 1 of them keep none: classes 1" in text
 
 
 def test_a_partial_result_and_its_warnings_say_so(tmp_path):

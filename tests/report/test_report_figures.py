@@ -137,6 +137,15 @@ def test_keep_ratio_over_epochs():
     assert list(drawn["selected"].get_xdata()) == [5, 5]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_the_axis_of_epochs_has_whole_numbers(count):
+    axes = figures.keep_ratio(make(history=make().history[:count])).axes[0]
+    least, most = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if least <= tick <= most]
+    assert shown
+    assert all(tick == round(tick) for tick in shown)
+
+
 def test_gates_over_epochs():
     above, below = figures.gates(make()).axes
     epochs = np.arange(1, 7)

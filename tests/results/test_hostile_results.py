@@ -41,6 +41,11 @@ CONTENT = [
     (("history",), [3], "history must be a list of dicts"),
     (("history", 0, "kept"), "many", "history[0].kept must be a number or None"),
     (("history", 0, "phase"), 3, "history[0].phase must be text"),
+    (("history", 0, "epoch"), float("inf"), "history[0].epoch must be a whole number or None"),
+    (("dataset", "root"), "/nonexist\0", "dataset.root must be text of Unicode without NUL"),
+    (("dataset", "root"), "/\ud800", "dataset.root must be text of Unicode without NUL"),
+    (("dataset", "class_names"), ["a", "\ud800"], "dataset.class_names must be a list of strings"),
+    (("dataset", "class_names"), ["a\0", "b"], "dataset.class_names must be a list of strings"),
     (("unreadable",), [[40, "torn"]], "unreadable must be pairs of a dataset index and a reason"),
     (("unreadable",), [[1]], "unreadable must be pairs"),
     (("unreadable",), [[1, 2]], "unreadable must be pairs"),
@@ -95,6 +100,13 @@ TENSORS = [
     ("targets", torch.zeros(39, dtype=torch.int64), "targets must be int64 [40]"),
     ("targets", torch.zeros(40), "targets must be int64 [40]"),
     ("sample_losses", torch.zeros(40, 1), "sample_losses must be float32 [40]"),
+    ("gate_logits", LOGITS + 3e38, "gate_logits must be numbers up to 1e+30, or -inf; found '3"),
+    ("gate_logits", LOGITS + torch.inf, "gate_logits must be numbers up to 1e+30, or -inf"),
+    ("draw_keys", LOGITS * torch.nan, "draw_keys must be numbers up to 1e+30, or -inf"),
+    ("quota_labels", LOGITS.long() - 1, "quota_labels must be classes in [0, 1048576); found '-1"),
+    ("quota_labels", LOGITS.long() + 2**40, "quota_labels must be classes in [0, 1048576)"),
+    ("quota_labels", LOGITS.to(torch.uint16), "quota_labels must be integers [40]; found 'uint16"),
+    ("quota_labels", LOGITS, "quota_labels must be integers [40]; found 'float32"),
 ]
 
 

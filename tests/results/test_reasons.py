@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adapruner import Pruner, PruneResult, fast_prune
+from adapruner.errors import PruningWarning
+from adapruner.pruning.doubts import small_classes
 from adapruner.pruning.selection import keep_count
 from adapruner.results.reasons import MEANINGS, REASONS, reason_codes, reason_counts, samples_of
 
@@ -250,6 +253,43 @@ def test_another_ratio_of_a_ranked_method_keeps_the_highest_scores() -> None:
         count = keep_count(ratio, 90)
         expected = np.lexsort((np.arange(90), -scores))[:count]
         assert set(result.at(ratio).indices.tolist()) == set(expected.tolist())
+
+
+def test_another_ratio_has_the_warnings_of_its_own_classes() -> None:
+    labels = torch.where(torch.arange(600) < 570, 0, torch.where(torch.arange(600) < 588, 1, 2))
+    run = trained(2, n=600, ratio=0.3, epochs=12, labels=labels)
+    told = [small_classes(labels, run.indices, "class")]
+    assert told[0].startswith("1 of 3 classes keep fewer than 5 samples, and 0 of them keep none")
+    assert "only a higher keep ratio" in told[0]
+    result = replace(run, targets=labels, warnings=["of the run", *told])
+    assert result.at(1.0).warnings == ["of the run"]
+    assert result.at(0.3).warnings == result.warnings
+    with pytest.warns(PruningWarning, match="2 of 3 classes keep fewer than 5 samples"):
+        few = result.at(0.05)
+    assert few.warnings[0] == "of the run"
+    assert len(few.warnings) == 2
+    assert few.warnings[1].startswith("2 of 3 classes keep fewer than 5 samples")
+
+
+def test_another_ratio_keeps_what_the_result_says_of_its_run() -> None:
+    sizes = np.random.default_rng(0).integers(1, 1000, 90)
+
+    class Sized:
+        def __init__(self) -> None:
+            self.sizes = sizes
+
+    run = trained(4, epochs=12)
+    result = replace(
+        run, selected_epoch=5, source=Sized(), saved={**run.saved, "bytes": 7, "bytes_read": 9}
+    )
+    for ratio in (0.2, 0.8):
+        other = result.at(ratio)
+        assert other.selected_epoch == 5
+        assert other.saved["samples"] == 90 - len(other.indices)
+        assert other.saved["bytes"] == sizes.sum() - sizes[other.indices.numpy()].sum()
+        assert other.saved["seconds"] == run.saved["seconds"]
+        assert "bytes" not in replace(result, source=None).at(ratio).saved
+    assert replace(result, source=None).at(0.5).saved == result.saved
 
 
 def test_another_ratio_never_keeps_unreadable_samples() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -159,6 +160,36 @@ def test_a_report_names_the_member_of_each_sample(shards: Path, tmp_path: Path) 
     assert [card.attributes["title"] for card in cards] == [of_sample[index] for index in KEPT]
     rows = [["14", of_sample[14], "torn"], ["1", of_sample[1], "torn"]]
     assert page.rows("unreadable") == rows
+
+
+@pytest.mark.parametrize("change", ["gone", "empty", "fewer", "cut", "file"])
+def test_a_table_of_shards_that_have_changed_has_no_paths(
+    shards: Path, tmp_path: Path, change: str
+) -> None:
+    result = make_result(shards)
+    assert (result.to_dataframe()["path"] != "").all()
+    first, *others = sorted(shards.glob("*.tar"))
+    if change == "fewer":
+        first.unlink()
+    elif change == "cut":
+        first.write_bytes(first.read_bytes()[:700])
+    else:
+        for shard in (first, *others, *shards.glob("*.idx")):
+            shard.unlink(missing_ok=True)
+    if change in ("gone", "file"):
+        shards.rmdir()
+    if change == "file":
+        shards.write_text("no folder")
+    told = contextlib.nullcontext()
+    if change != "gone":
+        told = pytest.warns(UserWarning, match=r"the table has no paths: the shards .* (read|has)")
+    with told:
+        table = result.to_dataframe()
+    assert "path" not in table
+    assert table["kept"].sum() == len(KEPT)
+    with told:
+        result.export(tmp_path / "all.csv", to="csv")
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + sum(COUNTS)
 
 
 @pytest.mark.parametrize("to", ["wds-index", "shards"])
