@@ -155,6 +155,7 @@ class PruningMixin(_Mixin):
                 f"trained {self.pruner.epoch} epochs. Make a new one, or pass "
                 "resume_from_checkpoint"
             )
+        self._find_head_again()
         place = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
         if checkpoint is None:
             return place
@@ -166,6 +167,15 @@ class PruningMixin(_Mixin):
         if self._trained_batches == len(self._sampler):
             self._end_epoch()
         return self.pruner.epoch, self._trained_batches
+
+    def _find_head_again(self) -> None:
+        """Take the last layer of the model anew if it was replaced since the trainer was made.
+
+        ``model_init`` makes another model when the run starts, and a model may get more tokens.
+        """
+        head = self._fused_head
+        if head is not None and model_losses.output_layer(self.model) is not head:
+            self._fused_head, self._head_checked = model_losses.linear_head(self.model), False
 
     def _run_epoch(self, **kwargs: Any) -> None:
         # Lengths change from epoch to epoch, and the Trainer would take those of the first.

@@ -54,6 +54,7 @@ class AdaprunerCallback(lightning.Callback):
         self._loaded: dict[str, Any] | None = None
         self._sampler: PrunedBatchSampler | None = None
         self.trained_batches = 0  # of the current epoch
+        self._before_sanity_check: dict[str, Any] = {}
         self._restored_whole = False  # from a checkpoint after an epoch's last batch
 
     @property
@@ -83,7 +84,8 @@ class AdaprunerCallback(lightning.Callback):
 
         Use it in place of ``trainer.estimated_stepping_batches``, which counts every epoch as long
         as the first. It takes ``accumulate_grad_batches``, a ``GradientAccumulationScheduler``,
-        ``limit_train_batches`` and ``max_steps`` into account.
+        ``limit_train_batches`` and ``max_steps`` into account. If a limit leaves out batches,
+        pruning waits until every sample was read once, so the run may take more steps.
 
         Raises:
             RuntimeError: the run has not begun, or its training loader is not of :meth:`loader`.
@@ -153,8 +155,19 @@ class AdaprunerCallback(lightning.Callback):
         self._trainer, self._epochs = trainer, trainer.max_epochs
         trainer.reload_dataloaders_every_n_epochs = 1
 
+    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the pruner, which a validation step may use, before the first validation."""
+        _ = trainer.estimated_stepping_batches  # loads the training loader
+        if self._pruner is not None:
+            self._before_sanity_check = self._pruner.state_dict()
+
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        """Forget what the pruner has observed since."""
+        if self._pruner is not None:
+            self._pruner.load_state_dict(self._before_sanity_check)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._batch_sampler()
+        _check_validations(trainer, min(self._batch_sampler().planned_lengths()))
         if trainer.global_step == 0 and (self.pruner.epoch or self.trained_batches):
             raise RuntimeError(
                 "a run starts with samples that were not pruned yet; found a callback that has "
@@ -265,6 +278,23 @@ class _TrainingLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing; see :meth:`state_dict`."""
+
+
+def _check_validations(trainer: Any, shortest: int) -> None:
+    """Raise if the trainer would end the run in an epoch that is too short for its validations.
+
+    Args:
+        shortest: planned number of batches of the shortest epoch.
+    """
+    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
+    batches = int(shortest * limit) if isinstance(limit, float) else min(shortest, limit)
+    in_epochs = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
+    if in_epochs and trainer.enable_validation and interval > batches:
+        raise ValueError(
+            f"val_check_interval must be at most {batches}, the batches of the shortest epoch of "
+            f"the pruned run; found {interval}. Pass a share of an epoch, such as 1.0, or "
+            "check_val_every_n_epoch=None, which counts the batches of all epochs"
+        )
 
 
 def _accumulation(trainer: Any) -> Callable[[int], int]:

@@ -55,6 +55,11 @@ def takes_labels(model: Any) -> bool:
     return "labels" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
+def output_layer(model: Any) -> Any:
+    """The layer that makes the logits of a language model, or None."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
 def linear_head(model: Any) -> nn.Linear | None:
     """The last layer of a causal language model, if its logits are a linear map of hidden states.
 
@@ -62,8 +67,7 @@ def linear_head(model: Any) -> nn.Linear | None:
     """
     if loss_kind(model) != "ForCausalLM":
         return None
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    base = base_of(model)
+    head, base = output_layer(model), base_of(model)
     if type(head) is not nn.Linear:
         return None
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:

@@ -83,7 +83,7 @@ class PrunedTimmLoader:
                 raise ValueError(
                     "expected one image of each sample; found "
                     f"{len(inputs)} images of {len(ids)} samples. Create the loader without "
-                    "num_aug_splits"
+                    'num_aug_splits, and FastCollateMixup without mode="half"'
                 )
             self._deliveries.deliver()
             yield inputs, targets, ids

@@ -20,6 +20,12 @@ FEW_EPOCHS = 10
 # A class with fewer kept samples is hardly learned.
 FEW_OF_A_CLASS = 5
 
+OTHER_DATASET = (
+    "a later loader of this pruner has another dataset than the first one: their fingerprints "
+    "differ. An id must mean the same sample in both. A random split that is made anew in each "
+    "epoch breaks this; make it once"
+)
+
 
 def few_epochs(epochs: int, keep_ratio: float) -> str | None:
     """The warning for a run that is too short to learn a selection, or None."""

@@ -176,7 +176,8 @@ class Run:
     def note_samples(self, samples: Samples) -> None:
         """Take note of the dataset, of N samples. Each loader made for this pruner calls this.
 
-        All ranks must call it.
+        A later dataset may hold the same samples in another form, so another fingerprint is only
+        warned of. All ranks must call it.
 
         Raises:
             ValueError: ranks have different datasets.
@@ -188,6 +189,9 @@ class Run:
         self.ranks.meet("loader", fingerprint=fingerprint)
         if self.fingerprint and self.samples is None:  # of a loaded state
             check_same_dataset("the state", "fingerprint", self.fingerprint, fingerprint)
+        if self.samples is not None and fingerprint != self.fingerprint:
+            self.warn("datasets", doubts.OTHER_DATASET)
+            return
         self.fingerprint, self.samples = fingerprint, samples
         unknown = self.selection.balance is None
         if unknown and samples.targets is not None and self.method.has_floors:

@@ -89,7 +89,8 @@ class _EpochSampler:
             raise ValueError(
                 f"set_epoch must get the epoch of the pruner, {self._pruner.epoch}; found {epoch}. "
                 "Call pruner.step() once at the end of each epoch, and load the pruner's state "
-                "before the loader is prepared"
+                "before the loader is prepared. Accelerate counts only epochs that end: after one "
+                "that was cut short, call set_epoch(pruner.epoch) of its loader"
             )
 
     @property
@@ -281,6 +282,9 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
         batch_size: samples in a batch of this process.
         drop_last: leave out a last batch that is not full.
         block_size: see :func:`adapruner.pruning.order.block_order`.
+
+    Raises:
+        ValueError: ``drop_last`` would leave out all samples of an epoch.
     """
 
     def __init__(
@@ -297,6 +301,12 @@ class PrunedBatchSampler(_EpochSampler, Sampler[list[int]]):
         if drop_last:
             pruner.may_drop = max(pruner.may_drop, size - 1)
         super().__init__(pruner, size, drop_last, block_size)
+        if drop_last and not min(self.planned_lengths()):
+            raise ValueError(
+                f"drop_last would leave out every sample of an epoch: it reads "
+                f"{min(pruner.planned_reads())}, fewer than a batch of {size}. Use a smaller batch "
+                "or drop_last=False"
+            )
 
     def planned_lengths(self) -> list[int]:
         """Planned number of batches of each epoch of the run.

@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 from adapruner._util.checks import check_loss, checked_real, checked_whole
 from adapruner._util.lock import locked_folder
 from adapruner._util.progress import tell
-from adapruner._util.seeds import GENERATORS, Stream, stream_seed
+from adapruner._util.seeds import Stream, generators_restored, seed_generators, stream_seed
 from adapruner.data.loaders.choice import (
     Columns,
     choose_loader,
@@ -431,15 +431,15 @@ def _other_numbers(names: list[str] | None, others: list[str] | None) -> str | N
 
 @contextmanager
 def _seeded(seed: int, epoch: int, rank: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators for an epoch (for dropout), and restore them at the end.
+    """Seed the global generators for an epoch, and restore them at the end.
 
-    Ranks drop different units. All threads share these generators, so runs in several threads take
-    turns, epoch by epoch.
+    Dropout and a collate function draw from them. Ranks drop different units. All threads share
+    these generators, so runs in several threads take turns, epoch by epoch.
     """
     own = stream_seed(seed, epoch, Stream.MODEL) + rank
     on_gpu = device.type == "cuda"
-    with GENERATORS, torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(own)
+    with generators_restored(), torch.random.fork_rng(devices=[device] if on_gpu else []):
+        seed_generators(own)
         if on_gpu:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(own)

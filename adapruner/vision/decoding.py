@@ -98,6 +98,11 @@ def convert_image(image: Any, mode: str | None) -> Any:
     return image.convert(mode)
 
 
+def in_rgb(image: Any) -> Any:
+    """A PIL image in RGB, as :func:`convert_image` makes it."""
+    return image if image.mode == "RGB" else convert_image(image, "RGB")
+
+
 def to_picture(value: Any) -> Any:
     """A PIL image unchanged, or a uint8 array as a PIL image in RGB.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapruner._util.checks import checked_whole
 from adapruner._util.extras import require
 from adapruner.vision.augmentation import Crop, Zoom
-from adapruner.vision.decoding import is_pil_image, to_picture
+from adapruner.vision.decoding import in_rgb, is_pil_image, to_picture
 
 SMALL_IMAGE = 64  # pixels; up to this size stems are adapted, and images are cropped, not zoomed
 USUAL_IMAGE = 224
@@ -68,7 +68,7 @@ class ImageTransform:
 
     def __call__(self, image: Any) -> Tensor:
         """``image`` as a tensor."""
-        tensor: Tensor = self._steps(to_picture(image))
+        tensor: Tensor = self._steps(in_rgb(to_picture(image)))
         return tensor
 
     def __repr__(self) -> str:

@@ -323,6 +323,30 @@ def test_bf16_and_a_collator_that_pads(tmp_path: Path) -> None:
     assert trainer._fused_head is not None
 
 
+@pytest.mark.parametrize("way", ["model_init", "more tokens"])
+def test_a_model_that_changes_before_the_run_is_trained_whole(tmp_path: Path, way: str) -> None:
+    trainer = PrunedTrainer(
+        None if way == "model_init" else model_of("causal"),
+        arguments_of(tmp_path),
+        model_init=(lambda: model_of("causal")) if way == "model_init" else None,
+        train_dataset=rows_of("causal"),
+        eval_dataset=rows_of("causal", EVALUATED),
+        keep_ratio=0.5,
+    )
+    if way == "more tokens":
+        trainer.model.resize_token_embeddings(VOCABULARY + 10)
+    heads = []
+
+    class Note(transformers.TrainerCallback):
+        def on_train_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
+            heads.append(model.lm_head.weight.detach().clone())
+
+    trainer.add_callback(Note())
+    trainer.train()
+    moved = (trainer.model.lm_head.weight - heads[0]).abs().amax(1)
+    assert (moved > 0).sum() >= VOCABULARY - 1
+
+
 def test_a_task_of_ones_own(tmp_path: Path) -> None:
     class Own(PrunedTrainer):
         def pruned_loss(self, model: Any, inputs: dict[str, Any], ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.training_data import blobs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, random_split
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
 
@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import (  # noqa: E402
     StochasticWeightAveraging,
 )
 
+from adapruner import with_ids  # noqa: E402
 from adapruner.errors import PruningWarning  # noqa: E402
 from adapruner.integrations.lightning import AdaprunerCallback, pruner_of  # noqa: E402
 
@@ -241,6 +242,58 @@ def test_a_hook_can_return_the_loader(tmp_path: Path) -> None:
     pruner = pruning.pruner
     assert [entry["samples_read"] for entry in pruner.history] == pruner.planned_reads()
     assert len(pruning.result().indices) == N // 2
+
+
+def test_validations_that_an_epoch_is_too_short_for_are_refused_at_once(tmp_path: Path) -> None:
+    shortest = -(-N // 2 // BATCH)  # and a few batches of explored samples
+    wrong = shortest + 3
+    with pytest.raises(ValueError, match=rf"val_check_interval must be .*; found {wrong}\. Pass"):
+        fit(tmp_path, val_check_interval=wrong)
+    module, _, _ = fit(tmp_path, val_check_interval=shortest, max_epochs=3)
+    assert len(module.validated) >= 3
+    fit(tmp_path, val_check_interval=N, check_val_every_n_epoch=None, max_epochs=3)
+
+
+class Observes(Net):
+    def validation_step(self, batch: Any, _: int) -> None:
+        x, y, ids = batch
+        losses = nn.functional.cross_entropy(self.net(x), y, reduction="none")
+        pruner_of(self).observe(losses, ids)
+
+
+@pytest.mark.parametrize("checks", [0, 2])
+def test_a_validation_may_observe_held_out_samples(tmp_path: Path, checks: int) -> None:
+    """Those of the sanity check before the run do not count."""
+    held_out = list(range(0, N, 5))
+    pruning = AdaprunerCallback(keep_ratio=0.5, held_out=held_out)
+    trainer = trainer_of(tmp_path, pruning, num_sanity_val_steps=checks)
+    training = loader_of(N)
+    held = DataLoader(Subset(with_ids(training.dataset), held_out), BATCH)
+    trainer.fit(module := Observes(), pruning.loader(training), held)
+    result = pruning.result()
+    assert [entry["samples_evaluated"] for entry in result.history] == [len(held_out)] * EPOCHS
+    assert result.visits is not None
+    assert (result.visits[held_out] == EPOCHS).all()
+    assert not any("losses of" in text for text in result.warnings)
+    assert not {i for ids in module.read for i in ids} & set(held_out)
+
+
+def test_a_split_that_is_made_anew_in_each_epoch_is_warned_of(tmp_path: Path) -> None:
+    class Splits(Net):
+        def train_dataloader(self) -> Any:
+            part, _ = random_split(data, [N - 20, 20])
+            return pruning.loader(DataLoader(part, BATCH, shuffle=True))
+
+    data = loader_of(N).dataset
+    pruning = AdaprunerCallback(keep_ratio=0.5)
+    with pytest.warns(PruningWarning, match="a later loader of this pruner has another dataset"):
+        trainer_of(tmp_path, pruning, max_epochs=3).fit(Splits())
+    module = Splits()
+    part, _ = random_split(data, [N - 20, 20])
+    module.train_dataloader = lambda: pruning.loader(DataLoader(part, BATCH))  # type: ignore
+    pruning = AdaprunerCallback(keep_ratio=0.5)
+    trainer_of(tmp_path, pruning, max_epochs=3).fit(module)
+    assert not any("later loader" in text for text in pruning.result().warnings)
 
 
 def test_a_second_run_needs_a_callback_of_its_own(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from timm.data.distributed_sampler import RepeatAugSampler  # noqa: E402
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy  # noqa: E402
 
 from adapruner import DatasetMismatchError, Pruner, as_source, pruned_loader  # noqa: E402
+from adapruner.errors import PruningWarning  # noqa: E402
 from adapruner.integrations.timm import pruned_timm_loader, soft_target_losses  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -216,6 +217,35 @@ def test_losses_are_those_of_timm() -> None:
     torch.testing.assert_close(smooth, LabelSmoothingCrossEntropy(0.1)(logits, hard))
     with pytest.raises(ValueError, match=r"found \[7, 5\] and \[7\]"):
         soft_target_losses(logits, hard)
+
+
+def test_a_dataset_with_items_of_its_own_is_read_by_itself(root: Path) -> None:
+    class Relabelled(ImageDataset):
+        def __getitem__(self, index: int) -> Any:
+            picture, _ = super().__getitem__(index)
+            return picture, 7
+
+    for dataset in (
+        Relabelled(str(root / "train"), transform=red),
+        ImageDataset(str(root / "train"), load_bytes=True, transform=len),
+    ):
+        pruner = Pruner(24, 0.5, 12)
+        with pytest.warns(PruningWarning, match="gives the next image in place of one that cannot"):
+            loader = pruned_loader(DataLoader(dataset, 24), pruner)
+        inputs, targets, ids = next(iter(loader))
+        expected = [dataset[index] for index in ids.tolist()]
+        assert [tuple(item) for item in zip(inputs.tolist(), targets.tolist(), strict=True)] == [
+            tuple(item) for item in expected
+        ]
+
+
+def red(picture: Any) -> int:
+    return int(picture.getpixel((0, 0))[0])
+
+
+def test_a_batch_that_is_larger_than_an_epoch_is_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match="drop_last would leave out every sample of an epoch: it"):
+        pruned_timm_loader(loader_of(dataset_of(root), batch_size=20), Pruner(24, 0.5, 12))
 
 
 def test_what_does_not_fit_is_refused(root: Path) -> None:

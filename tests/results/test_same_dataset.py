@@ -84,7 +84,9 @@ def unharmed(result: PruneResult, file: Path) -> None:
     """No output of the result replaces the file."""
     before = file.read_bytes()
     for to in ("paths", "npy", "csv"):
-        with pytest.raises(ValueError, match=r"it is a file of the dataset|needs samples that are files"):
+        with pytest.raises(
+            ValueError, match=r"it is a file of the dataset|needs samples that are files"
+        ):
             result.export(file, to=to)
     with pytest.raises(ValueError, match="it is a file of the dataset"):
         result.save(file)

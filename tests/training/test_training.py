@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import torch
 from support.training_data import Counted, Points, blobs, check_exact, generator_states, prune
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import default_collate
 
 import adapruner
 from adapruner import Pruner, UnreadableSampleError
@@ -395,6 +397,25 @@ def test_seed_decides_everything_but_the_weights() -> None:
         return prune(blobs(420), model, seed=seed, epochs=3).gate_logits.numpy().tobytes()
 
     assert run(1, 0) == run(1, 5) != run(2, 0)
+
+
+def test_a_collate_function_may_draw_from_any_generator() -> None:
+    def collate(items: list[Any]) -> Any:
+        x, y = default_collate(items)
+        noise = np.random.randn(*x.shape) + random.gauss(0, 1)  # noqa: NPY002
+        return x + 0.3 * torch.from_numpy(noise).float() * torch.randn(()), y
+
+    def run(seed: int) -> bytes:
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        random.seed()
+        np.random.seed()  # noqa: NPY002
+        before = generator_states()
+        prune(Points(420), model, seed=seed, epochs=3, collate_fn=collate)
+        assert generator_states() == before
+        return model.weight.detach().numpy().tobytes()
+
+    assert run(1) == run(1) != run(2)
 
 
 def test_model_is_trained_in_place_and_keeps_its_modes() -> None:

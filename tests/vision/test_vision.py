@@ -244,6 +244,25 @@ def test_small_images_are_evaluated_without_a_change() -> None:
     assert np.array_equal(denormalised(tensor), array)
 
 
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I;16", "I;16B"]
+)
+def test_a_picture_of_any_mode_is_that_of_a_file(mode: str, tmp_path: Path) -> None:
+    """As a folder has it: converted to RGB, and 16 bits scaled to 8."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if mode.startswith("I;16"):
+        wide = pixels[..., 0].astype(np.uint16) * 257
+        image = Image.frombytes(mode, (32, 32), wide.astype(">u2" if mode[-1] == "B" else "<u2"))
+        expected = np.repeat(pixels[..., :1], 3, 2)
+    else:
+        image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+    wanted = torch.from_numpy(expected).permute(2, 0, 1) / 255 - torch.tensor(MEAN)[:, None, None]
+    wanted /= torch.tensor(STD)[:, None, None]
+    torch.testing.assert_close(evaluation_transform(32)(image), wanted)
+
+
 def test_the_middle_of_a_wide_small_image() -> None:
     array = picture(3, 48, 32)
     tensor = evaluation_transform(32)(Image.fromarray(array))

@@ -23,7 +23,7 @@ from adapruner.data.sources.base import Source
 from adapruner.data.sources.map_style import origin
 from adapruner.data.unreadable import Unreadable, describe_error
 from adapruner.errors import UnreachableError
-from adapruner.vision.decoding import MAX_PIXELS, to_picture
+from adapruner.vision.decoding import MAX_PIXELS, in_rgb, to_picture
 
 _Read = list["npt.NDArray[np.uint8] | str"]
 
@@ -190,7 +190,7 @@ class FileReader:
                 image = self._source.image(index)
             else:
                 image = self._source.picture(index, fetched)
-            return to_picture(image).convert("RGB")
+            return in_rgb(to_picture(image))
         except UnreachableError:
             raise
         except Exception as error:  # the torch loader reports the same

@@ -17,7 +17,7 @@ from torch.utils.data import (
 
 from adapruner._util.checks import check_same_dataset
 from adapruner.data.sources.find import identified
-from adapruner.data.sources.timm import TimmSource, is_timm
+from adapruner.data.sources.timm import TimmSource, reads_as_timm
 from adapruner.data.with_ids import joined
 from adapruner.pruning.sampler import Deliveries, EpochSource, PrunedBatchSampler
 
@@ -73,7 +73,7 @@ def pruned_loader(loader: DataLoader[Any], pruner: EpochSource) -> ResumableLoad
     """
     batches, dataset = batches_of(loader), _Indexed(_reader(loader.dataset))
     pruner.warn("sampler", _replaced(batches, len(dataset)))
-    if pruner.samples is None:
+    if getattr(pruner.samples, "dataset", None) is not loader.dataset:
         pruner.note_samples(identified(loader.dataset))
     check_same_dataset("this pruner", "number of samples", pruner.num_samples, len(dataset))
     batch_sampler = PrunedBatchSampler(
@@ -161,7 +161,7 @@ def _replaced(batches: Any, num_samples: int) -> str | None:
 
 def _reader(dataset: Any) -> Any:
     """The dataset, or a source where the dataset puts other samples in place of unreadable ones."""
-    return TimmSource(dataset) if is_timm(dataset) else dataset
+    return TimmSource(dataset) if reads_as_timm(dataset) else dataset
 
 
 class _Indexed(Dataset[Any]):

@@ -32,7 +32,7 @@ from adapruner.data.sources.map_style import (
 from adapruner.data.sources.remote import RemoteOptions, object_store
 from adapruner.data.sources.shard_paths import absolute, find_shards, is_shards
 from adapruner.data.sources.shards import ShardSource
-from adapruner.data.sources.timm import TimmSource, is_timm
+from adapruner.data.sources.timm import TimmSource, is_timm, reads_as_timm
 from adapruner.vision.decoding import MAX_PIXELS
 
 __all__ = [
@@ -164,12 +164,18 @@ def as_source(
     checked_length(data)
     if is_image_folder_dataset(data) and target is None:
         return ImageFolderDatasetSource(data, transform, fingerprint)
-    if is_timm(data) and target is None:
+    if reads_as_timm(data) and target is None:
         return TimmSource(data, transform, fingerprint)
     if isinstance(data, ConcatDataset):
         parts = [identified(part) for part in data.datasets if len(part)]  # type: ignore[arg-type]
         return ConcatSource(data, parts, transform, fingerprint, target)
-    return DatasetSource(data, transform, fingerprint, target)
+    source = DatasetSource(data, transform, fingerprint, target)
+    if is_timm(data):
+        source.doubts["timm"] = (
+            f"this {type(data).__name__} gives the next image in place of one that cannot be read, "
+            "as timm's ImageDataset does, so the ids of such images are wrong"
+        )
+    return source
 
 
 def _takes_columns(data: Any) -> bool:

@@ -149,7 +149,7 @@ class HuggingFaceSource(Source):
         times of its cache files, so it changes between machines and after every ``map``.
         """
         arrow = require("pyarrow", extra="parquet")
-        names = [*self._inputs, self._target]
+        names = list(dict.fromkeys([*self._inputs, self._target]))
         names = names if set(names) <= set(self._stored) else self._stored
         rows = self.dataset.with_format(None).select_columns(names)
         rows = rows.with_format("arrow")

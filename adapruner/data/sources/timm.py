@@ -79,6 +79,16 @@ def is_timm(data: Any) -> bool:
     )
 
 
+def reads_as_timm(data: Any) -> bool:
+    """Whether ``data`` is timm's dataset, and its items are timm's (image, target) too."""
+    if not is_timm(data):
+        return False
+    own = type(data).__getitem__.__module__.split(".")[0] != "timm"
+    return not (
+        own or getattr(data, "additional_features", None) or getattr(data, "load_bytes", False)
+    )
+
+
 def _stored_targets(reader: Any, length: int) -> Any:
     """The classes that a reader lists, int64 ``[N]``, or None."""
     targets = getattr(reader, "targets", None)

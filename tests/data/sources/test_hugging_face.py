@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from support.sample_data import TARGETS, to_tensor
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
+from adapruner import Pruner, pruned_loader
 from adapruner.data import as_source
+from adapruner.data.sources.find import identified
 
 
 @pytest.fixture
@@ -94,6 +96,17 @@ def test_hugging_face_fingerprint_reads_in_pieces(monkeypatch: pytest.MonkeyPatc
     first = as_source(datasets.Dataset.from_dict(rows))
     rows["x"][4] = [4.0, 0.0]
     assert first.fingerprint() != as_source(datasets.Dataset.from_dict(rows)).fingerprint()
+
+
+def test_a_dataset_of_one_column_is_identified() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"input_ids": [[i, i + 1] for i in range(20)]}
+    data = datasets.Dataset.from_dict(rows).with_format("torch")
+    loader = pruned_loader(DataLoader(data, 4), pruner := Pruner(20, 0.5, 12))
+    for batch in loader:
+        assert batch["input_ids"][:, 0].tolist() == batch["ids"].tolist()
+    other = datasets.Dataset.from_dict({"input_ids": rows["input_ids"][::-1]})
+    assert pruner.fingerprint == identified(data).fingerprint() != identified(other).fingerprint()
 
 
 def test_hugging_face_columns(hugging_face: Any) -> None:
