@@ -149,6 +149,9 @@ class Followed:
     def read_mask(self) -> Tensor:
         return bitmask.pack(self.mask)
 
+    def planned_reads(self) -> list[int]:
+        return [self.num_samples]
+
     def note_share(self, ids: Tensor, weight: float) -> None:
         raise AssertionError("a process alone has no uneven shares")
 

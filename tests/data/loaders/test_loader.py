@@ -24,10 +24,11 @@ from support.training_data import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adapruner import DatasetMismatchError, Pruner, as_source
+from adapruner import DatasetMismatchError, PrunedBatchSampler, Pruner, as_source
 from adapruner.data.loaders.torch_loader import evaluation_loader
 from adapruner.pruning import bitmask
 from adapruner.pruning.distributed import Ranks
+from adapruner.pruning.selection import keep_count
 
 # --- order and ids
 
@@ -58,6 +59,17 @@ def test_length_is_the_number_of_batches() -> None:
         assert len(loader) == len(list(loader)) == -(-count // 8)
         assert len(dropping) == len(list(dropping)) == count // 8
         assert all(len(ids) == 8 for _, _, ids in dropping)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+def test_a_batch_must_not_be_larger_than_an_epoch(ratio: float) -> None:
+    pruner = Pruner(61, ratio, 12)
+    least = min(pruner.planned_reads())
+    assert keep_count(ratio, 61) <= least <= keep_count(ratio, 61) + 2  # with explored ones
+    PrunedBatchSampler(pruner, least, drop_last=True)
+    PrunedBatchSampler(pruner, least + 1)
+    with pytest.raises(ValueError, match=f"an epoch: it reads {least}, fewer than a batch of"):
+        PrunedBatchSampler(pruner, least + 1, drop_last=True)
 
 
 def test_no_batch_of_a_single_sample() -> None:
