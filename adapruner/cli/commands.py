@@ -236,8 +236,11 @@ def _scanned(shard: Shard, column: str) -> tuple[ShardIndex, str | None]:
     """The index of ``shard``, and the reason why it must not be written, or None."""
     with warnings.catch_warnings(record=True) as caught:
         # With an index no later run would warn of a shard that may be cut off.
-        warnings.simplefilter("always", MissingEndMarkWarning)
+        warnings.simplefilter("always", UserWarning)
         found = scan(shard, column)
+    for warning in caught:
+        if warning.category is not MissingEndMarkWarning:
+            complain(f"warning: {warning.message}")
     doubt = next((str(w.message) for w in caught if w.category is MissingEndMarkWarning), None)
     return found, found.damage or doubt or (None if found.lines else "the shard has no sample")
 

@@ -35,6 +35,7 @@ def walk(shard: Shard) -> Iterator[tuple[tarfile.TarInfo, Any]]:
 
     Warns:
         MissingEndMarkWarning: after the last member, the file ends without a mark.
+        UserWarning: members are links or sparse files.
     """
     with _opened(shard) as handle:
         yield from _walk(handle)
@@ -47,6 +48,7 @@ def _opened(shard: Shard) -> Any:
 def _walk(handle: Any) -> Iterator[tuple[tarfile.TarInfo, Any]]:
     shard, length, offset = handle.name, handle.seek(0, os.SEEK_END), 0
     handle.seek(0)
+    left_out: list[str] = []
     try:
         # "r:" refuses compressed files, which have no byte ranges.
         with tarfile.open(fileobj=handle, mode="r:", encoding="utf-8") as tar:
@@ -57,6 +59,7 @@ def _walk(handle: Any) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                 except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
                     following = _next_archive(handle, offset)
                     if following is None:
+                        _warn_of_links(shard, left_out)
                         return
                     offset = following
                     tar.pax_headers = {}  # without the global headers of the archive that has ended
@@ -71,6 +74,8 @@ def _walk(handle: Any) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                 if info.isreg() and not info.issparse():
                     handle.seek(info.offset_data)
                     yield info, handle
+                elif info.isreg() or info.islnk() or info.issym():
+                    left_out.append(info.name)
                 offset = tar.offset
     except UnreachableError:
         raise
@@ -84,11 +89,22 @@ def _walk(handle: Any) -> Iterator[tuple[tarfile.TarInfo, Any]]:
         if offset == 0 and (compression := _compression(handle)) is not None:
             what, text = "it is compressed", f"{compression}; expected a plain tar"
         raise OSError(f"cannot read {shard}: {what} at byte {offset} ({text})") from error
+    _warn_of_links(shard, left_out)
     warnings.warn(
         f"{shard} has no end-of-archive mark; it may be cut off between two members",
         MissingEndMarkWarning,
         stacklevel=3,
     )
+
+
+def _warn_of_links(shard: Any, left_out: list[str]) -> None:
+    if left_out:
+        warnings.warn(
+            f"links and sparse files are left out of {shard}, since their bytes are not in one "
+            f"range; found {len(left_out)}, the first is {left_out[0]}. GNU tar packs files in place "
+            "of links with --dereference --hard-dereference",
+            stacklevel=4,
+        )
 
 
 def _next_archive(handle: Any, offset: int) -> int | None:

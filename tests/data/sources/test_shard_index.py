@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,27 @@ def test_members_that_are_no_files_are_no_components(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("0.cls"))
         tar.addfile(tarfile.TarInfo("noextension"))
         tar.addfile(tarfile.TarInfo("nothing."))
-    [line] = scan(tmp_path / "a.tar").lines
+    with pytest.warns(UserWarning, match=r"left out of .*a\.tar, .*; found 1, the first is 0\.l\."):
+        [line] = scan(tmp_path / "a.tar").lines
     assert line == b"cls 2048 0 0.cls"
+
+
+def test_hard_links_of_tar_are_warned_of(tmp_path: Path) -> None:
+    """tar stores the second name of a file as a link, which has no bytes."""
+    for number in range(4):
+        (tmp_path / f"{number}.cls").write_text(str(number))
+    os.link(tmp_path / "1.cls", tmp_path / "4.cls")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(5):
+            tar.add(tmp_path / f"{number}.cls", f"{number}.cls")
+    with pytest.warns(UserWarning, match=r"found 1, the first is 4\.cls\. .*--hard-dereference"):
+        assert len(scan(tmp_path / "a.tar").lines) == 4
+    with tarfile.open(tmp_path / "a.tar", "w", dereference=True) as tar:
+        for number in range(5):
+            tar.add(tmp_path / f"{number}.cls", f"{number}.cls")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(scan(tmp_path / "a.tar").lines) == 5
 
 
 def test_white_space_in_names_is_escaped(tmp_path: Path) -> None:
