@@ -101,8 +101,8 @@ def _warn_of_links(shard: Any, left_out: list[str]) -> None:
     if left_out:
         warnings.warn(
             f"links and sparse files are left out of {shard}, since their bytes are not in one "
-            f"range; found {len(left_out)}, the first is {left_out[0]}. GNU tar packs files in place "
-            "of links with --dereference --hard-dereference",
+            f"range; found {len(left_out)}, the first is {left_out[0]}. GNU tar packs files in "
+            "place of links with --dereference --hard-dereference",
             stacklevel=4,
         )
 
