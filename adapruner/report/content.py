@@ -18,13 +18,13 @@ from adapruner.report.values import (
     compared,
     count,
     duration,
+    known_paths,
     number,
     setting,
     share,
     size,
 )
 from adapruner.results.reasons import MEANINGS, reason_counts
-from adapruner.results.table import paths_of
 
 if TYPE_CHECKING:
     from adapruner.report.gallery import Gallery
@@ -204,7 +204,7 @@ def classes(result: PruneResult) -> Table | None:
 def _with_paths(table: Table, result: PruneResult, found: Found, indices: Sequence[int]) -> Table:
     """``table`` with the path of each sample after the index, where paths are known."""
     shown = np.array(indices[: len(table.rows)], dtype=np.int64)
-    paths = paths_of(result, found.source, shown)
+    paths = known_paths(result, found.source, shown)
     if not paths:
         return table
     rows = [[row[0], path, *row[1:]] for row, path in zip(table.rows, paths, strict=True)]

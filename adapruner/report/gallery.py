@@ -13,10 +13,9 @@ from adapruner.data.sources.find import source_again
 from adapruner.pruning.record import NO_CLASS
 from adapruner.report.style import printable
 from adapruner.report.thumbnails import thumbnail
-from adapruner.report.values import ABSENT, class_name, number
+from adapruner.report.values import ABSENT, class_name, known_paths, number
 from adapruner.results.original import Found, find_original
 from adapruner.results.reasons import REASONS, reason_codes, samples_of
-from adapruner.results.table import paths_of
 
 if TYPE_CHECKING:
     from adapruner.results.result import PruneResult
@@ -118,7 +117,7 @@ def _gallery(
 ) -> Gallery:
     """The first of the samples at ``indices``, with pictures if ``found`` has them."""
     first = indices[:MOST_SAMPLES]
-    paths = paths_of(result, found.source, first) or [""] * len(first)
+    paths = known_paths(result, found.source, first) or [""] * len(first)
     samples = [
         _sample(result, codes, found, index, path)
         for index, path in zip(first.tolist(), paths, strict=True)

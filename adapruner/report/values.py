@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapruner.report.style import printable
+from adapruner.results.table import paths_of
 
 if TYPE_CHECKING:
+    from adapruner.data.sources.base import Source
     from adapruner.results.result import PruneResult
 
 ABSENT = "—"
@@ -37,6 +39,16 @@ def class_name(result: PruneResult, label: int) -> str:
     """The name of class ``label``, or the number if names are not known."""
     names = result.dataset.get("class_names") or []
     return printable(names[label]) if 0 <= label < len(names) else str(label)
+
+
+def known_paths(
+    result: PruneResult, source: Source | None, indices: NDArray[np.int64]
+) -> list[str] | None:
+    """The paths of samples; None if they are not known. Shards that are gone end no report."""
+    try:
+        return paths_of(result, source, indices)
+    except OSError:
+        return None
 
 
 def finite_losses(result: PruneResult) -> NDArray[np.float64]:

@@ -157,6 +157,12 @@ def test_a_report_names_the_member_of_each_sample(shards: Path, tmp_path: Path) 
         for number, shard in enumerate(np.repeat(np.arange(4), COUNTS).tolist())
     ]
     cards = page.gallery("kept")
+    # A shard that goes away later ends no report of the result in memory.
+    gone = dataclasses.replace(result, source=as_source(shards))
+    for shard in shards.iterdir():
+        shard.unlink()
+    gone.report(tmp_path / "gone.html")
+    assert "train-" not in Page(tmp_path / "gone.html").section("unreadable").text()
     assert [card.attributes["title"] for card in cards] == [of_sample[index] for index in KEPT]
     rows = [["14", of_sample[14], "torn"], ["1", of_sample[1], "torn"]]
     assert page.rows("unreadable") == rows
