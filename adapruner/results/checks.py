@@ -19,8 +19,8 @@ _LONGEST_PATH = 4096  # bytes
 _LARGEST_SCORE = 1e30
 _MOST_CLASSES = 2**20  # or N
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# NUL, and the surrogates that do not stand for a byte of a file name.
-_NO_TEXT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+# NUL, and the surrogates that do not stand for a byte of a file name: no path has them.
+_NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
 # The optional tensors with a value for each sample.
 _OF_SAMPLES = {
@@ -136,7 +136,7 @@ def _check_dataset(dataset: Mapping[str, Any]) -> None:
         value = dataset.get(name)
         if value is not None and type(value) is not kind:
             raise _wrong(f"dataset.{name}", f"of type {kind.__name__}, or None", value)
-        if kind is str and value is not None and not _are_texts([value]):
+        if kind is str and value is not None and _NO_PATH.search(value):
             raise _wrong(f"dataset.{name}", "text of Unicode without NUL", ascii(value))
     for name in ("class_names", "files"):
         if (texts := dataset.get(name)) is not None and not _are_texts(texts):
@@ -153,7 +153,7 @@ def _check_dataset(dataset: Mapping[str, Any]) -> None:
 
 
 def _are_texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) and not _NO_TEXT.search(value) for value in values)
+    return all(isinstance(value, str) for value in values)
 
 
 def _check_history(history: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from adapruner.results.result import PruneResult
 
 _ROWS_AT_A_TIME = 2**16
+# Surrogates that do not stand for a byte of a file name. No encoding has them.
+_NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ def _integers(tensor: Tensor | None) -> IntArray | None:
 
 
 def _class_names(labels: IntArray, names: list[str]) -> Names:
+    names = [_NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", name) for name in names]
     unique = list(dict.fromkeys(names))  # classes may share a name
     place = {name: code for code, name in enumerate(unique)}
     codes = np.array([place[name] for name in names], dtype=np.int64)

@@ -139,8 +139,8 @@ def test_samples_that_turn_out_to_be_unreadable_after_their_loss_are_none_of_the
 def test_a_run_without_a_loss_has_no_result() -> None:
     pruner = Pruner(N, 0.5, 12)
     told = []
+    pruner.may_drop = N  # as many as a loader may leave out
     while not pruner.finished:
-        assert list(pruner.batches(N + 1, drop_last=True)) == []
         told += messages(pruner.step)
     assert len(told) == 1
     assert told[0].startswith(f"epoch 0 was to train on {N} samples; found {N} of them without")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import importlib
 import io
 import random
 import sys
@@ -403,6 +404,7 @@ def test_saved_and_loaded_gives_the_same_page(tmp_path):
 
 @pytest.mark.parametrize("module", ["matplotlib.figure", "matplotlib.style", "jinja2", "PIL.Image"])
 def test_missing_extra_is_named(tmp_path, monkeypatch, module):
+    importlib.import_module("matplotlib.colors")  # which imports Pillow itself
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"adapruner\[report\]"):
         write(tmp_path, make(), Pictures())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -130,6 +131,17 @@ def test_names_that_are_not_utf8_stay_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="file names in Parquet must be UTF-8"):
         make_result(paths=paths).export(tmp_path / "all.parquet", to="parquet")
     assert os.listdir(tmp_path) == ["all.csv"]
+
+
+def test_class_names_that_are_no_text_can_be_written(tmp_path: Path) -> None:
+    result = make_result(targets=torch.arange(N) % 2)
+    about = {**result.dataset, "class_names": ["a\0", "\ud800b"]}
+    result = dataclasses.replace(result, predicted=None, dataset=about)
+    assert result.to_dataframe()["class"].tolist()[:2] == ["a\0", "\N{REPLACEMENT CHARACTER}b"]
+    result.export(tmp_path / "all.csv", to="csv")
+    assert (tmp_path / "all.csv").read_text("utf-8").count("\N{REPLACEMENT CHARACTER}b") == N // 2
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    result.export(tmp_path / "all.parquet", to="parquet")
 
 
 def test_paths_are_saved_with_the_result(tmp_path: Path) -> None:
