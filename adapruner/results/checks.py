@@ -136,7 +136,7 @@ def _check_dataset(dataset: Mapping[str, Any]) -> None:
         value = dataset.get(name)
         if value is not None and type(value) is not kind:
             raise _wrong(f"dataset.{name}", f"of type {kind.__name__}, or None", value)
-        if kind is str and value is not None and _NO_PATH.search(value):
+        if isinstance(value, str) and _NO_PATH.search(value):
             raise _wrong(f"dataset.{name}", "text of Unicode without NUL", ascii(value))
     for name in ("class_names", "files"):
         if (texts := dataset.get(name)) is not None and not _are_texts(texts):

@@ -404,7 +404,8 @@ def test_saved_and_loaded_gives_the_same_page(tmp_path):
 
 @pytest.mark.parametrize("module", ["matplotlib.figure", "matplotlib.style", "jinja2", "PIL.Image"])
 def test_missing_extra_is_named(tmp_path, monkeypatch, module):
-    importlib.import_module("matplotlib.colors")  # which imports Pillow itself
+    importlib.import_module("matplotlib.backends.backend_svg")  # which imports Pillow itself
+    importlib.import_module("matplotlib.figure")
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"adapruner\[report\]"):
         write(tmp_path, make(), Pictures())
