@@ -503,7 +503,7 @@ class Run:
         self.warn("constants", doubts.other_constants(state.get("constants"), self.method))
         self.constant = ConstantLoss(self.num_samples, self.ranks)
         if state.get("constant_closed") or state.get("constant_loss") is not None:
-            self.constant.take(state["constant_loss"])
+            self.constant.take(state.get("constant_loss"))
             self.constant.doubt = state.get("constant_doubt")
         elif state.get("targets_of_constant") is not None:
             self.constant.resume(state["targets_of_constant"])

@@ -176,7 +176,8 @@ def fast_prune(
         FolderInUseError: another run is using ``checkpoint_dir``.
         UnreadableSampleError: a sample is unreadable and ``on_error="raise"``, or no sample is
             readable.
-        FloatingPointError: no batch of an epoch had a finite loss, and no input explains it.
+        FloatingPointError: no batch of an epoch had a finite loss, and no sample was excluded
+            because its input is not finite.
         RuntimeError: called under :class:`torch.no_grad` or :class:`torch.inference_mode`.
         RankError: another rank has failed.
 

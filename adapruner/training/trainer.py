@@ -244,7 +244,7 @@ class Trainer:
                 logits, sample_loss = self._held_out_losses(inputs, targets, outside)
                 broken_inputs = not_finite_inputs(inputs, len(ids), self.device)
                 faults.append((ids, broken_inputs & ~sample_loss.isfinite()))
-                counted = self._counted(targets)
+                counted = self._counted(batch[1])  # before the copy, so that no device waits
                 if counted is not None:  # the others have no loss, so this is no visit of them
                     ids, sample_loss = ids[counted.to(ids.device)], sample_loss[counted]
                     logits = None if logits is None else logits[counted]
